@@ -1,0 +1,54 @@
+"""condistill: a smaller, faster diffusion pipeline from a teacher and a list of prompts, without a single image."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from condistill.cache.latents import LatentCache
+    from condistill.compress import compress
+    from condistill.distill.random_conditioning import RandomConditioning
+    from condistill.errors import CondistillError
+    from condistill.prompts.pool import PromptPool
+    from condistill.recipe import Recipe
+    from condistill.students.derive import derive_student
+    from condistill.teachers.load import load_teacher
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CondistillError": "condistill.errors",
+    "LatentCache": "condistill.cache.latents",
+    "PromptPool": "condistill.prompts.pool",
+    "RandomConditioning": "condistill.distill.random_conditioning",
+    "Recipe": "condistill.recipe",
+    "compress": "condistill.compress",
+    "derive_student": "condistill.students.derive",
+    "load_teacher": "condistill.teachers.load",
+}
+__all__ = [
+    "CondistillError",
+    "LatentCache",
+    "PromptPool",
+    "RandomConditioning",
+    "Recipe",
+    "compress",
+    "derive_student",
+    "load_teacher",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import condistill` alone loads neither torch nor diffusers."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'condistill' has no attribute {name!r}")
+    module = importlib.import_module(_HOMES[name])
+    # `condistill.compress` is a module too: the function takes its name
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__"})

@@ -1,0 +1,6 @@
+"""`python -m condistill`."""
+
+from condistill.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Fill a cache: the teacher draws latents for prompts, shard by shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from condistill.atomic import partial_path, remove
+from condistill.cache.latents import MANIFEST_NAME, LatentCache, read_shard, shard_name, write_manifest, write_shard
+from condistill.errors import CondistillError
+from condistill.randomness import Stream, image_noise, image_seed
+from condistill.recipe import CacheSettings
+from condistill.teachers.family import Family
+
+
+def fill_cache(
+    directory: Path,
+    family: Family,
+    prompts: Sequence[str],
+    settings: CacheSettings,
+    *,
+    seed: int,
+    part: tuple[int, int] = (0, 1),
+    on_images: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Draw what is missing of the shards this process owns; whole shards stay as they are.
+
+    The starting noise of image i depends on (seed, i) alone.
+
+    Args:
+        prompts: one per image.
+        part: (process, processes): a process draws every so-many-th shard.
+        on_images: called with how many images were drawn or found.
+
+    Raises:
+        CondistillError: the teacher drew latents that are not finite.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    shards = range(0, len(prompts), settings.shard_size)
+    process, processes = part
+    for index in list(range(len(shards)))[process::processes]:
+        path = directory / shard_name(index)
+        mine = range(shards[index], min(shards[index] + settings.shard_size, len(prompts)))
+        if path.exists():
+            read_shard(path)
+            on_images(len(mine))
+            continue
+        remove(partial_path(path))
+        latents = [
+            _draw_batch(family, prompts, mine[start : start + settings.batch_size], settings, seed, on_images)
+            for start in range(0, len(mine), settings.batch_size)
+        ]
+        dtype = np.dtype(settings.dtype)
+        write_shard(path, np.concatenate(latents).astype(dtype), [prompts[i] for i in mine])
+
+
+def finish_cache(directory: Path, family: Family, settings: CacheSettings, *, seed: int, teacher: str) -> LatentCache:
+    """Write the manifest over whole shards; the last thing a fill does, once. `teacher` is its identity."""
+    origin = {
+        "teacher": teacher,
+        "family": family.name,
+        "sampler": type(family.pipeline.scheduler).__name__,
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": settings.guidance_scale,
+        "seed": seed,
+        "dtype": settings.dtype,
+        "latent_shape": list(family.latent_shape),
+    }
+    remove(directory / MANIFEST_NAME)
+    write_manifest(directory, shard_size=settings.shard_size, origin=origin)
+    return LatentCache.open(directory)
+
+
+def _draw_batch(
+    family: Family,
+    prompts: Sequence[str],
+    indices: Sequence[int],
+    settings: CacheSettings,
+    seed: int,
+    on_images: Callable[[int], None],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    noise = np.stack([image_noise(seed, Stream.CACHE_NOISE, i, family.latent_shape) for i in indices])
+    latents = family.sample(
+        family.denoiser,
+        [prompts[i] for i in indices],
+        torch.from_numpy(noise),
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        seeds=[image_seed(seed, Stream.CACHE_NOISE, i) for i in indices],
+    )
+    if not torch.isfinite(latents).all():
+        raise CondistillError(
+            f"the teacher drew latents that are not finite for images {indices[0]} to {indices[-1]} in "
+            f"{family._dtype(family.denoiser)}; try teacher.dtype: float32"
+        )
+    on_images(len(indices))
+    return latents.cpu().numpy()

@@ -1,0 +1,301 @@
+"""The stages in order: prompts, cache, distill, evaluate, report. Each does only what is missing."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from condistill.atomic import write_text
+from condistill.cache.fill import fill_cache, finish_cache
+from condistill.cache.latents import LatentCache
+from condistill.errors import CondistillError
+from condistill.progress import track
+from condistill.prompts.pool import PromptPool
+from condistill.prompts.readers import is_tabular
+from condistill.prompts.split import split_indices
+from condistill.randomness import Stream, generator
+from condistill.recipe import Recipe
+from condistill.rundir import RunDir, Stage, hash_file, key_of
+from condistill.teachers.load import load_teacher, read_index, teacher_key
+
+StageName = Literal["prompts", "cache", "distill", "evaluate", "report"]
+STAGES: tuple[StageName, ...] = ("prompts", "cache", "distill", "evaluate", "report")
+_RUN_ONLY = {"checkpoint_every", "keep_checkpoints", "log_every", "tracker"}
+"""Settings of distillation that do not change its result."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What the first stage leaves: the pool, what may be cached, and what is cached."""
+
+    pool: PromptPool
+    cached: PromptPool
+    seen: np.ndarray[Any, np.dtype[np.int64]]
+    unseen: np.ndarray[Any, np.dtype[np.int64]]
+
+    @property
+    def splits(self) -> list[str]:
+        """`seen` and `unseen`, or neither where nothing is held out."""
+        return ["seen", "unseen"] if len(self.unseen) else ["all"]
+
+    def choose(self, split: str, n: int, rng: np.random.Generator) -> list[str]:
+        """Up to n distinct prompts of a split."""
+        indices = {"seen": self.seen, "unseen": self.unseen, "all": np.arange(len(self.pool))}[split]
+        return self.pool.take(rng.choice(indices, min(n, len(indices)), replace=False).tolist())
+
+
+def compress(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    until: StageName = "report",
+    update: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Turn a teacher and prompts into students, as the recipe says; what is done already is not done again.
+
+    Args:
+        out: the run's directory; the students are in `<out>/pipelines/<name>`.
+        until: the last stage to run.
+        update: take over a directory whose recipe differs, and redo what depends on the difference.
+
+    Returns:
+        `out`, which then holds `report.html` and `metrics.json`.
+
+    Raises:
+        CondistillError: says what was given, what is allowed and what to do.
+    """
+    return Compression(recipe, Path(out), update=update, console=console or Console(stderr=True)).run(until)
+
+
+class Compression:
+    """One run: what the stages share is loaded when it is first needed."""
+
+    def __init__(self, recipe: Recipe, out: Path, *, update: bool, console: Console) -> None:
+        self.recipe = recipe
+        self.console = console
+        read_index(recipe.teacher)  # a wrong teacher is told before anything is written
+        self.run_dir = RunDir.open(out, recipe, update=update)
+        self.teacher_key = teacher_key(recipe.teacher)
+
+    def run(self, until: StageName) -> Path:
+        last = STAGES.index(until)
+        self.say(f"[bold]condistill[/] {self.run_dir.path}")
+        prompts = self.prompts()
+        if last >= 1:
+            self.cache(prompts)
+        if last >= 2:
+            for name in self.recipe.variants:
+                self.distill(name, prompts)
+        if last >= 3:
+            self.evaluate(prompts)
+        if last >= 4:
+            self.report()
+        return self.run_dir.path
+
+    def say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            self.console.print(text, highlight=False)
+
+    @cached_property
+    def accelerator(self) -> Any:
+        from accelerate import Accelerator
+
+        settings = [self.recipe.variant(name)[1] for name in self.recipe.variants]
+        if len({(s.mixed_precision, s.tracker) for s in settings}) > 1:
+            raise CondistillError("all variants of a run share distill.mixed_precision and distill.tracker")
+        tracker = settings[0].tracker
+        return Accelerator(
+            mixed_precision=settings[0].mixed_precision,
+            log_with=None if tracker == "none" else tracker,
+            project_dir=str(self.run_dir.path / "tracker"),
+        )
+
+    @cached_property
+    def family(self) -> Any:
+        family = load_teacher(self.recipe.teacher, device=self.accelerator.device)
+        if family.device.type == "cpu":
+            family.denoiser.to(memory_format=torch.channels_last)
+        return family
+
+    def _stage(self, name: str, *inputs: Any) -> Stage:
+        return self.run_dir.stage(name, key_of(name, *inputs))
+
+    # prompts
+
+    def _prompt_stage(self) -> Stage:
+        settings = self.recipe.prompts
+        names = [*settings.files, *settings.cached_files, *settings.unseen_files]
+        hashes = {name: hash_file(Path(name)) for name in names if Path(name).is_file()}
+        return self._stage("prompts", settings.model_dump(), hashes, self.recipe.seed, self.recipe.cache.size)
+
+    def prompts(self) -> Prompts:
+        """Build the pool, split it, and choose what is cached."""
+        settings, stage = self.recipe.prompts, self._prompt_stage()
+        folder = stage.path
+        if not stage.is_done():
+            if self.accelerator.is_main_process:
+                stage.begin()
+                self._build_prompts(folder)
+                stage.finish()
+            self.accelerator.wait_for_everyone()
+        pool = PromptPool.open(folder / "pool.arrow")
+        held_out = PromptPool.open(folder / "unseen.arrow") if settings.unseen_files else None
+        seen, unseen = split_indices(pool, unseen_words=settings.unseen_words, unseen_prompts=held_out)
+        prompts = Prompts(pool, PromptPool.open(folder / "cached.arrow"), seen, unseen)
+        counts = pool.counts
+        self.say(
+            f"prompts: {len(pool):,} in the pool ({counts.duplicates:,} duplicates and {counts.empty:,} empty lines "
+            f"dropped), {len(unseen):,} of them never cached; {len(prompts.cached):,} to cache"
+        )
+        return prompts
+
+    def _build_prompts(self, folder: Path) -> None:
+        settings, size = self.recipe.prompts, self.recipe.cache.size
+        everything = [*settings.files, *settings.cached_files, *settings.unseen_files]
+        pool = PromptPool.build(everything, folder / "pool.arrow", column=settings.column)
+
+        def build(files: Sequence[str], name: str) -> PromptPool:
+            column = settings.column if any(map(is_tabular, files)) else None
+            return PromptPool.build(files, folder / name, column=column)
+
+        held_out = build(settings.unseen_files, "unseen.arrow") if settings.unseen_files else None
+        source = build(settings.cached_files, "candidates.arrow") if settings.cached_files else pool
+        seen, _ = split_indices(source, unseen_words=settings.unseen_words, unseen_prompts=held_out)
+        if len(seen) < size:
+            raise CondistillError(
+                f"cache.size is {size:,} and only {len(seen):,} prompts may be cached; lower cache.size or give more"
+            )
+        rng = generator(self.recipe.seed, Stream.CACHE_PROMPTS)
+        chosen = rng.choice(seen, size, replace=False).tolist()
+        PromptPool.from_prompts(source.take(chosen), folder / "cached.arrow")
+
+    # cache
+
+    def _cache_stage(self) -> Stage:
+        settings = self.recipe.cache
+        keyed = settings.model_dump(exclude={"batch_size"})
+        return self._stage("cache", self._prompt_stage().key, self.teacher_key, keyed, self.recipe.teacher.dtype)
+
+    def cache(self, prompts: Prompts) -> LatentCache:
+        """Let the teacher draw what is missing."""
+        settings, stage = self.recipe.cache, self._cache_stage()
+        if not stage.is_done():
+            accelerator, seed = self.accelerator, self.recipe.seed
+            if accelerator.is_main_process:
+                stage.begin()
+            accelerator.wait_for_everyone()
+            part = (accelerator.process_index, accelerator.num_processes)
+            mine = len(prompts.cached) // accelerator.num_processes
+            with track(self.console, "cache", mine, unit="images", quiet=part[0] > 0) as advance:
+                fill_cache(
+                    stage.path, self.family, prompts.cached, settings, seed=seed, part=part, on_images=advance
+                )
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                finish_cache(stage.path, self.family, settings, seed=seed, teacher=self.teacher_key)
+                stage.finish()
+            accelerator.wait_for_everyone()
+        cache = LatentCache.open(stage.path)
+        self.say(f"cache: {len(cache):,} latents of {'x'.join(map(str, cache.latent_shape))}")
+        return cache
+
+    # distill
+
+    def _distill_stage(self, name: str) -> Stage:
+        student, settings = self.recipe.variant(name)
+        keyed = settings.model_dump(exclude=_RUN_ONLY)
+        return self._stage(f"distill/{name}", self._cache_stage().key, student.model_dump(), keyed)
+
+    def pipeline_path(self, name: str) -> Path:
+        """Where the finished pipeline of a variant lies."""
+        return self.run_dir.path / "pipelines" / name
+
+    def distill(self, name: str, prompts: Prompts) -> None:
+        """Derive and train one student, and save its pipeline."""
+        from condistill.distill.stage import distill_variant
+
+        stage = self._distill_stage(name)
+        if stage.is_done() and self.pipeline_path(name).is_dir():
+            self.say(f"{name}: done already, {self.pipeline_path(name)}")
+            return
+        if self.accelerator.is_main_process:
+            stage.begin()
+        self.accelerator.wait_for_everyone()
+        cache = LatentCache.open(self._cache_stage().path)
+        cache.verify()
+        distill_variant(self, name, stage.path, cache, prompts.pool)
+        if self.accelerator.is_main_process:
+            stage.finish()
+        self.accelerator.wait_for_everyone()
+
+    def card(self, name: str, metrics: Mapping[str, Any] | None = None) -> str:
+        """The model card of a variant, with scores once there are any."""
+        from condistill.distill.stage import STUDENT_NAME
+        from condistill.report.card import model_card
+
+        described = json.loads((self._distill_stage(name).path / STUDENT_NAME).read_text(encoding="utf-8"))
+        return model_card(
+            name=name, recipe=self.recipe, kept=described["kept"], sizes=described["sizes"], metrics=metrics
+        )
+
+    # evaluate and report
+
+    def _evaluate_stage(self) -> Stage:
+        keys = [self._distill_stage(name).key for name in self.recipe.variants]
+        names = list(self.recipe.variants)
+        steps, guidance = self.sampling
+        return self._stage("evaluation", keys, names, self.recipe.evaluate.model_dump(), steps, guidance)
+
+    @property
+    def sampling(self) -> tuple[int, float]:
+        """Steps and guidance of the evaluation: its own, or the cache's."""
+        settings, cache = self.recipe.evaluate, self.recipe.cache
+        guidance = settings.guidance_scale
+        return (
+            settings.num_inference_steps or cache.num_inference_steps,
+            cache.guidance_scale if guidance is None else guidance,
+        )
+
+    def evaluate(self, prompts: Prompts) -> Mapping[str, Any]:
+        """Measure teacher and students; on the main process."""
+        from condistill.evaluate.stage import evaluate_models
+
+        stage = self._evaluate_stage()
+        if not stage.is_done() and self.accelerator.is_main_process:
+            stage.begin()
+            evaluate_models(self, stage.path, prompts)
+            stage.finish()
+        self.accelerator.wait_for_everyone()
+        metrics: dict[str, Any] = json.loads((stage.path / "metrics.json").read_text(encoding="utf-8"))
+        if self.accelerator.is_main_process:
+            write_text(self.run_dir.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        return metrics
+
+    def report(self) -> None:
+        """Write `report.html` and the cards of the pipelines; cheap, so done every time."""
+        from condistill.report.stage import write_run_report
+
+        if self.accelerator.is_main_process:
+            write_run_report(self, self._evaluate_stage().path)
+
+
+def machine() -> str:
+    """The device a figure was measured on, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def prompts_summary(prompts: Prompts) -> dict[str, Any]:
+    """Sizes of the pool and its splits, for the report."""
+    return {**asdict(prompts.pool.counts), "seen": len(prompts.seen), "unseen": len(prompts.unseen)}

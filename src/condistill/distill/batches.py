@@ -1,0 +1,67 @@
+"""What a training step needs before the teacher is asked: latents, noise, and two prompts per sample."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from condistill.cache.latents import LatentCache
+from condistill.distill.draws import Draws, draw
+from condistill.prompts.pool import PromptPool
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one forward: B of everything."""
+
+    x_0: Tensor
+    """Cached latents `[B, C, h, w]`."""
+    own: Sequence[str]
+    random: Sequence[str]
+    draws: Draws
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """Makes the batches of a step for one process: the same samples however they are cut up."""
+
+    cache: LatentCache
+    pool: PromptPool
+    seed: int
+    batch_size: int
+    micro_batch_size: int
+    process: int = 0
+    processes: int = 1
+
+    def __call__(self, step: int) -> list[Batch]:
+        """The micro-batches of a step that fall to this process, in order."""
+        stride = self.processes * self.micro_batch_size
+        first = self.process * self.micro_batch_size
+        starts = range(first, self.batch_size, stride)
+        return [self._batch(step, range(start, start + self.micro_batch_size)) for start in starts]
+
+    def _batch(self, step: int, positions: range) -> Batch:
+        shape = self.cache.latent_shape
+        sizes = {"cache_size": len(self.cache), "pool_size": len(self.pool)}
+        draws = draw(self.seed, step, positions, latent_shape=shape, **sizes)
+        latents, own = self.cache.take(draws.cached)
+        return Batch(torch.from_numpy(latents), own, self.pool.take(draws.random), draws)
+
+
+def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = 2) -> Iterator[T]:
+    """`make(step)` for every step, made in a thread while the last one is used."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as executor:
+        waiting = deque(executor.submit(make, step) for step in steps[:ahead])
+        for step in steps:
+            made = waiting.popleft().result()
+            if step + ahead in steps:
+                waiting.append(executor.submit(make, step + ahead))
+            yield made

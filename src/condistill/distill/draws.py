@@ -1,0 +1,60 @@
+"""Everything random in a training sample, as a function of (seed, step, position in the global batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from condistill.randomness import Stream, generator
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draws of B samples."""
+
+    cached: list[int]
+    """Which cached latent."""
+    random: list[int]
+    """Which prompt of the pool, should the sample be re-paired."""
+    uniform: Tensor
+    """Where t comes from, in [0, 1), `[B]`."""
+    coin: Tensor
+    """Whether to re-pair, in [0, 1), `[B]`."""
+    empty_coin: Tensor
+    """Whether to empty the prompt, in [0, 1), `[B]`."""
+    noise: Tensor
+    """Standard normal, `[B, C, h, w]`."""
+
+
+def draw(
+    seed: int,
+    step: int,
+    positions: Sequence[int],
+    *,
+    cache_size: int,
+    pool_size: int,
+    latent_shape: tuple[int, int, int],
+) -> Draws:
+    """Draw the samples at these positions of a step's global batch."""
+    count = len(positions)
+    indices = np.empty((count, 2), np.int64)
+    uniforms = np.empty((count, 3), np.float64)
+    noise = np.empty((count, *latent_shape), np.float32)
+    for row, position in enumerate(positions):
+        rng = generator(seed, Stream.TRAINING, position, step)
+        indices[row] = rng.integers(0, cache_size), rng.integers(0, pool_size)
+        uniforms[row] = rng.random(3)
+        rng.standard_normal(out=noise[row], dtype=np.float32)
+    uniform, coin, empty_coin = torch.from_numpy(uniforms).unbind(1)
+    return Draws(
+        cached=indices[:, 0].tolist(),
+        random=indices[:, 1].tolist(),
+        uniform=uniform,
+        coin=coin,
+        empty_coin=empty_coin,
+        noise=torch.from_numpy(noise),
+    )

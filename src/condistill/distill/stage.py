@@ -1,0 +1,79 @@
+"""The distil stage of a run: derive a student, train it, and save its pipeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from condistill.atomic import write_text
+from condistill.cache.latents import LatentCache
+from condistill.distill.trainer import Trainer
+from condistill.errors import CondistillError
+from condistill.progress import track
+from condistill.prompts.pool import PromptPool
+from condistill.students.costs import macs, parameters
+from condistill.students.derive import derive_student
+from condistill.teachers.family import Family
+
+if TYPE_CHECKING:
+    from condistill.compress import Compression
+
+STUDENT_NAME = "student.json"
+
+
+def distill_variant(run: Compression, name: str, directory: Path, cache: LatentCache, pool: PromptPool) -> None:
+    """Train the variant `name` in `directory` and save it under the run's `pipelines/`."""
+    recipe, family, accelerator = run.recipe, run.family, run.accelerator
+    student_settings, settings = recipe.variant(name)
+    if cache.latent_shape != family.latent_shape:
+        raise CondistillError(
+            f"the cache holds latents of {cache.latent_shape} and the teacher makes {family.latent_shape}"
+        )
+    student = derive_student(
+        family.denoiser,
+        preset=student_settings.preset,
+        width=student_settings.width,
+        weights=student_settings.weights,
+        seed=recipe.seed,
+    )
+    if family.device.type == "cpu":
+        student.denoiser.to(memory_format=torch.channels_last)
+    if settings.tracker != "none":
+        accelerator.init_trackers("condistill", config={"variant": name})
+    sizes = {"teacher": _size(family, family.denoiser), "student": _size(family, student.denoiser)}
+    if accelerator.is_main_process:
+        described = {"kept": student.kept, "sizes": sizes}
+        write_text(directory / STUDENT_NAME, json.dumps(described, indent=2) + "\n")
+    trainer = Trainer(
+        family,
+        student,
+        cache,
+        pool,
+        settings,
+        seed=recipe.seed,
+        directory=directory / "checkpoints",
+        accelerator=accelerator,
+    )
+    sizes_told = " of the teacher's ".join(f"{sizes[who]['parameters']:,}" for who in ("student", "teacher"))
+    run.say(f"{name}: {sizes_told} parameters; {settings.steps:,} steps")
+    with track(run.console, name, settings.steps, unit="steps", quiet=not accelerator.is_main_process) as advance:
+        done = 0
+
+        def on_step(step: int, record: dict[str, Any] | None) -> None:
+            nonlocal done
+            advance(step - done, f"loss {record['loss']:.4f}" if record else "")
+            done = step
+
+        denoiser = trainer.run(on_step)
+    if settings.tracker != "none":
+        accelerator.end_training()
+    if accelerator.is_main_process:
+        family.save(denoiser, run.pipeline_path(name), card=run.card(name))
+    run.say(f"{name}: saved {run.pipeline_path(name)}")
+
+
+def _size(family: Family, denoiser: Any) -> dict[str, int]:
+    return {"parameters": parameters(denoiser), "macs": macs(denoiser, text_length=family.text_length)}

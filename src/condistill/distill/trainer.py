@@ -1,0 +1,308 @@
+"""The one training loop: a teacher forward, a student forward and backward, and as little else as can be."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from condistill.cache.latents import LatentCache
+from condistill.distill import random_conditioning as rc
+from condistill.distill.batches import Batch, BatchSource, prefetch
+from condistill.distill.checkpoints import (
+    list_checkpoints,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from condistill.distill.history import HISTORY_NAME, History
+from condistill.errors import CondistillError, NonFiniteLossError
+from condistill.prompts.pool import PromptPool
+from condistill.recipe import Constant, DistillSettings, Exponential, Never, Sigmoid
+from condistill.students.derive import Student
+from condistill.students.features import FeatureRecorder
+from condistill.teachers.family import Condition, Family
+
+
+def random_conditioning(settings: DistillSettings) -> rc.RandomConditioning:
+    """The settings' schedule as the method knows it."""
+    schedule = settings.random_conditioning
+    if isinstance(schedule, Exponential):
+        probability = rc.exponential(schedule.lambda_)
+    elif isinstance(schedule, Sigmoid):
+        probability = rc.sigmoid(schedule.slope, schedule.midpoint)
+    elif isinstance(schedule, Constant):
+        probability = rc.constant(schedule.probability)
+    else:
+        assert isinstance(schedule, Never)
+        probability = rc.constant(0.0)
+    return rc.RandomConditioning(probability, settings.empty_prompt_probability)
+
+
+class StudentForward(nn.Module):
+    """Everything that is trained, behind one forward, so that data parallelism sees all of it."""
+
+    def __init__(self, family: Family, student: Student, *, with_features: bool) -> None:
+        super().__init__()
+        self.denoiser = student.denoiser
+        self.maps = student.maps if with_features else nn.ModuleList()
+        points = [student.denoiser.get_submodule(pair.student) for pair in student.pairs] if with_features else []
+        self._recorder = FeatureRecorder(points)
+        self._predict = family.predict
+
+    def forward(self, x_t: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
+        with self._recorder as recorder:
+            prediction = self._predict(self.denoiser, x_t, timesteps, condition)
+        features = [to_teacher(f) for to_teacher, f in zip(self.maps, recorder.features, strict=True)]
+        return prediction, features
+
+
+@dataclass
+class _Pending:
+    """A step whose losses are not yet known to be finite: asking at once would make the device wait."""
+
+    step: int
+    losses: list[Tensor]
+    timesteps: list[Tensor]
+    prompts: list[list[str]]
+
+
+class Trainer:
+    """Distils one student; made anew for every run, and goes on from the newest checkpoint."""
+
+    def __init__(
+        self,
+        family: Family,
+        student: Student,
+        cache: LatentCache,
+        pool: PromptPool,
+        settings: DistillSettings,
+        *,
+        seed: int,
+        directory: Path,
+        accelerator: Accelerator,
+    ) -> None:
+        self.family, self.settings, self.directory, self.accelerator = family, settings, directory, accelerator
+        self.conditioning = random_conditioning(settings)
+        self.source = batch_source(cache, pool, settings, seed=seed, accelerator=accelerator)
+        with_features = settings.feature_weight > 0
+        points = [family.denoiser.get_submodule(pair.teacher) for pair in student.pairs] if with_features else []
+        self.teacher_recorder = FeatureRecorder(points)
+        if settings.gradient_checkpointing:
+            student.denoiser.enable_gradient_checkpointing()
+        trained = StudentForward(family, student, with_features=with_features).to(family.device).train()
+        self.trained = trained
+        self.raw_optimizer = torch.optim.AdamW(
+            trained.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.schedule = get_scheduler(
+            settings.lr_scheduler,
+            self.raw_optimizer,
+            num_warmup_steps=settings.warmup_steps,
+            num_training_steps=settings.steps,
+        )
+        self.model, self.optimizer = accelerator.prepare(trained, self.raw_optimizer)
+        self.ema = EMAModel(trained.denoiser.parameters(), decay=settings.ema_decay) if settings.ema_decay else None
+        directory.mkdir(parents=True, exist_ok=True)
+        self.history = History(directory / HISTORY_NAME, family.device)
+        self.step = 0
+        self._pending: _Pending | None = None
+
+    def run(self, on_step: Callable[[int, dict[str, Any] | None], None] = lambda *_: None) -> nn.Module:
+        """Train to the end and return the student with its averaged weights.
+
+        Args:
+            on_step: called after every step with the number of steps done, and the means where they were logged.
+
+        Raises:
+            NonFiniteLossError: names step, timesteps and prompts; the last good checkpoint stays.
+            KeyboardInterrupt: on Ctrl-C, after a checkpoint was written.
+        """
+        self._resume()
+        on_step(self.step, None)
+        settings = self.settings
+        with _interruptible() as interrupted:
+            for micro_batches in prefetch(self.source, range(self.step, settings.steps)):
+                self._train_step(micro_batches)
+                record = None
+                if self.step % settings.log_every == 0 or self.step == settings.steps:
+                    record = self._log()
+                if self.step % settings.checkpoint_every == 0 or self.step == settings.steps or interrupted():
+                    self._save()
+                on_step(self.step, record)
+                if interrupted():
+                    raise KeyboardInterrupt
+        denoiser = self.trained.denoiser
+        if self.ema is not None:
+            self.ema.copy_to(denoiser.parameters())
+        return denoiser
+
+    def _train_step(self, micro_batches: Sequence[Batch]) -> None:
+        pending = _Pending(self.step, [], [], [])
+        for i, batch in enumerate(micro_batches):
+            last = i + 1 == len(micro_batches)
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self._loss(batch, pending)
+                self.accelerator.backward(loss / len(micro_batches))
+        self._check_finite()
+        self._pending = pending
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.step(self.trained.denoiser.parameters())
+        self.step += 1
+
+    def _loss(self, batch: Batch, pending: _Pending) -> Tensor:
+        """One micro-batch: random conditioning, then the three losses."""
+        family, settings, device, draws = self.family, self.settings, self.family.device, batch.draws
+        x_0, noise = batch.x_0.to(device), draws.noise.to(device)
+        timesteps = family.timesteps(draws.uniform)
+        level = family.noise_level(timesteps)
+        prompts, replaced = self.conditioning(
+            batch.own, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin
+        )
+        timesteps, level, replaced = timesteps.to(device), level.to(device), replaced.to(device)
+        x_t = family.add_noise(x_0, noise, timesteps)
+        condition = family.encode(prompts)
+        with torch.no_grad(), self.accelerator.autocast(), self.teacher_recorder as teacher:
+            taught = family.predict(family.denoiser, x_t, timesteps, condition)
+        predicted, features = self.model(x_t, timesteps, condition)
+
+        zero = torch.zeros(len(x_t), device=device)
+        weight = rc.output_weight(
+            settings.output_weighting, family.alpha_bar(timesteps), prediction_type=family.prediction_type
+        )
+        output = rc.mse(predicted, taught)
+        feature = rc.feature_loss(features, teacher.features) if features else zero
+        with_task = settings.task_weight > 0
+        task = rc.task_loss(predicted, family.target(x_0, noise, timesteps), replaced) if with_task else zero
+        loss = (
+            settings.output_weight * weight * output
+            + settings.feature_weight * feature
+            + settings.task_weight * task
+        )
+        terms = {"loss": loss, "output": output, "feature": feature, "task": task, "repaired": replaced}
+        self.history.add(terms, level)
+        pending.losses.append(loss.detach())
+        pending.timesteps.append(timesteps)
+        pending.prompts.append(prompts)
+        return loss.mean()
+
+    def _check_finite(self) -> None:
+        """Look at the last step's losses, now that they have long been computed."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        finite = torch.isfinite(torch.cat(pending.losses)).cpu()
+        if finite.all():
+            return
+        bad = (~finite).nonzero().flatten().tolist()
+        timesteps = torch.cat(pending.timesteps).cpu()[bad].tolist()
+        prompts = [prompt for part in pending.prompts for prompt in part]
+        named = "; ".join(f"t={t} {prompts[i]!r}" for t, i in list(zip(timesteps, bad, strict=True))[:4])
+        kept = list_checkpoints(self.directory)
+        raise NonFiniteLossError(
+            f"the loss of step {pending.step} is not finite for {len(bad)} sample(s): {named}. "
+            f"{f'The checkpoint {kept[-1].name} is good and is kept' if kept else 'No checkpoint was written yet'}; "
+            "try a lower distill.learning_rate, or mixed_precision: bf16 instead of fp16"
+        )
+
+    def _log(self) -> dict[str, Any]:
+        accelerator = self.accelerator
+        record = self.history.flush(
+            self.step,
+            self.schedule.get_last_lr()[0],
+            reduce=lambda sums: accelerator.reduce(sums, reduction="sum"),
+            write=accelerator.is_main_process,
+        )
+        if accelerator.trackers:
+            accelerator.log({k: v for k, v in record.items() if k not in ("step", "bins")}, step=self.step)
+        return record
+
+    def _save(self) -> None:
+        """A checkpoint that is whole, and only of weights whose losses were finite."""
+        self._check_finite()
+        if self.accelerator.is_main_process:
+            parts = {
+                "trained": dict(self.trained.state_dict()),
+                "optimizer": optimizer_tensors(self.raw_optimizer),
+                "history": self.history.state(),
+            }
+            if self.ema is not None:
+                names = [name for name, _ in self.trained.denoiser.named_parameters()]
+                parts["ema"] = dict(zip(names, self.ema.shadow_params, strict=True))
+            scaler = self.accelerator.scaler
+            meta = {"scaler": scaler.state_dict() if scaler else None}
+            save_checkpoint(self.directory, self.step, parts, keep=self.settings.keep_checkpoints, meta=meta)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        kept = list_checkpoints(self.directory)
+        if not kept:
+            self.history.restore(self.history.state(), 0, write=self.accelerator.is_main_process)
+            return
+        self.step, parts, meta = load_checkpoint(kept[-1])
+        self.trained.load_state_dict(parts["trained"])
+        restore_optimizer(self.raw_optimizer, parts["optimizer"])
+        self.history.restore(parts["history"], self.step, write=self.accelerator.is_main_process)
+        if self.ema is not None:
+            names = [name for name, _ in self.trained.denoiser.named_parameters()]
+            self.ema.shadow_params = [parts["ema"][name].to(self.family.device) for name in names]
+            self.ema.optimization_step = self.step
+        if self.accelerator.scaler and meta["scaler"]:
+            self.accelerator.scaler.load_state_dict(meta["scaler"])
+        self.schedule.last_epoch = self.step - 1
+        self.raw_optimizer._step_count = 1  # type: ignore[attr-defined]  # the schedule warns otherwise
+        self.schedule.step()
+
+
+def batch_source(
+    cache: LatentCache, pool: PromptPool, settings: DistillSettings, *, seed: int, accelerator: Accelerator
+) -> BatchSource:
+    """Cut the global batch over processes and micro-batches.
+
+    Raises:
+        CondistillError: it cannot be cut evenly.
+    """
+    processes = accelerator.num_processes
+    share, rest = divmod(settings.batch_size, processes)
+    micro = settings.micro_batch_size or share
+    if rest or share % micro:
+        raise CondistillError(
+            f"distill.batch_size {settings.batch_size} cannot be cut evenly over {processes} process(es) with "
+            f"micro_batch_size {micro}; make it a multiple of {processes * micro}"
+        )
+    return BatchSource(cache, pool, seed, settings.batch_size, micro, accelerator.process_index, processes)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C end the loop after a whole step; a second Ctrl-C ends it at once."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+
+    def on_interrupt(_signal: int, _frame: object) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

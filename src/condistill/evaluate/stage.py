@@ -1,0 +1,113 @@
+"""The evaluation stage of a run: every model draws the same prompts from the same noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from condistill.atomic import write_text
+from condistill.errors import CondistillError
+from condistill.evaluate.run import ImageJudge, Round, draw_round, measure, rounds, write_grid
+from condistill.evaluate.speed import peak_memory_gb, sec_per_image
+from condistill.progress import track
+from condistill.students.costs import macs, parameters
+
+if TYPE_CHECKING:
+    from condistill.compress import Compression, Prompts
+
+METRICS_FORMAT = 1
+
+
+def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None:
+    """Draw, measure, and leave `metrics.json`, `grid.json` and the pictures of the report in `directory`."""
+    from condistill.compress import machine
+
+    recipe, settings, family = run.recipe, run.recipe.evaluate, run.family
+    steps, guidance = run.sampling
+    made = rounds(settings, prompts.choose, prompts.splits)
+    judge = _judge(settings.judge, made)
+    denoisers: dict[str, nn.Module] = {"teacher": family.denoiser}
+    denoisers |= {name: load_student(run, name) for name in recipe.variants}
+    total = len(denoisers) * sum(len(this.prompts) for this in made)
+    drawn: dict[str, list[Any]] = {name: [] for name in denoisers}
+    with track(run.console, "evaluate", total, unit="images") as advance:
+        for name, denoiser in denoisers.items():
+            for this in made:
+                latents = draw_round(
+                    directory,
+                    name,
+                    family,
+                    denoiser,
+                    this,
+                    settings,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    on_images=lambda n, name=name: advance(n, name),
+                )
+                drawn[name].append(latents)
+    models, shown = measure(drawn, family, made, settings, judge)
+    times = sec_per_image(family, denoisers, num_inference_steps=steps, guidance_scale=guidance)
+    for name, denoiser in denoisers.items():
+        models[name]["size"] = _size(denoiser, family.text_length)
+        models[name]["speed"] = {
+            "sec_per_image": times[name],
+            "relative_time": times[name] / times["teacher"],
+            "peak_memory_gb": peak_memory_gb(family, denoiser),
+        }
+    first = made[0]
+    grid = write_grid(directory / "grid", shown, first, per_split=settings.grid)
+    write_text(directory / "grid.json", json.dumps(grid, indent=2, ensure_ascii=False) + "\n")
+    metrics = {
+        "format": METRICS_FORMAT,
+        "judge": settings.judge,
+        "seeds": list(settings.seeds),
+        "images_per_split": {
+            split: sum(this.splits[split].stop - this.splits[split].start for this in made) for split in first.splits
+        },
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "device": machine(),
+        "torch": torch.__version__,
+        "models": models,
+    }
+    write_text(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def load_student(run: Compression, name: str) -> nn.Module:
+    """The denoiser of a finished pipeline, from safetensors."""
+    family = run.family
+    path = run.pipeline_path(name) / family.denoiser_name
+    if not path.is_dir():
+        raise CondistillError(f"there is no student at {path}; make it with `condistill distill RECIPE`")
+    denoiser: nn.Module = type(family.denoiser).from_pretrained(path, use_safetensors=True)
+    denoiser = denoiser.to(family.device, family.denoiser.dtype).eval().requires_grad_(False)
+    if family.device.type == "cpu":
+        denoiser = denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return denoiser
+
+
+def _judge(name: str, made: list[Round]) -> ImageJudge | None:
+    if name == "none":
+        return None
+    from condistill.miniature.judge import MiniatureJudge
+    from condistill.miniature.world import parse
+
+    for this in made:
+        for prompt in this.prompts:
+            try:
+                parse(prompt)
+            except ValueError as error:
+                raise CondistillError(f"evaluate.judge is 'miniature', and {error}; set it to 'none'") from error
+    return MiniatureJudge()
+
+
+def _size(denoiser: Any, text_length: int) -> dict[str, int]:
+    return {
+        "parameters": parameters(denoiser),
+        "macs": macs(denoiser, text_length=text_length),
+        "bytes": sum(p.numel() * p.element_size() for p in denoiser.parameters()),
+    }

@@ -1,0 +1,18 @@
+"""The demo's recipe: the unseen experiment of the paper's Table 2, in miniature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+
+from condistill.recipe import Recipe
+
+
+def demo_text() -> str:
+    """The demo's recipe as YAML, comments and all."""
+    return resources.files("condistill.miniature").joinpath("demo.yaml").read_text(encoding="utf-8")
+
+
+def demo_recipe(overrides: Sequence[str] = ()) -> Recipe:
+    """The demo's recipe, with `key=value` changes."""
+    return Recipe.parse(demo_text(), overrides, source="the demo's recipe")

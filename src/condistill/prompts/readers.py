@@ -1,0 +1,158 @@
+"""Prompts from files of text and tables, streamed; nothing is held whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from condistill.errors import CondistillError, nearest
+from condistill.recipe import MINIATURE
+
+TABULAR = (".csv", ".jsonl", ".parquet")
+EXTENSIONS = (".txt", *TABULAR)
+_PARQUET_ROWS = 8192
+
+
+def read_prompts(path: Path | str, *, column: str | None = None) -> Iterator[str]:
+    """Stream the prompts of a txt (one a line), csv, jsonl or parquet file; a null is an empty prompt.
+
+    Args:
+        path: a file, or `miniature` for the captions of the embedded world.
+        column: where the prompts are in a table; None takes its only column of text (of a csv: its only column).
+
+    Raises:
+        CondistillError: there is no such file, it is of another kind, or it is not what its name says.
+    """
+    if str(path) == MINIATURE:
+        from condistill.miniature.world import all_captions
+
+        return iter(all_captions())
+    path = Path(path)
+    if path.is_dir():
+        raise CondistillError(f"{path} is a folder; name the prompt files in it")
+    if not path.exists():
+        raise CondistillError(f"there is no prompt file {path}; a relative name starts at the recipe's folder")
+    match path.suffix.lower():
+        case ".txt":
+            return (line.rstrip("\r\n") for _, line in _lines(path))
+        case ".csv":
+            return _read_csv(path, column)
+        case ".jsonl":
+            return _read_jsonl(path, column)
+        case ".parquet":
+            return _read_parquet(path, column)
+        case other:
+            raise CondistillError(f"{path} ends in {other!r}; prompts are read from {', '.join(EXTENSIONS)} files")
+
+
+def is_tabular(path: Path | str) -> bool:
+    """Whether a column can be named in this file."""
+    return str(path) != MINIATURE and Path(path).suffix.lower() in TABULAR
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of every line, with its line end."""
+    offset = 0
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                try:
+                    line = raw.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise CondistillError(
+                        f"{path} is not UTF-8: byte {offset + error.start}, on line {number}; save it as UTF-8"
+                    ) from error
+                offset += len(raw)
+                yield number, line.removeprefix("\ufeff") if number == 1 else line
+    except OSError as error:
+        raise CondistillError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _choose(path: Path, column: str | None, columns: Sequence[str], text: Sequence[str], where: str = "") -> str:
+    """The column to read: the one that is named, or the only one of text."""
+    listed = ", ".join(columns) or "no columns"
+    if column is None:
+        if len(text) == 1:
+            return text[0]
+        what = "more than one column" if text else "no column"
+        raise CondistillError(f"{path}{where} has {what} that may be text ({listed}); name one with `column`")
+    if column not in columns:
+        hint = nearest(column, columns)
+        shown = "" if listed in hint else f" ({listed})"
+        raise CondistillError(f"{path}{where} has no column {column!r}{shown}{hint}")
+    if columns.count(column) > 1:
+        raise CondistillError(f"{path} has more than one column {column!r} ({listed}); rename all but one")
+    if column not in text:
+        raise CondistillError(f"column {column!r} of {path} is not text; its columns of text: {', '.join(text) or '-'}")
+    return column
+
+
+def _read_csv(path: Path, column: str | None) -> Iterator[str]:
+    rows = csv.reader((line for _, line in _lines(path)), strict=True)
+    try:
+        header = next(rows, [])
+        at = header.index(_choose(path, column, header, header))
+        for row in rows:
+            if len(row) == len(header):
+                yield row[at]
+            elif row:
+                raise CondistillError(
+                    f"{path} has {len(row)} fields on line {rows.line_num} and {len(header)} columns; "
+                    "a field that holds a comma must be quoted"
+                )
+    except csv.Error as error:
+        raise CondistillError(f"{path} is not valid csv: line {rows.line_num}: {error}; correct that line") from error
+
+
+def _read_jsonl(path: Path, column: str | None) -> Iterator[str]:
+    chosen = None
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        record = _record(path, number, line)
+        if chosen is None:
+            text = [key for key, value in record.items() if isinstance(value, str | None)]
+            chosen = _choose(path, column, list(record), text, where=f", line {number},")
+        if chosen not in record:
+            raise CondistillError(f"{path} has no {chosen!r} on line {number}; it has {', '.join(record) or 'no keys'}")
+        prompt = record[chosen]
+        if not isinstance(prompt, str | None):
+            raise CondistillError(f"{chosen!r} on line {number} of {path} is not text: {prompt!r}; put it in quotes")
+        yield prompt or ""
+
+
+def _record(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CondistillError(f"line {number} of {path} is not JSON: {error}; correct or delete it") from error
+    if not isinstance(record, dict):
+        raise CondistillError(
+            f'line {number} of {path} is not a JSON object; write lines such as {{"prompt": "a cat"}}'
+        )
+    return record
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _read_parquet(path: Path, column: str | None) -> Iterator[str]:
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            schema = file.schema_arrow
+            chosen = _choose(path, column, schema.names, [field.name for field in schema if _is_text(field.type)])
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[chosen]):
+                for prompt in batch.column(0).to_pylist():
+                    yield prompt or ""
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise CondistillError(f"{path} cannot be read as parquet: {reason}; write or download it again") from error

@@ -1,0 +1,179 @@
+"""Loss curves as SVG: matplotlib's objects, no global state, the same bytes for the same figures."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from condistill.report.numbers import finite
+
+Array = NDArray[np.float64]
+History = Sequence[Mapping[str, Any]]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B")
+COLOURS_DARK = ("#56B4E9", "#EE8052", "#2BBF94", "#DE9CC0", "#F0BC4A")
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)))
+_POINTS = 160
+_SIZE_INCHES = (5.0, 3.3)
+
+
+@dataclass(frozen=True, slots=True)
+class Ink:
+    """Colours of one page background; `shades` is the part of the colour map that shows on it."""
+
+    text: str
+    line: str
+    colours: tuple[str, ...]
+    shades: tuple[float, float]
+
+
+LIGHT = Ink(text="#4a5158", line="#d9dde1", colours=COLOURS, shades=(0.0, 0.88))
+DARK = Ink(text="#b3bac2", line="#353b42", colours=COLOURS_DARK, shades=(0.22, 1.0))
+
+
+def bins_of(history: History) -> tuple[Array, Array]:
+    """Steps `[N]` and mean output loss per tenth of the noise level `[N, bins]`; NaN where there is none."""
+    rows = [entry for entry in history if finite(entry.get("step")) is not None]
+    width = max((len(entry.get("bins") or ()) for entry in rows), default=0)
+    losses = np.full((len(rows), width), np.nan)
+    for row, entry in enumerate(rows):
+        for column, loss in enumerate(entry.get("bins") or ()):
+            losses[row, column] = _positive(loss)
+    return np.array([float(entry["step"]) for entry in rows]), losses
+
+
+def total_of(history: History) -> tuple[Array, Array]:
+    """Steps `[N]` and total loss `[N]`; NaN where there is none."""
+    rows = [entry for entry in history if finite(entry.get("step")) is not None]
+    return np.array([float(entry["step"]) for entry in rows]), np.array([_positive(e.get("loss")) for e in rows])
+
+
+def limits_of(histories: Sequence[History]) -> tuple[float, float] | None:
+    """Lowest and highest loss that `loss_by_noise` draws of several histories, for one common axis."""
+    drawn = [_thin(*bins_of(history))[1].ravel() for history in histories]
+    losses = np.concatenate([*drawn, np.empty(0)])
+    losses = losses[np.isfinite(losses)]
+    return (float(losses.min()), float(losses.max())) if losses.size else None
+
+
+def loss_by_noise(history: History, *, limits: tuple[float, float] | None = None, ink: Ink = LIGHT) -> bytes | None:
+    """One line per tenth of the noise level, coloured from clean to noise; None without a loss to draw."""
+    import matplotlib as mpl
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    steps, losses = _thin(*bins_of(history))
+    if not np.isfinite(losses).any():
+        return None
+    count = losses.shape[1]
+    shades = mpl.colormaps["viridis"](np.linspace(*ink.shades, count))
+    figure, axes = _axes(ink)
+    for column in range(count):
+        _line(axes, steps, losses[:, column], color=shades[column], linewidth=1.4)
+    if limits:
+        axes.set_ylim(limits[0] / 1.3, limits[1] * 1.3)
+    scale = ScalarMappable(BoundaryNorm(np.linspace(0, 1, count + 1), count), ListedColormap(shades))
+    bar = figure.colorbar(scale, ax=axes, ticks=[0, 0.5, 1], pad=0.02, aspect=28)
+    bar.ax.set_yticklabels(["clean", "0.5", "noise"])
+    bar.ax.tick_params(which="both", length=0, colors=ink.text)
+    bar.outline.set_visible(False)
+    _label(axes, "output loss")
+    return _svg(figure)
+
+
+def total_loss(
+    histories: Mapping[str, History], *, colours: Mapping[str, int] | None = None, ink: Ink = LIGHT
+) -> bytes | None:
+    """Total loss of every student; None without a loss to draw.
+
+    Args:
+        colours: index into the palette of each name.
+    """
+    figure, axes = _axes(ink)
+    drawn = 0
+    for position, (name, history) in enumerate(histories.items()):
+        steps, losses = _thin(*total_of(history))
+        if not np.isfinite(losses).any():
+            continue
+        index = (colours or {}).get(name, position)
+        style = {"color": ink.colours[index % len(ink.colours)], "linestyle": _DASHES[index % len(_DASHES)]}
+        # A dollar sign would start mathematics.
+        _line(axes, steps, losses, label=name.replace("$", r"\$"), linewidth=1.8, **style)
+        drawn += 1
+    if not drawn:
+        return None
+    _label(axes, "total loss")
+    axes.legend(frameon=False, labelcolor=ink.text, handlelength=2.6, loc="upper right")
+    return _svg(figure)
+
+
+def _positive(loss: Any) -> float:
+    """A loss that a logarithmic axis can show."""
+    number = finite(loss)
+    return number if number is not None and number > 0 else math.nan
+
+
+def _thin(steps: Array, losses: Array) -> tuple[Array, Array]:
+    """Means over equal windows, where there are more points than a small figure can show."""
+    if len(steps) <= _POINTS:
+        return steps, losses
+    edges = np.linspace(0, len(steps), _POINTS + 1).astype(int)
+    windows = [losses[a:b] for a, b in itertools.pairwise(edges)]
+    counts = np.array([np.isfinite(window).sum(0) for window in windows])
+    sums = np.array([np.nansum(window, axis=0) for window in windows])
+    means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    return np.array([steps[a:b].mean() for a, b in itertools.pairwise(edges)]), means
+
+
+def _line(axes: Any, steps: Array, losses: Array, **style: Any) -> None:
+    """Draw the points that exist; a lone point gets a dot, or it would not show."""
+    there = np.isfinite(losses)
+    axes.plot(steps[there], losses[there], marker="o" if there.sum() == 1 else "", markersize=4, **style)
+
+
+def _label(axes: Any, text: str) -> None:
+    """Name the loss axis, with plain numbers: decades, and 2 and 5 between them where few decades are shown."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel(text)
+
+
+def _axes(ink: Ink) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_yscale("log")
+    axes.set_xlabel("training step")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(ink.line)
+    axes.grid(axis="y", color=ink.line, linewidth=0.7)
+    axes.tick_params(which="both", length=0, colors=ink.text)
+    axes.xaxis.label.set_color(ink.text)
+    axes.yaxis.label.set_color(ink.text)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Any) -> bytes:
+    import matplotlib as mpl
+
+    settings = {"svg.hashsalt": "condistill", "svg.fonttype": "path"}
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    buffer = io.BytesIO()
+    with mpl.rc_context(settings):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    return buffer.getvalue()

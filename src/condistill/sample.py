@@ -1,0 +1,40 @@
+"""Draw one picture with a pipeline directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from condistill.atomic import atomic_file
+from condistill.errors import CondistillError
+from condistill.randomness import Stream, image_noise, image_seed
+from condistill.recipe import TeacherSettings
+from condistill.teachers.load import load_teacher
+
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def draw_picture(pipeline: Path, prompt: str, out: Path, *, seed: int, steps: int, guidance: float) -> Path:
+    """Write the picture of a prompt; the same seed gives every pipeline of one family the same starting noise.
+
+    Raises:
+        CondistillError: there is no pipeline, or the picture's format is unknown.
+    """
+    if out.suffix.lower() not in FORMATS:
+        raise CondistillError(f"--out {out}: a picture's name ends in one of {', '.join(FORMATS)}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    family = load_teacher(TeacherSettings(pipeline=str(pipeline)), device=device)
+    noise = torch.from_numpy(image_noise(seed, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
+    latents = family.sample(
+        family.denoiser,
+        [prompt],
+        noise,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        seeds=[image_seed(seed, Stream.EVALUATION_NOISE, 0)],
+    )
+    with atomic_file(out) as partial:
+        Image.fromarray(family.decode(latents)[0]).save(partial, format=Image.registered_extensions()[out.suffix.lower()])
+    return out

@@ -1,0 +1,223 @@
+"""Where teacher and student are compared: pairs of layers, hooks that record them, 1x1 maps between their widths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import TracebackType
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from condistill.errors import CondistillError
+from condistill.students.costs import build_on_meta, example_inputs, plain_config
+
+
+@dataclass(frozen=True)
+class FeaturePair:
+    """A teacher layer and the student layer that is compared with it, as module paths."""
+
+    teacher: str
+    student: str
+    name: str
+
+
+class FeatureRecorder:
+    """Keeps the last output of each module while it is entered: `with recorder: model(...)`.
+
+    Outside the `with` nothing is recorded, so layers that a checkpointed backward runs again leave no trace.
+    Checkpointing must be the non-reentrant kind, which is what diffusers uses.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._outputs: list[Tensor | None] = [None] * len(modules)
+        self._kinds = [type(module).__name__ for module in modules]
+        self._recording = False
+        self._handles = [module.register_forward_hook(self._hook(i)) for i, module in enumerate(modules)]
+
+    def _hook(self, index: int) -> Any:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if self._recording:
+                self._outputs[index] = _tensor(output)
+
+        return record
+
+    @property
+    def features(self) -> list[Tensor]:
+        """The recorded outputs, in the order of the modules.
+
+        Raises:
+            CondistillError: a module did not run.
+        """
+        for index, output in enumerate(self._outputs):
+            if output is None:
+                raise CondistillError(
+                    f"layer {index} of the recorder ({self._kinds[index]}) has no output; "
+                    "run the model inside `with recorder:`"
+                )
+        return [output for output in self._outputs if output is not None]
+
+    def clear(self) -> None:
+        """Let go of the recorded outputs and their graphs."""
+        self._outputs = [None] * len(self._outputs)
+
+    def remove(self) -> None:
+        """Take the hooks off the modules."""
+        self.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __enter__(self) -> FeatureRecorder:
+        if not self._handles:
+            raise CondistillError("the recorder's hooks were removed; make a new FeatureRecorder")
+        self.clear()
+        self._recording = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._recording = False
+
+
+def _tensor(output: Any) -> Tensor:
+    if isinstance(output, tuple | list):
+        output = output[0]
+    output = getattr(output, "sample", output)
+    if not isinstance(output, Tensor):
+        raise CondistillError(f"a layer that gives {type(output).__name__} cannot be compared; choose one of tensors")
+    return output
+
+
+def feature_pairs(
+    teacher: UNet2DConditionModel, student: UNet2DConditionModel, *, blocks_removed: bool
+) -> tuple[FeaturePair, ...]:
+    """The layers compared: as BK-SDM's where blocks were removed, else the end of every stage.
+
+    A student with fewer stages than its teacher has no downsampler at its innermost stage, so that the last
+    attention is compared there (the last resnet in a block without attention), and its up blocks line up with
+    the teacher's outermost ones.
+    """
+    shift = len(teacher.down_blocks) - len(student.down_blocks)
+    innermost = len(student.down_blocks) - 1
+    pairs = []
+    for i in range(len(student.down_blocks)):
+        path = f"down_blocks.{i}"
+        inside = shift > 0 and i == innermost
+        pairs.append((_last_layer(teacher, path), _last_layer(student, path)) if inside else (path, path))
+    if not blocks_removed and teacher.mid_block is not None and student.mid_block is not None:
+        pairs.append(("mid_block", "mid_block"))
+    pairs += [(f"up_blocks.{i + shift}", f"up_blocks.{i}") for i in range(len(student.up_blocks))]
+    return tuple(FeaturePair(teacher=t, student=s, name=s) for t, s in pairs)
+
+
+def _last_layer(denoiser: UNet2DConditionModel, path: str) -> str:
+    block = denoiser.get_submodule(path)
+    part = "attentions" if getattr(block, "attentions", None) else "resnets"
+    return f"{path}.{part}.{len(getattr(block, part)) - 1}"
+
+
+def resolve(denoiser: nn.Module, path: str) -> nn.Module:
+    """The module at a path.
+
+    Raises:
+        CondistillError: there is none.
+    """
+    try:
+        return denoiser.get_submodule(path)
+    except AttributeError:
+        raise CondistillError(f"there is no layer {path!r} in this {type(denoiser).__name__}") from None
+
+
+def feature_shapes(
+    denoiser: UNet2DConditionModel, paths: Sequence[str], *, size: int | tuple[int, int]
+) -> list[torch.Size]:
+    """Shapes `[1, C, h, w]` of layers' outputs for latents of `size`, found on the meta device.
+
+    Raises:
+        CondistillError: there is no such layer, or it has no output of its own.
+    """
+    kind: Any = type(denoiser)
+    shapes = _output_shapes(kind, json.dumps(plain_config(denoiser)), size)
+    for path in paths:
+        resolve(denoiser, path)
+        if path not in shapes:
+            raise CondistillError(f"the layer {path!r} has no output of its own; compare one of the layers in it")
+    return [shapes[path] for path in paths]
+
+
+@lru_cache(maxsize=64)  # a forward pass on the meta device takes a second for Stable Diffusion
+def _output_shapes(kind: type[UNet2DConditionModel], config: str, size: int | tuple[int, int]) -> dict[str, torch.Size]:
+    copy = build_on_meta(kind, json.loads(config))
+    shapes: dict[str, torch.Size] = {}
+
+    def note(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            shapes[name] = _tensor(output).shape
+
+        return hook
+
+    for name, module in copy.named_modules():
+        module.register_forward_hook(note(name))
+    with torch.no_grad():
+        copy(**example_inputs(copy, size=size))
+    return shapes
+
+
+def check_pairs(
+    teacher: UNet2DConditionModel,
+    student: UNet2DConditionModel,
+    pairs: Sequence[FeaturePair],
+    maps: Sequence[nn.Module] | nn.ModuleList | None = None,
+    *,
+    size: int | tuple[int, int] | None = None,
+) -> list[tuple[int, int]]:
+    """(teacher channels, student channels) of each pair, once they are known to be comparable.
+
+    Args:
+        maps: one map per pair, from student to teacher channels, to be checked as well.
+        size: latents to try; without it the smallest that every stage can halve.
+
+    Raises:
+        CondistillError: a pair's resolutions differ or a map does not fit; both layers are named.
+    """
+    size = 2 ** len(teacher.down_blocks) if size is None else size
+    teachers = feature_shapes(teacher, [pair.teacher for pair in pairs], size=size)
+    students = feature_shapes(student, [pair.student for pair in pairs], size=size)
+    if maps is not None and len(maps) != len(pairs):
+        raise CondistillError(f"there are {len(maps)} maps for {len(pairs)} pairs of layers; give one for each")
+    for index, (pair, t, s) in enumerate(zip(pairs, teachers, students, strict=True)):
+        if t[2:] != s[2:]:
+            raise CondistillError(
+                f"the teacher's {pair.teacher} gives {_by(t)} and the student's {pair.student} gives {_by(s)} "
+                f"for latents of {size}; compare layers of equal resolution"
+            )
+        given = _map_channels(maps[index]) if maps is not None else (s[1], t[1])
+        if given != (s[1], t[1]) and not (given is None and s[1] == t[1]):
+            what = "keeps channels as they are" if given is None else f"takes {given[0]} channels to {given[1]}"
+            raise CondistillError(
+                f"the map of {pair.name} {what}; the student's {pair.student} has {s[1]} channels "
+                f"and the teacher's {pair.teacher} has {t[1]}"
+            )
+    return [(t[1], s[1]) for t, s in zip(teachers, students, strict=True)]
+
+
+def _by(shape: torch.Size) -> str:
+    return "x".join(str(length) for length in shape[2:])
+
+
+def _map_channels(mapping: nn.Module) -> tuple[int, int] | None:
+    return (mapping.in_channels, mapping.out_channels) if isinstance(mapping, nn.Conv2d) else None
+
+
+def make_maps(teacher_channels: Sequence[int], student_channels: Sequence[int]) -> nn.ModuleList:
+    """1x1 convolutions from student to teacher channels; nothing to learn where they agree. Training only."""
+    return nn.ModuleList(
+        nn.Identity() if s == t else nn.Conv2d(s, t, kernel_size=1)
+        for t, s in zip(teacher_channels, student_channels, strict=True)
+    )

@@ -1,0 +1,191 @@
+"""The one contract between condistill and a kind of model. Nothing outside `teachers/` looks inside."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from condistill.atomic import atomic_directory, write_text
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a denoiser is told beside (x_t, t): named tensors, each with the batch first.
+
+    Callers index, join and move it, and never look inside.
+    """
+
+    tensors: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, index: Any) -> Condition:
+        return Condition({name: tensor[index] for name, tensor in self.tensors.items()})
+
+    def to(self, *args: Any, **kwargs: Any) -> Condition:
+        """As `Tensor.to`, for every tensor."""
+        return Condition({name: tensor.to(*args, **kwargs) for name, tensor in self.tensors.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Condition]) -> Condition:
+        """Join along the batch."""
+        names = parts[0].tensors
+        return Condition({name: torch.cat([part.tensors[name] for part in parts]) for name in names})
+
+
+class Family(ABC):
+    """A teacher pipeline and how to speak to its denoiser.
+
+    Shapes: B samples, latents `[B, C, h, w]`, timesteps `[B]` as the denoiser takes them.
+    """
+
+    name: ClassVar[str]
+    pipeline_classes: ClassVar[tuple[str, ...]]
+    """diffusers pipelines this family stands for, as in `model_index.json`."""
+    denoiser_name: ClassVar[str]
+    """The pipeline's component that is compressed: `unet` or `transformer`."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        pipeline.set_progress_bar_config(disable=True)
+        for component in pipeline.components.values():
+            if isinstance(component, nn.Module):
+                component.eval().requires_grad_(False)
+
+    @property
+    def denoiser(self) -> Any:
+        """The teacher's denoiser."""
+        return getattr(self.pipeline, self.denoiser_name)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.denoiser.device
+        return device
+
+    def to(self, device: torch.device | str) -> Family:
+        """Move the whole pipeline."""
+        self.pipeline.to(device)
+        return self
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one image at the pipeline's own size."""
+
+    @property
+    @abstractmethod
+    def text_length(self) -> int:
+        """Tokens of text the denoiser attends to: what its cost depends on beside the latents."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """The condition of each prompt, length B."""
+
+    def null_condition(self, n: int) -> Condition:
+        """What guidance is measured against, length n: the empty prompt unless a family says otherwise."""
+        return self.encode([""] * n)
+
+    @abstractmethod
+    def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """The denoiser's prediction `[B, C, h, w]` in float32, in its own parametrisation."""
+
+    @abstractmethod
+    def timesteps(self, uniform: Tensor) -> Tensor:
+        """Training timesteps `[B]` from uniform numbers in [0, 1) `[B]`."""
+
+    @abstractmethod
+    def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t `[B, C, h, w]`."""
+
+    @abstractmethod
+    def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What an ideal denoiser would predict `[B, C, h, w]`: epsilon, v or flow velocity."""
+
+    @abstractmethod
+    def noise_level(self, timesteps: Tensor) -> Tensor:
+        """u in [0, 1] `[B]`, 1 for pure noise: what p(u) sees."""
+
+    @abstractmethod
+    def alpha_bar(self, timesteps: Tensor) -> Tensor:
+        """Share of signal variance in x_t `[B]`: SNR = alpha_bar / (1 - alpha_bar)."""
+
+    @property
+    @abstractmethod
+    def prediction_type(self) -> str:
+        """`epsilon` or `v_prediction`, as diffusers' schedulers spell it."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
+        """Latents to images `[B, H, W, 3]`."""
+
+    @contextmanager
+    def using(self, denoiser: nn.Module) -> Iterator[Any]:
+        """The pipeline with another denoiser in place."""
+        teacher = self.denoiser
+        setattr(self.pipeline, self.denoiser_name, denoiser)
+        try:
+            yield self.pipeline
+        finally:
+            setattr(self.pipeline, self.denoiser_name, teacher)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        denoiser: nn.Module,
+        prompts: Sequence[str],
+        noise: Tensor,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seeds: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Draw with the pipeline's own call and scheduler: latents `[B, C, h, w]`, scaled as x_0 is.
+
+        Args:
+            noise: starting noise `[B, C, h, w]`, standard normal.
+            seeds: one per image, for schedulers that add noise on the way.
+        """
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds] if seeds else None
+        with self.using(denoiser) as pipeline:
+            latents: Tensor = pipeline(
+                prompt=list(prompts),
+                latents=noise.to(self.device, self._dtype(denoiser)),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=generators,
+                output_type="latent",
+            ).images
+        return latents.float()
+
+    @staticmethod
+    def _dtype(module: nn.Module) -> torch.dtype:
+        return next(module.parameters()).dtype
+
+    def save(self, denoiser: nn.Module, directory: Path, *, card: str) -> None:
+        """Write the teacher's pipeline with `denoiser` in place, whole or not at all."""
+        denoiser = denoiser.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        with atomic_directory(directory) as partial:
+            with self.using(denoiser) as pipeline:
+                pipeline.save_pretrained(partial, safe_serialization=True)
+            for file in partial.rglob("*.json"):
+                _forget_origin(file)
+            write_text(partial / "README.md", card)
+
+
+def _forget_origin(file: Path) -> None:
+    """Take out where the weights were loaded from: a private folder's name means nothing elsewhere."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(config, dict) and "_name_or_path" in config:
+        del config["_name_or_path"]
+        write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")

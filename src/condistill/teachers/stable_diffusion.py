@@ -1,0 +1,93 @@
+"""Stable Diffusion 1.x and 2.x: a U-Net with cross-attention, epsilon- or v-prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from condistill.errors import CondistillError
+from condistill.teachers.family import Condition, Family
+
+
+class StableDiffusion(Family):
+    """A `StableDiffusionPipeline`."""
+
+    name = "stable_diffusion"
+    pipeline_classes = ("StableDiffusionPipeline",)
+    denoiser_name = "unet"
+
+    def __init__(self, pipeline: Any) -> None:
+        from diffusers import DDPMScheduler
+
+        super().__init__(pipeline)
+        self._noise = DDPMScheduler.from_config(pipeline.scheduler.config)
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise CondistillError(
+                f"the teacher's scheduler says prediction_type {self.prediction_type!r}; "
+                "stable_diffusion knows 'epsilon' and 'v_prediction'"
+            )
+        if self.denoiser.config.in_channels != pipeline.vae.config.latent_channels:
+            raise CondistillError(
+                f"the teacher's U-Net takes {self.denoiser.config.in_channels} channels and its autoencoder makes "
+                f"{pipeline.vae.config.latent_channels}: an in-painting or image-conditioned model, "
+                "which is not supported yet"
+            )
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        config = self.denoiser.config
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        return int(config.in_channels), height, width
+
+    @property
+    def text_length(self) -> int:
+        return int(self.pipeline.tokenizer.model_max_length)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        embeds, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
+        return Condition({"prompt_embeds": embeds})
+
+    def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        dtype = self._dtype(denoiser)
+        prompt_embeds = condition.tensors["prompt_embeds"].to(dtype)
+        prediction: Tensor = denoiser(x_t.to(dtype), timesteps, encoder_hidden_states=prompt_embeds).sample
+        return prediction.float()
+
+    def timesteps(self, uniform: Tensor) -> Tensor:
+        return (uniform * self._noise.config.num_train_timesteps).long()
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        x_t: Tensor = self._noise.add_noise(x_0, noise, timesteps)
+        return x_t
+
+    def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if self.prediction_type == "epsilon":
+            return noise
+        velocity: Tensor = self._noise.get_velocity(x_0, noise, timesteps)
+        return velocity
+
+    def noise_level(self, timesteps: Tensor) -> Tensor:
+        return timesteps.float() / self._noise.config.num_train_timesteps
+
+    def alpha_bar(self, timesteps: Tensor) -> Tensor:
+        alphas_cumprod: Tensor = self._noise.alphas_cumprod.to(timesteps.device)
+        return alphas_cumprod[timesteps]
+
+    @property
+    def prediction_type(self) -> str:
+        return str(self._noise.config.prediction_type)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
+        vae = self.pipeline.vae
+        scaled = latents.to(self.device, vae.dtype) / vae.config.scaling_factor
+        images = vae.decode(scaled).sample.float().clamp(-1, 1)
+        pixels: NDArray[np.uint8] = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return pixels

@@ -1,0 +1,73 @@
+"""Trees of settings, as YAML holds them: reading with the place of every key, laying changes over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from condistill.errors import RecipeError
+
+
+def read_yaml(text: str, source: str) -> tuple[Any, dict[str, str]]:
+    """The data, and `line n` for the dotted place of every key.
+
+    Raises:
+        RecipeError: this is not YAML, or a key is given twice.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    places: dict[str, str] = {}
+    for place, line in _lines(node):
+        if place in places:
+            raise RecipeError(f"{source} gives {place} twice, on {places[place]} and line {line}; keep one of the two")
+        places[place] = f"line {line}"
+    return data, places
+
+
+def _lines(node: yaml.Node | None, place: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = f"{place}.{key.value}" if place else str(key.value)
+            yield here, key.start_mark.line + 1
+            yield from _lines(value, here)
+
+
+def override(data: dict[str, Any], places: dict[str, str], text: str) -> None:
+    """Set what `key=value` says, key dotted, value YAML.
+
+    Raises:
+        RecipeError: `text` is no such thing, or a part of its key holds no settings.
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not key:
+        raise RecipeError(f"{text!r} is not an override; write key=value, such as distill.steps=1000")
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise RecipeError(f"the override {text!r} goes into {parent!r}, which holds no settings")
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value of the override {text!r} is not YAML") from error
+    for place in [place for place in places if place.startswith(f"{key}.")]:
+        del places[place]
+    places[key] = f"override {text}"
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes laid over base; a mapping with another `schedule` replaces, since its settings differ."""
+    merged = dict(base)
+    for key, value in changes.items():
+        before = merged.get(key)
+        merged[key] = value
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            schedule = before.get("schedule", "exponential")
+            if value.get("schedule", schedule) == schedule:
+                merged[key] = merge(before, value)
+    return merged

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from condistill.atomic import partial_path
+from condistill.errors import CondistillError, CorruptError
+from condistill.prompts import PromptPool, pool
+from condistill.prompts.pool import PoolCounts
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "BATCH_ROWS", 4)
+
+
+def test_files_become_one_pool_without_blanks_and_repetitions(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("  a cat \n\na dog\na cat\n \t\n")
+    (tmp_path / "b.csv").write_text("prompt,n\na dog,1\na fox,2\n")
+    made = PromptPool.build([tmp_path / "a.txt", str(tmp_path / "b.csv")], tmp_path / "p.arrow", column="prompt")
+    assert list(made) == ["a cat", "a dog", "a fox"]
+    assert made.counts == PoolCounts(read=7, kept=3, empty=2, duplicates=2)
+    assert made.sources == ("a.txt", "b.csv")
+    assert str(tmp_path).encode() not in made.path.read_bytes()
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 8, 9])
+def test_a_pool_is_indexed_as_a_sequence(tmp_path: Path, n: int) -> None:
+    prompts = [f"prompt {i}" for i in range(n)]
+    made = PromptPool.from_prompts(iter(prompts), tmp_path / "p.arrow")
+    assert len(made) == n
+    assert [made[i] for i in range(-n, n)] == prompts + prompts
+    assert made.take(np.arange(n)[::-1]) == prompts[::-1]
+    assert list(made) == prompts
+    for index in (n, -n - 1):
+        with pytest.raises(IndexError, match=f"prompt {index} of a pool of {n}"):
+            made[index]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=20))
+@settings(max_examples=25, deadline=None)
+def test_a_pool_holds_each_stripped_prompt_once_in_order(
+    tmp_path_factory: pytest.TempPathFactory, prompts: list[str]
+) -> None:
+    out = tmp_path_factory.mktemp("pool") / "p.arrow"
+    expected = list(dict.fromkeys(filter(None, (prompt.strip() for prompt in prompts))))
+    if not expected:
+        with pytest.raises(CondistillError, match="no prompts"):
+            PromptPool.from_prompts(prompts, out)
+        return
+    made = PromptPool.from_prompts(prompts, out)
+    assert list(made) == expected
+    counts = made.counts
+    assert counts.read == len(prompts) == counts.kept + counts.empty + counts.duplicates
+
+
+def test_the_content_hash_follows_prompts_and_order_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = PromptPool.from_prompts(["a", "bc", "d"], tmp_path / "1.arrow").content_hash
+    digest = hashlib.sha256()
+    for text in (b"a", b"bc", b"d"):
+        digest.update(len(text).to_bytes(8, "little") + text)
+    assert first == digest.hexdigest()
+    monkeypatch.setattr(pool, "BATCH_ROWS", 2)
+    assert PromptPool.from_prompts([" a", "", "bc", "a", "d"], tmp_path / "2.arrow").content_hash == first
+    assert PromptPool.from_prompts(["bc", "a", "d"], tmp_path / "3.arrow").content_hash != first
+    assert PromptPool.from_prompts(["ab", "c", "d"], tmp_path / "4.arrow").content_hash != first
+
+
+def test_draws_are_uniform_with_replacement_and_follow_the_generator(tmp_path: Path) -> None:
+    made = PromptPool.from_prompts(["a", "b", "c"], tmp_path / "p.arrow")
+    drawn = made.draw(3000, np.random.Generator(np.random.Philox(7)))
+    assert drawn == made.draw(3000, np.random.Generator(np.random.Philox(7)))
+    assert all(900 < drawn.count(prompt) < 1100 for prompt in "abc")
+
+
+def test_opening_reads_no_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "BATCH_ROWS", 1000)
+    made = PromptPool.from_prompts((f"prompt {i}" * 50 for i in range(5000)), tmp_path / "p.arrow")
+    del made
+    before = pa.total_allocated_bytes()
+    again = PromptPool.open(tmp_path / "p.arrow")
+    assert len(again) == 5000
+    assert again[4321] == "prompt 4321" * 50
+    assert pa.total_allocated_bytes() - before < 50_000
+
+
+def test_any_arrow_reader_can_read_the_pool(tmp_path: Path) -> None:
+    PromptPool.from_prompts(["a", "b"], tmp_path / "p.arrow")
+    table = pa.ipc.open_file(str(tmp_path / "p.arrow")).read_all()
+    assert table.to_pydict() == {"prompt": ["a", "b"]}
+    assert table.schema.field("prompt").type == pa.large_string()
+
+
+def test_a_pool_pickles_as_its_path(tmp_path: Path) -> None:
+    made = PromptPool.from_prompts([f"prompt {i}" for i in range(2000)], tmp_path / "p.arrow")
+    pickled = pickle.dumps(made)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled)[1999] == "prompt 1999"
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_progress_tells_the_prompts_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n" * 9)
+    told: list[int] = []
+    PromptPool.build([tmp_path / "a.txt"], tmp_path / "p.arrow", on_progress=told.append)
+    assert told == [4, 8, 9]
+
+
+def test_a_column_that_applies_to_no_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a cat\n")
+    with pytest.raises(CondistillError, match=r"column 'text' applies to none of a.txt, miniature.*leave it out"):
+        PromptPool.build([tmp_path / "a.txt", "miniature"], tmp_path / "p.arrow", column="text")
+
+
+def test_nothing_kept_names_the_files_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n \n")
+    with pytest.raises(CondistillError, match=r"no prompts in a.txt; 2 were blank"):
+        PromptPool.build([tmp_path / "a.txt"], tmp_path / "p.arrow")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_mistake_in_the_last_file_is_told_before_the_first_is_converted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\nb\n")
+    (tmp_path / "b.csv").write_text("p,q\n1,2\n")
+    told: list[int] = []
+    with pytest.raises(CondistillError, match=r"b.csv has no column 'prompt'"):
+        PromptPool.build(
+            [tmp_path / "a.txt", tmp_path / "b.csv"], tmp_path / "p.arrow", column="prompt", on_progress=told.append
+        )
+    assert told == []
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", 3, None])
+def test_a_prompt_that_is_not_text_is_an_error(tmp_path: Path, prompt: object) -> None:
+    with pytest.raises(CondistillError, match="is not text that UTF-8 can hold"):
+        PromptPool.from_prompts(["a", prompt], tmp_path / "p.arrow")  # type: ignore[list-item]
+
+
+def test_a_build_that_fails_leaves_the_old_pool(tmp_path: Path) -> None:
+    out = tmp_path / "p.arrow"
+    old = PromptPool.from_prompts(["old"], out)
+
+    def full_disk():  # type: ignore[no-untyped-def]
+        yield "new"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        PromptPool.from_prompts(full_disk(), out)
+    assert list(PromptPool.open(out)) == list(old) == ["old"]
+    assert not partial_path(out).exists()
+
+
+def test_what_is_no_pool_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CondistillError, match="there is no prompt pool"):
+        PromptPool.open(tmp_path / "none.arrow")
+    whole = PromptPool.from_prompts(["a", "b"], tmp_path / "p.arrow").path.read_bytes()
+    other = tmp_path / "other.arrow"
+    with pa.OSFile(str(other), "wb") as sink, pa.ipc.new_file(sink, pa.schema([("prompt", pa.large_string())])):
+        pass
+    contents = (b"", b"hello", whole[:-5], whole[: len(whole) // 2], other.read_bytes())
+    for content in contents:
+        other.write_bytes(content)
+        with pytest.raises(CorruptError, match=r"other.arrow is not a whole prompt pool .*build it again"):
+            PromptPool.open(other)
+    with pytest.raises(CorruptError):
+        PromptPool.open(tmp_path)

@@ -1,0 +1,78 @@
+"""Teachers small enough to build in every test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+SD14: dict[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+TINY: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+    "norm_num_groups": 4,
+}
+SD2_LIKE: dict[str, Any] = {"use_linear_projection": True, "attention_head_dim": [2, 4, 4]}
+FOUR_STAGES: dict[str, Any] = {
+    "block_out_channels": (16, 24, 32, 40),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}
+KINDS = {"sd1": {}, "sd2": SD2_LIKE, "four-stages": FOUR_STAGES}
+
+
+@pytest.fixture
+def tiny() -> Callable[..., UNet2DConditionModel]:
+    """Build a tiny denoiser; keyword arguments override its config."""
+
+    def build(**overrides: Any) -> UNet2DConditionModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            return UNet2DConditionModel(**(TINY | overrides)).eval()
+
+    return build
+
+
+@pytest.fixture(params=KINDS)
+def teacher(request: pytest.FixtureRequest, tiny: Callable[..., UNet2DConditionModel]) -> UNet2DConditionModel:
+    """One of each kind of teacher."""
+    return tiny(**KINDS[request.param])
+
+
+@pytest.fixture
+def sd14() -> UNet2DConditionModel:
+    """Stable Diffusion 1.4's denoiser, shapes only."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(**SD14)
+
+
+@pytest.fixture
+def run() -> Callable[..., torch.Tensor]:
+    """The prediction `[2, 4, 8, 8]` for fixed inputs."""
+
+    def predict(denoiser: UNet2DConditionModel, timestep: int = 500) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        dtype = denoiser.dtype
+        latents = torch.randn(2, 4, 8, 8, generator=generator).to(dtype)
+        text = torch.randn(2, 5, 16, generator=generator).to(dtype)
+        with torch.no_grad():
+            sample: torch.Tensor = denoiser.eval()(latents, timestep, text).sample
+        return sample
+
+    return predict

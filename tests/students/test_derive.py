@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from condistill.errors import CondistillError
+from condistill.students import check_pairs, derive_student, parameters
+
+
+@pytest.mark.parametrize(
+    ("teacher", "preset", "width"),
+    [
+        ("sd1", "b-base", None),
+        ("sd1", "b-tiny", 0.5),
+        ("sd2", "c-micro", None),
+        ("four-stages", "b-small", (8, 12, 20, 24)),
+        ("four-stages", "b-tiny", 0.5),
+    ],
+    indirect=["teacher"],
+)
+def test_a_student_runs_fits_its_maps_and_loads_with_diffusers_alone(teacher, run, tmp_path, preset, width):
+    student = derive_student(teacher, preset=preset, width=width)
+    assert parameters(student.denoiser) < parameters(teacher)
+    assert student.denoiser.dtype == torch.float32
+    assert all(parameter.requires_grad for parameter in student.denoiser.parameters())
+    check_pairs(teacher, student.denoiser, student.pairs, student.maps)
+    student.denoiser.save_pretrained(tmp_path)
+    loaded = type(teacher).from_pretrained(tmp_path)
+    given = loaded.state_dict()
+    assert all(torch.equal(weight, given[name]) for name, weight in student.denoiser.state_dict().items())
+    prediction = run(student.denoiser)
+    assert torch.isfinite(prediction).all()
+    torch.testing.assert_close(run(loaded), prediction)
+
+
+def test_a_student_of_stable_diffusion_on_meta_has_shapes_only(sd14):
+    student = derive_student(sd14, preset="c-micro", width=None)
+    assert parameters(student.denoiser) == 219_789_284
+    assert {p.device.type for m in (student.denoiser, student.maps) for p in m.parameters()} == {"meta"}
+    assert [pair.student for pair in student.pairs].count("mid_block") == 1
+
+
+def test_a_teacher_on_meta_may_need_a_shortcut_that_it_only_implies(tiny):
+    student = derive_student(tiny().to("meta"), preset=None, width=(8, 16, 12))
+    assert {p.device.type for p in student.denoiser.parameters()} == {"meta"}
+
+
+def test_the_teacher_and_the_global_generator_stay_as_they_were(tiny):
+    teacher = tiny().half().requires_grad_(False)
+    before, state = {n: w.clone() for n, w in teacher.state_dict().items()}, torch.get_rng_state()
+    for weights in ("teacher", "random"):
+        student = derive_student(teacher, preset="b-small", width=0.5, weights=weights)
+        assert student.denoiser.dtype == torch.float32
+        with torch.no_grad():
+            for parameter in student.denoiser.parameters():
+                parameter.zero_()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert teacher.dtype == torch.float16
+    assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
+
+
+def test_random_weights_and_maps_are_a_function_of_the_seed(tiny):
+    def weights(seed):
+        student = derive_student(tiny(), preset="c-micro", width=None, weights="random", seed=seed)
+        return torch.cat([p.detach().flatten() for m in (student.denoiser, student.maps) for p in m.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_random_weights_allow_shapes_that_slicing_cannot_give(tiny):
+    student = derive_student(tiny(), preset=None, width=(16, 16, 16), weights="random")
+    assert tuple(student.denoiser.config.block_out_channels) == (16, 16, 16)
+
+
+def test_the_model_card_lines_say_where_each_block_comes_from(tiny):
+    kept = derive_student(tiny(block_out_channels=(16, 24, 32)), preset="b-tiny", width=0.5).kept
+    assert kept == (
+        "weights: inherited from the teacher",
+        "down_blocks.0: from down_blocks.0, layer 0 of 2, 16 to 8 channels",
+        "down_blocks.1: from down_blocks.1, layer 0 of 2, 24 to 12 channels",
+        "up_blocks.0: from up_blocks.1, layers 0 and 2 of 3, 24 to 12 channels",
+        "up_blocks.1: from up_blocks.2, layers 0 and 2 of 3, 16 to 8 channels",
+        "mid_block: removed",
+        "stage 2 (down_blocks.2 and up_blocks.0 of the teacher): removed",
+        "up_blocks.0.resnets.0: reads the stream through 24 of the 32 channels that up_blocks.1.resnets.0 of the "
+        "teacher read",
+    )
+    assert derive_student(tiny(), preset="c-micro", width=None, weights="random", seed=7).kept[0] == (
+        "weights: random, seed 7"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": None, "width": None}, "give a preset, a width or both"),
+        ({"preset": "b-smal", "width": None}, r"'b-smal' is not a preset; did you mean 'b-small'\?"),
+        ({"preset": "c-tiny", "width": 0.5}, "sets the width already"),
+        ({"preset": None, "width": 0.5, "weights": "zeros"}, "'teacher' or 'random', not 'zeros'"),
+        ({"preset": None, "width": 1.0}, r"student would have [\d,]+ parameters .* smaller width"),
+        ({"preset": None, "width": 0.6}, r"stage 0 9\.6 of 16 .* nearest valid fractions: 0\.5, 0\.75"),
+        ({"preset": "b-tiny", "width": (8, 16, 16)}, r"3 widths \(8, 16, 16\) for the 2 stages"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tiny, settings, message):
+    with pytest.raises(CondistillError, match=message):
+        derive_student(tiny(), **settings)

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from condistill.errors import CondistillError
+from condistill.students.blocks import remove_blocks
+from condistill.students.features import (
+    FeaturePair,
+    FeatureRecorder,
+    check_pairs,
+    feature_pairs,
+    make_maps,
+)
+from condistill.students.width import narrow
+
+
+def places(teacher, student, *, blocks_removed):
+    pairs = feature_pairs(teacher, student, blocks_removed=blocks_removed)
+    return [(pair.teacher, pair.student) for pair in pairs]
+
+
+def test_students_with_blocks_removed_are_compared_at_every_down_and_up_block(tiny):
+    teacher = tiny()
+    both = [f"{way}_blocks.{i}" for way in ("down", "up") for i in range(3)]
+    assert places(teacher, remove_blocks(teacher, "b-base"), blocks_removed=True) == list(zip(both, both, strict=True))
+
+
+def test_students_without_the_innermost_stage_are_compared_with_the_outer_ones(tiny):
+    teacher = tiny()
+    assert places(teacher, remove_blocks(teacher, "b-tiny"), blocks_removed=True) == [
+        ("down_blocks.0", "down_blocks.0"),
+        ("down_blocks.1.attentions.1", "down_blocks.1.attentions.0"),
+        ("up_blocks.1", "up_blocks.0"),
+        ("up_blocks.2", "up_blocks.1"),
+    ]
+    plain = tiny(
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    assert places(plain, remove_blocks(plain, "b-tiny"), blocks_removed=True)[1] == (
+        "down_blocks.1.resnets.1",
+        "down_blocks.1.resnets.0",
+    )
+
+
+def test_narrow_students_are_compared_at_every_stage(tiny):
+    teacher = tiny()
+    student = narrow(teacher, (8, 16, 16))
+    pairs = feature_pairs(teacher, student, blocks_removed=False)
+    assert [pair.name for pair in pairs][3] == "mid_block"
+    assert check_pairs(teacher, student, pairs) == [(16, 8), (32, 16), (32, 16), (32, 16), (32, 16), (32, 16), (16, 8)]
+
+
+def test_layers_of_different_resolution_are_both_named(tiny):
+    teacher = tiny()
+    with pytest.raises(CondistillError, match=r"teacher's down_blocks\.0 gives 4x4 .* student's down_blocks\.1 .* 2x2"):
+        check_pairs(teacher, teacher, [FeaturePair("down_blocks.0", "down_blocks.1", "x")])
+
+
+def test_a_layer_that_does_not_exist_is_named(tiny):
+    teacher = tiny()
+    with pytest.raises(CondistillError, match=r"no layer 'down_blocks\.9'"):
+        check_pairs(teacher, teacher, [FeaturePair("down_blocks.9", "down_blocks.1", "x")])
+
+
+def test_maps_that_do_not_fit_are_named_with_both_layers(tiny):
+    teacher = tiny()
+    student = narrow(teacher, (8, 16, 16))
+    pairs = [FeaturePair("down_blocks.0", "down_blocks.0", "first")]
+    assert check_pairs(teacher, student, pairs, make_maps([16], [8])) == [(16, 8)]
+    with pytest.raises(CondistillError, match=r"map of first takes 4 channels to 16.*down_blocks\.0 has 8.* has 16"):
+        check_pairs(teacher, student, pairs, make_maps([16], [4]))
+    with pytest.raises(CondistillError, match="map of first keeps channels as they are"):
+        check_pairs(teacher, student, pairs, make_maps([16], [16]))
+    with pytest.raises(CondistillError, match="2 maps for 1 pairs"):
+        check_pairs(teacher, student, pairs, make_maps([16, 16], [8, 8]))
+
+
+def test_maps_learn_nothing_where_widths_agree():
+    maps = make_maps([16, 32], [16, 8])
+    assert isinstance(maps[0], torch.nn.Identity)
+    assert maps[1](torch.zeros(1, 8, 2, 2)).shape == (1, 32, 2, 2)
+
+
+def inputs():
+    return torch.ones(1, 4, 8, 8), torch.tensor([3]), torch.ones(1, 5, 16)
+
+
+def test_features_are_recorded_only_inside_the_with(tiny):
+    denoiser = tiny()
+    recorder = FeatureRecorder([denoiser.up_blocks[0], denoiser.down_blocks[0], denoiser.conv_in])
+    with torch.no_grad():
+        with recorder:
+            denoiser(*inputs())
+        kept = recorder.features
+        denoiser(*(2 * x for x in inputs()))
+    assert [feature.shape[1] for feature in kept] == [32, 16, 16]
+    assert all(a is b for a, b in zip(kept, recorder.features, strict=True))
+    recorder.clear()
+    with pytest.raises(CondistillError, match=r"layer 0 of the recorder \(UpBlock2D\) has no output"):
+        _ = recorder.features
+    recorder.remove()
+    with pytest.raises(CondistillError, match="hooks were removed"), recorder:
+        pass
+
+
+def test_features_under_gradient_checkpointing_give_the_same_gradients(tiny):
+    gradients = []
+    for checkpointing in (False, True):
+        denoiser = tiny().train()
+        if checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        # one layer inside a checkpointed region and one around several
+        recorder = FeatureRecorder([denoiser.down_blocks[0].resnets[1].conv2, denoiser.up_blocks[1]])
+        with recorder:
+            output = denoiser(*inputs()).sample
+        before = recorder.features
+        (output.square().mean() + sum(f.square().mean() for f in before)).backward()
+        assert all(a is b for a, b in zip(before, recorder.features, strict=True))
+        gradients.append({name: p.grad for name, p in denoiser.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    assert all(gradient is not None for gradient in gradients[0].values())

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from condistill.errors import RecipeError
+from condistill.recipe import Constant, Exponential, Never, Recipe, Sigmoid
+
+BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\n"
+
+
+def mistakes(text: str, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text, overrides)
+    first, *rest = str(caught.value).splitlines()
+    assert not rest or f"{len(rest)} mistake(s)" in first
+    return [line.strip() for line in rest] or [first]
+
+
+def test_defaults_are_the_papers() -> None:
+    recipe = Recipe.parse(BASE)
+    assert recipe.distill.random_conditioning == Exponential(**{"lambda": 5.0})
+    assert (recipe.distill.steps, recipe.distill.batch_size, recipe.distill.learning_rate) == (400_000, 256, 5e-5)
+    assert (recipe.cache.size, recipe.cache.num_inference_steps) == (212_776, 25)
+
+
+@pytest.mark.parametrize(
+    ("key", "place", "close"),
+    [
+        ("sead", "", "seed"),
+        ("pipelin", "teacher", "pipeline"),
+        ("colum", "prompts", "column"),
+        ("shardsize", "cache", "shard_size"),
+        ("presets", "student", "preset"),
+        ("learning_rte", "distill", "learning_rate"),
+        ("lamda", "distill.random_conditioning", "lambda"),
+        ("grids", "evaluate", "grid"),
+        ("distil", "variants.a", "distill"),
+        ("stps", "variants.a.distill", "steps"),
+        ("widht", "variants.none.student", "width"),
+        ("lamda", "variants.none.distill.random_conditioning", "lambda"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_setting(key: str, place: str, close: str) -> None:
+    full = f"{place}.{key}" if place else key
+    assert mistakes(BASE, f"{full}=1") == [f"override {full}=1: {full} is not a setting; did you mean '{close}'?"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "close"), [("sigmoid", "midpoint"), ("constant", "probability"), ("none", "schedule")]
+)
+def test_an_unknown_key_of_a_schedule_is_compared_with_its_own_settings(schedule: str, close: str) -> None:
+    (line,) = mistakes(BASE, f"distill.random_conditioning={{schedule: {schedule}, {close}s: 1}}")
+    assert line.endswith(f"distill.random_conditioning.{close}s is not a setting; did you mean '{close}'?") or (
+        schedule == "none" and line.endswith("valid names: schedule")
+    )
+
+
+def test_all_mistakes_are_told_at_once_with_their_lines() -> None:
+    text = """
+seed: -1
+teacher: {}
+prompts:
+  files: miniature
+student:
+  preset: b-bas
+distill:
+  steps: 0
+  random_conditioning: {schedule: sigmoid, midpoint: 2}
+variants:
+  a:
+    distill:
+      stps: 3
+  B: {}
+  c: 3
+  d: {student: 5}
+  constant:
+    student: {width: 3}
+""".lstrip()
+    told = mistakes(text)
+    for expected in (
+        "line 1: seed: input should be greater than or equal to 0 (given: -1)",
+        "line 2: teacher.pipeline is missing; it has no default",
+        "line 4: prompts.files: input should be a list (given: 'miniature')",
+        "line 6: student.preset: input should be 'b-base', 'b-small'",
+        "line 8: distill.steps: input should be greater than 0 (given: 0)",
+        "line 9: distill.random_conditioning.midpoint: input should be less than or equal to 1 (given: 2)",
+        "line 13: variants.a.distill.stps is not a setting; did you mean 'steps'?",
+        "line 14: variants.B: 'B' cannot name a student",
+        "line 15: variants.c: input should be a mapping (given: 3)",
+        "line 16: variants.d.student: input should be a mapping (given: 5)",
+        "line 18: variants.constant.student.width: a fraction of the teacher's channels is above 0",
+    ):
+        assert any(line.startswith(expected) for line in told), (expected, told)
+    assert len(told) == 11
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed='3'", "seed: input should be a valid integer (given: '3')"),
+        ("distill.steps=1.5", "distill.steps: input should be a valid integer"),
+        ("cache.guidance_scale=-1", "cache.guidance_scale: input should be greater than or equal to 0"),
+        ("distill.ema_decay=1.5", "distill.ema_decay: input should be less than or equal to 1"),
+        ("distill.gradient_checkpointing=1", "distill.gradient_checkpointing: input should be a valid boolean"),
+        ("distill.mixed_precision=fp8", "distill.mixed_precision: input should be 'no', 'fp16' or 'bf16'"),
+        ("distill.warmup_steps=5", "lr_scheduler 'constant' has no warm-up"),
+        ("distill.micro_batch_size=100", "batch_size 256 is not a multiple of micro_batch_size 100"),
+        ("distill={output_weight: 0, feature_weight: 0}", "every loss weight is 0"),
+        ("distill.random_conditioning.schedule=sgmoid", "'sgmoid' is unknown; use 'exponential', 'sigmoid'"),
+        ("prompts.files=[]", "prompts.files: list should have at least 1 item"),
+        ("student={}", "give a preset, a width or both"),
+        ("student={preset: c-base, width: 0.5}", "preset 'c-base' sets the width already"),
+        ("student.width=160", "a fraction of the teacher's channels is above 0 and at most 1"),
+        ("variants={}", "variants: dictionary should have at least 1 item"),
+        ("variants.teacher={}", "'teacher' cannot name a student"),
+        ("teacher=miniature", "teacher: input should be a mapping (given: 'miniature')"),
+    ],
+)
+def test_a_value_of_the_wrong_type_or_range_is_told(override: str, message: str) -> None:
+    (line,) = mistakes(BASE, override)
+    assert message in line
+    assert line.startswith((f"override {override}: ", "distill: "))  # two settings that contradict: their section
+
+
+def test_a_key_given_twice_is_told_with_both_lines() -> None:
+    (line,) = mistakes(BASE + "distill:\n  steps: 1\n  batch_size: 2\n  steps: 3\n")
+    assert line == "recipe gives distill.steps twice, on line 5 and line 7; keep one of the two"
+
+
+def test_what_is_no_recipe_is_told(tmp_path: Path) -> None:
+    assert "recipe is not YAML" in mistakes("a: [1\nb: 2")[0]
+    assert "must be a mapping with the keys seed, teacher" in mistakes("- a\n")[0]
+    with pytest.raises(RecipeError, match=r"there is no recipe at .*condistill init"):
+        Recipe.load(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.load(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"teacher: \xdf")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.load(tmp_path / "latin.yaml")
+
+
+def test_overrides_set_nested_values_read_as_yaml() -> None:
+    recipe = Recipe.parse(
+        BASE + "distill: {steps: 9, batch_size: 4}\n",
+        [
+            "distill.steps=1000",
+            "student.width=[8, 16]",
+            "teacher.revision=main",
+            "distill.random_conditioning.lambda=2",
+        ],
+    )
+    assert (recipe.distill.steps, recipe.distill.batch_size) == (1000, 4)
+    assert recipe.student.width == (8, 16)
+    assert recipe.teacher.revision == "main"
+    assert recipe.distill.random_conditioning == Exponential(**{"lambda": 2.0})
+
+
+def test_an_override_hides_the_line_it_replaces() -> None:
+    (line,) = mistakes(BASE + "distill:\n  steps: 9\n", "distill.steps=0")
+    assert line.startswith("override distill.steps=0: distill.steps: input should be greater than 0")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("distill.steps", "is not an override; write key=value"),
+        ("=3", "is not an override; write key=value"),
+        ("seed.deep=3", "goes into 'seed', which holds no settings"),
+        ("seed=[1", "is not YAML"),
+    ],
+)
+def test_an_override_that_cannot_apply_is_told(override: str, message: str) -> None:
+    assert message in mistakes(BASE + "seed: 1\n", override)[0]
+
+
+def test_a_variant_is_the_recipe_with_its_changes() -> None:
+    recipe = Recipe.parse(
+        BASE
+        + """
+distill: {steps: 9, random_conditioning: {lambda: 3}}
+variants:
+  same: {}
+  small: {student: {preset: c-micro, weights: random}}
+  plain: {distill: {random_conditioning: {schedule: none}, feature_weight: 0}}
+  steep: {distill: {random_conditioning: {lambda: 7}}}
+  always: {distill: {random_conditioning: {schedule: constant, probability: 1}}}
+  soft: {distill: {random_conditioning: {schedule: sigmoid, midpoint: 0.5}}}
+"""
+    )
+    assert recipe.variant("same") == (recipe.student, recipe.distill)
+    student, distill = recipe.variant("small")
+    assert (student.preset, student.weights, distill) == ("c-micro", "random", recipe.distill)
+    found = {name: recipe.variant(name)[1].random_conditioning for name in recipe.variants}
+    assert found["plain"] == Never(schedule="none")
+    assert found["steep"] == Exponential(**{"lambda": 7.0})
+    assert found["always"] == Constant(schedule="constant", probability=1.0)
+    assert found["soft"] == Sigmoid(schedule="sigmoid", midpoint=0.5)
+    assert recipe.variant("plain")[1].steps == 9
+    assert recipe.distill.random_conditioning == Exponential(**{"lambda": 3.0})
+
+
+def test_a_mistake_of_a_section_is_not_told_again_for_every_variant() -> None:
+    told = mistakes(BASE + "distill: {steps: 0}\nvariants:\n  a: {distill: {max_grad_norm: 2}}\n  b: {}\n")
+    assert len(told) == 1
+    assert told[0].startswith("line 4: distill.steps")
+
+
+def test_a_variant_that_contradicts_its_recipe_is_told() -> None:
+    (line,) = mistakes(BASE + "variants:\n  a: {distill: {warmup_steps: 3}}\n")
+    assert line.startswith("line 5: variants.a.distill: lr_scheduler 'constant' has no warm-up")
+    (line,) = mistakes(BASE.replace("b-base", "c-base") + "variants:\n  a: {student: {width: 0.5}}\n")
+    assert line.startswith("line 5: variants.a.student: preset 'c-base' sets the width already")
+
+
+def test_a_variant_cannot_keep_settings_of_another_schedule() -> None:
+    (line,) = mistakes(BASE + "variants: {a: {distill: {random_conditioning: {schedule: none, lambda: 2}}}}\n")
+    assert "variants.a.distill.random_conditioning.lambda is not a setting" in line
+
+
+def test_files_and_teachers_are_found_from_the_recipes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "recipes"
+    (folder / "mine").mkdir(parents=True)
+    text = "teacher: {pipeline: PIPE}\nprompts: {files: [a.txt, ../b.csv, miniature], unseen_files: [u.txt]}\n"
+    (folder / "r.yaml").write_text(text.replace("PIPE", "mine") + "student: {preset: b-base}\n")
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.load("recipes/r.yaml", ["prompts.cached_files=[c.txt]"])
+    assert recipe.teacher.pipeline == str(folder / "mine")
+    assert recipe.prompts.files == (str(folder / "a.txt"), str(tmp_path / "b.csv"), "miniature")
+    assert recipe.prompts.unseen_files == (str(folder / "u.txt"),)
+    assert recipe.prompts.cached_files == (str(folder / "c.txt"),)
+    (tmp_path / "moved.yaml").write_text(recipe.to_yaml())
+    assert Recipe.load(tmp_path / "moved.yaml") == recipe
+    hub = Recipe.load(folder / "r.yaml", ["teacher.pipeline=someone/model"])
+    assert hub.teacher.pipeline == "someone/model"
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe.parse(BASE).seed = 3  # type: ignore[misc]
+
+
+SCHEDULES = st.one_of(
+    st.builds(lambda x: {"lambda": x}, st.floats(0, 50)),
+    st.builds(lambda x: {"schedule": "constant", "probability": x}, st.floats(0, 1)),
+    st.builds(lambda x: {"schedule": "sigmoid", "slope": x}, st.floats(-50, 50)),
+    st.just({"schedule": "none"}),
+)
+
+
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    words=st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8), max_size=3),
+    width=st.one_of(st.floats(0.01, 1), st.lists(st.integers(1, 999), min_size=1, max_size=4)),
+    schedules=st.dictionaries(st.from_regex(r"[a-s][a-z0-9_-]{0,5}", fullmatch=True), SCHEDULES, max_size=3),
+    learning_rate=st.floats(1e-12, 1),
+)
+@settings(max_examples=10, deadline=None)
+def test_what_is_written_is_read_again_as_the_same_recipe(
+    seed: int, words: list[str], width: Any, schedules: dict[str, Any], learning_rate: float
+) -> None:
+    recipe = Recipe.from_dict(
+        {
+            "seed": seed,
+            "teacher": {"pipeline": "miniature"},
+            "prompts": {"files": ["miniature"], "unseen_words": words},
+            "student": {"width": width},
+            "distill": {"learning_rate": learning_rate},
+            "variants": {name: {"distill": {"random_conditioning": value}} for name, value in schedules.items()}
+            or {"only": {}},
+        }
+    )
+    assert Recipe.parse(recipe.to_yaml()) == recipe
