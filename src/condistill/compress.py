@@ -197,9 +197,7 @@ class Compression:
             part = (accelerator.process_index, accelerator.num_processes)
             mine = len(prompts.cached) // accelerator.num_processes
             with track(self.console, "cache", mine, unit="images", quiet=part[0] > 0) as advance:
-                fill_cache(
-                    stage.path, self.family, prompts.cached, settings, seed=seed, part=part, on_images=advance
-                )
+                fill_cache(stage.path, self.family, prompts.cached, settings, seed=seed, part=part, on_images=advance)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 finish_cache(stage.path, self.family, settings, seed=seed, teacher=self.teacher_key)

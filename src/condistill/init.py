@@ -30,8 +30,8 @@ def write_recipe(teacher: str, prompts: Sequence[Path], out: Path) -> Path:
         if next(iter(read_prompts(path)), None) is None:
             raise CondistillError(f"{path} holds no prompts")
     template = resources.files("condistill").joinpath("recipe.yaml.j2").read_text(encoding="utf-8")
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
-    environment.filters["yaml"] = lambda value: yaml.safe_dump(value, default_flow_style=True, width=10**6).split("\n")[0]
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment.filters["yaml"] = _one_line
     text = environment.from_string(template).render(
         teacher=str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher,
         family=family.name,
@@ -42,6 +42,10 @@ def write_recipe(teacher: str, prompts: Sequence[Path], out: Path) -> Path:
     Recipe.parse(text, source=str(out))
     write_text(out, text)
     return out
+
+
+def _one_line(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).split("\n")[0]
 
 
 def _count(prompts: Sequence[Path], limit: int = 1_000_000) -> int:

@@ -54,7 +54,9 @@ def track(
         task = progress.add_task(description, total=total, note="")
 
         def advance(n: int, note: str = "") -> None:
-            progress.update(task, advance=n, **({"note": note} if note else {}))
+            if note:
+                progress.update(task, note=note)
+            progress.advance(task, n)
 
         yield advance
 

@@ -36,5 +36,7 @@ def draw_picture(pipeline: Path, prompt: str, out: Path, *, seed: int, steps: in
         seeds=[image_seed(seed, Stream.EVALUATION_NOISE, 0)],
     )
     with atomic_file(out) as partial:
-        Image.fromarray(family.decode(latents)[0]).save(partial, format=Image.registered_extensions()[out.suffix.lower()])
+        Image.fromarray(family.decode(latents)[0]).save(
+            partial, format=Image.registered_extensions()[out.suffix.lower()]
+        )
     return out

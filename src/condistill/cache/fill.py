@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,10 +17,18 @@ from condistill.recipe import CacheSettings
 from condistill.teachers.family import Family
 
 
+class Texts(Protocol):
+    """Prompts by number: a list, or a pool."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> str: ...
+
+
 def fill_cache(
     directory: Path,
     family: Family,
-    prompts: Sequence[str],
+    prompts: Texts,
     settings: CacheSettings,
     *,
     seed: int,
@@ -49,10 +58,11 @@ def fill_cache(
             on_images(len(mine))
             continue
         remove(partial_path(path))
-        latents = [
-            _draw_batch(family, prompts, mine[start : start + settings.batch_size], settings, seed, on_images)
-            for start in range(0, len(mine), settings.batch_size)
-        ]
+        latents = []
+        for start in range(0, len(mine), settings.batch_size):
+            batch = mine[start : start + settings.batch_size]
+            latents.append(_draw_batch(family, prompts, batch, settings, seed))
+            on_images(len(batch))
         dtype = np.dtype(settings.dtype)
         write_shard(path, np.concatenate(latents).astype(dtype), [prompts[i] for i in mine])
 
@@ -76,11 +86,10 @@ def finish_cache(directory: Path, family: Family, settings: CacheSettings, *, se
 
 def _draw_batch(
     family: Family,
-    prompts: Sequence[str],
+    prompts: Texts,
     indices: Sequence[int],
     settings: CacheSettings,
     seed: int,
-    on_images: Callable[[int], None],
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     noise = np.stack([image_noise(seed, Stream.CACHE_NOISE, i, family.latent_shape) for i in indices])
     latents = family.sample(
@@ -96,5 +105,4 @@ def _draw_batch(
             f"the teacher drew latents that are not finite for images {indices[0]} to {indices[-1]} in "
             f"{family._dtype(family.denoiser)}; try teacher.dtype: float32"
         )
-    on_images(len(indices))
     return latents.cpu().numpy()

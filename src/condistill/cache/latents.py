@@ -32,9 +32,12 @@ def write_shard(path: Path, latents: NDArray[Any], prompts: Sequence[str]) -> No
     """
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(latents))
     table = pa.record_batch([tensors, pa.array(prompts, pa.large_string())], names=["latents", "prompt"])
-    with atomic_file(path) as partial, pa.OSFile(str(partial), "wb") as sink:
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_batch(table)
+    with (
+        atomic_file(path) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
+        writer.write_batch(table)
 
 
 def read_shard(path: Path) -> tuple[NDArray[Any], Any]:
@@ -99,7 +102,7 @@ class LatentCache:
         return cls(directory, manifest)
 
     def __len__(self) -> int:
-        return self._length
+        return int(self._length)
 
     def __getitem__(self, index: int) -> tuple[NDArray[Any], str]:
         """Latents `[C, h, w]`, scaled as the denoiser sees x_0, and the prompt they were drawn for."""

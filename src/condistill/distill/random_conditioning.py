@@ -11,7 +11,7 @@ Losses are per sample, `[B]`; the caller reduces.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -47,7 +47,7 @@ class RandomConditioning:
         prompts, replaced = RandomConditioning()(own, random, noise_level, coin=torch.rand(len(own)))
     """
 
-    probability: Callable[[Tensor], Tensor] = exponential()
+    probability: Callable[[Tensor], Tensor] = field(default_factory=exponential)
     empty_prompt_probability: float = 0.1
 
     def __call__(

@@ -104,7 +104,10 @@ class Trainer:
         trained = StudentForward(family, student, with_features=with_features).to(family.device).train()
         self.trained = trained
         self.raw_optimizer = torch.optim.AdamW(
-            trained.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            trained.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=family.device.type in ("cpu", "cuda"),
         )
         self.schedule = get_scheduler(
             settings.lr_scheduler,
@@ -113,7 +116,9 @@ class Trainer:
             num_training_steps=settings.steps,
         )
         self.model, self.optimizer = accelerator.prepare(trained, self.raw_optimizer)
-        self.ema = EMAModel(trained.denoiser.parameters(), decay=settings.ema_decay) if settings.ema_decay else None
+        self.ema: EMAModel | None = None
+        if settings.ema_decay:
+            self.ema = EMAModel(trained.denoiser.parameters(), decay=settings.ema_decay, foreach=True)
         directory.mkdir(parents=True, exist_ok=True)
         self.history = History(directory / HISTORY_NAME, family.device)
         self.step = 0
@@ -143,7 +148,7 @@ class Trainer:
                 on_step(self.step, record)
                 if interrupted():
                     raise KeyboardInterrupt
-        denoiser = self.trained.denoiser
+        denoiser: nn.Module = self.trained.denoiser
         if self.ema is not None:
             self.ema.copy_to(denoiser.parameters())
         return denoiser
@@ -190,9 +195,7 @@ class Trainer:
         with_task = settings.task_weight > 0
         task = rc.task_loss(predicted, family.target(x_0, noise, timesteps), replaced) if with_task else zero
         loss = (
-            settings.output_weight * weight * output
-            + settings.feature_weight * feature
-            + settings.task_weight * task
+            settings.output_weight * weight * output + settings.feature_weight * feature + settings.task_weight * task
         )
         terms = {"loss": loss, "output": output, "feature": feature, "task": task, "repaired": replaced}
         self.history.add(terms, level)

@@ -64,26 +64,24 @@ def rounds(
 
 
 def draw_round(
-    directory: Path,
-    name: str,
+    path: Path,
     family: Family,
     denoiser: nn.Module,
     this: Round,
-    settings: EvaluateSettings,
     *,
+    batch_size: int,
     num_inference_steps: int,
     guidance_scale: float,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float32]:
-    """Latents `[N, C, h, w]` of a round; kept in `directory`, so that an interrupted evaluation goes on."""
-    path = directory / f"{name}-seed{this.seed}.arrow"
+    """Latents `[N, C, h, w]` of a round; kept in `path`, so that an interrupted evaluation goes on."""
     if not path.exists():
         parts = []
-        for start in range(0, len(this.prompts), settings.batch_size):
-            indices = range(start, min(start + settings.batch_size, len(this.prompts)))
+        for start in range(0, len(this.prompts), batch_size):
+            indices = range(start, min(start + batch_size, len(this.prompts)))
             stream, shape = Stream.EVALUATION_NOISE, family.latent_shape
             noise = np.stack([image_noise(this.seed, stream, i, shape) for i in indices])
-            latents = family.sample(
+            drawn = family.sample(
                 denoiser,
                 [this.prompts[i] for i in indices],
                 torch.from_numpy(noise),
@@ -91,7 +89,7 @@ def draw_round(
                 guidance_scale=guidance_scale,
                 seeds=[image_seed(this.seed, stream, i) for i in indices],
             )
-            parts.append(latents.cpu().numpy())
+            parts.append(drawn.cpu().numpy())
             on_images(len(indices))
         write_shard(path, np.concatenate(parts), this.prompts)
     else:

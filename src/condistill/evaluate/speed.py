@@ -19,11 +19,11 @@ from condistill.teachers.family import Family
 GIB = 2**30
 
 
-class _LiveMemory(TorchDispatchMode):
+class _LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages made while it is on, and their peak."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -54,10 +54,10 @@ def peak_memory_gb(family: Family, denoiser: nn.Module, *, batch_size: int = 1) 
         torch.cuda.reset_peak_memory_stats(family.device)
         before = torch.cuda.memory_allocated(family.device)
         family.predict(denoiser, x_t, timesteps, condition)
-        return float(weights + torch.cuda.max_memory_allocated(family.device) - before) / GIB
+        return float((weights + torch.cuda.max_memory_allocated(family.device) - before) / GIB)
     with _LiveMemory() as memory:
         family.predict(denoiser, x_t, timesteps, condition)
-    return (weights + memory.peak) / GIB
+    return float((weights + memory.peak) / GIB)
 
 
 def sec_per_image(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +39,14 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
         for name, denoiser in denoisers.items():
             for this in made:
                 latents = draw_round(
-                    directory,
-                    name,
+                    directory / f"{name}-seed{this.seed}.arrow",
                     family,
                     denoiser,
                     this,
-                    settings,
+                    batch_size=settings.batch_size,
                     num_inference_steps=steps,
                     guidance_scale=guidance,
-                    on_images=lambda n, name=name: advance(n, name),
+                    on_images=partial(advance, note=name),
                 )
                 drawn[name].append(latents)
     models, shown = measure(drawn, family, made, settings, judge)

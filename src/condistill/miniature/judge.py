@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ class Judge(nn.Module):
         super().__init__()
         channels = (3, width, 2 * width, 4 * width, 4 * width)
         layers: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width * 16, feature_size))
         self.heads = nn.ModuleDict(

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from condistill.distill.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from condistill.miniature import build
+from condistill.miniature import build, weights_path
 from condistill.miniature.judge import Judge, judge_images, to_tensor
 from condistill.miniature.world import TEMPLATES, Scene, all_scenes, render
 
@@ -81,7 +81,7 @@ def train(
         console.print(f"{name}: going on from step {first} of {steps}")
     for step in range(first, steps):
         loss = loss_at(step)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -132,7 +132,7 @@ def training_scenes() -> tuple[list[Scene], NDArray[np.uint8]]:
 def train_autoencoder(images: NDArray[np.uint8], work: Path, device: str) -> AutoencoderKL:
     """Reconstruction (L1 and L2) and a small KL; then the scaling factor that gives latents unit variance."""
     torch.manual_seed(0)
-    autoencoder = build.build_autoencoder().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autoencoder = build.build_autoencoder().to(device, memory_format=torch.channels_last)
 
     def loss_at(step: int) -> Tensor:
         rng = draw(3, step)
@@ -142,7 +142,8 @@ def train_autoencoder(images: NDArray[np.uint8], work: Path, device: str) -> Aut
         noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32)).to(device)
         restored = autoencoder.decode(posterior.mean + posterior.std * noise).sample
         difference = restored - batch
-        return difference.abs().mean() + 2 * difference.square().mean() + 1e-6 * posterior.kl().mean()
+        loss: Tensor = difference.abs().mean() + 2 * difference.square().mean() + 1e-6 * posterior.kl().mean()
+        return loss
 
     train(
         "autoencoder",
@@ -177,7 +178,7 @@ def train_denoiser(
     torch.manual_seed(0)
     tokenizer = build.build_tokenizer()
     text_encoder = build.build_text_encoder(tokenizer).to(device)
-    denoiser = build.build_denoiser().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    denoiser = build.build_denoiser().to(device, memory_format=torch.channels_last)
     scheduler = build.build_scheduler()
     abar = scheduler.alphas_cumprod
     weight = ((1 - abar) / abar).clamp(0.2, 5)
@@ -192,9 +193,7 @@ def train_denoiser(
         picked = rng.integers(0, len(scenes), DENOISER_BATCH)
         templates = rng.integers(0, len(TEMPLATES), DENOISER_BATCH)
         empty = rng.random(DENOISER_BATCH) < EMPTY_PROMPT_PROBABILITY
-        captions = [
-            "" if e else scenes[i].caption(t) for i, t, e in zip(picked, templates, empty, strict=True)
-        ]
+        captions = ["" if e else scenes[i].caption(t) for i, t, e in zip(picked, templates, empty, strict=True)]
         timesteps = torch.from_numpy(rng.integers(0, 1000, DENOISER_BATCH))
         x_0 = latents[torch.from_numpy(picked)]
         noise = torch.from_numpy(rng.standard_normal(x_0.shape, dtype=np.float32))
@@ -202,7 +201,8 @@ def train_denoiser(
         prompt_embeds = text_encoder(tokenize(captions).to(device)).last_hidden_state
         predicted = denoiser(x_t, timesteps.to(device), prompt_embeds).sample
         error = (predicted - noise.to(device)).square().mean((1, 2, 3))
-        return (weight[timesteps].to(device) * error).mean()
+        loss: Tensor = (weight[timesteps].to(device) * error).mean()
+        return loss
 
     modules = {"denoiser": denoiser, "text_encoder": text_encoder}
     train("denoiser", modules, loss_at, steps=DENOISER_STEPS, learning_rate=1.5e-3, work=work)
@@ -267,9 +267,9 @@ itself on 2,000 held-out renders. These are miniature figures, not FID on MS-COC
 
 
 def main(
-    out: Path = typer.Option(Path("src/condistill/miniature/weights"), help="Where the miniature is written."),
-    work: Path = typer.Option(Path("runs/miniature"), help="Checkpoints; a stopped training goes on from here."),
-    device: str = typer.Option("cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda."),
+    out: Annotated[Path, typer.Option(help="Where the miniature is written.")] = weights_path(),  # noqa: B008
+    work: Annotated[Path, typer.Option(help="Checkpoints; training goes on from here.")] = Path("runs/miniature"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
     """Train the miniature's judge, autoencoder, text encoder and denoiser from scratch."""
     started = time.monotonic()

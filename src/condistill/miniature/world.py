@@ -58,13 +58,9 @@ SHAPES: dict[str, Inside] = {
     "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) <= 0.78,
     "triangle": _polygon((0.0, 1.0), (0.98, -0.75), (-0.98, -0.75)),
     "diamond": _polygon((0.0, 1.1), (0.72, 0.0), (0.0, -1.1), (-0.72, 0.0)),
-    "cross": lambda x, y: (
-        (np.minimum(np.abs(x), np.abs(y)) <= 0.29) & (np.maximum(np.abs(x), np.abs(y)) <= 0.98)
-    ),
+    "cross": lambda x, y: (np.minimum(np.abs(x), np.abs(y)) <= 0.29) & (np.maximum(np.abs(x), np.abs(y)) <= 0.98),
     "moon": lambda x, y: (x**2 + y**2 <= 0.98**2) & ((x - 0.5) ** 2 + y**2 >= 0.78**2),
-    "arrow": _polygon(
-        (1.05, 0.0), (0.15, 0.9), (0.15, 0.34), (-1.0, 0.34), (-1.0, -0.34), (0.15, -0.34), (0.15, -0.9)
-    ),
+    "arrow": _polygon((1.05, 0.0), (0.15, 0.9), (0.15, 0.34), (-1.0, 0.34), (-1.0, -0.34), (0.15, -0.34), (0.15, -0.9)),
     "drop": _drop,
     "hourglass": lambda x, y: (np.abs(y) <= 0.9) & (np.abs(x) <= 0.14 + 0.8 * np.abs(y)),
     "star": _polygon(*_star_vertices(5, 1.12, 0.46)),
@@ -135,9 +131,7 @@ class Scene:
 
     def labels(self) -> tuple[int, ...]:
         """Index of each attribute's word in `ATTRIBUTES`, in its order."""
-        return tuple(
-            names.index(word) for names, word in zip(ATTRIBUTES.values(), astuple(self), strict=True)
-        )
+        return tuple(names.index(word) for names, word in zip(ATTRIBUTES.values(), astuple(self), strict=True))
 
 
 def all_scenes() -> list[Scene]:

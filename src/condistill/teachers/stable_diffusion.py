@@ -26,6 +26,7 @@ class StableDiffusion(Family):
 
         super().__init__(pipeline)
         self._noise = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self._total_timesteps: int = self._noise.config.num_train_timesteps
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise CondistillError(
                 f"the teacher's scheduler says prediction_type {self.prediction_type!r}; "
@@ -57,11 +58,11 @@ class StableDiffusion(Family):
     def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         dtype = self._dtype(denoiser)
         prompt_embeds = condition.tensors["prompt_embeds"].to(dtype)
-        prediction: Tensor = denoiser(x_t.to(dtype), timesteps, encoder_hidden_states=prompt_embeds).sample
-        return prediction.float()
+        prediction: Tensor = denoiser(x_t.to(dtype), timesteps, encoder_hidden_states=prompt_embeds).sample.float()
+        return prediction
 
     def timesteps(self, uniform: Tensor) -> Tensor:
-        return (uniform * self._noise.config.num_train_timesteps).long()
+        return (uniform * self._total_timesteps).long()
 
     def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         x_t: Tensor = self._noise.add_noise(x_0, noise, timesteps)
@@ -74,7 +75,7 @@ class StableDiffusion(Family):
         return velocity
 
     def noise_level(self, timesteps: Tensor) -> Tensor:
-        return timesteps.float() / self._noise.config.num_train_timesteps
+        return timesteps.float() / self._total_timesteps
 
     def alpha_bar(self, timesteps: Tensor) -> Tensor:
         alphas_cumprod: Tensor = self._noise.alphas_cumprod.to(timesteps.device)

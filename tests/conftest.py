@@ -1,0 +1,109 @@
+"""Toys shared by all tests: a random pipeline in miniature, its cache and its pool of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from condistill.cache.fill import fill_cache, finish_cache
+from condistill.cache.latents import LatentCache
+from condistill.miniature import build
+from condistill.miniature.world import UNSEEN_SHAPES, all_captions
+from condistill.prompts.pool import PromptPool
+from condistill.recipe import CacheSettings, TeacherSettings
+from condistill.teachers.family import Family
+from condistill.teachers.load import load_teacher, teacher_key
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Toys are so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def build_tiny_pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
+    """A `StableDiffusionPipeline` with random weights, 64x64 images and latents `[4, 8, 8]`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = build.build_tokenizer()
+        return build.assemble(
+            build.build_autoencoder(),
+            build.build_text_encoder(tokenizer),
+            tokenizer,
+            build.build_denoiser(block_out_channels=(16, 32, 32), norm_num_groups=4, attention_head_dim=2),
+            build.build_scheduler(prediction_type),
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline_dir(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An epsilon-predicting pipeline as `save_pretrained` leaves it, in safetensors. Read only."""
+    path = tmp_path_factory.mktemp("tiny") / "pipeline"
+    build_tiny_pipeline().save_pretrained(path, safe_serialization=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_v_pipeline_dir(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights, said to predict the velocity. Read only."""
+    path = tmp_path_factory.mktemp("tiny_v") / "pipeline"
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir, use_safetensors=True)
+    pipeline.scheduler = build.build_scheduler("v_prediction")
+    pipeline.save_pretrained(path, safe_serialization=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_pipeline_dir: Path) -> TeacherSettings:
+    return TeacherSettings(pipeline=str(tiny_pipeline_dir))
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tiny_settings: TeacherSettings) -> Family:
+    """The epsilon-predicting teacher, loaded. Leave it as it is."""
+    return load_teacher(tiny_settings)
+
+
+@pytest.fixture(scope="session")
+def tiny_v_family(tiny_v_pipeline_dir: Path) -> Family:
+    """The velocity-predicting teacher, loaded. Leave it as it is."""
+    return load_teacher(TeacherSettings(pipeline=str(tiny_v_pipeline_dir)))
+
+
+@pytest.fixture(scope="session")
+def tiny_prompts() -> list[str]:
+    """20 captions without unseen shapes."""
+    seen = [caption for caption in all_captions() if not set(caption.split()) & set(UNSEEN_SHAPES)]
+    return seen[:: len(seen) // 20][:20]
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(
+    tiny_family: Family,
+    tiny_settings: TeacherSettings,
+    tiny_prompts: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> LatentCache:
+    """20 latents in shards of 8, drawn in 2 steps. Read only."""
+    directory = tmp_path_factory.mktemp("tiny_cache")
+    settings = CacheSettings(
+        size=20, num_inference_steps=2, guidance_scale=3.0, batch_size=8, shard_size=8, dtype="float16"
+    )
+    fill_cache(directory, tiny_family, tiny_prompts, settings, seed=0)
+    return finish_cache(directory, tiny_family, settings, seed=0, teacher=teacher_key(tiny_settings))
+
+
+@pytest.fixture(scope="session")
+def tiny_pool(tiny_prompts: list[str], tmp_path_factory: pytest.TempPathFactory) -> PromptPool:
+    """The cached prompts and 100 captions more, unseen shapes among them. Read only."""
+    captions = all_captions()
+    return PromptPool.from_prompts(
+        [*tiny_prompts, *captions[:: len(captions) // 100]], tmp_path_factory.mktemp("tiny_pool") / "prompts.arrow"
+    )
