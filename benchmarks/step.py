@@ -52,7 +52,8 @@ def main(
     text = (
         f"# A training step on the miniature\n\nCommand: `python benchmarks/step.py --batch-size {batch_size}`. "
         f"Machine: {machine()}, torch {torch.__version__}. Medians of {rounds} turns.\n\n"
-        f"| part | ms |\n|---|---|\n{rows}\n\nA whole step takes {median['whole step'] / models:.2f} times its models.\n"
+        f"| part | ms |\n|---|---|\n{rows}\n\n"
+        f"A whole step takes {median['whole step'] / models:.2f} times its models.\n"
     )
     (Path(__file__).parent / "step.md").write_text(text, encoding="utf-8")
     typer.echo(text)

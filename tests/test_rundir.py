@@ -57,6 +57,22 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_in_which_somebody_keeps_a_recipe_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe().to_yaml(), encoding="utf-8")
+    for update in (False, True):
+        with pytest.raises(CondistillError, match="holds no run of condistill; choose another --out"):
+            RunDir.open(tmp_path, recipe(), update=update)
+    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == recipe().to_yaml()
+
+
+def test_a_stage_whose_file_is_lost_is_not_done(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "cache", "one")
+    (stage.begin() / "pool").touch()
+    stage.finish()
+    assert stage.is_done("pool")
+    assert not stage.is_done("pool", "other")
+
+
 def test_an_empty_folder_becomes_a_run(tmp_path: Path) -> None:
     assert RunDir.open(tmp_path, recipe()).stage("cache", "k").path == tmp_path / "cache"
 

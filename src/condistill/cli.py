@@ -3,34 +3,75 @@
 from __future__ import annotations
 
 import errno
-import logging
-import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
+from condistill import __version__
 from condistill.errors import CondistillError
-from condistill.recipe import Recipe
+from condistill.quiet import quiet_environment
+
+if TYPE_CHECKING:
+    from condistill.compress import StageName
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "demo": ("condistill demo", "condistill demo --out runs/short -s distill.steps=300"),
+    "init": (
+        "condistill init ./my-pipeline --prompts prompts.txt",
+        "condistill init org/model -p a.parquet -p b.csv -o recipe.yaml",
+    ),
+    "validate": ("condistill validate recipe.yaml", "condistill validate recipe.yaml -s student.preset=c-small"),
+    "run": (
+        "condistill run recipe.yaml",
+        "condistill run recipe.yaml -o runs/long -s distill.steps=100000",
+        "condistill run recipe.yaml -s evaluate.prompts_per_split=500 --update",
+    ),
+    "prompts": ("condistill prompts recipe.yaml",),
+    "cache": ("condistill cache recipe.yaml", "condistill cache recipe.yaml --verify"),
+    "distill": ("condistill distill recipe.yaml",),
+    "evaluate": ("condistill evaluate recipe.yaml",),
+    "report": ("condistill report recipe.yaml --out runs/recipe",),
+    "sample": (
+        'condistill sample runs/recipe/pipelines/random_conditioning "a red fox"',
+        'condistill sample miniature "a small red star" --guidance 3 -o star.png',
+    ),
+    "doctor": ("condistill doctor",),
+}
+"""What the help of every command ends with."""
+
+
+class Stopped(Exception):  # noqa: N818 - no error
+    """Ctrl-C."""
+
+
+class Commands(TyperGroup):
+    """Tells Ctrl-C apart from other exits, of which typer makes one thing."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Stopped from error
+
 
 app = typer.Typer(
     name="condistill",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Turn a diffusion pipeline (the teacher) and a list of prompts into a smaller, faster pipeline that draws
-the same things, without a single training image.
-
-Start with `condistill demo`, which needs no download, then `condistill init TEACHER --prompts FILE` and
-`condistill run recipe.yaml`. A run goes on where it was stopped: run the same command again.""",
 )
 console = Console(stderr=True)
-EXIT_INTERRUPTED = 130
 
 RecipePath = Annotated[Path, typer.Argument(help="A recipe file; `condistill init` writes one.", show_default=False)]
 Overrides = Annotated[
@@ -48,30 +89,69 @@ Update = Annotated[
 ]
 
 
-def _run_until(recipe: Path, overrides: Sequence[str] | None, out: Path | None, update: bool, stage: str) -> Path:
-    loaded = Recipe.load(recipe, overrides or ())
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command under its function's name, with its examples at the end of its help."""
+    examples = "\n".join(f"    {line}" for line in EXAMPLES[function.__name__])
+    return app.command(epilog=f"Examples:\n\n{examples}")(function)
+
+
+def say(text: str) -> None:
+    """A line to the user, as it is: not wrapped, so that paths can be copied."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"condistill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def condistill(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and warnings; also after the command.")
+    ] = False,
+) -> None:
+    """Turn a diffusion pipeline (the teacher) and a list of prompts into a smaller, faster pipeline that draws
+    the same things, without a single training image.
+
+    Start with `condistill demo`, which needs no download, then `condistill init TEACHER --prompts FILE` and
+    `condistill run recipe.yaml`. A run goes on where it was stopped: run the same command again.
+    """
+
+
+def _run_until(stage: StageName, recipe: Path, overrides: Sequence[str] | None, out: Path | None, update: bool) -> Path:
+    from condistill.recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides or ())  # a mistake is told before anything heavy is imported
     from condistill.compress import compress
 
-    return compress(loaded, out or Path("runs") / recipe.stem, until=stage, update=update, console=console)  # type: ignore[arg-type]
+    return compress(loaded, out or Path("runs") / recipe.stem, until=stage, update=update, console=console)
 
 
-@app.command()
+@command
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's directory.")] = Path("runs/demo"),
     overrides: Overrides = None,
+    update: Update = False,
 ) -> None:
     """Show the whole thing on the embedded miniature: no download, about ten minutes on two cores.
 
     A quarter of the shapes are left out of the cached prompts. The same student is distilled twice, plainly and
     with random conditioning, and a judge tells which of them can draw the shapes it never saw.
     """
-    from condistill.compress import compress
     from condistill.miniature.demo import demo_recipe
 
-    compress(demo_recipe(overrides or ()), out, console=console)
+    recipe = demo_recipe(overrides or ())
+    from condistill.compress import compress
+
+    compress(recipe, out, update=update, console=console)
 
 
-@app.command()
+@command
 def init(
     teacher: Annotated[str, typer.Argument(help="A diffusers pipeline directory or hub name.", show_default=False)],
     prompts: Annotated[
@@ -83,34 +163,38 @@ def init(
     from condistill.init import write_recipe
 
     path = write_recipe(teacher, prompts, out)
-    console.print(f"wrote {path}; read it, then: condistill run {path}", highlight=False)
+    say(f"wrote {path}; read it, then: condistill run {path}")
 
 
-@app.command()
+@command
 def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Check a recipe and print it with every default filled in; nothing is loaded."""
+    """Check a recipe, its teacher and its prompt files, and print it with every default filled in.
+
+    Nothing is loaded and nothing is written.
+    """
+    from condistill.recipe import Recipe
+
     loaded = Recipe.load(recipe, overrides or ())
-    from condistill.teachers.load import family_class, read_index
+    from condistill.compress import check_inputs
 
-    _, index = read_index(loaded.teacher)
-    family = family_class(loaded.teacher, index)
+    family = check_inputs(loaded)
     typer.echo(loaded.to_yaml(), nl=False)
-    console.print(f"{recipe} is valid; the teacher is of family {family.name}", highlight=False)
+    say(f"{recipe} is valid; the teacher is of family {family.name}")
 
 
-@app.command()
+@command
 def run(recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False) -> None:
     """Run every stage of a recipe that is missing or out of date, up to the report."""
-    _run_until(recipe, overrides, out, update, "report")
+    _run_until("report", recipe, overrides, out, update)
 
 
-@app.command()
+@command
 def prompts(recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False) -> None:
     """Build the text pool: read the prompts, drop duplicates and empty lines, split seen from unseen."""
-    _run_until(recipe, overrides, out, update, "prompts")
+    _run_until("prompts", recipe, overrides, out, update)
 
 
-@app.command()
+@command
 def cache(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -119,53 +203,54 @@ def cache(
     verify: Annotated[bool, typer.Option("--verify", help="Compare every shard with its checksum.")] = False,
 ) -> None:
     """Let the teacher draw the cached latents; goes on after the last whole shard."""
-    path = _run_until(recipe, overrides, out, update, "cache")
+    path = _run_until("cache", recipe, overrides, out, update) / "cache"
     if verify:
         from condistill.cache.latents import LatentCache
 
-        latents = LatentCache.open(path / "cache")
+        latents = LatentCache.open(path)
         latents.verify()
-        console.print(f"every shard of {path / 'cache'} is as it was written ({len(latents):,} latents)")
+        say(f"every shard of {path} is as it was written ({len(latents):,} latents)")
 
 
-@app.command()
+@command
 def distill(recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False) -> None:
     """Derive the students and train them; goes on from the newest checkpoint."""
-    _run_until(recipe, overrides, out, update, "distill")
+    _run_until("distill", recipe, overrides, out, update)
 
 
-@app.command()
+@command
 def evaluate(recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False) -> None:
     """Draw the same prompts from the same noise with every model, and measure: `metrics.json`."""
-    _run_until(recipe, overrides, out, update, "evaluate")
+    _run_until("evaluate", recipe, overrides, out, update)
 
 
-@app.command()
+@command
 def report(recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False) -> None:
     """Write the report: one self-contained page, `report.html`."""
-    _run_until(recipe, overrides, out, update, "report")
+    _run_until("report", recipe, overrides, out, update)
 
 
-@app.command()
+@command
 def sample(
-    pipeline: Annotated[Path, typer.Argument(help="A pipeline directory, a student's or a teacher's.")],
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    pipeline: Annotated[
+        str, typer.Argument(help="A pipeline directory or hub name, or `miniature`.", show_default=False)
+    ],
+    prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("sample.png"),
     seed: Annotated[int, typer.Option(help="Seed of the starting noise.", min=0)] = 0,
     steps: Annotated[int, typer.Option(help="Sampling steps.", min=1)] = 25,
     guidance: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Guidance scale. Default: what the pipeline's card says, else 7.5.", min=0),
-    ] = None,
+        float, typer.Option(help="Guidance scale: 7.5 as in diffusers; the miniature was made for 3.", min=0)
+    ] = 7.5,
 ) -> None:
-    """Draw one picture with a finished pipeline."""
+    """Draw one picture with a finished pipeline; the same seed is the same noise for teacher and student."""
     from condistill.sample import draw_picture
 
-    path = draw_picture(pipeline, prompt, out, seed=seed, steps=steps, guidance=guidance)
-    console.print(f"wrote {path}", highlight=False)
+    say(f"wrote {draw_picture(pipeline, prompt, out, seed=seed, steps=steps, guidance=guidance)}")
 
 
-@app.command()
+@command
 def doctor() -> None:
     """Tell versions and devices, what is missing and how to get it."""
     from condistill.doctor import examine
@@ -174,43 +259,75 @@ def doctor() -> None:
         raise CondistillError("something that condistill needs is missing; see above")
 
 
-def _quiet_libraries() -> None:
-    """Their advice is for developers; what a user needs to know we say ourselves."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(diffusers|transformers|torch|accelerate)\b")
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-def _told(error: BaseException) -> tuple[str, int] | None:
-    """What a user is told of an error, and the exit code; None for a bug of ours."""
+def _is_full(error: BaseException) -> bool:
+    """Whether a disk or a quota is full: some libraries say so in words only."""
+    numbered = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return numbered or any(words in str(error) for words in ("No space left", "quota exceeded"))
+
+
+def _told(error: Exception) -> str:
+    """What a user is told of an error."""
+    for cause in _chain(error):
+        if _is_full(cause):
+            place = f" for {cause.filename}" if isinstance(cause, OSError) and cause.filename else ""
+            return f"no space is left on the disk{place}; free some and run the same command again to go on"
     if isinstance(error, CondistillError):
-        return str(error), 1
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped; what is finished is kept: run the same command again to go on", EXIT_INTERRUPTED
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        place = f" for {error.filename}" if error.filename else ""
-        return f"no space is left on the disk{place}; free some and run the same command again to go on", 1
-    return None
+        return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
+        return "the device is out of memory; lower cache.batch_size, distill.micro_batch_size or evaluate.batch_size"
+    what = (str(error).splitlines() or [""])[0]
+    return f"unexpected: {type(error).__name__}: {what} (a bug: run with --debug for the traceback)"
+
+
+_UsageError = cast("type[Exception]", typer.BadParameter.__mro__[2])
+"""click's, or that of typer's own copy of click."""
+
+
+def _usage(error: Any) -> str:
+    """What a user is told of a command that is not one; of no command at all, typer has printed the help."""
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "condistill"
+    return f"{error.format_message().rstrip('.')}; `{path} --help` shows how it is used"
+
+
+def _split_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without `--debug`, and whether it was there; what follows `--` is left alone."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = [argument for argument in arguments[:end] if argument != "--debug"]
+    return [*options, *arguments[end:]], len(options) < end
+
+
+def _fail(text: str, code: int) -> None:
+    console.print("[red]error:[/] ", end="")
+    say(text)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `condistill` command: exit code 0 only on success, an error in one readable line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
-    _quiet_libraries()
+    given, debug = _split_debug(list(sys.argv[1:] if arguments is None else arguments))
+    quiet_environment()
     try:
-        app(given, standalone_mode=False)
-    except typer.Exit as leaving:
-        sys.exit(leaving.exit_code)
-    except (CondistillError, KeyboardInterrupt, OSError) as error:
-        told = _told(error)
-        if debug or told is None:
-            raise
-        console.print("[red]error:[/] ", end="")
-        console.print(told[0], markup=False, highlight=False, soft_wrap=True)
-        sys.exit(told[1])
-    except typer.Abort:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+            sys.exit(app(given, prog_name="condistill", standalone_mode=False))
+    except (Stopped, KeyboardInterrupt, typer.Abort):
+        say("stopped; what is finished is kept: run the same command again to go on")
         sys.exit(EXIT_INTERRUPTED)
+    except _UsageError as error:
+        code: int = getattr(error, "exit_code", 2)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.exit(code)
+        _fail(_usage(error), code)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(_told(error), EXIT_FAILED)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,16 +18,18 @@ from rich.console import Console
 
 from condistill.atomic import write_text
 from condistill.cache.fill import fill_cache, finish_cache
-from condistill.cache.latents import LatentCache
+from condistill.cache.latents import MANIFEST_NAME, LatentCache, shard_name, verify_left
 from condistill.errors import CondistillError
 from condistill.progress import track
 from condistill.prompts.pool import PromptPool
-from condistill.prompts.readers import is_tabular
-from condistill.prompts.split import split_indices
+from condistill.prompts.readers import is_tabular, read_prompts
+from condistill.prompts.split import has_word, split_indices
+from condistill.quiet import quiet_libraries
 from condistill.randomness import Stream, generator
 from condistill.recipe import Recipe
 from condistill.rundir import RunDir, Stage, hash_file, key_of
-from condistill.teachers.load import load_teacher, read_index, teacher_key
+from condistill.teachers.family import Family
+from condistill.teachers.load import family_class, load_teacher, read_index, teacher_key
 
 StageName = Literal["prompts", "cache", "distill", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = ("prompts", "cache", "distill", "evaluate", "report")
@@ -74,7 +78,21 @@ def compress(
     Raises:
         CondistillError: says what was given, what is allowed and what to do.
     """
-    return Compression(recipe, Path(out), update=update, console=console or Console(stderr=True)).run(until)
+    with quiet_libraries():
+        return Compression(recipe, Path(out), update=update, console=console or Console(stderr=True)).run(until)
+
+
+def check_inputs(recipe: Recipe) -> type[Family]:
+    """Look at all that a run reads, and load nothing; the family of the teacher.
+
+    Raises:
+        CondistillError: the teacher or a file of prompts cannot be used.
+    """
+    _, index = read_index(recipe.teacher)
+    settings = recipe.prompts
+    for name in (*settings.files, *settings.cached_files, *settings.unseen_files):
+        next(iter(read_prompts(name, column=settings.column)), None)
+    return family_class(recipe.teacher, index)
 
 
 class Compression:
@@ -83,13 +101,16 @@ class Compression:
     def __init__(self, recipe: Recipe, out: Path, *, update: bool, console: Console) -> None:
         self.recipe = recipe
         self.console = console
-        read_index(recipe.teacher)  # a wrong teacher is told before anything is written
-        self.run_dir = RunDir.open(out, recipe, update=update)
+        check_inputs(recipe)  # what cannot be used is told before anything is written
+        self.run_dir = RunDir(out)
+        if self.accelerator.is_main_process:
+            RunDir.open(out, recipe, update=update)
+        self.accelerator.wait_for_everyone()
         self.teacher_key = teacher_key(recipe.teacher)
 
     def run(self, until: StageName) -> Path:
         last = STAGES.index(until)
-        self.say(f"[bold]condistill[/] {self.run_dir.path}")
+        self.say(f"condistill {self.run_dir.path}", style="bold")
         prompts = self.prompts()
         if last >= 1:
             self.cache(prompts)
@@ -102,9 +123,10 @@ class Compression:
             self.report()
         return self.run_dir.path
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, style: str = "") -> None:
+        """Print a line on the main process as it is: no markup, and not wrapped, so that paths can be copied."""
         if self.accelerator.is_main_process:
-            self.console.print(text, highlight=False)
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     @cached_property
     def accelerator(self) -> Any:
@@ -113,15 +135,22 @@ class Compression:
         settings = [self.recipe.variant(name)[1] for name in self.recipe.variants]
         if len({(s.mixed_precision, s.tracker) for s in settings}) > 1:
             raise CondistillError("all variants of a run share distill.mixed_precision and distill.tracker")
-        tracker = settings[0].tracker
-        return Accelerator(
-            mixed_precision=settings[0].mixed_precision,
-            log_with=None if tracker == "none" else tracker,
-            project_dir=str(self.run_dir.path / "tracker"),
-        )
+        tracker, precision = settings[0].tracker, settings[0].mixed_precision
+        if tracker != "none" and importlib.util.find_spec(tracker) is None:
+            raise CondistillError(f"distill.tracker is {tracker!r}, which is not installed: pip install {tracker}")
+        try:
+            return Accelerator(
+                mixed_precision=precision,
+                log_with=None if tracker == "none" else tracker,
+                project_dir=str(self.run_dir.path / "tracker"),
+            )
+        except ValueError as error:
+            raise CondistillError(f"distill.mixed_precision {precision!r} cannot be used here: {error}") from error
 
     @cached_property
-    def family(self) -> Any:
+    def family(self) -> Family:
+        """The teacher, loaded when it is first needed."""
+        self.say(f"teacher: loading {self.recipe.teacher.pipeline}")
         family = load_teacher(self.recipe.teacher, device=self.accelerator.device)
         if family.device.type == "cpu":
             family.denoiser.to(memory_format=torch.channels_last)
@@ -132,6 +161,7 @@ class Compression:
 
     # prompts
 
+    @cached_property
     def _prompt_stage(self) -> Stage:
         settings = self.recipe.prompts
         names = [*settings.files, *settings.cached_files, *settings.unseen_files]
@@ -140,9 +170,9 @@ class Compression:
 
     def prompts(self) -> Prompts:
         """Build the pool, split it, and choose what is cached."""
-        settings, stage = self.recipe.prompts, self._prompt_stage()
+        settings, stage = self.recipe.prompts, self._prompt_stage
         folder = stage.path
-        if not stage.is_done():
+        if not stage.is_done("pool.arrow", "cached.arrow", *(["unseen.arrow"] if settings.unseen_files else [])):
             if self.accelerator.is_main_process:
                 stage.begin()
                 self._build_prompts(folder)
@@ -151,6 +181,7 @@ class Compression:
         pool = PromptPool.open(folder / "pool.arrow")
         held_out = PromptPool.open(folder / "unseen.arrow") if settings.unseen_files else None
         seen, unseen = split_indices(pool, unseen_words=settings.unseen_words, unseen_prompts=held_out)
+        self._check_words(pool, unseen)
         prompts = Prompts(pool, PromptPool.open(folder / "cached.arrow"), seen, unseen)
         counts = pool.counts
         self.say(
@@ -158,6 +189,17 @@ class Compression:
             f"dropped), {len(unseen):,} of them never cached; {len(prompts.cached):,} to cache"
         )
         return prompts
+
+    def _check_words(self, pool: PromptPool, unseen: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+        """No word of `unseen_words` is passed over in silence: one that no prompt has is told."""
+        words = self.recipe.prompts.unseen_words
+        idle = [word for word in words if not any(has_word(pool[i], (word,)) for i in unseen.tolist())]
+        if not idle:
+            return
+        told = f"no prompt of the pool has {' or '.join(map(repr, idle))} of prompts.unseen_words"
+        if len(idle) == len(words):
+            raise CondistillError(f"{told}, so nothing would be held out; correct the words or leave them out")
+        self.say(f"warning: {told}", style="yellow")
 
     def _build_prompts(self, folder: Path) -> None:
         settings, size = self.recipe.prompts, self.recipe.cache.size
@@ -184,15 +226,35 @@ class Compression:
     def _cache_stage(self) -> Stage:
         settings = self.recipe.cache
         keyed = settings.model_dump(exclude={"batch_size"})
-        return self._stage("cache", self._prompt_stage().key, self.teacher_key, keyed, self.recipe.teacher.dtype)
+        return self._stage("cache", self._prompt_stage.key, self.teacher_key, keyed, self.recipe.teacher.dtype)
+
+    def _check_what_follows(self, prompts: Prompts) -> None:
+        """What would fail after hours of drawing is told before: students, and prompts that cannot be judged."""
+        from condistill.evaluate.run import rounds
+        from condistill.evaluate.stage import choose_judge
+        from condistill.students.costs import build_on_meta, plain_config
+        from condistill.students.derive import derive_student
+
+        denoiser, evaluation = self.family.denoiser, self.recipe.evaluate
+        shapes = build_on_meta(type(denoiser), plain_config(denoiser))
+        for name in self.recipe.variants:
+            student, _ = self.recipe.variant(name)
+            try:
+                derive_student(shapes, preset=student.preset, width=student.width, weights=student.weights)
+            except CondistillError as error:
+                raise CondistillError(f"the student {name!r} cannot be made: {error}") from error
+        choose_judge(evaluation.judge, rounds(evaluation, prompts.choose, prompts.splits))
 
     def cache(self, prompts: Prompts) -> LatentCache:
         """Let the teacher draw what is missing."""
         settings, stage = self.recipe.cache, self._cache_stage()
-        if not stage.is_done():
+        shards = [shard_name(i) for i in range(-(-len(prompts.cached) // settings.shard_size))]
+        if not stage.is_done(MANIFEST_NAME, *shards):
             accelerator, seed = self.accelerator, self.recipe.seed
             if accelerator.is_main_process:
-                stage.begin()
+                verify_left(stage.begin())
+                check_space(stage.path, len(prompts.cached), self.family.latent_shape, settings.dtype)
+                self._check_what_follows(prompts)
             accelerator.wait_for_everyone()
             part = (accelerator.process_index, accelerator.num_processes)
             mine = len(prompts.cached) // accelerator.num_processes
@@ -220,10 +282,10 @@ class Compression:
 
     def distill(self, name: str, prompts: Prompts) -> None:
         """Derive and train one student, and save its pipeline."""
-        from condistill.distill.stage import distill_variant
+        from condistill.distill.stage import STUDENT_NAME, distill_variant
 
         stage = self._distill_stage(name)
-        if stage.is_done() and self.pipeline_path(name).is_dir():
+        if stage.is_done(STUDENT_NAME) and self.pipeline_path(name).is_dir():
             self.say(f"{name}: done already, {self.pipeline_path(name)}")
             return
         if self.accelerator.is_main_process:
@@ -269,7 +331,7 @@ class Compression:
         from condistill.evaluate.stage import evaluate_models
 
         stage = self._evaluate_stage()
-        if not stage.is_done() and self.accelerator.is_main_process:
+        if not stage.is_done("metrics.json", "grid.json") and self.accelerator.is_main_process:
             stage.begin()
             evaluate_models(self, stage.path, prompts)
             stage.finish()
@@ -285,6 +347,22 @@ class Compression:
 
         if self.accelerator.is_main_process:
             write_run_report(self, self._evaluate_stage().path)
+
+
+def check_space(folder: Path, images: int, latent_shape: tuple[int, ...], dtype: str) -> None:
+    """Whether the latents that are still to be drawn fit on the disk.
+
+    Raises:
+        CondistillError: they do not; nothing was drawn yet.
+    """
+    needed = images * int(np.prod(latent_shape)) * np.dtype(dtype).itemsize
+    needed -= sum(file.stat().st_size for file in folder.glob("shard-*.arrow"))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CondistillError(
+            f"the cache needs {needed / 2**30:,.2f} GiB more in {folder} and {free / 2**30:,.2f} GiB are free; free "
+            "some space, choose another --out, or lower cache.size"
+        )
 
 
 def machine() -> str:

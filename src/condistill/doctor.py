@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 REQUIRED = (
@@ -38,7 +39,7 @@ def installed(package: str) -> str | None:
 
 
 def examine(console: Console) -> bool:
-    """Print what there is; True if nothing that is needed is missing."""
+    """Print what there is; True if all that is needed is there and works."""
     table = Table(title="condistill doctor", title_justify="left", box=None, pad_edge=False)
     table.add_column("what")
     table.add_column("found")
@@ -50,21 +51,26 @@ def examine(console: Console) -> bool:
         table.add_row(package, version or "[red]missing[/]", "" if version else f"pip install {package}")
     for package, how in OPTIONAL.items():
         table.add_row(f"{package} (optional)", installed(package) or "-", "" if installed(package) else how)
-    for name, found in devices():
-        table.add_row(name, found, "")
+    found = devices()
+    for name, told in found:
+        table.add_row(name, told, "")
     table.add_row("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB", "")
-    whole = miniature_is_there()
+    whole, works = miniature_is_there(), "torch" not in dict(found)
     table.add_row("miniature", "there" if whole else "[red]missing[/]", "" if whole else "make miniature, or reinstall")
     console.print(table)
-    console.print("all is well" if not missing and whole else "something is missing", highlight=False)
-    return not missing and whole
+    well = not missing and whole and works
+    console.print("all is well" if well else "something is missing", highlight=False)
+    return well
 
 
 def devices() -> list[tuple[str, str]]:
-    """Each device torch can use, with its memory or threads."""
+    """Each device torch can use, with its memory or threads; or why torch cannot be used."""
     if installed("torch") is None:
         return []
-    import torch
+    try:
+        import torch
+    except Exception as error:  # whatever is wrong with it, this is the command that says so
+        return [("torch", f"[red]cannot be imported[/]: {escape(str(error))}")]
 
     found = [("CPU", f"{torch.get_num_threads()} threads")]
     for index in range(torch.cuda.device_count()):

@@ -74,7 +74,8 @@ def _lines(console: Console, description: str, total: int, unit: str, *, quiet: 
         last = now
         rate = done / max(now - started, 1e-9)
         left = (total - done) / max(rate, 1e-9)
-        console.print(f"{description}: {done}/{total}  {rate:.1f} {unit}/s  {_clock(left)} left  {note}".rstrip())
+        line = f"{description}: {done}/{total}  {rate:.1f} {unit}/s  {_clock(left)} left  {note}".rstrip()
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     return advance
 

@@ -15,6 +15,8 @@ from condistill.errors import CondistillError
 from condistill.recipe import Recipe
 
 RECIPE_NAME = "recipe.yaml"
+_HEAD = "# The resolved recipe of a run of condistill: every setting, defaults included.\n"
+"""Tells a run's directory from one in which somebody keeps a recipe."""
 _STATE_NAME = "stage.json"
 
 
@@ -47,9 +49,9 @@ class Stage:
         state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return state
 
-    def is_done(self) -> bool:
-        """Whether the whole artefact is there, made from the same settings and inputs."""
-        return self._state() == {"key": self.key, "done": True}
+    def is_done(self, *files: str) -> bool:
+        """Whether the whole artefact is there, these files of it too, made from the same settings and inputs."""
+        return self._state() == {"key": self.key, "done": True} and all((self.path / file).exists() for file in files)
 
     def begin(self) -> Path:
         """Return the folder to fill: emptied if its key is another, as it was left if interrupted."""
@@ -84,8 +86,9 @@ class RunDir:
             CondistillError: the directory holds another recipe, or something that is no run at all.
         """
         file = path / RECIPE_NAME
-        if file.exists():
-            held = yaml.safe_load(file.read_text(encoding="utf-8"))
+        held_text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if held_text.startswith(_HEAD):
+            held = yaml.safe_load(held_text)
             changed = sorted(_differences(held, yaml.safe_load(recipe.to_yaml())))
             if changed and not update:
                 raise CondistillError(
@@ -103,7 +106,7 @@ class RunDir:
             raise CondistillError(f"{path} cannot be made ({error.strerror}); choose another --out") from error
         if not os.access(path, os.W_OK):
             raise CondistillError(f"{path} cannot be written; choose another --out")
-        write_text(file, recipe.to_yaml())
+        write_text(file, _HEAD + recipe.to_yaml())
         return cls(path)
 
     def stage(self, name: str, key: str) -> Stage:

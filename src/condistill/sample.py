@@ -9,6 +9,7 @@ from PIL import Image
 
 from condistill.atomic import atomic_file
 from condistill.errors import CondistillError
+from condistill.quiet import quiet_libraries
 from condistill.randomness import Stream, image_noise, image_seed
 from condistill.recipe import TeacherSettings
 from condistill.teachers.load import load_teacher
@@ -16,7 +17,8 @@ from condistill.teachers.load import load_teacher
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def draw_picture(pipeline: Path, prompt: str, out: Path, *, seed: int, steps: int, guidance: float) -> Path:
+@quiet_libraries()
+def draw_picture(pipeline: str, prompt: str, out: Path, *, seed: int, steps: int, guidance: float) -> Path:
     """Write the picture of a prompt; the same seed gives every pipeline of one family the same starting noise.
 
     Raises:
@@ -24,8 +26,10 @@ def draw_picture(pipeline: Path, prompt: str, out: Path, *, seed: int, steps: in
     """
     if out.suffix.lower() not in FORMATS:
         raise CondistillError(f"--out {out}: a picture's name ends in one of {', '.join(FORMATS)}")
+    if not pipeline.strip():
+        raise CondistillError("no pipeline is named; give its directory, a hub name, or miniature")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    family = load_teacher(TeacherSettings(pipeline=str(pipeline)), device=device)
+    family = load_teacher(TeacherSettings(pipeline=pipeline), device=device)
     noise = torch.from_numpy(image_noise(seed, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
     latents = family.sample(
         family.denoiser,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from condistill.atomic import partial_path, remove
 from condistill.cache.latents import MANIFEST_NAME, LatentCache, read_shard, shard_name, write_manifest, write_shard
@@ -63,8 +64,7 @@ def fill_cache(
             batch = mine[start : start + settings.batch_size]
             latents.append(_draw_batch(family, prompts, batch, settings, seed))
             on_images(len(batch))
-        dtype = np.dtype(settings.dtype)
-        write_shard(path, np.concatenate(latents).astype(dtype), [prompts[i] for i in mine])
+        write_shard(path, np.concatenate(latents), [prompts[i] for i in mine])
 
 
 def finish_cache(directory: Path, family: Family, settings: CacheSettings, *, seed: int, teacher: str) -> LatentCache:
@@ -90,7 +90,7 @@ def _draw_batch(
     indices: Sequence[int],
     settings: CacheSettings,
     seed: int,
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+) -> NDArray[Any]:
     noise = np.stack([image_noise(seed, Stream.CACHE_NOISE, i, family.latent_shape) for i in indices])
     latents = family.sample(
         family.denoiser,
@@ -100,9 +100,13 @@ def _draw_batch(
         guidance_scale=settings.guidance_scale,
         seeds=[image_seed(seed, Stream.CACHE_NOISE, i) for i in indices],
     )
-    if not torch.isfinite(latents).all():
+    dtype = np.dtype(settings.dtype)
+    with np.errstate(over="ignore"):
+        kept: NDArray[Any] = latents.cpu().numpy().astype(dtype)
+    if not np.isfinite(kept).all():
+        way_out = "cache.dtype" if torch.isfinite(latents).all() else "teacher.dtype"
         raise CondistillError(
-            f"the teacher drew latents that are not finite for images {indices[0]} to {indices[-1]} in "
-            f"{family._dtype(family.denoiser)}; try teacher.dtype: float32"
+            f"the teacher drew latents that are not finite for images {indices[0]} to {indices[-1]}, computed in "
+            f"{family._dtype(family.denoiser)} and kept in {dtype}; try {way_out}: float32"
         )
-    return latents.cpu().numpy()
+    return kept

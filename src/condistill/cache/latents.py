@@ -68,6 +68,19 @@ def write_manifest(directory: Path, *, shard_size: int, origin: Mapping[str, Any
     write_text(directory / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
 
 
+def verify_left(directory: Path) -> None:
+    """Of a cache that was whole and lost shards, the others must be as they were written; checks those.
+
+    Raises:
+        CorruptError: names the first shard that differs.
+    """
+    file = directory / MANIFEST_NAME
+    for shard in json.loads(file.read_text(encoding="utf-8"))["shards"] if file.is_file() else ():
+        path = directory / shard["name"]
+        if path.is_file() and hash_file(path) != shard["sha256"]:
+            raise CorruptError(_corrupt(path))
+
+
 class LatentCache:
     """A read-only sequence of (latents, prompt); opening it reads the manifest only."""
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from condistill.atomic import atomic_directory, remove
+from condistill.errors import CorruptError
 
 _STATE_NAME = "state.safetensors"
 _PREFIX = "step-"
@@ -34,6 +35,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:
+                # a fused optimiser reads memory in the order it lies: moments must lie as their weights do
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -64,11 +70,20 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> tuple[int, dict[str, dict[str, Tensor]], Any]:
-    """Read a checkpoint: its step, its groups of tensors, its meta."""
+    """Read a checkpoint: its step, its groups of tensors, its meta.
+
+    Raises:
+        CorruptError: its file is missing or not whole.
+    """
     parts: dict[str, dict[str, Tensor]] = {}
-    with safe_open(path / _STATE_NAME, framework="pt") as file:
-        metadata = file.metadata()
-        for key in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
-            part, name = key.split("/", 1)
-            parts.setdefault(part, {})[name] = file.get_tensor(key)
+    try:
+        with safe_open(path / _STATE_NAME, framework="pt") as file:
+            metadata = file.metadata()
+            for key in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
+                part, name = key.split("/", 1)
+                parts.setdefault(part, {})[name] = file.get_tensor(key)
+    except (SafetensorError, OSError) as error:
+        raise CorruptError(
+            f"the checkpoint {path} is corrupt ({error}); delete it, and the run goes on from the one before it"
+        ) from error
     return int(metadata["step"]), parts, json.loads(metadata["meta"])

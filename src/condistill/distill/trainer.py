@@ -76,6 +76,22 @@ class _Pending:
     losses: list[Tensor]
     timesteps: list[Tensor]
     prompts: list[list[str]]
+    finite: Tensor | None = None
+    copied: torch.cuda.Event | None = None
+
+    def ask(self) -> None:
+        """Begin to bring the answer to the CPU; the step's backward is queued behind it."""
+        self.finite = torch.isfinite(torch.cat(self.losses)).all().to("cpu", non_blocking=True)
+        if self.losses[0].is_cuda:
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def is_finite(self) -> bool:
+        """The answer, once it is there."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        assert self.finite is not None
+        return bool(self.finite)
 
 
 class Trainer:
@@ -143,10 +159,11 @@ class Trainer:
                 record = None
                 if self.step % settings.log_every == 0 or self.step == settings.steps:
                     record = self._log()
-                if self.step % settings.checkpoint_every == 0 or self.step == settings.steps or interrupted():
+                stop = interrupted()
+                if self.step % settings.checkpoint_every == 0 or self.step == settings.steps or stop:
                     self._save()
                 on_step(self.step, record)
-                if interrupted():
+                if stop:
                     raise KeyboardInterrupt
         denoiser: nn.Module = self.trained.denoiser
         if self.ema is not None:
@@ -159,6 +176,8 @@ class Trainer:
             last = i + 1 == len(micro_batches)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self._loss(batch, pending)
+                if last:
+                    pending.ask()
                 self.accelerator.backward(loss / len(micro_batches))
         self._check_finite()
         self._pending = pending
@@ -209,10 +228,9 @@ class Trainer:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        finite = torch.isfinite(torch.cat(pending.losses)).cpu()
-        if finite.all():
+        if pending.is_finite():
             return
-        bad = (~finite).nonzero().flatten().tolist()
+        bad = (~torch.isfinite(torch.cat(pending.losses))).nonzero().flatten().tolist()
         timesteps = torch.cat(pending.timesteps).cpu()[bad].tolist()
         prompts = [prompt for part in pending.prompts for prompt in part]
         named = "; ".join(f"t={t} {prompts[i]!r}" for t, i in list(zip(timesteps, bad, strict=True))[:4])
@@ -263,12 +281,13 @@ class Trainer:
         self.history.restore(parts["history"], self.step, write=self.accelerator.is_main_process)
         if self.ema is not None:
             names = [name for name, _ in self.trained.denoiser.named_parameters()]
-            self.ema.shadow_params = [parts["ema"][name].to(self.family.device) for name in names]
+            device = self.family.device
+            self.ema.shadow_params = [parts["ema"][name].to(device) for name in names]
             self.ema.optimization_step = self.step
         if self.accelerator.scaler and meta["scaler"]:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         self.schedule.last_epoch = self.step - 1
-        self.raw_optimizer._step_count = 1  # type: ignore[attr-defined]  # the schedule warns otherwise
+        self.raw_optimizer._opt_called = True  # type: ignore[attr-defined]  # the schedule warns otherwise
         self.schedule.step()
 
 

@@ -15,11 +15,10 @@ def frechet_distance(first: NDArray[np.float64], second: NDArray[np.float64]) ->
     if min(len(first), len(second)) < 2:
         raise ValueError(f"a covariance needs two images or more, given {len(first)} and {len(second)}")
     mean = first.mean(0) - second.mean(0)
-    root = _root(np.cov(first, rowvar=False))
-    covariance = np.cov(second, rowvar=False)
-    # tr (C1 C2)^(1/2) = tr (C1^(1/2) C2 C1^(1/2))^(1/2), whose argument is symmetric
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ covariance @ root), 0, None)).sum()
-    return float(mean @ mean + np.trace(root @ root) + np.trace(covariance) - 2 * cross)
+    roots = [_root(np.cov(features, rowvar=False)) for features in (first, second)]
+    # tr (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2), also where the C are singular
+    cross = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
+    return float(mean @ mean + sum((root**2).sum() for root in roots) - 2 * cross)
 
 
 def _root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

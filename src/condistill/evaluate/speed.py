@@ -31,6 +31,9 @@ class _LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Tensor):  # a view of what was there before, such as weights, makes nothing
+                self._seen.add(leaf.untyped_storage())
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):

@@ -30,7 +30,7 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
     recipe, settings, family = run.recipe, run.recipe.evaluate, run.family
     steps, guidance = run.sampling
     made = rounds(settings, prompts.choose, prompts.splits)
-    judge = _judge(settings.judge, made)
+    judge = choose_judge(settings.judge, made)
     denoisers: dict[str, nn.Module] = {"teacher": family.denoiser}
     denoisers |= {name: load_student(run, name) for name in recipe.variants}
     total = len(denoisers) * sum(len(this.prompts) for this in made)
@@ -90,7 +90,12 @@ def load_student(run: Compression, name: str) -> nn.Module:
     return denoiser
 
 
-def _judge(name: str, made: list[Round]) -> ImageJudge | None:
+def choose_judge(name: str, made: list[Round]) -> ImageJudge | None:
+    """The judge of `evaluate.judge`.
+
+    Raises:
+        CondistillError: a prompt is not of the judge's world.
+    """
     if name == "none":
         return None
     from condistill.miniature.judge import MiniatureJudge

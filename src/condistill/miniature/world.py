@@ -126,7 +126,7 @@ class Scene:
     background: str
 
     def caption(self, template: int = 0) -> str:
-        words = dict(zip(ATTRIBUTES, astuple(self), strict=True))
+        words = {attribute: getattr(self, attribute) for attribute in ATTRIBUTES}
         return TEMPLATES[template].format(**words)
 
     def labels(self) -> tuple[int, ...]:

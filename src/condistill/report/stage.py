@@ -41,7 +41,8 @@ def write_run_report(run: Compression, evaluation: Path) -> None:
         title=run.run_dir.path.resolve().name,
     )
     sentence, detail = verdict(metrics)
-    run.say(f"\n[bold]{sentence}[/]\n{detail}")
+    run.say(f"\n{sentence}", style="bold")
+    run.say(detail)
     run.say(f"report: {path}")
     for name in recipe.variants:
         run.say(f"pipeline: {run.pipeline_path(name)}")

@@ -70,7 +70,7 @@ class Family(ABC):
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.denoiser.device
+        device: torch.device = next(self.denoiser.parameters()).device
         return device
 
     def to(self, device: torch.device | str) -> Family:

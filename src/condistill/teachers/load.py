@@ -75,7 +75,11 @@ def read_index(settings: TeacherSettings) -> tuple[Path | str, dict[str, Any]]:
     """The teacher's place and its `model_index.json`, with nothing loaded."""
     place = locate(settings)
     if isinstance(place, Path):
-        index: dict[str, Any] = json.loads((place / "model_index.json").read_text(encoding="utf-8"))
+        file = place / "model_index.json"
+        try:
+            index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CondistillError(f"{file} is not JSON ({error}); save the pipeline again") from error
         refuse_pickles(place, index, settings.variant)
         return place, index
     from diffusers import DiffusionPipeline

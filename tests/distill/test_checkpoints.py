@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from condistill.distill import checkpoints
+from condistill.distill.checkpoints import (
+    list_checkpoints,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from condistill.errors import CorruptError
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_checkpoint_gives_back_what_was_written(tmp_path: Path) -> None:
+    parts: dict[str, dict[str, Tensor]] = {
+        "trained": {"a.weight": torch.randn(3, 4), "a/odd name": torch.tensor(7)},
+        "ema": {"a.weight": torch.randn(8, 3, 2, 2).to(memory_format=torch.channels_last)},
+        "optimizer": {"0.exp_avg": torch.randn(2, dtype=torch.float64), "0.step": torch.tensor(3.0)},
+    }
+    meta = {"scaler": None, "numbers": [1, 2.5]}
+    path = save_checkpoint(tmp_path, 12, parts, keep=1, meta=meta)
+    step, loaded, loaded_meta = load_checkpoint(path)
+    assert (step, loaded_meta) == (12, meta)
+    assert {part: sorted(group) for part, group in loaded.items()} == {p: sorted(g) for p, g in parts.items()}
+    for part, group in parts.items():
+        for name, tensor in group.items():
+            assert loaded[part][name].dtype == tensor.dtype
+            assert torch.equal(loaded[part][name], tensor)
+
+
+def test_only_the_newest_checkpoints_are_kept_in_order(tmp_path: Path) -> None:
+    for step in (5, 999, 10_000, 123_456_789):
+        save_checkpoint(tmp_path, step, {"a": {"b": torch.zeros(1)}}, keep=2)
+    assert [load_checkpoint(path)[0] for path in list_checkpoints(tmp_path)] == [10_000, 123_456_789]
+    assert len(names(tmp_path)) == 2
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, 1, {"a": {"b": torch.ones(1)}}, keep=1)
+
+    def half(_tensors: Any, path: Path, **_: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", half)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, 2, {"a": {"b": torch.ones(1)}}, keep=1)
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_what_a_killed_run_left_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000003.partial").mkdir()
+    (tmp_path / "history.jsonl").touch()
+    assert list_checkpoints(tmp_path) == []
+    assert list_checkpoints(tmp_path / "not there") == []
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 4, {"a": {"b": torch.ones(100)}}, keep=1)
+    file = path / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(CorruptError, match=r"step-00000004.* is corrupt .*; delete it"):
+        load_checkpoint(path)
+
+
+def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    images = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(seed))
+    module(images).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimiser_goes_on_as_if_it_had_never_stopped(
+    tmp_path: Path, fused: bool, memory_format: torch.memory_format
+) -> None:
+    def build() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3), torch.nn.SiLU(), torch.nn.Conv2d(16, 4, 1))
+        module = module.to(memory_format=memory_format)
+        return module, torch.optim.AdamW(module.parameters(), lr=1e-2, fused=fused)
+
+    module, optimizer = build()
+    for seed in range(3):
+        step(module, optimizer, seed)
+    parts = {"trained": module.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+    path = save_checkpoint(tmp_path, 3, parts, keep=1)
+    for seed in range(3, 6):
+        step(module, optimizer, seed)
+
+    resumed, its_optimizer = build()
+    _, loaded, _ = load_checkpoint(path)
+    resumed.load_state_dict(loaded["trained"])
+    restore_optimizer(its_optimizer, loaded["optimizer"])
+    for seed in range(3, 6):
+        step(resumed, its_optimizer, seed)
+    for a, b in zip(module.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_restored_optimiser_takes_its_settings_from_the_present(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    other = torch.optim.AdamW([weight], lr=0.5)
+    restore_optimizer(other, optimizer_tensors(optimizer))
+    assert other.param_groups[0]["lr"] == 0.5
+    assert torch.equal(other.state[weight]["exp_avg"], optimizer.state[weight]["exp_avg"])

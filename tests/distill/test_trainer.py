@@ -1,0 +1,441 @@
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from condistill.cache.latents import LatentCache
+from condistill.distill import random_conditioning as rc
+from condistill.distill.batches import BatchSource
+from condistill.distill.checkpoints import list_checkpoints, load_checkpoint
+from condistill.distill.history import HISTORY_NAME, read_history
+from condistill.distill.trainer import Trainer, batch_source, random_conditioning
+from condistill.errors import CondistillError, NonFiniteLossError
+from condistill.prompts.pool import PromptPool
+from condistill.recipe import DistillSettings
+from condistill.students.derive import Student, derive_student
+from condistill.students.features import feature_pairs, make_maps
+from condistill.teachers.family import Family
+
+SEED = 11
+Make = Callable[..., Trainer]
+
+
+class RecordingAccelerator(Accelerator):
+    """Keeps the gradients of the last step as they were before clipping."""
+
+    gradients: list[Tensor]
+
+    def clip_grad_norm_(self, parameters: Iterator[nn.Parameter], *args: Any, **kwargs: Any) -> Any:
+        parameters = list(parameters)
+        self.gradients = [p.grad.clone() for p in parameters if p.grad is not None]
+        return super().clip_grad_norm_(parameters, *args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> RecordingAccelerator:
+    return RecordingAccelerator(cpu=True)
+
+
+def settings_of(**changes: Any) -> DistillSettings:
+    few = {"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "log_every": 1}
+    return DistillSettings.model_validate(few | changes)
+
+
+@pytest.fixture(scope="module")
+def narrow(tiny_family: Family) -> Student:
+    """A student of half its teacher's width, to be copied."""
+    return derive_student(tiny_family.denoiser, preset=None, width=0.5)
+
+
+@pytest.fixture
+def make(
+    tiny_family: Family,
+    tiny_cache: LatentCache,
+    tiny_pool: PromptPool,
+    accelerator: RecordingAccelerator,
+    narrow: Student,
+) -> Make:
+    """A trainer of a narrow student that lies in memory as on a CPU; keyword arguments change its settings."""
+
+    def build(directory: Path, *, student: Student | None = None, **changes: Any) -> Trainer:
+        if student is None:
+            student = copy.deepcopy(narrow)
+            student.denoiser.to(memory_format=torch.channels_last)
+        return Trainer(
+            tiny_family,
+            student,
+            tiny_cache,
+            tiny_pool,
+            settings_of(**changes),
+            seed=SEED,
+            directory=directory,
+            accelerator=accelerator,
+        )
+
+    return build
+
+
+def state(directory: Path) -> dict[str, dict[str, Tensor]]:
+    """All tensors of the newest checkpoint."""
+    return load_checkpoint(list_checkpoints(directory)[-1])[1]
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    first, second = state(one), state(other)
+    assert first.keys() == second.keys() == {"trained", "optimizer", "history", "ema"}
+    for part, group in first.items():
+        assert group.keys() == second[part].keys()
+        for name, tensor in group.items():
+            assert torch.equal(tensor, second[part][name]), f"{part}/{name}"
+    assert (one / HISTORY_NAME).read_bytes() == (other / HISTORY_NAME).read_bytes()
+
+
+def stop_after(step: int, error: type[BaseException] = RuntimeError) -> Callable[..., None]:
+    def on_step(done: int, _record: Any) -> None:
+        if done == step:
+            raise error
+
+    return on_step
+
+
+# going on
+
+
+SCHEDULED = {"lr_scheduler": "cosine", "warmup_steps": 2, "ema_decay": 0.9, "log_every": 3}
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Make, tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole", **SCHEDULED).run()
+    for stop in (1, 3):  # before the first checkpoint, and between two
+        with pytest.raises(RuntimeError):
+            make(tmp_path / "cut", **SCHEDULED).run(stop_after(stop))
+    resumed = make(tmp_path / "cut", **SCHEDULED).run()
+    assert_same_state(tmp_path / "whole", tmp_path / "cut")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert [record["step"] for record in read_history(tmp_path / "cut" / HISTORY_NAME)] == [3, 6]
+
+
+def test_a_finished_run_is_not_trained_further(make: Make, tmp_path: Path) -> None:
+    first = make(tmp_path, steps=2).run()
+    steps: list[int] = []
+    again = make(tmp_path, steps=2).run(lambda step, _: steps.append(step))
+    assert steps == [2]
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_a_run_without_a_checkpoint_begins_a_new_history(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        make(tmp_path).run(stop_after(1))
+    assert list_checkpoints(tmp_path) == []
+    make(tmp_path, steps=2).run()
+    assert [record["step"] for record in read_history(tmp_path / HISTORY_NAME)] == [1, 2]
+
+
+def test_every_step_is_told_with_its_means_where_they_are_logged(make: Make, tmp_path: Path) -> None:
+    told: list[tuple[int, bool]] = []
+    make(tmp_path, steps=5, log_every=2).run(lambda step, record: told.append((step, record is not None)))
+    assert told == [(0, False), (1, False), (2, True), (3, False), (4, True), (5, True)]
+
+
+def test_the_newest_checkpoints_are_kept_and_the_last_step_always_has_one(make: Make, tmp_path: Path) -> None:
+    make(tmp_path, steps=5, keep_checkpoints=2).run()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000004", "step-00000005"]
+
+
+def test_ctrl_c_ends_the_run_after_a_whole_step_with_a_checkpoint(make: Make, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def on_step(step: int, _record: Any) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, checkpoint_every=100).run(on_step)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000004"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(make: Make, tmp_path: Path) -> None:
+    def on_step(step: int, _record: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path).run(on_step)
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_a_run_in_a_thread_leaves_signals_alone(make: Make, tmp_path: Path) -> None:
+    done: list[nn.Module] = []
+    trainer = make(tmp_path, steps=1)
+    thread = threading.Thread(target=lambda: done.append(trainer.run()))
+    thread.start()
+    thread.join()
+    assert len(done) == 1
+
+
+# the batch
+
+
+def test_cutting_a_batch_into_micro_batches_does_not_change_the_gradient(
+    make: Make, tmp_path: Path, accelerator: RecordingAccelerator
+) -> None:
+    gradients, students = [], []
+    for micro in (4, 2):
+        student = make(tmp_path / str(micro), steps=2, micro_batch_size=micro, learning_rate=1e-5).run()
+        students.append(list(student.parameters()))
+        gradients.append(accelerator.gradients)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    for a, b in zip(*students, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    whole, cut = (read_history(tmp_path / name / HISTORY_NAME)[0] for name in ("4", "2"))
+    assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    for mean, expected in zip(cut["bins"], whole["bins"], strict=True):
+        assert mean == (expected if expected is None else pytest.approx(expected, rel=1e-4))
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch", "told"),
+    [
+        (3, {"batch_size": 4}, r"batch_size 4 cannot be cut evenly over 3 process.* multiple of 3"),
+        (2, {"batch_size": 12, "micro_batch_size": 4}, r"batch_size 12 .* micro_batch_size 4; make it a multiple of 8"),
+    ],
+)
+def test_a_batch_that_cannot_be_cut_evenly_is_refused(
+    tiny_cache: LatentCache, tiny_pool: PromptPool, processes: int, batch: dict[str, int], told: str
+) -> None:
+    accelerator: Any = SimpleNamespace(num_processes=processes, process_index=0)
+    with pytest.raises(CondistillError, match=told):
+        batch_source(tiny_cache, tiny_pool, settings_of(**batch), seed=0, accelerator=accelerator)
+
+
+def test_processes_share_one_global_batch(tiny_cache: LatentCache, tiny_pool: PromptPool) -> None:
+    settings = settings_of(batch_size=8)
+    parts = []
+    for process in range(2):
+        accelerator: Any = SimpleNamespace(num_processes=2, process_index=process)
+        (batch,) = batch_source(tiny_cache, tiny_pool, settings, seed=SEED, accelerator=accelerator)(4)
+        parts.append(batch.draws.noise)
+    (whole,) = BatchSource(tiny_cache, tiny_pool, SEED, 8, 8)(4)
+    assert torch.equal(torch.cat(parts), whole.draws.noise)
+
+
+# the losses
+
+
+@pytest.mark.parametrize("weighting", ["epsilon", "x0"])
+def test_a_step_has_the_losses_of_the_method(
+    *,
+    make: Make,
+    tmp_path: Path,
+    tiny_family: Family,
+    tiny_cache: LatentCache,
+    tiny_pool: PromptPool,
+    narrow: Student,
+    weighting: str,
+) -> None:
+    """A second implementation, sample by sample and in float64, of the first step."""
+    student = copy.deepcopy(narrow)
+    weights = {"output_weight": 0.5, "feature_weight": 2.0, "task_weight": 3.0, "output_weighting": weighting}
+    conditioned = {"random_conditioning": {"schedule": "constant", "probability": 0.5}}
+    trainer = make(tmp_path, student=copy.deepcopy(student), steps=1, batch_size=6, **weights, **conditioned)
+    trainer.run()
+    (record,) = read_history(tmp_path / HISTORY_NAME)
+
+    outputs: dict[str, Tensor] = {}
+
+    def watch(model: nn.Module, path: str, key: str) -> None:
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            outputs[key] = output[0] if isinstance(output, tuple) else output
+
+        model.get_submodule(path).register_forward_hook(keep)
+
+    teacher = copy.deepcopy(tiny_family.denoiser)
+    for i, points in enumerate(student.pairs):
+        watch(teacher, points.teacher, f"teacher {i}")
+        watch(student.denoiser, points.student, f"student {i}")
+    alphas = tiny_family.pipeline.scheduler.alphas_cumprod
+    (batch,) = BatchSource(tiny_cache, tiny_pool, SEED, 6, 6)(0)
+    losses, parts = [], []
+    for i in range(6):
+        t = int(batch.draws.uniform[i] * 1000)
+        repaired, empty = bool(batch.draws.coin[i] < 0.5), bool(batch.draws.empty_coin[i] < 0.1)
+        prompt = "" if empty else (batch.random if repaired else batch.own)[i]
+        noise = batch.draws.noise[i : i + 1]
+        x_t = alphas[t].sqrt() * batch.x_0[i : i + 1] + (1 - alphas[t]).sqrt() * noise
+        embeds = tiny_family.encode([prompt]).tensors["prompt_embeds"]
+        with torch.no_grad():
+            taught, said = (m(x_t, t, encoder_hidden_states=embeds).sample for m in (teacher, student.denoiser))
+            output = (said.double() - taught).square().mean().item()
+            feature = sum(
+                (mapping(outputs[f"student {k}"]).double() - outputs[f"teacher {k}"]).square().mean().item()
+                for k, mapping in enumerate(student.maps)
+            )
+            task = 0.0 if repaired or empty else (said.double() - noise).square().mean().item()
+        factor = 1.0 if weighting == "epsilon" else min(max(((1 - alphas[t]) / alphas[t]).item(), 0.1), 10.0)
+        losses.append(0.5 * factor * output + 2.0 * feature + 3.0 * task)
+        parts.append((output, feature, task, repaired or empty))
+    assert 0 < sum(part[3] for part in parts) < 6
+    means = [sum(column) / 6 for column in zip(*parts, strict=True)]
+    assert [record[name] for name in ("output", "feature", "task", "repaired")] == pytest.approx(means, rel=1e-4)
+    assert record["loss"] == pytest.approx(sum(losses) / 6, rel=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_losses(make: Make, tmp_path: Path) -> None:
+    histories = []
+    for checkpointing in (False, True):
+        directory = tmp_path / str(checkpointing)
+        make(directory, steps=3, gradient_checkpointing=checkpointing).run()
+        histories.append(read_history(directory / HISTORY_NAME))
+    for plain, checkpointed in zip(*histories, strict=True):
+        for term in ("loss", "output", "feature"):
+            assert checkpointed[term] == pytest.approx(plain[term], rel=1e-5)
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn(
+    make: Make, tmp_path: Path, tiny_family: Family
+) -> None:
+    denoiser = copy.deepcopy(tiny_family.denoiser).requires_grad_(True)
+    pairs = feature_pairs(tiny_family.denoiser, denoiser, blocks_removed=True)
+    student = Student(denoiser, pairs, (), make_maps([1] * len(pairs), [1] * len(pairs)))
+    trained = make(tmp_path, student=student, steps=2, weight_decay=0.0).run()
+    for record in read_history(tmp_path / HISTORY_NAME):
+        assert (record["loss"], record["output"], record["feature"]) == (0, 0, 0)
+    for ours, teachers in zip(trained.parameters(), tiny_family.denoiser.parameters(), strict=True):
+        assert torch.equal(ours, teachers)
+
+
+def test_a_student_learns_and_its_teacher_stays_as_it_is(make: Make, tmp_path: Path, tiny_family: Family) -> None:
+    teacher = [p.clone() for p in tiny_family.denoiser.parameters()]
+    student = derive_student(tiny_family.denoiser, preset="b-base", width=None)
+    before = {name: p.clone() for name, p in student.denoiser.named_parameters()}
+    trained = make(tmp_path, student=student, steps=2, ema_decay=0.0).run()
+    assert all(torch.equal(a, b) for a, b in zip(teacher, tiny_family.denoiser.parameters(), strict=True))
+    assert all(not torch.equal(before[name], p) for name, p in trained.named_parameters())
+
+
+def test_the_average_is_shipped_unless_its_decay_is_0(make: Make, tmp_path: Path) -> None:
+    averaged = make(tmp_path / "ema", steps=3, ema_decay=0.9).run()
+    last = make(tmp_path / "last", steps=3, ema_decay=0.0).run()
+    kept = state(tmp_path / "ema")
+    for name, parameter in averaged.named_parameters():
+        assert torch.equal(parameter, kept["ema"][name])
+        assert torch.equal(dict(last.named_parameters())[name], kept["trained"][f"denoiser.{name}"])
+    assert "ema" not in state(tmp_path / "last")
+    assert any(not torch.equal(kept["ema"][n], kept["trained"][f"denoiser.{n}"]) for n in kept["ema"])
+
+
+# random conditioning
+
+
+@pytest.fixture
+def asked(tiny_family: Family, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every prompt that was encoded, in order."""
+    prompts: list[str] = []
+    encode = tiny_family.encode
+
+    def spy(batch: list[str]) -> Any:
+        prompts.extend(batch)
+        return encode(batch)
+
+    monkeypatch.setattr(tiny_family, "encode", spy)
+    return prompts
+
+
+def test_plain_distillation_repairs_nothing_but_empty_prompts(
+    make: Make, tmp_path: Path, tiny_cache: LatentCache, tiny_pool: PromptPool, asked: list[str]
+) -> None:
+    never = {"random_conditioning": {"schedule": "none"}, "steps": 4, "empty_prompt_probability": 0.3}
+    make(tmp_path, **never).run()
+    source = BatchSource(tiny_cache, tiny_pool, SEED, 4, 4)
+    batches = [source(step)[0] for step in range(4)]
+    emptied = [(batch.draws.empty_coin < 0.3).tolist() for batch in batches]
+    own = [prompt for batch in batches for prompt in batch.own]
+    flags = [flag for step in emptied for flag in step]
+    assert any(flags)
+    assert asked == ["" if flag else prompt for flag, prompt in zip(flags, own, strict=True)]
+    history = read_history(tmp_path / HISTORY_NAME)
+    assert [record["repaired"] for record in history] == [sum(step) / 4 for step in emptied]
+
+
+def test_always_repairing_never_asks_for_an_images_own_prompt(
+    make: Make, tmp_path: Path, tiny_cache: LatentCache, tiny_pool: PromptPool, asked: list[str]
+) -> None:
+    always = {"random_conditioning": {"schedule": "constant", "probability": 1.0}, "empty_prompt_probability": 0.0}
+    make(tmp_path, steps=2, **always).run()
+    source = BatchSource(tiny_cache, tiny_pool, SEED, 4, 4)
+    assert asked == [prompt for step in range(2) for prompt in source(step)[0].random]
+    assert [record["repaired"] for record in read_history(tmp_path / HISTORY_NAME)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({}, rc.exponential(5.0)),
+        ({"schedule": "exponential", "lambda": 3.0}, rc.exponential(3.0)),
+        ({"schedule": "sigmoid", "slope": 10.0, "midpoint": 0.5}, rc.sigmoid(10.0, 0.5)),
+        ({"schedule": "constant", "probability": 0.25}, rc.constant(0.25)),
+        ({"schedule": "none"}, rc.constant(0.0)),
+    ],
+)
+def test_the_recipes_schedule_is_the_methods(schedule: dict[str, Any], expected: Callable[[Tensor], Tensor]) -> None:
+    conditioning = random_conditioning(settings_of(random_conditioning=schedule, empty_prompt_probability=0.2))
+    u = torch.linspace(0, 1, 11)
+    assert torch.equal(conditioning.probability(u), expected(u))
+    assert conditioning.empty_prompt_probability == 0.2
+
+
+# when it goes wrong
+
+
+@pytest.mark.parametrize(("spoilt", "kept"), [(0, None), (3, 2), (5, 4)])
+def test_a_loss_that_is_not_finite_is_named_and_never_saved(
+    *,
+    make: Make,
+    tmp_path: Path,
+    tiny_family: Family,
+    tiny_cache: LatentCache,
+    tiny_pool: PromptPool,
+    asked: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    spoilt: int,
+    kept: int | None,
+) -> None:
+    predict, calls = tiny_family.predict, 0
+
+    def spoil(denoiser: nn.Module, *args: Any) -> Tensor:
+        nonlocal calls
+        prediction = predict(denoiser, *args)
+        if denoiser is not tiny_family.denoiser:
+            if calls == spoilt:
+                prediction = prediction * torch.tensor([1, 1, math.nan, 1]).view(4, 1, 1, 1)
+            calls += 1
+        return prediction
+
+    monkeypatch.setattr(tiny_family, "predict", spoil)
+    with pytest.raises(NonFiniteLossError, match=r"try a lower distill\.learning_rate") as raised:
+        make(tmp_path).run()
+    (batch,) = BatchSource(tiny_cache, tiny_pool, SEED, 4, 4)(spoilt)
+    sample = f"t={int(batch.draws.uniform[2] * 1000)} {asked[4 * spoilt + 2]!r}"
+    assert f"step {spoilt} is not finite for 1 sample(s): {sample}" in str(raised.value)
+    if kept is None:
+        assert "No checkpoint was written yet" in str(raised.value)
+        assert list_checkpoints(tmp_path) == []
+    else:
+        assert f"The checkpoint step-0000000{kept} is good" in str(raised.value)
+        assert list_checkpoints(tmp_path)[-1].name == f"step-0000000{kept}"
+        assert all(torch.isfinite(tensor).all() for group in state(tmp_path).values() for tensor in group.values())

@@ -1,0 +1,232 @@
+"""The documents are executed: their commands and Python blocks run, their links lead somewhere, their tables are true.
+
+A block runs in a folder that holds what its document speaks of: `my-pipeline`, a random toy, and `prompts.txt`. A
+recipe that `condistill init` writes there is made tiny before the next block runs.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+import yaml
+from pydantic_core import PydanticUndefined
+
+from condistill import cli
+from condistill.recipe import Recipe, Settings
+from condistill.tree import merge
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
+RUNS_A_RECIPE = {"README.md", "docs/runs.md"}
+SHELL = ("bash", "console", "sh")
+NOT_RUN = ("demo",)  # ten minutes; it has a test of its own
+KNOBS = {
+    "cache": {"size": 4, "num_inference_steps": 2, "batch_size": 4},
+    "distill": {"steps": 2, "batch_size": 4, "micro_batch_size": 2},
+    "evaluate": {"prompts_per_split": 2, "batch_size": 4, "grid": 1},
+}
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+TARGETS = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def blocks(name: str, *languages: str) -> list[tuple[str, str]]:
+    """Language and text of a document's code blocks, in order."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text.count("\n```") % 2 == 0, f"a code block of {name} is not closed"
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(language, block) for language, block in found if language in languages]
+
+
+def shell_lines(block: str) -> list[list[str]]:
+    """The words of each command of a shell block."""
+    lines = (line.removeprefix("$ ") for line in block.replace("\\\n", " ").splitlines())
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def condistill_arguments(words: list[str]) -> list[str] | None:
+    """What a shell line gives to condistill; None if it calls something else."""
+    if words[0] == "condistill":
+        return words[1:]
+    if words[:2] == ["accelerate", "launch"]:
+        return words[words.index("condistill") + 1 :]
+    return None
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """Cells of the rows of every table whose first heading this is, without backticks."""
+    rows, inside = [], False
+    for line in text.splitlines():
+        cells = [cell.strip().strip("`") for cell in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            inside = False
+        elif inside and set(line) - set("|-: "):
+            rows.append(cells)
+        inside = inside or (line.startswith("|") and cells[0] == heading)
+    return rows
+
+
+def test_there_are_blocks_to_execute() -> None:
+    assert len(blocks("README.md", *SHELL)) >= 3
+    assert len(blocks("README.md", "python")) >= 3
+    assert sum(len(blocks(name, "python")) for name in NAMES) >= 6
+    lines = [words for name in NAMES for _, block in blocks(name, *SHELL) for words in shell_lines(block)]
+    assert sum(condistill_arguments(words) is not None for words in lines) >= 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shell_line_is_understood(name: str) -> None:
+    for _, block in blocks(name, *SHELL):
+        for words in shell_lines(block):
+            arguments = condistill_arguments(words)
+            if arguments is not None:
+                COMMANDS[arguments[0]].make_context(arguments[0], arguments[1:])
+            elif words[0] == "make":
+                assert set(words[1:]) <= set(TARGETS), words
+            else:
+                assert words == ["source", ".venv/bin/activate"], words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_make_target_that_is_named_exists(name: str) -> None:
+    assert set(re.findall(r"`make (\w+)", (ROOT / name).read_text(encoding="utf-8"))) <= set(TARGETS)
+
+
+def init_tiny(arguments: list[str]) -> None:
+    """Run `condistill init`, then make the recipe it wrote tiny."""
+    run_command(arguments)
+    path = Path(arguments[arguments.index("--out") + 1] if "--out" in arguments else "recipe.yaml")
+    recipe = merge(yaml.safe_load(path.read_text(encoding="utf-8")), KNOBS)
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+
+
+def run_command(arguments: list[str]) -> None:
+    code: Any = None
+    try:
+        cli.main(arguments)
+    except SystemExit as leaving:
+        code = leaving.code
+    assert not code, arguments
+
+
+def execute(name: str) -> int:
+    """Run a document's blocks in their order, in the working directory; how many ran."""
+    count = 0
+    for language, block in blocks(name, "python", *SHELL):
+        if language == "python":
+            exec(compile(block, f"{name}, Python block", "exec"), {"__name__": "__main__"})
+            count += 1
+            continue
+        for words in shell_lines(block):
+            arguments = condistill_arguments(words)
+            if arguments is None or words[0] == "accelerate" or arguments[0] in NOT_RUN:
+                continue
+            (init_tiny if arguments[0] == "init" else run_command)(arguments)
+            count += 1
+    return count
+
+
+def documents_with_code() -> list[Any]:
+    found = []
+    for name in NAMES:
+        lines = [words for _, block in blocks(name, *SHELL) for words in shell_lines(block)]
+        if blocks(name, "python") or any(condistill_arguments(words) for words in lines):
+            marks = [pytest.mark.slow] if name in RUNS_A_RECIPE else []
+            found.append(pytest.param(name, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize("name", documents_with_code())
+def test_the_blocks_of_a_document_run(
+    name: str,
+    tmp_path: Path,
+    tiny_pipeline_dir: Path,
+    tiny_prompts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_pipeline_dir, "my-pipeline")
+    Path("prompts.txt").write_text("\n".join(tiny_prompts) + "\n", encoding="utf-8")
+    if not any("condistill init" in block for _, block in blocks(name, *SHELL)):
+        init_tiny(["init", "./my-pipeline", "--prompts", "prompts.txt"])
+    assert execute(name) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_relative_link_leads_to_a_file(name: str) -> None:
+    document = ROOT / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if "://" not in target and not target.startswith("#"):
+            assert (document.parent / target.partition("#")[0]).is_file(), target
+
+
+def test_every_document_is_linked_from_the_readme_or_from_one_that_is() -> None:
+    reached, waiting = set(), [README]
+    while waiting:
+        document = waiting.pop().resolve()
+        if document in reached or document.suffix != ".md":
+            continue
+        reached.add(document)
+        targets = re.findall(r"\]\(([^)\s#]+)", document.read_text(encoding="utf-8"))
+        waiting += [document.parent / target for target in targets if "://" not in target]
+    assert {document.resolve() for document in DOCUMENTS} <= reached
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 200
+
+
+def test_the_table_of_commands_is_the_apps() -> None:
+    listed = [row[0] for row in table(README.read_text(encoding="utf-8"), "command")]
+    assert listed == [f"condistill {name}" for name in COMMANDS]
+
+
+def settings_of(annotation: Any) -> list[type[Settings]]:
+    """The models that a field's annotation holds; of a mapping of models, those of its values."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in settings_of(part)]
+
+
+def defaults(model: type[Settings], place: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted name and default of every setting, as the table writes them; the first member of a union decides."""
+    for name, field in model.model_fields.items():
+        key = f"{place}{field.alias or name}"
+        inner = settings_of(field.annotation)
+        for part in inner:
+            yield from defaults(part, f"{key}.{'NAME.' if key == 'variants' else ''}")
+        if inner:
+            continue
+        value = field.get_default(call_default_factory=True)
+        if value is PydanticUndefined:
+            yield key, "none"
+        else:
+            value = list(value) if isinstance(value, tuple) else value
+            text = yaml.safe_dump(value, default_flow_style=True).partition("\n")[0]
+            yield key, value if isinstance(value, str) else text
+
+
+def test_the_tables_of_the_recipe_have_every_setting_and_its_default() -> None:
+    expected: dict[str, str] = {}
+    for key, value in defaults(Recipe):
+        expected.setdefault(key, value)
+    rows = table((ROOT / "docs" / "recipe.md").read_text(encoding="utf-8"), "setting")
+    assert [row[0] for row in rows] == list(expected)
+    assert {row[0]: row[1] for row in rows} == expected
+
+
+def test_the_yaml_blocks_are_parts_of_a_valid_recipe() -> None:
+    found = [block for name in NAMES for _, block in blocks(name, "yaml")]
+    assert found
+    whole = {"teacher": {"pipeline": "miniature"}, "prompts": {"files": ["miniature"]}, "student": {"preset": "b-base"}}
+    for block in found:
+        recipe = Recipe.from_dict(merge(whole, yaml.safe_load(block)))
+        assert all(recipe.variant(name) for name in recipe.variants)
