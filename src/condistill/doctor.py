@@ -27,7 +27,7 @@ REQUIRED = (
     "jinja2",
     "matplotlib",
 )
-OPTIONAL = {"tensorboard": "pip install 'condistill[track]'", "wandb": "pip install wandb"}
+OPTIONAL = {"tensorboard": "pip install 'condistill[track]'", "wandb": "pip install 'condistill[wandb]'"}
 
 
 def installed(package: str) -> str | None:

@@ -154,8 +154,10 @@ class DistillSettings(Settings):
     feature_weight: Annotated[float, Field(ge=0)] = 1.0
     task_weight: Annotated[float, Field(ge=0)] = 0.0
     """MSE to the true noise, on samples that kept their prompt; off in the image-free setting."""
-    output_weighting: Literal["epsilon", "x0", "v", "min_snr"] = "epsilon"
-    """Space the output loss is measured in: `epsilon` as in the paper; `x0` favours noisy timesteps."""
+    output_weighting: Literal["native", "epsilon", "x0", "v", "min_snr"] = "native"
+    """Space the output loss is measured in: `native`, the teacher's own, as in the paper; `x0` favours noisy steps."""
+    x0_clip: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] | None = None
+    """Smallest and largest weight of `output_weighting: x0`; empty: 0.1 and 10."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
     checkpoint_every: PositiveInt = 500
@@ -177,6 +179,8 @@ class DistillSettings(Settings):
             )
         if self.warmup_steps and self.lr_scheduler == "constant":
             raise ValueError("lr_scheduler 'constant' has no warm-up; use 'constant_with_warmup'")
+        if self.x0_clip is not None and (self.output_weighting != "x0" or self.x0_clip[0] > self.x0_clip[1]):
+            raise ValueError("x0_clip is (smallest, largest) and goes with output_weighting 'x0' only")
         if self.output_weight == self.feature_weight == self.task_weight == 0:
             raise ValueError("every loss weight is 0: nothing would be learned")
         return self

@@ -230,7 +230,7 @@ def test_the_weighted_loss_is_the_loss_in_that_space(prediction_type: str, weigh
             velocity = diffusion.get_velocity(x_0, noise, torch.tensor([t]))
             in_space.append({"epsilon": noise, "x0": x_0, "v": velocity}[weighting])
         unclipped = {"epsilon": 1.0, "x0": (1 - alpha_bar) / alpha_bar, "v": 1 / alpha_bar}[weighting]
-        if not 0.1 < unclipped < 10:
+        if weighting == "x0" and not 0.1 < unclipped < 10:
             continue
         checked += 1
         weight = rc.output_weight(weighting, alpha_bar[None], prediction_type=prediction_type)
@@ -253,8 +253,19 @@ def test_min_snr_is_the_published_weight(prediction_type: str) -> None:
 def test_weights_stay_within_the_clip_at_the_ends_of_the_schedule() -> None:
     alpha_bar = torch.tensor([0.9999, 1e-4])
     assert rc.output_weight("x0", alpha_bar).tolist() == pytest.approx([0.1, 10])
-    assert rc.output_weight("v", alpha_bar).tolist() == pytest.approx([1.0001, 10], rel=1e-5)
+    assert rc.output_weight("v", alpha_bar).tolist() == pytest.approx([1.0001, 1e4], rel=1e-5)
     assert rc.output_weight("x0", alpha_bar, clip=(0.5, 2)).tolist() == [0.5, 2]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_native_weight_is_1_as_in_the_paper(prediction_type: str) -> None:
+    alpha_bar = torch.linspace(1e-4, 0.9999, 50)
+    assert (rc.output_weight("native", alpha_bar, prediction_type=prediction_type) == 1).all()
+    same = {"epsilon": "epsilon", "v_prediction": "v"}[prediction_type]
+    torch.testing.assert_close(
+        rc.output_weight(same, alpha_bar, prediction_type=prediction_type),  # type: ignore[arg-type]
+        torch.ones(50),
+    )
 
 
 @examples

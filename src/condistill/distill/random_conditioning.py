@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Weighting = Literal["epsilon", "x0", "v", "min_snr"]
+Weighting = Literal["native", "epsilon", "x0", "v", "min_snr"]
 
 
 # p(u): how likely a prompt is thrown away at noise level u in [0, 1], `[B] -> [B]`.
@@ -101,15 +101,18 @@ def output_weight(
 ) -> Tensor:
     """Factor `[B]` that moves the output loss from the teacher's parametrisation into another.
 
-    For one x_t an error e in epsilon is an error of -sqrt((1 - a) / a) e in x_0 and of e / sqrt(a) in v, where
-    a = alpha_bar. `epsilon` is the paper's loss; `x0` = (1 - a) / a, clipped, favours noisy timesteps, where the
-    prompt decides; `min_snr` = min(SNR, gamma) / SNR (Hang et al., ICCV 2023, arXiv 2303.09556).
+    `native` leaves it there, as the paper does. For one x_t an error e in epsilon is an error of -sqrt((1 - a) / a) e
+    in x_0 and of e / sqrt(a) in v, where a = alpha_bar: so from an epsilon teacher `x0` is (1 - a) / a, clipped, and
+    favours noisy timesteps, where the prompt decides; `v` is 1 / a; `min_snr` is min(SNR, gamma) / SNR (Hang et al.,
+    ICCV 2023, arXiv 2303.09556).
     """
+    if weighting == "native":
+        return torch.ones_like(alpha_bar)
     snr = alpha_bar / (1 - alpha_bar)
     in_epsilon = {
         "epsilon": lambda: torch.ones_like(snr),
         "x0": lambda: (1 / snr).clamp(*clip),
-        "v": lambda: (1 / alpha_bar).clamp(*clip),
+        "v": lambda: 1 / alpha_bar,
         "min_snr": lambda: snr.clamp(max=gamma) / snr,
     }[weighting]()
     # an epsilon error is sqrt(a) times the v error

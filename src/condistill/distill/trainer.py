@@ -83,7 +83,7 @@ class _Pending:
         """Begin to bring the answer to the CPU; the step's backward is queued behind it."""
         self.finite = torch.isfinite(torch.cat(self.losses)).all().to("cpu", non_blocking=True)
         if self.losses[0].is_cuda:
-            self.copied = torch.cuda.Event()
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.copied.record()
 
     def is_finite(self) -> bool:
@@ -207,7 +207,10 @@ class Trainer:
 
         zero = torch.zeros(len(x_t), device=device)
         weight = rc.output_weight(
-            settings.output_weighting, family.alpha_bar(timesteps), prediction_type=family.prediction_type
+            settings.output_weighting,
+            family.alpha_bar(timesteps),
+            prediction_type=family.prediction_type,
+            clip=settings.x0_clip or (0.1, 10.0),
         )
         output = rc.mse(predicted, taught)
         feature = rc.feature_loss(features, teacher.features) if features else zero
