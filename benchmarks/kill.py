@@ -150,22 +150,11 @@ def kill_and_resume(recipe: Path, out: Path, moments: Sequence[Moment], seconds:
     finish(start(recipe, out), out)
 
 
-def content(file: Path) -> bytes:
-    """A file's bytes; the header of safetensors sorted, since its notes come in any order."""
-    data = file.read_bytes()
-    if file.suffix != ".safetensors":
-        return data
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
-    notes = header.pop("__metadata__", {})
-    return json.dumps([header, notes], sort_keys=True).encode() + data[start:]
-
-
 def results(out: Path) -> dict[str, str]:
     """Hashes of all that a run leaves but timings: latents, weights, checkpoints, losses, pictures, figures."""
     kinds = (".arrow", ".safetensors", ".jsonl", ".png")
     files = sorted(file for file in out.rglob("*") if file.suffix in kinds)
-    found = {str(file.relative_to(out)): hashlib.sha256(content(file)).hexdigest() for file in files}
+    found = {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     models = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["models"]
     found |= {f"metrics of {name}": json.dumps({**model, "speed": None}) for name, model in models.items()}
     return found
@@ -187,7 +176,7 @@ def main(
     """Kill, resume, compare, and write benchmarks/kill.md."""
     import torch
 
-    from condistill.compress import machine
+    from condistill.compression import machine
 
     if out.exists() and any(out.iterdir()):
         raise SystemExit(f"{out} is not empty; choose another --out")
@@ -216,8 +205,8 @@ def main(
         console.print(f"round {rounds}: {', '.join(different) or 'equal to the run left in peace, byte for byte'}")
         rounds += 1
     verdict = (
-        f"All {rounds} runs, killed {len(rows)} times in all, ended equal to the run left in peace, byte for byte: "
-        f"{len(results(peaceful))} files and figures."
+        f"Runs that were killed and resumed: {rounds}; kills: {len(rows)}. Each run ended equal to the one left in "
+        f"peace, byte for byte: {len(results(peaceful))} files and figures."
         if not differing
         else "DIFFERENT: " + "; ".join(differing)
     )

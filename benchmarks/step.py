@@ -18,7 +18,7 @@ import typer
 from accelerate import Accelerator
 
 from condistill.cache.fill import fill_cache, finish_cache
-from condistill.compress import machine
+from condistill.compression import machine
 from condistill.distill.trainer import Trainer
 from condistill.miniature.world import all_captions
 from condistill.prompts.pool import PromptPool

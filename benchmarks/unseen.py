@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from condistill.compress import compress, machine
+from condistill.compression import compress, machine
 from condistill.miniature.demo import demo_recipe
 from condistill.report.verdict import gap_closed
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from condistill.cache.latents import LatentCache
-    from condistill.compress import compress
+    from condistill.compression import compress
     from condistill.distill.random_conditioning import RandomConditioning
     from condistill.errors import CondistillError
     from condistill.prompts.pool import PromptPool
@@ -23,7 +23,7 @@ _HOMES = {
     "PromptPool": "condistill.prompts.pool",
     "RandomConditioning": "condistill.distill.random_conditioning",
     "Recipe": "condistill.recipe",
-    "compress": "condistill.compress",
+    "compress": "condistill.compression",
     "derive_student": "condistill.students.derive",
     "load_teacher": "condistill.teachers.load",
 }
@@ -44,7 +44,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'condistill' has no attribute {name!r}")
     module = importlib.import_module(_HOMES[name])
-    # `condistill.compress` is a module too: the function takes its name
     value = getattr(module, name)
     globals()[name] = value
     return value

@@ -18,7 +18,7 @@ from condistill.errors import CondistillError
 from condistill.quiet import quiet_environment
 
 if TYPE_CHECKING:
-    from condistill.compress import StageName
+    from condistill.compression import StageName
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -127,7 +127,7 @@ def _run_until(stage: StageName, recipe: Path, overrides: Sequence[str] | None, 
     from condistill.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())  # a mistake is told before anything heavy is imported
-    from condistill.compress import compress
+    from condistill.compression import compress
 
     return compress(loaded, out or Path("runs") / recipe.stem, until=stage, update=update, console=console)
 
@@ -146,7 +146,7 @@ def demo(
     from condistill.miniature.demo import demo_recipe
 
     recipe = demo_recipe(overrides or ())
-    from condistill.compress import compress
+    from condistill.compression import compress
 
     compress(recipe, out, update=update, console=console)
 
@@ -175,7 +175,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     from condistill.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())
-    from condistill.compress import check_inputs
+    from condistill.compression import check_inputs
 
     family = check_inputs(loaded)
     typer.echo(loaded.to_yaml(), nl=False)

@@ -63,7 +63,8 @@ def save_checkpoint(
         for name, tensor in group.items()
     }
     with atomic_directory(path) as partial:
-        save_file(tensors, partial / _STATE_NAME, metadata={"step": str(step), "meta": json.dumps(meta)})
+        # one note only: safetensors writes several in any order, and equal states shall be equal bytes
+        save_file(tensors, partial / _STATE_NAME, metadata={"checkpoint": json.dumps({"step": step, "meta": meta})})
     for old in list_checkpoints(directory)[:-keep]:
         remove(old)
     return path
@@ -78,7 +79,7 @@ def load_checkpoint(path: Path) -> tuple[int, dict[str, dict[str, Tensor]], Any]
     parts: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path / _STATE_NAME, framework="pt") as file:
-            metadata = file.metadata()
+            note = json.loads(file.metadata()["checkpoint"])
             for key in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
                 part, name = key.split("/", 1)
                 parts.setdefault(part, {})[name] = file.get_tensor(key)
@@ -86,4 +87,4 @@ def load_checkpoint(path: Path) -> tuple[int, dict[str, dict[str, Tensor]], Any]
         raise CorruptError(
             f"the checkpoint {path} is corrupt ({error}); delete it, and the run goes on from the one before it"
         ) from error
-    return int(metadata["step"]), parts, json.loads(metadata["meta"])
+    return note["step"], parts, note["meta"]

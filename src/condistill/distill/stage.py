@@ -19,7 +19,7 @@ from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
 
 if TYPE_CHECKING:
-    from condistill.compress import Compression
+    from condistill.compression import Compression
 
 STUDENT_NAME = "student.json"
 

@@ -18,14 +18,14 @@ from condistill.progress import track
 from condistill.students.costs import macs, parameters
 
 if TYPE_CHECKING:
-    from condistill.compress import Compression, Prompts
+    from condistill.compression import Compression, Prompts
 
 METRICS_FORMAT = 1
 
 
 def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None:
     """Draw, measure, and leave `metrics.json`, `grid.json` and the pictures of the report in `directory`."""
-    from condistill.compress import machine
+    from condistill.compression import machine
 
     recipe, settings, family = run.recipe, run.recipe.evaluate, run.family
     steps, guidance = run.sampling

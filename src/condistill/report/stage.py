@@ -13,7 +13,7 @@ from condistill.report.html import write_report
 from condistill.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from condistill.compress import Compression
+    from condistill.compression import Compression
 
 REPORT_NAME = "report.html"
 

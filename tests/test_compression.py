@@ -18,7 +18,7 @@ from rich.console import Console
 from condistill.errors import CondistillError, CorruptError
 from condistill.recipe import Recipe
 
-compress_module = importlib.import_module("condistill.compress")
+compress_module = importlib.import_module("condistill.compression")
 compress = compress_module.compress
 VARIANTS = ("plain", "random_conditioning")
 
