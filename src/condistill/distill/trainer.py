@@ -165,6 +165,7 @@ class Trainer:
                 on_step(self.step, record)
                 if stop:
                     raise KeyboardInterrupt
+        self.teacher_recorder.remove()  # the teacher serves the next student too
         denoiser: nn.Module = self.trained.denoiser
         if self.ema is not None:
             self.ema.copy_to(denoiser.parameters())

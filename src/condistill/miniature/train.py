@@ -240,7 +240,7 @@ def score_pipeline(pipeline: Any, judge: Judge, *, images: int = 1000, guidance:
     return judge_accuracy(judge, np.concatenate(drawn), picked)
 
 
-def write_card(out: Path, scores: Mapping[str, Mapping[str, float]], minutes: float) -> None:
+def write_card(out: Path, scores: Mapping[str, Mapping[str, float]]) -> None:
     """The card says how the miniature was made and how good it is."""
     rows = "\n".join(
         f"| {who} | " + " | ".join(f"{100 * value:.1f} %" for value in row.values()) + " |"
@@ -255,8 +255,8 @@ of 7,200 captioned scenes (one object with a shape, colour, size, place and back
 procedurally drawn scenes by `make miniature` with fixed seeds; no image or text of anybody else was used.
 
 Judge: {JUDGE_STEPS} steps of {JUDGE_BATCH}. Autoencoder: {AUTOENCODER_STEPS} of {AUTOENCODER_BATCH}. Denoiser
-and text encoder: {DENOISER_STEPS} of {DENOISER_BATCH}, epsilon prediction, 10 % empty prompts. {minutes:.0f}
-minutes of training in all. Weights are float16 safetensors. Licence: Apache-2.0.
+and text encoder: {DENOISER_STEPS} of {DENOISER_BATCH}, epsilon prediction, 10 % empty prompts. Weights are float16
+safetensors. Licence: Apache-2.0.
 
 Judged accuracy over 1,000 captions, {build.DEFAULT_STEPS} steps, guidance {build.DEFAULT_GUIDANCE}; the judge
 itself on 2,000 held-out renders. These are miniature figures, not FID on MS-COCO.
@@ -274,7 +274,6 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
     """Train the miniature's judge, autoencoder, text encoder and denoiser from scratch."""
-    started = time.monotonic()
     judge = train_judge(work, device)
     held_out = [all_scenes()[i] for i in draw(6, 0).permutation(7200)[:2000]]
     scores = {"judge": judge_accuracy(judge, render(held_out, seed=7), held_out)}
@@ -295,7 +294,7 @@ def main(
     pipeline.to(torch.float32)
     scores["teacher"] = score_pipeline(pipeline, judge, guidance=build.DEFAULT_GUIDANCE)
     console.print("teacher", scores["teacher"])
-    write_card(out, scores, (time.monotonic() - started) / 60)
+    write_card(out, scores)
     if not math.isclose(1.0, scores["judge"]["all_right"], abs_tol=0.01):
         raise SystemExit("the judge is below 99 % on held-out renders; train it longer")
 
