@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -90,7 +90,7 @@ def check_inputs(recipe: Recipe) -> type[Family]:
     """
     _, index = read_index(recipe.teacher)
     settings = recipe.prompts
-    for name in (*settings.files, *settings.cached_files, *settings.unseen_files):
+    for name in settings.every_file:
         next(iter(read_prompts(name, column=settings.column)), None)
     return family_class(recipe.teacher, index)
 
@@ -164,8 +164,7 @@ class Compression:
     @cached_property
     def _prompt_stage(self) -> Stage:
         settings = self.recipe.prompts
-        names = [*settings.files, *settings.cached_files, *settings.unseen_files]
-        hashes = {name: hash_file(Path(name)) for name in names if Path(name).is_file()}
+        hashes = {name: hash_file(Path(name)) for name in settings.every_file if Path(name).is_file()}
         return self._stage("prompts", settings.model_dump(), hashes, self.recipe.seed, self.recipe.cache.size)
 
     def prompts(self) -> Prompts:
@@ -203,8 +202,7 @@ class Compression:
 
     def _build_prompts(self, folder: Path) -> None:
         settings, size = self.recipe.prompts, self.recipe.cache.size
-        everything = [*settings.files, *settings.cached_files, *settings.unseen_files]
-        pool = PromptPool.build(everything, folder / "pool.arrow", column=settings.column)
+        pool = PromptPool.build(settings.every_file, folder / "pool.arrow", column=settings.column)
 
         def build(files: Sequence[str], name: str) -> PromptPool:
             column = settings.column if any(map(is_tabular, files)) else None
@@ -370,8 +368,3 @@ def machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def prompts_summary(prompts: Prompts) -> dict[str, Any]:
-    """Sizes of the pool and its splits, for the report."""
-    return {**asdict(prompts.pool.counts), "seen": len(prompts.seen), "unseen": len(prompts.unseen)}

@@ -66,6 +66,11 @@ class PromptSettings(Settings):
     unseen_files: Words = ()
     """Every prompt of these files is in the pool and never cached."""
 
+    @property
+    def every_file(self) -> tuple[str, ...]:
+        """All that the pool is built from."""
+        return self.files + self.cached_files + self.unseen_files
+
 
 class CacheSettings(Settings):
     size: PositiveInt = 212_776  # the paper's LAION-Aesthetics 6.5+ prompts
