@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 
 from condistill.compression import compress, machine
+from condistill.memory import keep_freed_memory
 from condistill.miniature.demo import demo_recipe
 from condistill.report.verdict import gap_closed
 
@@ -30,6 +31,7 @@ MODELS = ("teacher", "plain", "random_conditioning")
 
 def run(out: Path, overrides: list[str]) -> dict[str, Any]:
     """The metrics of one run of the demo's recipe."""
+    keep_freed_memory()
     compress(demo_recipe(overrides), out, console=console)
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return metrics

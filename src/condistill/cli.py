@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from condistill import __version__
 from condistill.errors import CondistillError
+from condistill.memory import keep_freed_memory
 from condistill.quiet import quiet_environment
 
 if TYPE_CHECKING:
@@ -314,6 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The `condistill` command: exit code 0 only on success, an error in one readable line."""
     given, debug = _split_debug(list(sys.argv[1:] if arguments is None else arguments))
     quiet_environment()
+    keep_freed_memory()
     try:
         with warnings.catch_warnings():
             if not debug:
