@@ -156,7 +156,9 @@ def results(out: Path) -> dict[str, str]:
     files = sorted(file for file in out.rglob("*") if file.suffix in kinds)
     found = {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     models = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["models"]
-    found |= {f"metrics of {name}": json.dumps({**model, "speed": None}) for name, model in models.items()}
+    found |= {
+        f"metrics of {name}": json.dumps({**model, "speed": None, "compute": None}) for name, model in models.items()
+    }
     return found
 
 

@@ -22,7 +22,7 @@ from condistill.compression import machine
 from condistill.distill.trainer import Trainer
 from condistill.miniature.world import all_captions
 from condistill.prompts.pool import PromptPool
-from condistill.recipe import CacheSettings, DistillSettings, TeacherSettings
+from condistill.settings import CacheSettings, DistillSettings, TeacherSettings
 from condistill.students.derive import derive_student
 from condistill.teachers.load import load_teacher
 

@@ -14,7 +14,7 @@ from condistill.cache.latents import LatentCache
 from condistill.miniature import build
 from condistill.miniature.world import UNSEEN_SHAPES, all_captions
 from condistill.prompts.pool import PromptPool
-from condistill.recipe import CacheSettings, TeacherSettings
+from condistill.settings import CacheSettings, TeacherSettings
 from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher, teacher_key
 

@@ -90,6 +90,9 @@ def test_a_run_leaves_a_report_and_figures_of_every_model_and_split(finished: Ru
     assert set(metrics["models"]) == {"teacher", *VARIANTS}
     for name in VARIANTS:
         assert all(metrics["models"][name][split]["latent_rmse"] > 0 for split in ("seen", "unseen", "all"))
+        compute = metrics["models"][name]["compute"]
+        assert compute["teacher_forwards"] == compute["student_forwards"] > 0
+        assert compute["train_sec"] > 0
         assert metrics["models"][name]["size"]["parameters"] < metrics["models"]["teacher"]["size"]["parameters"]
     page = (finished.out / "report.html").read_text(encoding="utf-8")
     assert all(name in page for name in VARIANTS)

@@ -36,7 +36,7 @@ def test_buffers_that_are_asked_for_again_cost_no_fresh_pages(monkeypatch: pytes
         mode: int(subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, check=True).stdout)
         for mode in ("keep", "leave")
     }
-    assert faults["keep"] < 1000 < 10_000 < faults["leave"]
+    assert faults["keep"] * 10 < faults["leave"]
 
 
 def test_who_tunes_malloc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

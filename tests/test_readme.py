@@ -19,7 +19,8 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from condistill import cli
-from condistill.recipe import Recipe, Settings
+from condistill.recipe import Recipe
+from condistill.settings import Settings
 from condistill.tree import merge
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condistill.errors import RecipeError
-from condistill.recipe import Constant, Exponential, Never, Recipe, Sigmoid
+from condistill.recipe import Recipe
+from condistill.settings import Constant, Exponential, Never, Sigmoid
 
 BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\n"
 
@@ -111,6 +112,10 @@ variants:
         ("distill.warmup_steps=5", "lr_scheduler 'constant' has no warm-up"),
         ("distill.micro_batch_size=100", "batch_size 256 is not a multiple of micro_batch_size 100"),
         ("distill={output_weight: 0, feature_weight: 0}", "every loss weight is 0"),
+        ("distill.path={start: nose}", "distill.path.start: input should be 'cache' or 'noise'"),
+        ("distill.path={share: 0}", "distill.path.share: input should be greater than 0"),
+        ("distill.path={stpes: 3}", "distill.path.stpes is not a setting; did you mean 'steps'?"),
+        ("distill={feature_weight: 0, feature_normalization: teacher}", "need a feature_weight above 0"),
         ("distill.random_conditioning.schedule=sgmoid", "'sgmoid' is unknown; use 'exponential', 'sigmoid'"),
         ("prompts.files=[]", "prompts.files: list should have at least 1 item"),
         ("student={}", "give a preset, a width or both"),

@@ -278,6 +278,10 @@ class Compression:
         """Where the finished pipeline of a variant lies."""
         return self.run_dir.path / "pipelines" / name
 
+    def distill_path(self, name: str) -> Path:
+        """Where the training of a variant lies."""
+        return self._distill_stage(name).path
+
     def distill(self, name: str, prompts: Prompts) -> None:
         """Derive and train one student, and save its pipeline."""
         from condistill.distill.stage import STUDENT_NAME, distill_variant
@@ -301,7 +305,7 @@ class Compression:
         from condistill.distill.stage import STUDENT_NAME
         from condistill.report.card import model_card
 
-        described = json.loads((self._distill_stage(name).path / STUDENT_NAME).read_text(encoding="utf-8"))
+        described = json.loads((self.distill_path(name) / STUDENT_NAME).read_text(encoding="utf-8"))
         return model_card(
             name=name, recipe=self.recipe, kept=described["kept"], sizes=described["sizes"], metrics=metrics
         )

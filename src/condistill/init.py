@@ -12,7 +12,8 @@ from jinja2 import Environment, StrictUndefined
 from condistill.atomic import write_text
 from condistill.errors import CondistillError
 from condistill.prompts.readers import is_tabular, read_prompts
-from condistill.recipe import Recipe, TeacherSettings
+from condistill.recipe import Recipe
+from condistill.settings import TeacherSettings
 from condistill.teachers.load import family_class, read_index
 
 

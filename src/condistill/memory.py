@@ -27,4 +27,5 @@ def keep_freed_memory() -> bool:
         return False
     # 32 MiB is the largest threshold that glibc takes
     settings = ((_MMAP_THRESHOLD, 32 * _MIB), (_TRIM_THRESHOLD, 2047 * _MIB), (_TOP_PAD, 256 * _MIB))
-    return all([bool(mallopt(parameter, value)) for parameter, value in settings])
+    listened = [mallopt(parameter, value) == 1 for parameter, value in settings]
+    return all(listened)

@@ -11,7 +11,7 @@ from condistill.atomic import atomic_file
 from condistill.errors import CondistillError
 from condistill.quiet import quiet_libraries
 from condistill.randomness import Stream, image_noise, image_seed
-from condistill.recipe import TeacherSettings
+from condistill.settings import TeacherSettings
 from condistill.teachers.load import load_teacher
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")

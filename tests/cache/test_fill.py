@@ -11,7 +11,7 @@ from condistill.cache.fill import fill_cache, finish_cache
 from condistill.cache.latents import LatentCache, read_shard, shard_name
 from condistill.errors import CondistillError, CorruptError
 from condistill.randomness import Stream, image_noise
-from condistill.recipe import CacheSettings
+from condistill.settings import CacheSettings
 from condistill.teachers.family import Family
 
 PROMPTS = [f"a {size} {colour} circle at the {place} on snow" for size in ("small", "large")

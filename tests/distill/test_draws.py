@@ -21,7 +21,7 @@ def drawn(seed: int, step: int, positions: range | list[int]) -> Draws:
 
 def rows(draws: Draws) -> list[tuple[Any, ...]]:
     """One comparable row per sample."""
-    columns = (draws.uniform, draws.coin, draws.empty_coin, draws.noise.flatten(1))
+    columns = (draws.uniform, draws.coin, draws.empty_coin, draws.path_coin, draws.noise.flatten(1))
     return list(zip(draws.cached, draws.random, *(column.tolist() for column in columns), strict=True))
 
 
@@ -59,11 +59,14 @@ def many() -> Draws:
     return Draws(
         cached=[i for part in parts for i in part.cached],
         random=[i for part in parts for i in part.random],
-        **{name: torch.cat([getattr(p, name) for p in parts]) for name in ("uniform", "coin", "empty_coin", "noise")},
+        **{
+            name: torch.cat([getattr(p, name) for p in parts])
+            for name in ("uniform", "coin", "empty_coin", "path_coin", "noise")
+        },
     )
 
 
-@pytest.mark.parametrize("name", ["uniform", "coin", "empty_coin"])
+@pytest.mark.parametrize("name", ["uniform", "coin", "empty_coin", "path_coin"])
 def test_coins_and_times_are_uniform(many: Draws, name: str) -> None:
     values = getattr(many, name)
     assert values.dtype == torch.float64
@@ -86,7 +89,15 @@ def test_latents_and_prompts_are_drawn_from_all_there_are(many: Draws, name: str
 
 
 def test_the_draws_of_a_sample_are_independent(many: Draws) -> None:
-    columns = [many.cached, many.random, many.uniform, many.coin, many.empty_coin, many.noise[:, 0, 0, 0]]
+    columns = [
+        many.cached,
+        many.random,
+        many.uniform,
+        many.coin,
+        many.empty_coin,
+        many.path_coin,
+        many.noise[:, 0, 0, 0],
+    ]
     correlation = np.corrcoef(np.array([np.asarray(column, dtype=float) for column in columns]))
     assert np.abs(correlation - np.eye(len(columns))).max() < 4.5 / np.sqrt(4000)
 

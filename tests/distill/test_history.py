@@ -18,7 +18,15 @@ def same(sums: torch.Tensor) -> torch.Tensor:
 def terms(output: list[float], repaired: list[bool] | None = None) -> dict[str, torch.Tensor]:
     values = torch.tensor(output, requires_grad=True)
     flags = torch.tensor(repaired or [False] * len(output))
-    return {"loss": 2 * values, "output": values, "feature": 3 * values, "task": 0 * values, "repaired": flags}
+    zero = 0 * values
+    return {
+        "loss": 2 * values,
+        "output": values,
+        "feature": 3 * values,
+        "task": zero,
+        "guidance": zero,
+        "repaired": flags,
+    }
 
 
 def flush(history: History, step: int, *, write: bool = True, reduce=same) -> dict:
@@ -37,6 +45,7 @@ def test_a_record_holds_means_over_samples_since_the_last(tmp_path: Path) -> Non
         "output": 3.0,
         "feature": 9.0,
         "task": 0.0,
+        "guidance": 0.0,
         "repaired": 0.5,
         "bins": [1.5, *[None] * 8, 4.5],
     }

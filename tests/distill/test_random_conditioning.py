@@ -179,6 +179,32 @@ def test_the_feature_loss_is_the_sum_over_layers() -> None:
         rc.feature_loss(students[:2], teachers)
 
 
+def test_normalized_features_count_alike_whatever_their_scale() -> None:
+    students, teachers = [normal(i, 3, 8, 4, 4) for i in (0, 1)], [normal(i, 3, 8, 4, 4) for i in (2, 3)]
+    oracle = sum(
+        ((s.double() - t.double()) ** 2).mean((1, 2, 3)) / (t.double() ** 2).mean((1, 2, 3))
+        for s, t in zip(students, teachers, strict=True)
+    )
+    given = rc.feature_loss(students, teachers, normalized=True)
+    torch.testing.assert_close(given.double(), oracle, rtol=1e-5, atol=0)
+    louder = [[100 * pair[0], pair[1]] for pair in (students, teachers)]
+    torch.testing.assert_close(rc.feature_loss(*louder, normalized=True), given)
+    assert (rc.feature_loss(*louder) > 100 * rc.feature_loss(students, teachers)).all()
+
+
+def test_a_layer_that_is_silent_in_the_teacher_does_not_divide_by_zero() -> None:
+    silent = [torch.zeros(2, 4)]
+    assert rc.feature_loss(silent, silent, normalized=True).tolist() == [0, 0]
+
+
+def test_the_guidance_loss_sees_what_the_prompt_changes_and_nothing_else() -> None:
+    teacher, null, shift = normal(0, 3, 4, 8, 8), normal(1, 3, 4, 8, 8), normal(2, 3, 4, 8, 8)
+    same = rc.guidance_loss(teacher + shift, null + shift, teacher, null)
+    torch.testing.assert_close(same, torch.zeros(3), rtol=0, atol=1e-10)
+    other = rc.guidance_loss(teacher + shift, null, teacher, null)
+    torch.testing.assert_close(other, rc.mse(shift, torch.zeros_like(shift)), rtol=1e-5, atol=1e-6)
+
+
 def test_a_student_that_equals_its_teacher_loses_nothing() -> None:
     output, features = normal(0, 3, 4, 8, 8), [normal(1, 3, 8, 4, 4), normal(2, 3, 16, 2, 2)]
     kept = torch.zeros(3, dtype=torch.bool)

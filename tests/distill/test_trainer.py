@@ -22,7 +22,7 @@ from condistill.distill.history import HISTORY_NAME, read_history
 from condistill.distill.trainer import Trainer, batch_source, random_conditioning
 from condistill.errors import CondistillError, NonFiniteLossError
 from condistill.prompts.pool import PromptPool
-from condistill.recipe import DistillSettings
+from condistill.settings import DistillSettings
 from condistill.students.derive import Student, derive_student
 from condistill.students.features import feature_pairs, make_maps
 from condistill.teachers.family import Family
@@ -93,7 +93,8 @@ def state(directory: Path) -> dict[str, dict[str, Tensor]]:
 
 def assert_same_state(one: Path, other: Path) -> None:
     first, second = state(one), state(other)
-    assert first.keys() == second.keys() == {"trained", "optimizer", "history", "ema"}
+    assert first.keys() == second.keys()
+    assert first.keys() >= {"trained", "optimizer", "history", "ema"}
     for part, group in first.items():
         assert group.keys() == second[part].keys()
         for name, tensor in group.items():
@@ -126,6 +127,45 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Make, tmp_p
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert [record["step"] for record in read_history(tmp_path / "cut" / HISTORY_NAME)] == [3, 6]
+
+
+PATHS: list[dict[str, Any]] = [
+    {"start": "noise", "num_inference_steps": 4, "guidance_scale": 2.0},
+    {"start": "cache", "steps": 3, "follow": "student", "buffer": 2},
+    {"start": "noise", "follow": "moving", "share": 0.5, "num_inference_steps": 3},
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_resumed_run_has_its_moving_states_where_they_were(make: Make, tmp_path: Path, path: dict[str, Any]) -> None:
+    make(tmp_path / "whole", **SCHEDULED, path=path).run()
+    with pytest.raises(RuntimeError):
+        make(tmp_path / "cut", **SCHEDULED, path=path).run(stop_after(3))
+    make(tmp_path / "cut", **SCHEDULED, path=path).run()
+    assert "paths" in state(tmp_path / "cut")
+    assert_same_state(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_path_of_one_state_is_the_papers_training(make: Make, tmp_path: Path) -> None:
+    make(tmp_path / "paper", ema_decay=0.9).run()
+    make(tmp_path / "path", ema_decay=0.9, path={"start": "cache", "steps": 1}).run()
+    paper, path = state(tmp_path / "paper"), state(tmp_path / "path")
+    del path["paths"]
+    for part, group in paper.items():
+        for name, tensor in group.items():
+            assert torch.equal(tensor, path[part][name]), f"{part}/{name}"
+
+
+def test_paths_do_not_depend_on_how_a_batch_is_cut(make: Make, tmp_path: Path) -> None:
+    path = {"start": "noise", "num_inference_steps": 3, "guidance_scale": 2.0, "share": 0.5}
+    whole = make(tmp_path / "whole", path=path, steps=3, log_every=3)
+    cut = make(tmp_path / "cut", path=path, steps=3, log_every=3, micro_batch_size=2)
+    whole.run()
+    cut.run()
+    assert whole.paths is not None
+    assert cut.paths is not None
+    assert cut.paths.prompts == whole.paths.prompts
+    torch.testing.assert_close(cut.paths.x_t, whole.paths.x_t, rtol=1e-4, atol=1e-4)
 
 
 def test_a_finished_run_is_not_trained_further(make: Make, tmp_path: Path) -> None:

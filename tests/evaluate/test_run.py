@@ -14,7 +14,7 @@ from condistill.evaluate import run
 from condistill.evaluate.frechet import frechet_distance
 from condistill.evaluate.run import Round, decode_all, draw_round, measure, rounds, write_grid
 from condistill.randomness import Stream, image_noise
-from condistill.recipe import EvaluateSettings
+from condistill.settings import EvaluateSettings
 from condistill.teachers.family import Family
 
 PROMPTS = ["a red circle", "a blue square", "a green moon"]

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 
 from condistill.errors import CondistillError
 from condistill.miniature.build import build_denoiser
-from condistill.recipe import BlockPreset, WidthPreset
+from condistill.settings import BlockPreset, WidthPreset
 from condistill.students import derive_student, parameters
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "students.md"

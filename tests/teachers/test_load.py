@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
-from condistill.recipe import TeacherSettings
+from condistill.settings import TeacherSettings
 from condistill.teachers.family import Family
 from condistill.teachers.load import FAMILIES, choose_dtype, load_teacher, locate, teacher_key
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,17 @@ def test_an_image_conditioned_teacher_is_refused(oracle: StableDiffusionPipeline
     pipeline = StableDiffusionPipeline(**{**oracle.components, "unet": denoiser})
     with pytest.raises(CondistillError, match="takes 9 channels and its autoencoder makes 4: an in-painting"):
         StableDiffusion(pipeline)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_step_is_the_ddim_schedulers(tiny_family: Family, tiny_v_family: Family, prediction_type: str) -> None:
+    family = tiny_family if prediction_type == "epsilon" else tiny_v_family
+    scheduler = type(family.pipeline.scheduler).from_config(family.pipeline.scheduler.config)
+    scheduler.set_timesteps(10)
+    timesteps = family.solver_timesteps(10)
+    assert timesteps.tolist() == scheduler.timesteps.tolist()
+    prediction, x_t = latents(1), latents(2)
+    for now, following in pairwise(timesteps):
+        expected = scheduler.step(prediction, now, x_t).prev_sample
+        given = family.step(prediction, x_t, now.expand(len(x_t)), following.expand(len(x_t)))
+        torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)

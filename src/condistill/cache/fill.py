@@ -14,7 +14,7 @@ from condistill.atomic import partial_path, remove
 from condistill.cache.latents import MANIFEST_NAME, LatentCache, read_shard, shard_name, write_manifest, write_shard
 from condistill.errors import CondistillError
 from condistill.randomness import Stream, image_noise, image_seed
-from condistill.recipe import CacheSettings
+from condistill.settings import CacheSettings
 from condistill.teachers.family import Family
 
 

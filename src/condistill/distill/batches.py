@@ -43,10 +43,18 @@ class BatchSource:
 
     def __call__(self, step: int) -> list[Batch]:
         """The micro-batches of a step that fall to this process, in order."""
+        return [self._batch(step, positions) for positions in self._parts]
+
+    @property
+    def positions(self) -> list[int]:
+        """Places in the global batch that fall to this process, micro-batch by micro-batch."""
+        return [position for positions in self._parts for position in positions]
+
+    @property
+    def _parts(self) -> list[range]:
         stride = self.processes * self.micro_batch_size
         first = self.process * self.micro_batch_size
-        starts = range(first, self.batch_size, stride)
-        return [self._batch(step, range(start, start + self.micro_batch_size)) for start in starts]
+        return [range(start, start + self.micro_batch_size) for start in range(first, self.batch_size, stride)]
 
     def _batch(self, step: int, positions: range) -> Batch:
         shape = self.cache.latent_shape

@@ -26,6 +26,8 @@ class Draws:
     """Whether to re-pair, in [0, 1), `[B]`."""
     empty_coin: Tensor
     """Whether to empty the prompt, in [0, 1), `[B]`."""
+    path_coin: Tensor
+    """Whose prediction a path follows, in [0, 1), `[B]`."""
     noise: Tensor
     """Standard normal, `[B, C, h, w]`."""
 
@@ -42,19 +44,21 @@ def draw(
     """Draw the samples at these positions of a step's global batch."""
     count = len(positions)
     indices = np.empty((count, 2), np.int64)
-    uniforms = np.empty((count, 3), np.float64)
+    uniforms = np.empty((count, 4), np.float64)
     noise = np.empty((count, *latent_shape), np.float32)
     for row, position in enumerate(positions):
         rng = generator(seed, Stream.TRAINING, position, step)
         indices[row] = rng.integers(0, cache_size), rng.integers(0, pool_size)
-        uniforms[row] = rng.random(3)
+        uniforms[row, :3] = rng.random(3)
         rng.standard_normal(out=noise[row], dtype=np.float32)
-    uniform, coin, empty_coin = torch.from_numpy(uniforms).unbind(1)
+        uniforms[row, 3] = rng.random()
+    uniform, coin, empty_coin, path_coin = torch.from_numpy(uniforms).unbind(1)
     return Draws(
         cached=indices[:, 0].tolist(),
         random=indices[:, 1].tolist(),
         uniform=uniform,
         coin=coin,
         empty_coin=empty_coin,
+        path_coin=path_coin,
         noise=torch.from_numpy(noise),
     )

@@ -14,7 +14,7 @@ from condistill.atomic import write_text
 
 BINS = 10
 HISTORY_NAME = "history.jsonl"
-_TERMS = ("loss", "output", "feature", "task", "repaired")
+_TERMS = ("loss", "output", "feature", "task", "guidance", "repaired")
 
 
 class History:

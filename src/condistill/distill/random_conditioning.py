@@ -119,9 +119,21 @@ def output_weight(
     return in_epsilon * alpha_bar if prediction_type == "v_prediction" else in_epsilon
 
 
-def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Sum over paired layers of the MSE between feature maps, `[B]`."""
-    return torch.stack([mse(s, t) for s, t in zip(student, teacher, strict=True)]).sum(0)
+def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], *, normalized: bool = False) -> Tensor:
+    """Sum over paired layers of the MSE between feature maps, `[B]`.
+
+    Args:
+        normalized: divide each by the teacher's mean square there, so that no layer drowns the others.
+    """
+    losses = [mse(s, t) for s, t in zip(student, teacher, strict=True)]
+    if normalized:
+        losses = [loss / mse(t, torch.zeros_like(t)).clamp_min(1e-12) for loss, t in zip(losses, teacher, strict=True)]
+    return torch.stack(losses).sum(0)
+
+
+def guidance_loss(student: Tensor, student_null: Tensor, teacher: Tensor, teacher_null: Tensor) -> Tensor:
+    """MSE between the guidance directions, `[B]`: what sampling multiplies by the guidance scale."""
+    return mse(student - student_null, teacher - teacher_null)
 
 
 def task_loss(student: Tensor, target: Tensor, replaced: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from condistill.atomic import write_text
 from condistill.cache.latents import LatentCache
+from condistill.distill.compute import Stopwatch
 from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError
 from condistill.progress import track
@@ -60,12 +61,14 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
     sizes_told = " of the teacher's ".join(f"{sizes[who]['parameters']:,}" for who in ("student", "teacher"))
     run.say(f"{name}: {sizes_told} parameters; {settings.steps:,} steps")
     with track(run.console, name, settings.steps, unit="steps", quiet=not accelerator.is_main_process) as advance:
-        done = 0
+        done, stopwatch = 0, Stopwatch(directory)
 
         def on_step(step: int, record: dict[str, Any] | None) -> None:
             nonlocal done
             advance(step - done, f"loss {record['loss']:.4f}" if record else "")
             done = step
+            if accelerator.is_main_process:
+                stopwatch.on_step(step, checkpoint=step % settings.checkpoint_every == 0 or step == settings.steps)
 
         denoiser = trainer.run(on_step)
     if settings.tracker != "none":

@@ -27,12 +27,14 @@ from condistill.distill.checkpoints import (
     save_checkpoint,
 )
 from condistill.distill.history import HISTORY_NAME, History
+from condistill.distill.objective import Objective, StudentForward
+from condistill.distill.paths import Paths
+from condistill.distill.samples import noised_latents
 from condistill.errors import CondistillError, NonFiniteLossError
 from condistill.prompts.pool import PromptPool
-from condistill.recipe import Constant, DistillSettings, Exponential, Never, Sigmoid
+from condistill.settings import Constant, DistillSettings, Exponential, Never, Sigmoid
 from condistill.students.derive import Student
-from condistill.students.features import FeatureRecorder
-from condistill.teachers.family import Condition, Family
+from condistill.teachers.family import Family
 
 
 def random_conditioning(settings: DistillSettings) -> rc.RandomConditioning:
@@ -48,24 +50,6 @@ def random_conditioning(settings: DistillSettings) -> rc.RandomConditioning:
         assert isinstance(schedule, Never)
         probability = rc.constant(0.0)
     return rc.RandomConditioning(probability, settings.empty_prompt_probability)
-
-
-class StudentForward(nn.Module):
-    """Everything that is trained, behind one forward, so that data parallelism sees all of it."""
-
-    def __init__(self, family: Family, student: Student, *, with_features: bool) -> None:
-        super().__init__()
-        self.denoiser = student.denoiser
-        self.maps = student.maps if with_features else nn.ModuleList()
-        points = [student.denoiser.get_submodule(pair.student) for pair in student.pairs] if with_features else []
-        self._recorder = FeatureRecorder(points)
-        self._predict = family.predict
-
-    def forward(self, x_t: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
-        with self._recorder as recorder:
-            prediction = self._predict(self.denoiser, x_t, timesteps, condition)
-        features = [to_teacher(f) for to_teacher, f in zip(self.maps, recorder.features, strict=True)]
-        return prediction, features
 
 
 @dataclass
@@ -114,7 +98,11 @@ class Trainer:
         self.source = batch_source(cache, pool, settings, seed=seed, accelerator=accelerator)
         with_features = settings.feature_weight > 0
         points = [family.denoiser.get_submodule(pair.teacher) for pair in student.pairs] if with_features else []
-        self.teacher_recorder = FeatureRecorder(points)
+        self.objective = Objective(family, settings, accelerator, points)
+        self.paths: Paths | None = None
+        if settings.path:
+            positions = self.source.positions
+            self.paths = Paths(family, settings.path, self.conditioning, positions, total_steps=settings.steps)
         if settings.gradient_checkpointing:
             student.denoiser.enable_gradient_checkpointing()
         trained = StudentForward(family, student, with_features=with_features).to(family.device).train()
@@ -165,7 +153,7 @@ class Trainer:
                 on_step(self.step, record)
                 if stop:
                     raise KeyboardInterrupt
-        self.teacher_recorder.remove()  # the teacher serves the next student too
+        self.objective.teacher_recorder.remove()  # the teacher serves the next student too
         denoiser: nn.Module = self.trained.denoiser
         if self.ema is not None:
             self.ema.copy_to(denoiser.parameters())
@@ -176,7 +164,7 @@ class Trainer:
         for i, batch in enumerate(micro_batches):
             last = i + 1 == len(micro_batches)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self._loss(batch, pending)
+                loss = self._loss(i, batch, pending)
                 if last:
                     pending.ask()
                 self.accelerator.backward(loss / len(micro_batches))
@@ -190,42 +178,24 @@ class Trainer:
             self.ema.step(self.trained.denoiser.parameters())
         self.step += 1
 
-    def _loss(self, batch: Batch, pending: _Pending) -> Tensor:
-        """One micro-batch: random conditioning, then the three losses."""
-        family, settings, device, draws = self.family, self.settings, self.family.device, batch.draws
-        x_0, noise = batch.x_0.to(device), draws.noise.to(device)
-        timesteps = family.timesteps(draws.uniform)
-        level = family.noise_level(timesteps)
-        prompts, replaced = self.conditioning(
-            batch.own, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin
-        )
-        timesteps, level, replaced = timesteps.to(device), level.to(device), replaced.to(device)
-        x_t = family.add_noise(x_0, noise, timesteps)
-        condition = family.encode(prompts)
-        with torch.no_grad(), self.accelerator.autocast(), self.teacher_recorder as teacher:
-            taught = family.predict(family.denoiser, x_t, timesteps, condition)
-        predicted, features = self.model(x_t, timesteps, condition)
-
-        zero = torch.zeros(len(x_t), device=device)
-        weight = rc.output_weight(
-            settings.output_weighting,
-            family.alpha_bar(timesteps),
-            prediction_type=family.prediction_type,
-            clip=settings.x0_clip or (0.1, 10.0),
-        )
-        output = rc.mse(predicted, taught)
-        feature = rc.feature_loss(features, teacher.features) if features else zero
-        with_task = settings.task_weight > 0
-        task = rc.task_loss(predicted, family.target(x_0, noise, timesteps), replaced) if with_task else zero
-        loss = (
-            settings.output_weight * weight * output + settings.feature_weight * feature + settings.task_weight * task
-        )
-        terms = {"loss": loss, "output": output, "feature": feature, "task": task, "repaired": replaced}
-        self.history.add(terms, level)
-        pending.losses.append(loss.detach())
-        pending.timesteps.append(timesteps)
-        pending.prompts.append(prompts)
-        return loss.mean()
+    def _loss(self, number: int, batch: Batch, pending: _Pending) -> Tensor:
+        """Micro-batch `number` of a step: choose its states, compare both models there, and move on what moves."""
+        family, settings, paths = self.family, self.settings, self.paths
+        rows = slice(number * len(batch.own), (number + 1) * len(batch.own))
+        sample = noised_latents(family, self.conditioning, batch, timestep_bias=settings.timestep_bias)
+        if paths:
+            sample = paths.place(self.step, rows, sample, batch)
+        terms, predictions = self.objective(self.model, sample)
+        if paths:
+            moves, scale = paths.moves(self.step, rows, batch), paths.settings.guidance_scale
+            direction = self.objective.direction(self.trained.denoiser, sample, predictions, moves, scale)
+            paths.advance(self.step, rows, sample, direction)
+        level = family.noise_level(sample.timesteps).to(family.device)
+        self.history.add({**terms, "repaired": sample.replaced.to(family.device)}, level)
+        pending.losses.append(terms["loss"].detach())
+        pending.timesteps.append(sample.timesteps)
+        pending.prompts.append(sample.prompts)
+        return terms["loss"].mean()
 
     def _check_finite(self) -> None:
         """Look at the last step's losses, now that they have long been computed."""
@@ -260,6 +230,7 @@ class Trainer:
     def _save(self) -> None:
         """A checkpoint that is whole, and only of weights whose losses were finite."""
         self._check_finite()
+        moving, prompts = self.paths.state(self.accelerator) if self.paths else ({}, [])
         if self.accelerator.is_main_process:
             parts = {
                 "trained": dict(self.trained.state_dict()),
@@ -271,6 +242,9 @@ class Trainer:
                 parts["ema"] = dict(zip(names, self.ema.shadow_params, strict=True))
             scaler = self.accelerator.scaler
             meta = {"scaler": scaler.state_dict() if scaler else None}
+            if self.paths:
+                parts["paths"] = moving
+                meta["path_prompts"] = prompts
             save_checkpoint(self.directory, self.step, parts, keep=self.settings.keep_checkpoints, meta=meta)
         self.accelerator.wait_for_everyone()
 
@@ -290,6 +264,8 @@ class Trainer:
             self.ema.optimization_step = self.step
         if self.accelerator.scaler and meta["scaler"]:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
+        if self.paths:
+            self.paths.restore(parts["paths"], meta["path_prompts"])
         self.schedule.last_epoch = self.step - 1
         self.raw_optimizer._opt_called = True  # type: ignore[attr-defined]  # the schedule warns otherwise
         self.schedule.step()

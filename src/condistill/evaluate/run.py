@@ -16,7 +16,7 @@ from torch import nn
 
 from condistill.cache.latents import read_shard, write_shard
 from condistill.randomness import Stream, image_noise, image_seed
-from condistill.recipe import EvaluateSettings
+from condistill.settings import EvaluateSettings
 from condistill.teachers.family import Family
 
 Values = dict[str, NDArray[Any]]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from condistill.atomic import write_text
+from condistill.distill.compute import compute, train_sec
 from condistill.errors import CondistillError
 from condistill.evaluate.run import ImageJudge, Round, draw_round, measure, rounds, write_grid
 from condistill.evaluate.speed import peak_memory_gb, sec_per_image
@@ -57,6 +58,12 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
             "sec_per_image": times[name],
             "relative_time": times[name] / times["teacher"],
             "peak_memory_gb": peak_memory_gb(family, denoiser),
+        }
+    for name in recipe.variants:
+        _, distill = recipe.variant(name)
+        models[name]["compute"] = {
+            **compute(distill, recipe.cache),
+            "train_sec": train_sec(run.distill_path(name), distill.steps),
         }
     first = made[0]
     grid = write_grid(directory / "grid", shown, first, per_split=settings.grid)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from condistill.errors import CondistillError, nearest
-from condistill.recipe import MINIATURE
+from condistill.settings import MINIATURE
 
 TABULAR = (".csv", ".jsonl", ".parquet")
 EXTENSIONS = (".txt", *TABULAR)

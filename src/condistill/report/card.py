@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from condistill.errors import CondistillError, nearest
-from condistill.recipe import MINIATURE, Recipe
+from condistill.recipe import Recipe
 from condistill.report.numbers import (
     BYTE_UNITS,
     SI_UNITS,
@@ -27,6 +27,7 @@ from condistill.report.numbers import (
     splits,
 )
 from condistill.report.verdict import BASELINE, PROMPTS
+from condistill.settings import MINIATURE
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$-])")

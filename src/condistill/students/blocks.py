@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from condistill.errors import CondistillError
-from condistill.recipe import BlockPreset
+from condistill.settings import BlockPreset
 from condistill.students.costs import build_on_meta, plain_config
 from condistill.students.width import importance_of, inherit, keep_channels, take
 

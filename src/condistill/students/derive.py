@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from condistill.errors import CondistillError, nearest
-from condistill.recipe import BlockPreset, WidthPreset
+from condistill.settings import BlockPreset, WidthPreset
 from condistill.students.blocks import config_without_blocks, layer_sources, remove_blocks
 from condistill.students.costs import build_on_meta, parameters, plain_config
 from condistill.students.features import FeaturePair, check_pairs, feature_pairs, make_maps

@@ -120,6 +120,14 @@ class Family(ABC):
     def alpha_bar(self, timesteps: Tensor) -> Tensor:
         """Share of signal variance in x_t `[B]`: SNR = alpha_bar / (1 - alpha_bar)."""
 
+    @abstractmethod
+    def solver_timesteps(self, num_inference_steps: int) -> Tensor:
+        """The timesteps that sampling with the pipeline's own scheduler visits, falling, int64 `[n]`."""
+
+    @abstractmethod
+    def step(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor, next_timesteps: Tensor) -> Tensor:
+        """Move x_t along the deterministic path that the prediction points to: x at `next_timesteps` `[B]`."""
+
     @property
     @abstractmethod
     def prediction_type(self) -> str:

@@ -10,8 +10,8 @@ import torch
 
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
-from condistill.recipe import MINIATURE, TeacherSettings
 from condistill.rundir import hash_file, key_of
+from condistill.settings import MINIATURE, TeacherSettings
 from condistill.teachers.family import Family
 from condistill.teachers.stable_diffusion import StableDiffusion
 

@@ -81,6 +81,23 @@ class StableDiffusion(Family):
         alphas_cumprod: Tensor = self._noise.alphas_cumprod.to(timesteps.device)
         return alphas_cumprod[timesteps]
 
+    def solver_timesteps(self, num_inference_steps: int) -> Tensor:
+        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+        scheduler.set_timesteps(num_inference_steps)
+        timesteps: Tensor = torch.unique(scheduler.timesteps.long()).flip(0)
+        return timesteps
+
+    def step(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor, next_timesteps: Tensor) -> Tensor:
+        # DDIM (Song et al., ICLR 2021, arXiv 2010.02502), eq. 12 with sigma = 0
+        a, a_next = (self.alpha_bar(t).view(-1, 1, 1, 1) for t in (timesteps, next_timesteps))
+        if self.prediction_type == "epsilon":
+            noise = prediction
+            x_0 = (x_t - (1 - a).sqrt() * noise) / a.sqrt()
+        else:
+            x_0 = a.sqrt() * x_t - (1 - a).sqrt() * prediction
+            noise = a.sqrt() * prediction + (1 - a).sqrt() * x_t
+        return a_next.sqrt() * x_0 + (1 - a_next).sqrt() * noise
+
     @property
     def prediction_type(self) -> str:
         return str(self._noise.config.prediction_type)

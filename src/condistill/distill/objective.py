@@ -1,0 +1,150 @@
+"""What the student is trained on: one forward of each model at the same states, and the losses between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from condistill.distill import random_conditioning as rc
+from condistill.distill.samples import Sample
+from condistill.settings import DistillSettings
+from condistill.students.derive import Student
+from condistill.students.features import FeatureRecorder
+from condistill.teachers.family import Condition, Family
+
+
+class StudentForward(nn.Module):
+    """Everything that is trained, behind one forward, so that data parallelism sees all of it."""
+
+    def __init__(self, family: Family, student: Student, *, with_features: bool) -> None:
+        super().__init__()
+        self.denoiser = student.denoiser
+        self.maps = student.maps if with_features else nn.ModuleList()
+        points = [student.denoiser.get_submodule(pair.student) for pair in student.pairs] if with_features else []
+        self._recorder = FeatureRecorder(points)
+        self._predict = family.predict
+
+    def forward(self, x_t: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
+        with self._recorder as recorder:
+            prediction = self._predict(self.denoiser, x_t, timesteps, condition)
+        features = [to_teacher(f) for to_teacher, f in zip(self.maps, recorder.features, strict=True)]
+        return prediction, features
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What both models say at the same B states; `null` is without the prompt, where it was asked for."""
+
+    teacher: Tensor
+    student: Tensor
+    teacher_null: Tensor | None = None
+    student_null: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Which of B states a path carries on, and by whose prediction."""
+
+    on_path: Tensor
+    """Bool `[B]`, on the CPU as the next."""
+    by_student: Tensor
+
+
+class Objective:
+    """The losses of a sample, each `[B]`, and their weighted sum."""
+
+    def __init__(
+        self, family: Family, settings: DistillSettings, accelerator: Accelerator, teacher_points: Sequence[nn.Module]
+    ) -> None:
+        self.family, self.settings, self.accelerator = family, settings, accelerator
+        self.teacher_recorder = FeatureRecorder(teacher_points)
+
+    def __call__(self, model: Any, sample: Sample) -> tuple[dict[str, Tensor], Predictions]:
+        """Run both models at the sample's states.
+
+        Args:
+            model: a `StudentForward`, as the accelerator wrapped it.
+        """
+        predictions, features = self._predict(model, sample)
+        return self._losses(sample, predictions, *features), predictions
+
+    def _predict(self, model: Any, sample: Sample) -> tuple[Predictions, tuple[list[Tensor], list[Tensor]]]:
+        family, count = self.family, len(sample.x_t)
+        x_t, timesteps = sample.x_t, sample.timesteps.to(family.device)
+        condition = family.encode(sample.prompts)
+        with_null = self.settings.guidance_weight > 0
+        if with_null:
+            x_t, timesteps = x_t.repeat(2, 1, 1, 1), timesteps.repeat(2)
+            condition = Condition.cat([condition, family.null_condition(count)])
+        with torch.no_grad(), self.accelerator.autocast(), self.teacher_recorder as recorder:
+            taught = family.predict(family.denoiser, x_t, timesteps, condition)
+        predicted, features = model(x_t, timesteps, condition)
+        parts = (taught[:count], predicted[:count]) + ((taught[count:], predicted[count:]) if with_null else ())
+        taught_features = [f[:count] for f in recorder.features] if features else []
+        return Predictions(*parts), ([f[:count] for f in features], taught_features)
+
+    def _losses(
+        self, sample: Sample, predictions: Predictions, features: list[Tensor], taught_features: list[Tensor]
+    ) -> dict[str, Tensor]:
+        family, settings = self.family, self.settings
+        timesteps = sample.timesteps.to(family.device)
+        zero = torch.zeros(len(sample.x_t), device=family.device)
+        weight = rc.output_weight(
+            settings.output_weighting,
+            family.alpha_bar(timesteps),
+            prediction_type=family.prediction_type,
+            clip=settings.x0_clip or (0.1, 10.0),
+        )
+        output, feature, task, guidance = rc.mse(predictions.student, predictions.teacher), zero, zero, zero
+        if features:
+            normalized = settings.feature_normalization == "teacher"
+            feature = rc.feature_loss(features, taught_features, normalized=normalized)
+        if settings.task_weight > 0:
+            target = family.target(sample.x_0, sample.noise, timesteps)
+            task = rc.task_loss(predictions.student, target, sample.replaced.to(family.device))
+        if predictions.teacher_null is not None and predictions.student_null is not None:
+            guidance = rc.guidance_loss(
+                predictions.student, predictions.student_null, predictions.teacher, predictions.teacher_null
+            )
+        loss = (
+            settings.output_weight * weight * output
+            + settings.feature_weight * (weight * feature if settings.feature_weighting == "output" else feature)
+            + settings.task_weight * task
+            + settings.guidance_weight * weight * guidance
+        )
+        return {"loss": loss, "output": output, "feature": feature, "task": task, "guidance": guidance}
+
+    @torch.no_grad()
+    def direction(
+        self, denoiser: nn.Module, sample: Sample, predictions: Predictions, moves: Moves, guidance_scale: float
+    ) -> Tensor:
+        """The prediction `[B, C, h, w]` that moves a path: the followed model's, guided.
+
+        Args:
+            denoiser: the student's.
+        """
+        student = moves.by_student.to(self.family.device).view(-1, 1, 1, 1)
+        direction = torch.where(student, predictions.student, predictions.teacher)
+        if guidance_scale == 1:
+            return direction
+        if predictions.teacher_null is not None and predictions.student_null is not None:
+            null = torch.where(student, predictions.student_null, predictions.teacher_null)
+            return null + guidance_scale * (direction - null)
+        followed = ((self.family.denoiser, ~moves.by_student), (denoiser, moves.by_student))
+        for network, follows in followed:
+            rows = (moves.on_path & follows).nonzero().flatten()
+            if len(rows):
+                null = self._without_prompt(network, sample, rows)
+                direction[rows] = null + guidance_scale * (direction[rows] - null)
+        return direction
+
+    def _without_prompt(self, denoiser: nn.Module, sample: Sample, rows: Tensor) -> Tensor:
+        family = self.family
+        with self.accelerator.autocast():
+            timesteps = sample.timesteps[rows].to(family.device)
+            return family.predict(denoiser, sample.x_t[rows], timesteps, family.null_condition(len(rows)))

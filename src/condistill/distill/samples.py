@@ -1,0 +1,52 @@
+"""The states that teacher and student are compared at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from condistill.distill.batches import Batch
+from condistill.distill.random_conditioning import RandomConditioning
+from condistill.teachers.family import Family
+
+
+@dataclass(frozen=True)
+class Sample:
+    """B states, each with a prompt, and what is known of the truth. Timesteps stay on the CPU."""
+
+    x_t: Tensor
+    """`[B, C, h, w]`."""
+    timesteps: Tensor
+    """As the denoiser takes them, `[B]`."""
+    prompts: list[str]
+    replaced: Tensor
+    """Whether there is no true target: the prompt is not the latent's own, or the state has moved. Bool `[B]`."""
+    x_0: Tensor
+    noise: Tensor
+    """x_t is these two at its timestep, wherever there is a true target."""
+
+
+def noised_latents(
+    family: Family, conditioning: RandomConditioning, batch: Batch, *, timestep_bias: float = 0.0
+) -> Sample:
+    """The paper's samples: cached latents, noised, each with its own or with a random prompt."""
+    draws = batch.draws
+    x_0, noise = batch.x_0.to(family.device), draws.noise.to(family.device)
+    # a power of a uniform number has the density u^bias over the noise level u
+    timesteps = family.timesteps(draws.uniform ** (1 / (1 + timestep_bias)))
+    level = family.noise_level(timesteps)
+    prompts, replaced = conditioning(batch.own, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
+    x_t = family.add_noise(x_0, noise, timesteps.to(family.device))
+    return Sample(x_t, timesteps, prompts, replaced, x_0, noise)
+
+
+def pure_noise(family: Family, conditioning: RandomConditioning, batch: Batch, first_timestep: int) -> Sample:
+    """Where sampling begins: noise and a prompt of the pool, or the empty one as often as anywhere."""
+    draws = batch.draws
+    noise = draws.noise.to(family.device)
+    level = torch.ones(len(noise))
+    prompts, _ = conditioning(batch.random, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
+    timesteps = torch.full((len(noise),), first_timestep)
+    return Sample(noise, timesteps, prompts, level.bool(), torch.zeros_like(noise), noise)

@@ -1,0 +1,232 @@
+"""What can be set: the sections of a recipe, typed and frozen. Defaults are the paper's unless a comment says otherwise.
+
+"The paper" is Kim et al., Random Conditioning with Distillation for Data-Efficient Diffusion Model
+Compression, CVPR 2025 (arXiv 2504.02011).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Words = Annotated[tuple[str, ...], Field(strict=False)]
+MINIATURE = "miniature"
+"""The name that stands for the embedded teacher, its captions and its judge."""
+
+BlockPreset = Literal["b-base", "b-small", "b-tiny"]
+WidthPreset = Literal["c-base", "c-small", "c-tiny", "c-micro"]
+Preset = Literal[BlockPreset, WidthPreset]
+
+
+class Settings(BaseModel):
+    """Frozen; an unknown key is an error; `"3"` is not 3."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+
+class TeacherSettings(Settings):
+    pipeline: str = Field(min_length=1)
+    """A diffusers pipeline directory, a hub name, or `miniature`."""
+    family: Literal["auto", "stable_diffusion"] = "auto"
+    revision: str | None = None
+    variant: str | None = None
+    """File variant, such as `fp16`."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on a GPU that has it, float16 on other GPUs, float32 on a CPU."""
+
+
+class PromptSettings(Settings):
+    files: Words = Field(min_length=1)
+    """The text pool: txt, csv, jsonl or parquet; `miniature` for the captions of its world."""
+    column: str | None = None
+    """Where the prompts are in csv, jsonl and parquet; not needed where there is one column of text."""
+    cached_files: Words = ()
+    """Prompts to draw latents for; empty: the cache draws from `files`."""
+    unseen_words: Words = ()
+    """A prompt with one of these words is never cached."""
+    unseen_files: Words = ()
+    """Every prompt of these files is in the pool and never cached."""
+
+    @property
+    def every_file(self) -> tuple[str, ...]:
+        """All that the pool is built from."""
+        return self.files + self.cached_files + self.unseen_files
+
+
+class CacheSettings(Settings):
+    size: PositiveInt = 212_776  # the paper's LAION-Aesthetics 6.5+ prompts
+    num_inference_steps: PositiveInt = 25
+    guidance_scale: Annotated[float, Field(ge=0)] = 7.5
+    batch_size: PositiveInt = 8
+    shard_size: PositiveInt = 1024
+    """Images per file. A fill that is interrupted goes on after the last whole file."""
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+class StudentSettings(Settings):
+    preset: Preset | None = None
+    """`b-*` removes blocks as in BK-SDM, `c-*` narrows every stage: the rows of the paper's tables."""
+    width: PositiveFloat | Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
+    """A fraction of the teacher's channels, or the channels of every stage."""
+    weights: Literal["teacher", "random"] = "teacher"
+    """`teacher`: inherit surviving layers and slice channels. `random`: start from noise."""
+
+    @field_validator("width")
+    @classmethod
+    def _narrower(cls, width: float | tuple[int, ...] | None) -> float | tuple[int, ...] | None:
+        if isinstance(width, float | int) and not 0 < width <= 1:
+            raise ValueError(
+                f"a fraction of the teacher's channels is above 0 and at most 1, this is {width}; "
+                "give the channels of every stage as a list, such as [160, 320, 640, 640]"
+            )
+        return width
+
+    @model_validator(mode="after")
+    def _one_width(self) -> StudentSettings:
+        if self.preset is None and self.width is None:
+            raise ValueError("give a preset, a width or both; without either the student equals its teacher")
+        if self.preset in get_args(WidthPreset) and self.width is not None:
+            raise ValueError(f"preset {self.preset!r} sets the width already; leave out one of the two")
+        return self
+
+
+class Exponential(Settings):
+    """p(u) = exp(-lambda (1 - u)): the paper's choice."""
+
+    schedule: Literal["exponential"] = "exponential"
+    lambda_: Annotated[float, Field(ge=0, alias="lambda")] = 5.0
+
+
+class Sigmoid(Settings):
+    """p(u) = 1 / (1 + exp(-slope (u - midpoint)))."""
+
+    schedule: Literal["sigmoid"]
+    slope: float = 20.0
+    midpoint: Probability = 0.7
+
+
+class Constant(Settings):
+    """p(u) = probability."""
+
+    schedule: Literal["constant"]
+    probability: Probability = 1.0
+
+
+class Never(Settings):
+    """p(u) = 0: plain distillation."""
+
+    schedule: Literal["none"]
+
+
+RandomConditioningSettings = Annotated[Exponential | Sigmoid | Constant | Never, Field(discriminator="schedule")]
+
+
+class PathSettings(Settings):
+    """Multi-step noise matching: a sample moves along a denoising path and is matched at every state it visits."""
+
+    start: Literal["cache", "noise"] = "cache"
+    """Where a path begins: at a noised cached latent, or at pure noise with a prompt of the pool, which needs no
+    image at all (a rolling trajectory)."""
+    steps: PositiveInt | None = None
+    """States visited before a new start; empty: to the end of the path."""
+    follow: Literal["teacher", "student", "moving"] = "teacher"
+    """Whose prediction moves the states; `moving` goes from the teacher's to the student's over the training."""
+    guidance_scale: Annotated[float, Field(ge=0)] = 1.0
+    """Guidance along the path; 1 is unguided, anything else costs a forward more of the model that is followed."""
+    num_inference_steps: PositiveInt = 25
+    """Solver steps from pure noise to the end."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a batch that is on paths; the rest are isolated noised latents, as in the paper."""
+    buffer: PositiveInt = 1
+    """Batches of states in flight; they take turns."""
+
+
+class DistillSettings(Settings):
+    steps: PositiveInt = 400_000
+    batch_size: PositiveInt = 256
+    """Samples per optimiser step, over all processes and accumulation."""
+    micro_batch_size: PositiveInt | None = None
+    """Samples per forward on one device; empty: the whole share of the device at once."""
+    learning_rate: PositiveFloat = 5e-5
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    max_grad_norm: PositiveFloat = 1.0
+    ema_decay: Probability = 0.9999
+    """0 ships the last weights instead of their average."""
+    random_conditioning: RandomConditioningSettings = Field(default_factory=Exponential)
+    empty_prompt_probability: Probability = 0.1
+    timestep_bias: Annotated[float, Field(ge=0)] = 0.0
+    """Isolated samples are drawn with a density of u^bias over the noise level u; 0 is uniform, as in the paper."""
+    path: PathSettings | None = None
+    """Match along denoising paths; empty: at isolated noised latents, as in the paper."""
+    output_weight: Annotated[float, Field(ge=0)] = 1.0
+    feature_weight: Annotated[float, Field(ge=0)] = 1.0
+    task_weight: Annotated[float, Field(ge=0)] = 0.0
+    """MSE to the true noise, on samples that kept their prompt; off in the image-free setting."""
+    guidance_weight: Annotated[float, Field(ge=0)] = 0.0
+    """MSE between the guidance directions: prediction with the prompt less prediction with the empty one. Doubles the
+    forwards of both models."""
+    feature_normalization: Literal["none", "teacher"] = "none"
+    """`teacher` divides each layer's feature loss by the teacher's mean square there, so that no layer drowns the
+    rest; `none` is the paper."""
+    feature_weighting: Literal["uniform", "output"] = "uniform"
+    """`output` weights features over noise levels as `output_weighting` does the output."""
+    output_weighting: Literal["native", "epsilon", "x0", "v", "min_snr"] = "native"
+    """Space the output loss is measured in: `native`, the teacher's own, as in the paper; `x0` favours noisy steps."""
+    x0_clip: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] | None = None
+    """Smallest and largest weight of `output_weighting: x0`; empty: 0.1 and 10."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    checkpoint_every: PositiveInt = 500
+    """Optimiser steps between checkpoints: what a power cut can cost."""
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 50
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+
+    @field_validator("random_conditioning", mode="before")
+    @classmethod
+    def _default_schedule(cls, given: Any) -> Any:
+        return {"schedule": "exponential", **given} if isinstance(given, Mapping) else given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DistillSettings:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.warmup_steps and self.lr_scheduler == "constant":
+            raise ValueError("lr_scheduler 'constant' has no warm-up; use 'constant_with_warmup'")
+        if self.x0_clip is not None and (self.output_weighting != "x0" or self.x0_clip[0] > self.x0_clip[1]):
+            raise ValueError("x0_clip is (smallest, largest) and goes with output_weighting 'x0' only")
+        if self.feature_weight == 0 and (self.feature_normalization, self.feature_weighting) != ("none", "uniform"):
+            raise ValueError("feature_normalization and feature_weighting need a feature_weight above 0")
+        if self.output_weight == self.feature_weight == self.task_weight == self.guidance_weight == 0:
+            raise ValueError("every loss weight is 0: nothing would be learned")
+        return self
+
+
+class EvaluateSettings(Settings):
+    prompts_per_split: PositiveInt = 100
+    """Prompts drawn from the seen and from the unseen ones; `all` is both together."""
+    num_inference_steps: PositiveInt | None = None
+    """Empty: as the cache."""
+    guidance_scale: Annotated[float, Field(ge=0)] | None = None
+    """Empty: as the cache."""
+    batch_size: PositiveInt = 8
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)] = (0,)
+    """One whole evaluation per seed, each with its own prompts and noise; the spread is over these."""
+    judge: Literal["none", "miniature"] = "none"
+    """`miniature`: every attribute of every image is judged; only for the miniature's world."""
+    grid: PositiveInt = 6
+    """Prompts shown per split in the report."""
+
+
+class VariantSettings(Settings):
+    """What one student changes in the recipe's `student` and `distill`."""
+
+    student: dict[str, Any] = Field(default_factory=dict)
+    distill: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from condistill.distill import compute as module
+from condistill.distill.compute import Stopwatch, compute, forwards_per_step, train_sec
+from condistill.settings import CacheSettings, DistillSettings
+
+
+@pytest.mark.parametrize(
+    ("changes", "teacher", "student"),
+    [
+        ({}, 8, 8),
+        ({"guidance_weight": 1.0}, 16, 16),
+        ({"path": {"start": "noise"}}, 8, 8),
+        ({"path": {"guidance_scale": 3.0}}, 16, 8),
+        ({"path": {"guidance_scale": 3.0, "share": 0.5}}, 12, 8),
+        ({"path": {"guidance_scale": 3.0, "follow": "student"}}, 8, 16),
+        ({"path": {"guidance_scale": 3.0, "follow": "moving"}}, 12, 12),
+        ({"path": {"guidance_scale": 3.0}, "guidance_weight": 1.0}, 16, 16),
+    ],
+)
+def test_a_step_counts_every_sample_that_passes_through_a_network(
+    changes: dict[str, Any], teacher: float, student: float
+) -> None:
+    assert forwards_per_step(DistillSettings.model_validate({"batch_size": 8, **changes})) == (teacher, student)
+
+
+def test_the_cache_is_counted_only_where_it_is_used() -> None:
+    cache = CacheSettings(size=10, num_inference_steps=25, guidance_scale=3.0)
+
+    def cached(**path: Any) -> float:
+        settings = DistillSettings.model_validate({"steps": 2, "batch_size": 8, "path": path or None})
+        return compute(settings, cache)["cache_forwards"]
+
+    assert cached() == cached(start="cache") == cached(start="noise", share=0.5) == 10 * 25 * 2
+    assert cached(start="noise") == 0
+
+
+def test_the_seconds_of_a_training_add_up_over_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    first = Stopwatch(tmp_path)
+    first.on_step(0, checkpoint=False)
+    now = 107.0
+    first.on_step(1, checkpoint=True)
+    now = 109.0  # two seconds more, and the power fails
+    first.on_step(2, checkpoint=False)
+    now = 500.0
+    second = Stopwatch(tmp_path)
+    second.on_step(1, checkpoint=False)
+    now = 504.0
+    second.on_step(3, checkpoint=True)
+    assert train_sec(tmp_path, 3) == 11.0
+    assert train_sec(tmp_path, 2) == 0.0  # a run that begins anew
+    assert train_sec(tmp_path / "nowhere", 3) == 0.0

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from condistill.cache.latents import LatentCache
+from condistill.distill import paths as paths_module
+from condistill.distill.batches import BatchSource
+from condistill.distill.objective import Objective, StudentForward
+from condistill.distill.paths import Paths, on_path
+from condistill.distill.random_conditioning import RandomConditioning
+from condistill.distill.samples import Sample, noised_latents
+from condistill.prompts.pool import PromptPool
+from condistill.settings import DistillSettings, PathSettings
+from condistill.students.derive import Student, derive_student
+from condistill.students.features import feature_pairs, make_maps
+from condistill.teachers.family import Family
+
+SEED, STEPS, BATCH = 5, 5, 4
+CONDITIONING = RandomConditioning()
+
+
+@pytest.fixture(scope="module")
+def twin(tiny_family: Family) -> Student:
+    """A student that equals its teacher."""
+    teacher = tiny_family.denoiser
+    denoiser = copy.deepcopy(teacher)
+    pairs = feature_pairs(teacher, denoiser, blocks_removed=False)
+    return Student(denoiser, pairs, kept=(), maps=make_maps([1] * len(pairs), [1] * len(pairs)))
+
+
+@pytest.fixture(scope="module")
+def narrow(tiny_family: Family) -> Student:
+    return derive_student(tiny_family.denoiser, preset=None, width=0.5)
+
+
+class Loop:
+    """The trainer's walk along paths, without training."""
+
+    def __init__(
+        self, family: Family, student: Student, cache: LatentCache, pool: PromptPool, distill: Any = None, **path: Any
+    ) -> None:
+        self.settings = DistillSettings.model_validate({"batch_size": BATCH, "path": path, **(distill or {})})
+        assert self.settings.path is not None
+        self.family = family
+        self.source = BatchSource(cache, pool, SEED, BATCH, BATCH)
+        points = [family.denoiser.get_submodule(pair.teacher) for pair in student.pairs]
+        self.objective = Objective(family, self.settings, Accelerator(cpu=True), points)
+        self.model = StudentForward(family, student, with_features=True).eval()
+        self.paths = Paths(family, self.settings.path, CONDITIONING, self.source.positions, total_steps=100)
+
+    def step(self, step: int) -> tuple[Sample, dict[str, Tensor]]:
+        rows, batch = slice(0, BATCH), self.source(step)[0]
+        sample = noised_latents(self.family, CONDITIONING, batch)
+        sample = self.paths.place(step, rows, sample, batch)
+        terms, predictions = self.objective(self.model, sample)
+        moves, scale = self.paths.moves(step, rows, batch), self.paths.settings.guidance_scale
+        direction = self.objective.direction(self.model.denoiser, sample, predictions, moves, scale)
+        self.paths.advance(step, rows, sample, direction)
+        return sample, terms
+
+    def close(self) -> None:
+        self.objective.teacher_recorder.remove()
+
+
+@pytest.fixture
+def loop(tiny_family: Family, tiny_cache: LatentCache, tiny_pool: PromptPool) -> Any:
+    made: list[Loop] = []
+
+    def build(student: Student, **settings: Any) -> Loop:
+        made.append(Loop(tiny_family, student, tiny_cache, tiny_pool, **settings))
+        return made[-1]
+
+    yield build
+    for each in made:
+        each.close()
+
+
+def visited_by_the_pipeline(family: Family, denoiser: Any, prompt: str, noise: Tensor, guidance: float) -> list[Tensor]:
+    """The states that the pipeline's own call and scheduler visit."""
+    states = [noise]
+
+    def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        states.append(tensors["latents"].clone())
+        return tensors
+
+    with family.using(denoiser) as pipeline:
+        pipeline(
+            prompt=prompt,
+            latents=noise,
+            num_inference_steps=STEPS,
+            guidance_scale=guidance,
+            output_type="latent",
+            callback_on_step_end=keep,
+        )
+    return states[:STEPS]  # the last one is the image, where nothing is matched any more
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("follow", ["teacher", "student"])
+def test_a_rolling_state_visits_what_the_pipelines_own_solver_visits(
+    loop: Any, narrow: Student, tiny_family: Family, follow: str, guidance: float
+) -> None:
+    walk = loop(narrow, start="noise", follow=follow, guidance_scale=guidance, num_inference_steps=STEPS)
+    visits = [walk.step(step)[0] for step in range(3 * STEPS)]
+    begun = [step for step in range(1, 2 * STEPS) if int(visits[step].timesteps[0]) == 999]
+    assert begun
+    first = begun[0]
+    walked = [visits[first + k] for k in range(STEPS)]
+    assert len({sample.prompts[0] for sample in walked}) == 1
+    denoiser = tiny_family.denoiser if follow == "teacher" else walk.model.denoiser
+    prompt, noise = walked[0].prompts[0], walked[0].x_t[:1]
+    oracle = visited_by_the_pipeline(tiny_family, denoiser, prompt, noise, guidance)
+    for sample, state in zip(walked, oracle, strict=True):
+        torch.testing.assert_close(sample.x_t[:1], state, rtol=1e-4, atol=1e-4)
+    assert int(visits[first + STEPS].timesteps[0]) == 999  # and then a fresh one begins
+
+
+def test_rolling_states_are_soon_at_all_noise_levels_and_need_no_image(
+    loop: Any, narrow: Student, tiny_pool: PromptPool
+) -> None:
+    walk = loop(narrow, start="noise", num_inference_steps=STEPS)
+    visits = [walk.step(step)[0] for step in range(4 * STEPS)]
+    assert set(visits[0].timesteps.tolist()) == {999}
+    later = torch.stack([sample.timesteps for sample in visits[STEPS:]])
+    assert set(later.flatten().tolist()) == {999, 799, 599, 399, 199}
+    assert any(len(set(row.tolist())) > 1 for row in later)
+    pool = {*tiny_pool, ""}
+    assert all(sample.replaced.all() and pool.issuperset(sample.prompts) for sample in visits)
+
+
+def test_a_path_from_the_cache_begins_at_the_papers_sample_and_goes_down(loop: Any, narrow: Student) -> None:
+    walk = loop(narrow, start="cache", steps=3, num_inference_steps=20)
+    visits = [walk.step(step)[0] for step in range(9)]
+    for step, sample in enumerate(visits):
+        fresh = noised_latents(walk.family, CONDITIONING, walk.source(step)[0])
+        for i in range(BATCH):
+            begins = torch.equal(sample.x_t[i], fresh.x_t[i])
+            assert begins == (sample.prompts[i] == fresh.prompts[i] and sample.timesteps[i] == fresh.timesteps[i])
+            if not begins:
+                before = visits[step - 1]
+                assert sample.replaced[i]
+                assert sample.prompts[i] == before.prompts[i]
+                assert 0 < before.timesteps[i] - sample.timesteps[i] <= 1000 / 20
+    starts = [s for s in range(9) if torch.equal(visits[s].x_t[0], fresh_x(walk, s))]
+    assert starts[0] == 0
+    assert all(1 <= b - a <= 3 for a, b in pairwise(starts))
+
+
+def fresh_x(walk: Loop, step: int) -> Tensor:
+    return noised_latents(walk.family, CONDITIONING, walk.source(step)[0]).x_t[0]
+
+
+@pytest.mark.parametrize("path", [{"start": "cache", "follow": "student"}, {"start": "noise", "guidance_scale": 2.0}])
+def test_a_student_that_equals_its_teacher_has_no_loss_anywhere_on_a_path(
+    loop: Any, twin: Student, path: dict[str, Any]
+) -> None:
+    walk = loop(twin, distill={"guidance_weight": 1.0, "feature_normalization": "teacher"}, **path)
+    for step in range(4):
+        terms = walk.step(step)[1]
+        assert {name: term.abs().max().item() for name, term in terms.items()} == dict.fromkeys(terms, 0.0)
+
+
+def test_the_share_of_a_batch_on_paths_is_spread_evenly_however_it_is_cut() -> None:
+    whole = on_path(range(16), 0.25)
+    assert whole.nonzero().flatten().tolist() == [3, 7, 11, 15]
+    assert torch.equal(torch.cat([on_path(range(8, 16), 0.25), on_path(range(8), 0.25)]), whole.roll(8))
+    assert on_path(range(16), 1.0).all()
+
+
+def test_states_off_the_paths_are_the_papers(loop: Any, narrow: Student) -> None:
+    walk = loop(narrow, start="noise", share=0.5)
+    for step in range(3):
+        sample, fresh = walk.step(step)[0], noised_latents(walk.family, CONDITIONING, walk.source(step)[0])
+        for i in (0, 2):
+            assert torch.equal(sample.x_t[i], fresh.x_t[i])
+            assert sample.prompts[i] == fresh.prompts[i]
+            assert sample.replaced[i] == fresh.replaced[i]
+        assert not torch.equal(sample.x_t[1], fresh.x_t[1])
+
+
+def test_a_buffer_of_several_batches_takes_turns(loop: Any, narrow: Student) -> None:
+    walk = loop(narrow, start="cache", buffer=2, num_inference_steps=50)
+    visits = [walk.step(step)[0] for step in range(4)]
+    assert visits[2].prompts == visits[0].prompts
+    assert visits[3].prompts == visits[1].prompts
+
+
+def test_the_mixture_moves_from_the_teacher_to_the_student(loop: Any, narrow: Student) -> None:
+    walk = loop(narrow, follow="moving")
+    batch = [walk.source(step)[0] for step in range(100)]
+    followed = [walk.paths.moves(step, slice(0, BATCH), batch[step]).by_student for step in range(100)]
+    assert not followed[0].any()
+    early, late = (torch.cat(part).float().mean() for part in (followed[:30], followed[70:]))
+    assert early < 0.3
+    assert late > 0.7
+
+
+class TwoProcesses:
+    """What an accelerator's gather gives two processes, of which only their states are real."""
+
+    def __init__(self, both: list[Paths]) -> None:
+        self.both = both
+
+    def gather(self, mine: Tensor) -> Tensor:
+        names = [[torch.as_tensor(p._positions), p.x_t[None], p.timesteps[None], p.left[None]] for p in self.both]
+        index = next(i for i, t in enumerate(names[0]) if t.shape == mine.shape and torch.equal(t, mine))
+        return torch.cat([tensors[index] for tensors in names])
+
+
+def test_the_states_of_all_processes_make_one_checkpoint_in_global_order(
+    tiny_family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = PathSettings(buffer=2)
+    cut = [[0, 1, 4, 5], [2, 3, 6, 7]]  # two micro-batches of two, on two processes
+    both = [Paths(tiny_family, settings, CONDITIONING, places, total_steps=1) for places in cut]
+    for paths in both:
+        for column, place in enumerate(paths._positions):
+            paths.x_t[:, column] = place
+            paths.timesteps[:, column] = 100 + place
+            paths.left[:, column] = 200 + place
+        paths.prompts = [[f"{block}:{place}" for place in paths._positions] for block in range(2)]
+    monkeypatch.setattr(paths_module, "gather_object", lambda _: [paths.prompts for paths in both])
+    accelerator: Any = TwoProcesses(both)
+    tensors, prompts = both[0].state(accelerator)
+    assert tensors["x_t"][1, :, 0, 0, 0].tolist() == list(range(8))
+    assert tensors["timesteps"][0].tolist() == list(range(100, 108))
+    assert prompts == [[f"{block}:{place}" for place in range(8)] for block in range(2)]
+    alone = Paths(tiny_family, settings, CONDITIONING, cut[1], total_steps=1)
+    alone.restore(tensors, prompts)
+    assert alone.left[0].tolist() == [202, 203, 206, 207]
+    assert alone.prompts == both[1].prompts
