@@ -264,3 +264,19 @@ def test_a_run_killed_at_random_moments_ends_equal_to_one_left_in_peace(tmp_path
     kills = list(kill.kill_and_resume(recipe, tmp_path / "killed", moments, seconds))
     assert any(each.reached for each in kills)
     assert kill.differences(tmp_path / "killed", tmp_path / "peaceful") == []
+
+
+ROLLING = ("cache.size=0", "distill.path={start: noise, num_inference_steps: 3}", "variants={rolling: {}}")
+
+
+def test_paths_from_pure_noise_need_no_cache(run: Run) -> None:
+    run.out = run.out.with_name("rolling")
+    run.again(*ROLLING)
+    assert "0 to cache" in run.printed
+    assert not list((run.out / "cache").glob("*.arrow"))
+    models = json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))["models"]
+    assert models["rolling"]["compute"]["cache_forwards"] == 0
+    assert (run.out / "report.html").is_file()
+    before = times(run.out / "distill")
+    run.again(*ROLLING)
+    assert times(run.out / "distill") == before

@@ -115,6 +115,9 @@ variants:
         ("distill.path={start: nose}", "distill.path.start: input should be 'cache' or 'noise'"),
         ("distill.path={share: 0}", "distill.path.share: input should be greater than 0"),
         ("distill.path={stpes: 3}", "distill.path.stpes is not a setting; did you mean 'steps'?"),
+        ("distill.path={start: noise}", "cache.size is 212776, and no student uses a cached latent; set it to 0"),
+        ("cache.size=0", "cache.size is 0, and random_conditioning learns from cached latents"),
+        ("distill={path: {start: noise}, task_weight: 1.0}", "task_weight needs cached latents"),
         ("distill={feature_weight: 0, feature_normalization: teacher}", "need a feature_weight above 0"),
         ("distill.random_conditioning.schedule=sgmoid", "'sgmoid' is unknown; use 'exponential', 'sigmoid'"),
         ("prompts.files=[]", "prompts.files: list should have at least 1 item"),
@@ -129,7 +132,7 @@ variants:
 def test_a_value_of_the_wrong_type_or_range_is_told(override: str, message: str) -> None:
     (line,) = mistakes(BASE, override)
     assert message in line
-    assert line.startswith((f"override {override}: ", "distill: "))  # two settings that contradict: their section
+    assert line.startswith((f"override {override}: ", "distill: ", "recipe: "))  # two settings that contradict: their section
 
 
 def test_a_key_given_twice_is_told_with_both_lines() -> None:

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from condistill.atomic import write_text
-from condistill.cache.fill import fill_cache, finish_cache
+from condistill.cache.fill import Texts, fill_cache, finish_cache
 from condistill.cache.latents import MANIFEST_NAME, LatentCache, shard_name, verify_left
 from condistill.errors import CondistillError
 from condistill.progress import track
@@ -42,7 +42,7 @@ class Prompts:
     """What the first stage leaves: the pool, what may be cached, and what is cached."""
 
     pool: PromptPool
-    cached: PromptPool
+    cached: Texts
     seen: np.ndarray[Any, np.dtype[np.int64]]
     unseen: np.ndarray[Any, np.dtype[np.int64]]
 
@@ -171,7 +171,8 @@ class Compression:
         """Build the pool, split it, and choose what is cached."""
         settings, stage = self.recipe.prompts, self._prompt_stage
         folder = stage.path
-        if not stage.is_done("pool.arrow", "cached.arrow", *(["unseen.arrow"] if settings.unseen_files else [])):
+        files = {"cached.arrow": self.recipe.cache.size > 0, "unseen.arrow": bool(settings.unseen_files)}
+        if not stage.is_done("pool.arrow", *(name for name, wanted in files.items() if wanted)):
             if self.accelerator.is_main_process:
                 stage.begin()
                 self._build_prompts(folder)
@@ -181,7 +182,8 @@ class Compression:
         held_out = PromptPool.open(folder / "unseen.arrow") if settings.unseen_files else None
         seen, unseen = split_indices(pool, unseen_words=settings.unseen_words, unseen_prompts=held_out)
         self._check_words(pool, unseen)
-        prompts = Prompts(pool, PromptPool.open(folder / "cached.arrow"), seen, unseen)
+        cached: Texts = PromptPool.open(folder / "cached.arrow") if self.recipe.cache.size else []
+        prompts = Prompts(pool, cached, seen, unseen)
         counts = pool.counts
         self.say(
             f"prompts: {len(pool):,} in the pool ({counts.duplicates:,} duplicates and {counts.empty:,} empty lines "
@@ -209,6 +211,8 @@ class Compression:
             return PromptPool.build(files, folder / name, column=column)
 
         held_out = build(settings.unseen_files, "unseen.arrow") if settings.unseen_files else None
+        if not size:
+            return
         source = build(settings.cached_files, "candidates.arrow") if settings.cached_files else pool
         seen, _ = split_indices(source, unseen_words=settings.unseen_words, unseen_prompts=held_out)
         if len(seen) < size:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from condistill.errors import RecipeError, nearest
 from condistill.settings import (
@@ -50,6 +50,21 @@ class Recipe(Settings):
     )
     """Students to distil, by name, each with what it changes in `student` and `distill`."""
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+
+    @model_validator(mode="after")
+    def _cache_is_used(self) -> Recipe:
+        try:
+            users = [name for name in self.variants if self.variant(name)[1].uses_cache]
+        except ValidationError:
+            return self  # a mistake that is told with the variant's name
+        if users and not self.cache.size:
+            raise ValueError(
+                f"cache.size is 0, and {', '.join(users)} learns from cached latents; "
+                "only `distill.path: {start: noise}` does without"
+            )
+        if self.cache.size and not users:
+            raise ValueError(f"cache.size is {self.cache.size}, and no student uses a cached latent; set it to 0")
+        return self
 
     def variant(self, name: str) -> tuple[StudentSettings, DistillSettings]:
         """The student and the distillation of one variant: the recipe's, with the variant's changes."""

@@ -57,7 +57,8 @@ class PromptSettings(Settings):
 
 
 class CacheSettings(Settings):
-    size: PositiveInt = 212_776  # the paper's LAION-Aesthetics 6.5+ prompts
+    size: Annotated[int, Field(ge=0)] = 212_776  # the paper's LAION-Aesthetics 6.5+ prompts
+    """Latents to draw; 0 where every student learns on paths from pure noise (`distill.path.start: noise`)."""
     num_inference_steps: PositiveInt = 25
     guidance_scale: Annotated[float, Field(ge=0)] = 7.5
     batch_size: PositiveInt = 8
@@ -192,8 +193,15 @@ class DistillSettings(Settings):
     def _default_schedule(cls, given: Any) -> Any:
         return {"schedule": "exponential", **given} if isinstance(given, Mapping) else given
 
+    @property
+    def uses_cache(self) -> bool:
+        """Whether any sample is a cached latent; none is where all of a batch is on paths from pure noise."""
+        return self.path is None or self.path.start == "cache" or self.path.share < 1
+
     @model_validator(mode="after")
     def _consistent(self) -> DistillSettings:
+        if self.task_weight and not self.uses_cache:
+            raise ValueError("task_weight needs cached latents: on a path from pure noise there is no true target")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"

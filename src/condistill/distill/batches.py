@@ -31,7 +31,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchSource:
-    """Makes the batches of a step for one process: the same samples however they are cut up."""
+    """Makes the batches of a step for one process: the same samples however they are cut up.
+
+    Without a cached latent, x_0 is 0 and a sample's own prompt is the random one: every sample is on a path from noise.
+    """
 
     cache: LatentCache
     pool: PromptPool
@@ -60,8 +63,11 @@ class BatchSource:
         shape = self.cache.latent_shape
         sizes = {"cache_size": len(self.cache), "pool_size": len(self.pool)}
         draws = draw(self.seed, step, positions, latent_shape=shape, **sizes)
+        random = self.pool.take(draws.random)
+        if not len(self.cache):
+            return Batch(torch.zeros(len(positions), *shape), random, random, draws)
         latents, own = self.cache.take(draws.cached)
-        return Batch(torch.from_numpy(latents), own, self.pool.take(draws.random), draws)
+        return Batch(torch.from_numpy(latents), own, random, draws)
 
 
 def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = 2) -> Iterator[T]:

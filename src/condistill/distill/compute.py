@@ -34,13 +34,11 @@ def compute(settings: DistillSettings, cache: CacheSettings) -> dict[str, float]
     Beside the two of the loop, `cache_forwards`: of the teacher, to draw the latents the training uses, if it does.
     """
     teacher, student = forwards_per_step(settings)
-    path = settings.path
-    needs_cache = path is None or path.start == "cache" or path.share < 1
     per_image = cache.num_inference_steps * (2 if cache.guidance_scale > 1 else 1)
     return {
         "teacher_forwards": settings.steps * teacher,
         "student_forwards": settings.steps * student,
-        "cache_forwards": float(cache.size * per_image) if needs_cache else 0.0,
+        "cache_forwards": float(cache.size * per_image) if settings.uses_cache else 0.0,
     }
 
 

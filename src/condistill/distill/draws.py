@@ -17,7 +17,7 @@ class Draws:
     """The draws of B samples."""
 
     cached: list[int]
-    """Which cached latent."""
+    """Which cached latent; 0 where there is none."""
     random: list[int]
     """Which prompt of the pool, should the sample be re-paired."""
     uniform: Tensor
@@ -48,7 +48,7 @@ def draw(
     noise = np.empty((count, *latent_shape), np.float32)
     for row, position in enumerate(positions):
         rng = generator(seed, Stream.TRAINING, position, step)
-        indices[row] = rng.integers(0, cache_size), rng.integers(0, pool_size)
+        indices[row] = rng.integers(0, max(cache_size, 1)), rng.integers(0, pool_size)
         uniforms[row, :3] = rng.random(3)
         rng.standard_normal(out=noise[row], dtype=np.float32)
         uniforms[row, 3] = rng.random()
