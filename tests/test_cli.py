@@ -211,7 +211,7 @@ def test_an_unknown_key_names_the_nearest_one(call: Call, recipe: Path) -> None:
 def test_all_mistakes_of_a_recipe_are_told_at_once(call: Call, recipe: Path) -> None:
     data = json.loads(recipe.read_text(encoding="utf-8"))
     data["distill"] |= {"steps": "many", "learning_rate": -1.0}
-    data["cache"]["size"] = 0
+    data["cache"]["size"] = -1
     recipe.write_text(json.dumps(data, indent=1), encoding="utf-8")
     result = call("run", recipe)
     refused(result, "has 3 mistake(s)", "distill.steps", "(given: 'many')", "distill.learning_rate", "cache.size")

@@ -269,6 +269,7 @@ def test_a_run_killed_at_random_moments_ends_equal_to_one_left_in_peace(tmp_path
 ROLLING = ("cache.size=0", "distill.path={start: noise, num_inference_steps: 3}", "variants={rolling: {}}")
 
 
+@pytest.mark.slow  # a whole run more
 def test_paths_from_pure_noise_need_no_cache(run: Run) -> None:
     run.out = run.out.with_name("rolling")
     run.again(*ROLLING)

@@ -111,6 +111,7 @@ def test_importing_it_loads_nothing_heavy(module: str) -> None:
     assert run_python(f"import sys, {module}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))") == ""
 
 
+@pytest.mark.slow  # it imports everything
 def test_every_public_name_is_found_however_its_module_was_imported() -> None:
     code = f"""
 import importlib, condistill
