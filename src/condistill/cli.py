@@ -1,4 +1,4 @@
-"""One command per stage, plus run, demo, init, validate, sample and doctor. Parses and delegates."""
+"""One command per stage, plus run, sweep, demo, init, validate, sample and doctor. Parses and delegates."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "distill": ("condistill distill recipe.yaml",),
     "evaluate": ("condistill evaluate recipe.yaml",),
     "report": ("condistill report recipe.yaml --out runs/recipe",),
+    "sweep": (
+        "condistill sweep recipe.yaml --seeds 0,1,2",
+        'condistill sweep recipe.yaml --grid "student.width=[0.5, 0.25]" --grid "distill.learning_rate=[5.0e-5]"',
+        'condistill sweep recipe.yaml --case "plain: distill.random_conditioning.schedule=none" --case "as_it_is:"',
+    ),
     "sample": (
         'condistill sample runs/recipe/pipelines/random_conditioning "a red fox"',
         'condistill sample miniature "a small red star" --guidance 3 -o star.png',
@@ -229,6 +234,56 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, out: Out = None, u
 def report(recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False) -> None:
     """Write the report: one self-contained page, `report.html`."""
     _run_until("report", recipe, overrides, out, update)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """The seeds of `0,1,2`."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words) or len(set(map(int, words))) < len(words):
+        raise CondistillError(f"--seeds {text!r} is no list of different whole numbers; write them as in 0,1,2")
+    return tuple(map(int, words))
+
+
+@command
+def sweep(
+    recipe: RecipePath,
+    *,
+    grid: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="KEY=[VALUE,...]", help="Values of a setting. Repeat for every combination with another."),
+    ] = None,
+    case: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NAME: KEY=VALUE ...", help="A case by name, with what it changes. Repeat for more."),
+    ] = None,
+    seeds: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="N,N,...", help="Seeds, as in 0,1,2: every case once with each. Default: the recipe's."),
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="The sweep's directory. Default: `runs/NAME-sweep`."),
+    ] = None,
+    update: Update = False,
+    equal_forwards: Annotated[
+        bool,
+        typer.Option(
+            "--equal-forwards", help="Give every case the steps that cost as many forwards as the recipe's own."
+        ),
+    ] = False,
+) -> None:
+    """Run a recipe in several cases over seeds, and write one table with spreads and a plot.
+
+    The cases are those of `--case` and `--grid`, or else the recipe's own variants. Cases that differ in `student`
+    and `distill` only share prompts, cache and the teacher's evaluation. A sweep goes on where it was stopped.
+    """
+    from condistill.sweep import Sweep, run_sweep
+
+    asked = Sweep(
+        recipe, grid or (), case or (), () if seeds is None else _seeds(seeds), overrides or (), equal_forwards
+    )
+    run_sweep(asked, out or Path("runs") / f"{recipe.stem}-sweep", update=update, console=console)
 
 
 @command

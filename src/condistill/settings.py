@@ -1,4 +1,4 @@
-"""What can be set: the sections of a recipe, typed and frozen. Defaults are the paper's unless a comment says otherwise.
+"""What can be set: the sections of a recipe, typed and frozen. Defaults are the paper's, or a comment says otherwise.
 
 "The paper" is Kim et al., Random Conditioning with Distillation for Data-Efficient Diffusion Model
 Compression, CVPR 2025 (arXiv 2504.02011).

@@ -114,6 +114,32 @@ def total_loss(
     return _svg(figure)
 
 
+def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, ink: Ink = LIGHT) -> bytes:
+    """The mean of every row's values, by series, with a bar of one standard deviation to each side; opaque."""
+    rows = {label: row for label, row in rows.items() if any(row.values())}
+    figure, axes = _axes(ink)
+    figure.set_size_inches(7, 1.3 + 0.45 * len(rows))
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    for number, name in enumerate(names):
+        there = [(line, np.array(row[name])) for line, row in enumerate(rows.values()) if row.get(name)]
+        axes.errorbar(
+            [values.mean() for _, values in there],
+            [line + 0.18 * (number - (len(names) - 1) / 2) for line, _ in there],
+            xerr=[values.std(ddof=1) if len(values) > 1 else 0.0 for _, values in there],
+            fmt="o",
+            color=ink.colours[number % len(ink.colours)],
+            label=name,
+        )
+    axes.set_yscale("linear")
+    axes.set_yticks(range(len(rows)), [label.replace("$", r"\$") for label in rows])
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    axes.set_xlabel("")
+    axes.grid(axis="both", color=ink.line, linewidth=0.7)
+    if names:
+        figure.legend(frameon=False, labelcolor=ink.text, loc="outside lower center", ncols=len(names))
+    return _svg(figure, transparent=False)
+
+
 def _positive(loss: Any) -> float:
     """A loss that a logarithmic axis can show."""
     number = finite(loss)
@@ -168,12 +194,12 @@ def _axes(ink: Ink) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any) -> bytes:
+def _svg(figure: Any, *, transparent: bool = True) -> bytes:
     import matplotlib as mpl
 
     settings = {"svg.hashsalt": "condistill", "svg.fonttype": "path"}
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     buffer = io.BytesIO()
     with mpl.rc_context(settings):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+        figure.savefig(buffer, format="svg", transparent=transparent, metadata=metadata)
     return buffer.getvalue()
