@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from rich.console import Console
 
 from condistill.errors import CondistillError, CorruptError
@@ -281,3 +282,32 @@ def test_paths_from_pure_noise_need_no_cache(run: Run) -> None:
     before = times(run.out / "distill")
     run.again(*ROLLING)
     assert times(run.out / "distill") == before
+
+
+FAST = (
+    "distill.fold_guidance=3.0",
+    "distill.few_steps={num_inference_steps: 2}",
+    "distill.empty_prompt_probability=0.0",
+    "variants={fast: {}, full: {distill: {few_steps: null}}}",
+)
+
+
+@pytest.mark.slow  # a whole run more
+def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> None:
+    run.out = run.out.with_name("fast")
+    run.again(*FAST)
+    models = json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))["models"]
+    assert models["teacher"]["sampling"] == {"num_inference_steps": 2, "denoiser_calls": 4}
+    assert models["fast"]["sampling"] == {"num_inference_steps": 2, "denoiser_calls": 2}
+    assert models["fast"]["compute"]["teacher_forwards"] == 4 * models["fast"]["compute"]["student_forwards"]
+    assert models["full"]["compute"]["teacher_forwards"] == 2 * models["full"]["compute"]["student_forwards"]
+    folder = run.out / "pipelines" / "fast"
+    assert json.loads((folder / "sampling.json").read_text(encoding="utf-8"))["num_inference_steps"] == 2
+    assert "num_inference_steps=2" in (folder / "README.md").read_text(encoding="utf-8")
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
+    assert pipeline.scheduler.config.timestep_spacing == "trailing"
+    calls: list[int] = []
+    pipeline.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    pipeline("a ball", num_inference_steps=2, guidance_scale=7.5, output_type="latent")
+    assert calls == [1, 1]  # guidance is folded in: a batch of one, whatever scale is asked for

@@ -132,9 +132,8 @@ variants:
 def test_a_value_of_the_wrong_type_or_range_is_told(override: str, message: str) -> None:
     (line,) = mistakes(BASE, override)
     assert message in line
-    assert line.startswith(
-        (f"override {override}: ", "distill: ", "recipe: ")
-    )  # two settings that contradict: their section
+    contradiction = ("distill: ", "recipe: ")  # of two settings: told of what holds both
+    assert line.startswith((f"override {override}: ", *contradiction))
 
 
 def test_a_key_given_twice_is_told_with_both_lines() -> None:

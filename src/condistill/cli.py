@@ -48,7 +48,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "sample": (
         'condistill sample runs/recipe/pipelines/random_conditioning "a red fox"',
-        'condistill sample miniature "a small red star" --guidance 3 -o star.png',
+        'condistill sample miniature "a small red star" -o star.png',
     ),
     "doctor": ("condistill doctor",),
 }
@@ -295,10 +295,14 @@ def sample(
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("sample.png"),
     seed: Annotated[int, typer.Option(help="Seed of the starting noise.", min=0)] = 0,
-    steps: Annotated[int, typer.Option(help="Sampling steps.", min=1)] = 25,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Sampling steps. Default: what the pipeline was made for, else 25.", min=1),
+    ] = None,
     guidance: Annotated[
-        float, typer.Option(help="Guidance scale: 7.5 as in diffusers; the miniature was made for 3.", min=0)
-    ] = 7.5,
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Guidance scale. Default: what the pipeline was made for, else 7.5.", min=0),
+    ] = None,
 ) -> None:
     """Draw one picture with a finished pipeline; the same seed is the same noise for teacher and student."""
     from condistill.sample import draw_picture

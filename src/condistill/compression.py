@@ -28,6 +28,7 @@ from condistill.quiet import quiet_libraries
 from condistill.randomness import Stream, generator
 from condistill.recipe import Recipe
 from condistill.rundir import RunDir, Stage, hash_file, key_of
+from condistill.sampling import Sampling
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, load_teacher, read_index, teacher_key
 
@@ -319,17 +320,18 @@ class Compression:
     def _evaluate_stage(self) -> Stage:
         keys = [self._distill_stage(name).key for name in self.recipe.variants]
         names = list(self.recipe.variants)
-        steps, guidance = self.sampling
-        return self._stage("evaluation", keys, names, self.recipe.evaluate.model_dump(), steps, guidance)
+        settings, cache = self.recipe.evaluate.model_dump(), self.recipe.cache
+        return self._stage("evaluation", keys, names, settings, cache.num_inference_steps, cache.guidance_scale)
 
-    @property
-    def sampling(self) -> tuple[int, float]:
-        """Steps and guidance of the evaluation: its own, or the cache's."""
+    def sampling(self, name: str | None = None) -> Sampling:
+        """How the evaluation draws with the teacher, or with a variant: as `evaluate` says, or the cache."""
         settings, cache = self.recipe.evaluate, self.recipe.cache
-        guidance = settings.guidance_scale
-        return (
-            settings.num_inference_steps or cache.num_inference_steps,
+        steps, guidance = settings.num_inference_steps, settings.guidance_scale
+        few = self.recipe.variant(name)[1].few_steps if name else None
+        return Sampling(
+            few.num_inference_steps if few else steps or cache.num_inference_steps,
             cache.guidance_scale if guidance is None else guidance,
+            self.family.solver if few else None,
         )
 
     def evaluate(self, prompts: Prompts) -> Mapping[str, Any]:

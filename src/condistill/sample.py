@@ -9,17 +9,25 @@ from PIL import Image
 
 from condistill.atomic import atomic_file
 from condistill.errors import CondistillError
+from condistill.miniature import weights_path
 from condistill.quiet import quiet_libraries
 from condistill.randomness import Stream, image_noise, image_seed
-from condistill.settings import TeacherSettings
+from condistill.sampling import read_sampling
+from condistill.settings import MINIATURE, TeacherSettings
 from condistill.teachers.load import load_teacher
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @quiet_libraries()
-def draw_picture(pipeline: str, prompt: str, out: Path, *, seed: int, steps: int, guidance: float) -> Path:
+def draw_picture(
+    pipeline: str, prompt: str, out: Path, *, seed: int, steps: int | None = None, guidance: float | None = None
+) -> Path:
     """Write the picture of a prompt; the same seed gives every pipeline of one family the same starting noise.
+
+    Args:
+        steps: None: as many as the pipeline was made for.
+        guidance: None: what the pipeline was made for.
 
     Raises:
         CondistillError: there is no pipeline, or the picture's format is unknown.
@@ -31,12 +39,13 @@ def draw_picture(pipeline: str, prompt: str, out: Path, *, seed: int, steps: int
     device = "cuda" if torch.cuda.is_available() else "cpu"
     family = load_teacher(TeacherSettings(pipeline=pipeline), device=device)
     noise = torch.from_numpy(image_noise(seed, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
+    made_for = read_sampling(weights_path() / "teacher" if pipeline == MINIATURE else Path(pipeline))
     latents = family.sample(
         family.denoiser,
         [prompt],
         noise,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+        num_inference_steps=made_for.num_inference_steps if steps is None else steps,
+        guidance_scale=made_for.guidance_scale if guidance is None else guidance,
         seeds=[image_seed(seed, Stream.EVALUATION_NOISE, 0)],
     )
     with atomic_file(out) as partial:

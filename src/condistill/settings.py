@@ -145,6 +145,15 @@ class PathSettings(Settings):
     """Batches of states in flight; they take turns."""
 
 
+class FewStepSettings(Settings):
+    """One step of the student does what several of the teacher's do (Salimans & Ho, ICLR 2022, arXiv 2202.00512)."""
+
+    num_inference_steps: PositiveInt
+    """Solver steps of the student from pure noise to the end: what it is trained for, and drawn with."""
+    teacher_steps: Annotated[int, Field(ge=2)] = 2
+    """Steps of the teacher that one of the student's replaces; each costs a forward of the teacher."""
+
+
 class DistillSettings(Settings):
     steps: PositiveInt = 400_000
     batch_size: PositiveInt = 256
@@ -180,6 +189,11 @@ class DistillSettings(Settings):
     """Space the output loss is measured in: `native`, the teacher's own, as in the paper; `x0` favours noisy steps."""
     x0_clip: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] | None = None
     """Smallest and largest weight of `output_weighting: x0`; empty: 0.1 and 10."""
+    fold_guidance: Annotated[float, Field(gt=1)] | None = None
+    """Guidance scale to fold in (Meng et al., CVPR 2023, arXiv 2210.03142): the student learns the guided prediction,
+    so that one forward replaces two when it draws. Costs another forward of the teacher."""
+    few_steps: FewStepSettings | None = None
+    """Distil for fewer sampling steps as well; empty: as many as the teacher's."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
     checkpoint_every: PositiveInt = 500
@@ -200,6 +214,17 @@ class DistillSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> DistillSettings:
+        if self.fold_guidance and self.guidance_weight:
+            raise ValueError("guidance_weight compares predictions before guidance and fold_guidance after; choose one")
+        if self.fold_guidance and self.path and self.path.guidance_scale != 1:
+            raise ValueError("with fold_guidance paths are guided already; leave out path.guidance_scale")
+        if self.few_steps and (self.task_weight or self.guidance_weight):
+            raise ValueError("few_steps has targets of its own; task_weight and guidance_weight must be 0")
+        if self.few_steps and self.path and self.path.num_inference_steps != self.few_steps.num_inference_steps:
+            raise ValueError(
+                f"path.num_inference_steps is {self.path.num_inference_steps} and few_steps.num_inference_steps "
+                f"{self.few_steps.num_inference_steps}; a path is walked in the student's steps, so they must be equal"
+            )
         if self.task_weight and not self.uses_cache:
             raise ValueError("task_weight needs cached latents: on a path from pure noise there is no true target")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:

@@ -334,6 +334,13 @@ def test_a_step_has_the_losses_of_the_method(
     assert record["loss"] == pytest.approx(sum(losses) / 6, rel=1e-4)
 
 
+def test_features_that_weigh_nothing_are_not_looked_at(make: Make, tmp_path: Path) -> None:
+    trainer = make(tmp_path, feature_weight=0.0, steps=1)
+    trainer.run()
+    assert read_history(tmp_path / HISTORY_NAME)[0]["feature"] == 0
+    assert len(trainer.trained.maps) == 0
+
+
 def test_gradient_checkpointing_gives_the_same_losses(make: Make, tmp_path: Path) -> None:
     histories = []
     for checkpointing in (False, True):

@@ -14,6 +14,7 @@ from condistill.evaluate import run
 from condistill.evaluate.frechet import frechet_distance
 from condistill.evaluate.run import Round, decode_all, draw_round, measure, rounds, write_grid
 from condistill.randomness import Stream, image_noise
+from condistill.sampling import Sampling
 from condistill.settings import EvaluateSettings
 from condistill.teachers.family import Family
 
@@ -60,8 +61,7 @@ def test_a_split_with_fewer_prompts_than_asked_for_is_as_long_as_it_is() -> None
 
 
 def drawn(path: Path, family: Family, batch_size: int = 2) -> NDArray[np.float32]:
-    sampler = {"batch_size": batch_size, "num_inference_steps": 1, "guidance_scale": 2.0}
-    return draw_round(path, family, family.denoiser, ROUND, **sampler)
+    return draw_round(path, family, family.denoiser, ROUND, batch_size=batch_size, sampling=Sampling(1, 2.0))
 
 
 def test_every_model_starts_from_the_noise_of_its_prompts_number(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from condistill.evaluate.speed import GIB, _LiveMemory, peak_memory_gb, sec_per_image
+from condistill.sampling import Sampling
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
 
@@ -63,13 +64,11 @@ def test_models_take_turns_and_the_first_round_is_not_counted(
     a, b = torch.nn.Identity(), torch.nn.Identity()
     monkeypatch.setattr("condistill.evaluate.speed.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(tiny_family, "sample", lambda denoiser, *_, **__: order.append(denoiser))
-    times = sec_per_image(tiny_family, {"a": a, "b": b}, num_inference_steps=1, guidance_scale=1.0, repeats=3)
+    times = sec_per_image(tiny_family, {"a": a, "b": b}, {"a": Sampling(1, 1.0), "b": Sampling(1, 1.0)}, repeats=3)
     assert order == [a, b] * 4
     assert times == {"a": 2, "b": 11}
 
 
 def test_drawing_an_image_takes_time(tiny_family: Family) -> None:
-    times = sec_per_image(
-        tiny_family, {"teacher": tiny_family.denoiser}, num_inference_steps=1, guidance_scale=1.0, repeats=1
-    )
+    times = sec_per_image(tiny_family, {"teacher": tiny_family.denoiser}, {"teacher": Sampling(1, 1.0)}, repeats=1)
     assert times["teacher"] > 0

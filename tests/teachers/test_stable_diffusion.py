@@ -299,3 +299,8 @@ def test_a_step_is_the_ddim_schedulers(tiny_family: Family, tiny_v_family: Famil
         expected = scheduler.step(prediction, now, x_t).prev_sample
         given = family.step(prediction, x_t, now.expand(len(x_t)), following.expand(len(x_t)))
         torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
+        implied = family.implied_prediction(given, x_t, now.expand(len(x_t)), following.expand(len(x_t)))
+        torch.testing.assert_close(implied, prediction, rtol=1e-4, atol=1e-4)
+    last = torch.full((len(x_t),), int(timesteps[-1]))
+    expected = scheduler.step(prediction, timesteps[-1], x_t).prev_sample
+    torch.testing.assert_close(family.step(prediction, x_t, last, torch.full_like(last, -1)), expected)

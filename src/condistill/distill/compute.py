@@ -16,10 +16,15 @@ def forwards_per_step(settings: DistillSettings) -> tuple[float, float]:
     """Samples that pass forward through (teacher, student) in a step; the student's come with a backward.
 
     A guided path costs one forward more of the model that is followed, for every state on the path, unless the
-    guidance loss has asked for the unconditional prediction already. Of `follow: moving` it is the mean over the
+    guidance loss has asked for the unconditional prediction already; folded guidance and few steps ask the teacher
+    more often. Of `follow: moving` it is the mean over the
     training. The student's extra forward has no backward, and is counted as if it had.
     """
     teacher = student = float(settings.batch_size * (2 if settings.guidance_weight else 1))
+    if settings.fold_guidance:
+        teacher *= 2
+    if settings.few_steps:
+        teacher *= settings.few_steps.teacher_steps
     path = settings.path
     if path and path.guidance_scale != 1 and not settings.guidance_weight:
         by_student = {"teacher": 0.0, "student": 1.0, "moving": 0.5}[path.follow]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from condistill.distill import random_conditioning as rc
 from condistill.distill.samples import Sample
+from condistill.distill.solver import SolverGrid
 from condistill.settings import DistillSettings
 from condistill.students.derive import Student
 from condistill.students.features import FeatureRecorder
@@ -63,6 +64,9 @@ class Objective:
     ) -> None:
         self.family, self.settings, self.accelerator = family, settings, accelerator
         self.teacher_recorder = FeatureRecorder(teacher_points)
+        few = settings.few_steps
+        self.grid = SolverGrid(family, few.num_inference_steps) if few else None
+        """The student's timesteps, where it takes few."""
 
     def __call__(self, model: Any, sample: Sample) -> tuple[dict[str, Tensor], Predictions]:
         """Run both models at the sample's states.
@@ -81,12 +85,45 @@ class Objective:
         if with_null:
             x_t, timesteps = x_t.repeat(2, 1, 1, 1), timesteps.repeat(2)
             condition = Condition.cat([condition, family.null_condition(count)])
-        with torch.no_grad(), self.accelerator.autocast(), self.teacher_recorder as recorder:
-            taught = family.predict(family.denoiser, x_t, timesteps, condition)
+        with torch.no_grad(), self.accelerator.autocast():
+            with self.teacher_recorder as recorder:
+                taught = self._ask_teacher(x_t, timesteps, condition)
+            taught_features = [f[:count] for f in recorder.features]
+            if self.grid:
+                taught = self._walk(taught, x_t, sample.timesteps, condition)
         predicted, features = model(x_t, timesteps, condition)
         parts = (taught[:count], predicted[:count]) + ((taught[count:], predicted[count:]) if with_null else ())
-        taught_features = [f[:count] for f in recorder.features] if features else []
         return Predictions(*parts), ([f[:count] for f in features], taught_features)
+
+    def _ask_teacher(self, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """The teacher's prediction `[B, C, h, w]`, guided where guidance is folded in."""
+        family, scale = self.family, self.settings.fold_guidance
+        if scale is None:
+            return family.predict(family.denoiser, x_t, timesteps, condition)
+        both = Condition.cat([condition, family.null_condition(len(x_t))])
+        prediction = family.predict(family.denoiser, x_t.repeat(2, 1, 1, 1), timesteps.repeat(2), both)
+        with_prompt, null = prediction.chunk(2)
+        return null + scale * (with_prompt - null)
+
+    def _walk(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """What the student must predict to do in one step what the teacher does in several.
+
+        Args:
+            prediction: the teacher's at x_t.
+            timesteps: on the CPU.
+        """
+        assert self.grid is not None
+        assert self.settings.few_steps is not None
+        family, count = self.family, self.settings.few_steps.teacher_steps
+        end = self.grid.below(timesteps)
+        x, here = x_t, timesteps
+        for k in range(1, count + 1):
+            follows = end if k == count else (timesteps + (end - timesteps) * k // count).clamp(min=0)
+            x = family.step(prediction, x, here.to(family.device), follows.to(family.device))
+            here = follows
+            if k < count:
+                prediction = self._ask_teacher(x, here.to(family.device), condition)
+        return family.implied_prediction(x, x_t, timesteps.to(family.device), end.to(family.device))
 
     def _losses(
         self, sample: Sample, predictions: Predictions, features: list[Tensor], taught_features: list[Tensor]

@@ -18,10 +18,9 @@ from condistill.distill.batches import Batch
 from condistill.distill.objective import Moves
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.samples import Sample, pure_noise
+from condistill.distill.solver import END, SolverGrid
 from condistill.settings import PathSettings
 from condistill.teachers.family import Family
-
-_ENDED = -1
 
 
 class Paths:
@@ -43,12 +42,12 @@ class Paths:
             total_steps: optimiser steps of the training, over which `follow: moving` moves.
         """
         self.family, self.settings, self.conditioning, self.total_steps = family, settings, conditioning, total_steps
-        self._grid = family.solver_timesteps(settings.num_inference_steps).flip(0)  # rising
+        self._grid = SolverGrid(family, settings.num_inference_steps)
         self._positions = list(positions)
         self._on_path = on_path(positions, settings.share)
         count = (settings.buffer, len(positions))
         self.x_t = torch.zeros(*count, *family.latent_shape, device=family.device)
-        self.timesteps = torch.full(count, _ENDED)
+        self.timesteps = torch.full(count, END)
         """Where the next visit is, `[buffer, S]`; -1: the path has ended."""
         self.left = torch.zeros(count, dtype=torch.long)
         """Visits until then."""
@@ -63,11 +62,11 @@ class Paths:
         """
         block = step % self.settings.buffer
         on_path = self._on_path[rows]
-        begins = on_path & (self.timesteps[block, rows] == _ENDED)
+        begins = on_path & (self.timesteps[block, rows] == END)
         goes_on = on_path & ~begins
         start = isolated
         if self.settings.start == "noise":
-            start = pure_noise(self.family, self.conditioning, batch, int(self._grid[-1]))
+            start = pure_noise(self.family, self.conditioning, batch, self._grid.first)
         self.left[block, rows] = torch.where(begins, self._lengths(step, batch), self.left[block, rows])
         prompts = [
             self.prompts[block][rows][i] if goes_on[i] else (start if begins[i] else isolated).prompts[i]
@@ -104,14 +103,12 @@ class Paths:
     def advance(self, step: int, rows: slice, sample: Sample, prediction: Tensor) -> None:
         """Carry the states of a micro-batch one solver step on, by a prediction `[S, C, h, w]`."""
         block = step % self.settings.buffer
-        index = torch.searchsorted(self._grid, sample.timesteps)  # how many solver timesteps lie below
-        follows = self._grid[(index - 1).clamp(min=0)]
-        device = self.family.device
-        moved = self.family.step(prediction, sample.x_t, sample.timesteps.to(device), follows.to(device))
+        device, below = self.family.device, self._grid.below(sample.timesteps)
+        moved = self.family.step(prediction, sample.x_t, sample.timesteps.to(device), below.to(device))
         self.x_t[block, rows] = moved
         self.left[block, rows] -= 1
-        ended = (index == 0) | (self.left[block, rows] <= 0) | ~self._on_path[rows]
-        self.timesteps[block, rows] = torch.where(ended, _ENDED, follows)
+        goes_on = self._on_path[rows] & (self.left[block, rows] > 0)
+        self.timesteps[block, rows] = torch.where(goes_on, below, END)
 
     def state(self, accelerator: Accelerator) -> tuple[dict[str, Tensor], list[list[str]]]:
         """What a checkpoint keeps: tensors and prompts of the states of all processes, in global order."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from condistill.distill.batches import Batch
 from condistill.distill.random_conditioning import RandomConditioning
+from condistill.distill.solver import SolverGrid
 from condistill.teachers.family import Family
 
 
@@ -29,13 +30,24 @@ class Sample:
 
 
 def noised_latents(
-    family: Family, conditioning: RandomConditioning, batch: Batch, *, timestep_bias: float = 0.0
+    family: Family,
+    conditioning: RandomConditioning,
+    batch: Batch,
+    *,
+    timestep_bias: float = 0.0,
+    grid: SolverGrid | None = None,
 ) -> Sample:
-    """The paper's samples: cached latents, noised, each with its own or with a random prompt."""
+    """The paper's samples: cached latents, noised, each with its own or with a random prompt.
+
+    Args:
+        timestep_bias: b of the density u^b over the noise level u.
+        grid: the only timesteps there are, where the student takes few steps.
+    """
     draws = batch.draws
     x_0, noise = batch.x_0.to(family.device), draws.noise.to(family.device)
     # a power of a uniform number has the density u^bias over the noise level u
-    timesteps = family.timesteps(draws.uniform ** (1 / (1 + timestep_bias)))
+    uniform = draws.uniform ** (1 / (1 + timestep_bias))
+    timesteps = grid.draw(uniform) if grid else family.timesteps(uniform)
     level = family.noise_level(timesteps)
     prompts, replaced = conditioning(batch.own, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
     x_t = family.add_noise(x_0, noise, timesteps.to(family.device))

@@ -15,8 +15,9 @@ from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError
 from condistill.progress import track
 from condistill.prompts.pool import PromptPool
+from condistill.sampling import SAMPLING_NAME
 from condistill.students.costs import macs, parameters
-from condistill.students.derive import derive_student
+from condistill.students.derive import derive_student, with_folded_guidance
 from condistill.teachers.family import Family
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
         weights=student_settings.weights,
         seed=recipe.seed,
     )
+    if settings.fold_guidance:
+        student = with_folded_guidance(student, settings.fold_guidance)
     if family.device.type == "cpu":
         student.denoiser.to(memory_format=torch.channels_last)
     if settings.tracker != "none":
@@ -74,7 +77,9 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
     if settings.tracker != "none":
         accelerator.end_training()
     if accelerator.is_main_process:
-        family.save(denoiser, run.pipeline_path(name), card=run.card(name))
+        how = run.sampling(name)
+        files = {SAMPLING_NAME: how.to_json()}
+        family.save(denoiser, run.pipeline_path(name), card=run.card(name), scheduler=how.scheduler, files=files)
     run.say(f"{name}: saved {run.pipeline_path(name)}")
 
 

@@ -182,7 +182,9 @@ class Trainer:
         """Micro-batch `number` of a step: choose its states, compare both models there, and move on what moves."""
         family, settings, paths = self.family, self.settings, self.paths
         rows = slice(number * len(batch.own), (number + 1) * len(batch.own))
-        sample = noised_latents(family, self.conditioning, batch, timestep_bias=settings.timestep_bias)
+        sample = noised_latents(
+            family, self.conditioning, batch, timestep_bias=settings.timestep_bias, grid=self.objective.grid
+        )
         if paths:
             sample = paths.place(self.step, rows, sample, batch)
         terms, predictions = self.objective(self.model, sample)

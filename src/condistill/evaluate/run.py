@@ -16,6 +16,7 @@ from torch import nn
 
 from condistill.cache.latents import read_shard, write_shard
 from condistill.randomness import Stream, image_noise, image_seed
+from condistill.sampling import Sampling
 from condistill.settings import EvaluateSettings
 from condistill.teachers.family import Family
 
@@ -70,8 +71,7 @@ def draw_round(
     this: Round,
     *,
     batch_size: int,
-    num_inference_steps: int,
-    guidance_scale: float,
+    sampling: Sampling,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float32]:
     """Latents `[N, C, h, w]` of a round; kept in `path`, so that an interrupted evaluation goes on."""
@@ -85,9 +85,10 @@ def draw_round(
                 denoiser,
                 [this.prompts[i] for i in indices],
                 torch.from_numpy(noise),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
+                num_inference_steps=sampling.num_inference_steps,
+                guidance_scale=sampling.guidance_scale,
                 seeds=[image_seed(this.seed, stream, i) for i in indices],
+                scheduler=sampling.scheduler,
             )
             parts.append(drawn.cpu().numpy())
             on_images(len(indices))

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from condistill.randomness import Stream, image_noise
+from condistill.sampling import Sampling
 from condistill.teachers.family import Family
 
 GIB = 2**30
@@ -66,9 +67,8 @@ def peak_memory_gb(family: Family, denoiser: nn.Module, *, batch_size: int = 1) 
 def sec_per_image(
     family: Family,
     denoisers: Mapping[str, nn.Module],
+    sampling: Mapping[str, Sampling],
     *,
-    num_inference_steps: int,
-    guidance_scale: float,
     repeats: int = 3,
 ) -> dict[str, float]:
     """Median seconds for one latent at batch size 1; models take turns, so that a busy machine is fair to all."""
@@ -78,7 +78,13 @@ def sec_per_image(
         for name, denoiser in denoisers.items():
             started = time.perf_counter()
             family.sample(
-                denoiser, [""], noise, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, seeds=[0]
+                denoiser,
+                [""],
+                noise,
+                num_inference_steps=sampling[name].num_inference_steps,
+                guidance_scale=sampling[name].guidance_scale,
+                seeds=[0],
+                scheduler=sampling[name].scheduler,
             )
             if family.device.type == "cuda":
                 torch.cuda.synchronize(family.device)

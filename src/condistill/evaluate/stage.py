@@ -29,7 +29,7 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
     from condistill.compression import machine
 
     recipe, settings, family = run.recipe, run.recipe.evaluate, run.family
-    steps, guidance = run.sampling
+    sampling = {"teacher": run.sampling(), **{name: run.sampling(name) for name in recipe.variants}}
     made = rounds(settings, prompts.choose, prompts.splits)
     judge = choose_judge(settings.judge, made)
     denoisers: dict[str, nn.Module] = {"teacher": family.denoiser}
@@ -45,14 +45,17 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
                     denoiser,
                     this,
                     batch_size=settings.batch_size,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
+                    sampling=sampling[name],
                     on_images=partial(advance, note=name),
                 )
                 drawn[name].append(latents)
     models, shown = measure(drawn, family, made, settings, judge)
-    times = sec_per_image(family, denoisers, num_inference_steps=steps, guidance_scale=guidance)
+    times = sec_per_image(family, denoisers, sampling)
     for name, denoiser in denoisers.items():
+        models[name]["sampling"] = {
+            "num_inference_steps": sampling[name].num_inference_steps,
+            "denoiser_calls": sampling[name].denoiser_calls(denoiser),
+        }
         models[name]["size"] = _size(denoiser, family.text_length)
         models[name]["speed"] = {
             "sec_per_image": times[name],
@@ -75,8 +78,8 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
         "images_per_split": {
             split: sum(this.splits[split].stop - this.splits[split].start for this in made) for split in first.splits
         },
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
+        "num_inference_steps": sampling["teacher"].num_inference_steps,
+        "guidance_scale": sampling["teacher"].guidance_scale,
         "device": machine(),
         "torch": torch.__version__,
         "models": models,

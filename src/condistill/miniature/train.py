@@ -23,6 +23,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from condistill.atomic import write_text
 from condistill.distill.checkpoints import (
     list_checkpoints,
     load_checkpoint,
@@ -33,6 +34,7 @@ from condistill.distill.checkpoints import (
 from condistill.miniature import build, weights_path
 from condistill.miniature.judge import Judge, judge_images, to_tensor
 from condistill.miniature.world import TEMPLATES, Scene, all_scenes, render
+from condistill.sampling import SAMPLING_NAME, Sampling
 
 console = Console()
 
@@ -290,6 +292,7 @@ def main(
 
     pipeline = build.assemble(autoencoder, text_encoder, tokenizer, denoiser)
     pipeline.to("cpu", torch.float16).save_pretrained(out / "teacher", safe_serialization=True)
+    write_text(out / "teacher" / SAMPLING_NAME, Sampling(build.DEFAULT_STEPS, build.DEFAULT_GUIDANCE).to_json())
     judge.save(out)
     pipeline.to(torch.float32)
     scores["teacher"] = score_pipeline(pipeline, judge, guidance=build.DEFAULT_GUIDANCE)

@@ -153,9 +153,9 @@ def _score_section(name: str, metrics: Mapping[str, Any] | None) -> str:
 
 
 def _loading(name: str, recipe: Recipe, metrics: Mapping[str, Any] | None) -> str:
-    steps = finite((metrics or {}).get("num_inference_steps")) or (
-        recipe.evaluate.num_inference_steps or recipe.cache.num_inference_steps
-    )
+    few_steps = recipe.variant(name)[1].few_steps
+    steps = few_steps.num_inference_steps if few_steps else finite((metrics or {}).get("num_inference_steps"))
+    steps = steps or recipe.evaluate.num_inference_steps or recipe.cache.num_inference_steps
     guidance = finite((metrics or {}).get("guidance_scale"))
     if guidance is None:
         given = recipe.evaluate.guidance_scale

@@ -36,7 +36,7 @@ class FeatureRecorder:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._outputs: list[Tensor | None] = [None] * len(modules)
         self._kinds = [type(module).__name__ for module in modules]
-        self._recording = False
+        self._recording = self._removed = False
         self._handles = [module.register_forward_hook(self._hook(i)) for i, module in enumerate(modules)]
 
     def _hook(self, index: int) -> Any:
@@ -70,10 +70,10 @@ class FeatureRecorder:
         self.clear()
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._removed = True
 
     def __enter__(self) -> FeatureRecorder:
-        if not self._handles:
+        if self._removed:
             raise CondistillError("the recorder's hooks were removed; make a new FeatureRecorder")
         self.clear()
         self._recording = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,13 +120,31 @@ class Family(ABC):
     def alpha_bar(self, timesteps: Tensor) -> Tensor:
         """Share of signal variance in x_t `[B]`: SNR = alpha_bar / (1 - alpha_bar)."""
 
+    @property
     @abstractmethod
+    def solver(self) -> Any:
+        """The scheduler of diffusers that takes the steps of `step`: deterministic and of first order."""
+
     def solver_timesteps(self, num_inference_steps: int) -> Tensor:
-        """The timesteps that sampling with the pipeline's own scheduler visits, falling, int64 `[n]`."""
+        """The timesteps the solver visits, falling, int64 `[n]`; the first is the noisiest there is."""
+        solver = type(self.solver).from_config(self.solver.config)
+        solver.set_timesteps(num_inference_steps)
+        timesteps: Tensor = solver.timesteps.long()
+        return timesteps
 
     @abstractmethod
+    def step_coefficients(self, timesteps: Tensor, next_timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors `[B]` of x_t and of the prediction in a solver step; next timestep -1 is the finished latent."""
+
     def step(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor, next_timesteps: Tensor) -> Tensor:
-        """Move x_t along the deterministic path that the prediction points to: x at `next_timesteps` `[B]`."""
+        """Move x_t along the straight path that the prediction points to: x at `next_timesteps` `[B]`."""
+        of_x, of_prediction = self.step_coefficients(timesteps, next_timesteps)
+        return _per_sample(of_x) * x_t + _per_sample(of_prediction) * prediction
+
+    def implied_prediction(self, x_next: Tensor, x_t: Tensor, timesteps: Tensor, next_timesteps: Tensor) -> Tensor:
+        """The prediction whose single solver step leads from x_t to `x_next`."""
+        of_x, of_prediction = self.step_coefficients(timesteps, next_timesteps)
+        return (x_next - _per_sample(of_x) * x_t) / _per_sample(of_prediction)
 
     @property
     @abstractmethod
@@ -138,14 +156,17 @@ class Family(ABC):
         """Latents to images `[B, H, W, 3]`."""
 
     @contextmanager
-    def using(self, denoiser: nn.Module) -> Iterator[Any]:
-        """The pipeline with another denoiser in place."""
-        teacher = self.denoiser
-        setattr(self.pipeline, self.denoiser_name, denoiser)
+    def using(self, denoiser: nn.Module, scheduler: Any = None) -> Iterator[Any]:
+        """The pipeline with another denoiser, and perhaps another scheduler, in place."""
+        parts = {self.denoiser_name: denoiser} | ({"scheduler": scheduler} if scheduler else {})
+        own = {name: getattr(self.pipeline, name) for name in parts}
+        for name, part in parts.items():
+            setattr(self.pipeline, name, part)
         try:
             yield self.pipeline
         finally:
-            setattr(self.pipeline, self.denoiser_name, teacher)
+            for name, part in own.items():
+                setattr(self.pipeline, name, part)
 
     @torch.inference_mode()
     def sample(
@@ -157,15 +178,17 @@ class Family(ABC):
         num_inference_steps: int,
         guidance_scale: float,
         seeds: Sequence[int] | None = None,
+        scheduler: Any = None,
     ) -> Tensor:
         """Draw with the pipeline's own call and scheduler: latents `[B, C, h, w]`, scaled as x_0 is.
 
         Args:
             noise: starting noise `[B, C, h, w]`, standard normal.
             seeds: one per image, for schedulers that add noise on the way.
+            scheduler: in place of the pipeline's own.
         """
         generators = [torch.Generator().manual_seed(seed) for seed in seeds] if seeds else None
-        with self.using(denoiser) as pipeline:
+        with self.using(denoiser, scheduler) as pipeline:
             latents: Tensor = pipeline(
                 prompt=list(prompts),
                 latents=noise.to(self.device, self._dtype(denoiser)),
@@ -180,15 +203,34 @@ class Family(ABC):
     def _dtype(module: nn.Module) -> torch.dtype:
         return next(module.parameters()).dtype
 
-    def save(self, denoiser: nn.Module, directory: Path, *, card: str) -> None:
-        """Write the teacher's pipeline with `denoiser` in place, whole or not at all."""
+    def save(
+        self,
+        denoiser: nn.Module,
+        directory: Path,
+        *,
+        card: str,
+        scheduler: Any = None,
+        files: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write the teacher's pipeline with `denoiser` in place, whole or not at all.
+
+        Args:
+            card: the README.md.
+            scheduler: in place of the teacher's.
+            files: more texts, by name.
+        """
         denoiser = denoiser.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         with atomic_directory(directory) as partial:
-            with self.using(denoiser) as pipeline:
+            with self.using(denoiser, scheduler) as pipeline:
                 pipeline.save_pretrained(partial, safe_serialization=True)
             for file in partial.rglob("*.json"):
                 _forget_origin(file)
-            write_text(partial / "README.md", card)
+            for name, text in {"README.md": card, **(files or {})}.items():
+                write_text(partial / name, text)
+
+
+def _per_sample(factor: Tensor) -> Tensor:
+    return factor.view(-1, 1, 1, 1)
 
 
 def _forget_origin(file: Path) -> None:

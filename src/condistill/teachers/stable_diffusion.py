@@ -22,10 +22,13 @@ class StableDiffusion(Family):
     denoiser_name = "unet"
 
     def __init__(self, pipeline: Any) -> None:
-        from diffusers import DDPMScheduler
+        from diffusers import DDIMScheduler, DDPMScheduler
 
         super().__init__(pipeline)
         self._noise = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self._solver = DDIMScheduler.from_config(
+            pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, thresholding=False
+        )
         self._total_timesteps: int = self._noise.config.num_train_timesteps
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise CondistillError(
@@ -81,22 +84,20 @@ class StableDiffusion(Family):
         alphas_cumprod: Tensor = self._noise.alphas_cumprod.to(timesteps.device)
         return alphas_cumprod[timesteps]
 
-    def solver_timesteps(self, num_inference_steps: int) -> Tensor:
-        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
-        scheduler.set_timesteps(num_inference_steps)
-        timesteps: Tensor = torch.unique(scheduler.timesteps.long()).flip(0)
-        return timesteps
+    @property
+    def solver(self) -> Any:
+        return self._solver
 
-    def step(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor, next_timesteps: Tensor) -> Tensor:
-        # DDIM (Song et al., ICLR 2021, arXiv 2010.02502), eq. 12 with sigma = 0
-        a, a_next = (self.alpha_bar(t).view(-1, 1, 1, 1) for t in (timesteps, next_timesteps))
+    def step_coefficients(self, timesteps: Tensor, next_timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        # DDIM (Song et al., ICLR 2021, arXiv 2010.02502), eq. 12 with sigma = 0, solved for x_t and the prediction
+        a = self.alpha_bar(timesteps)
+        last = self._solver.final_alpha_cumprod.to(a)
+        a_next = torch.where(next_timesteps < 0, last, self.alpha_bar(next_timesteps.clamp(min=0)))
         if self.prediction_type == "epsilon":
-            noise = prediction
-            x_0 = (x_t - (1 - a).sqrt() * noise) / a.sqrt()
-        else:
-            x_0 = a.sqrt() * x_t - (1 - a).sqrt() * prediction
-            noise = a.sqrt() * prediction + (1 - a).sqrt() * x_t
-        return a_next.sqrt() * x_0 + (1 - a_next).sqrt() * noise
+            of_x = (a_next / a).sqrt()
+            return of_x, (1 - a_next).sqrt() - of_x * (1 - a).sqrt()
+        of_x = (a_next * a).sqrt() + ((1 - a_next) * (1 - a)).sqrt()
+        return of_x, ((1 - a_next) * a).sqrt() - (a_next * (1 - a)).sqrt()
 
     @property
     def prediction_type(self) -> str:

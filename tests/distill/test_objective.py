@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from condistill.distill import random_conditioning as rc
+from condistill.distill.objective import Objective
+from condistill.distill.samples import Sample
+from condistill.settings import DistillSettings
+from condistill.teachers.family import Condition, Family
+
+PROMPTS = ["a red ball", "", "a blue box", "a star"]
+
+
+def sample_at(timesteps: list[int]) -> Sample:
+    noise = torch.randn(len(timesteps), 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    replaced = torch.zeros(len(timesteps), dtype=torch.bool)
+    return Sample(noise, torch.tensor(timesteps), PROMPTS[: len(timesteps)], replaced, noise, noise)
+
+
+@pytest.fixture
+def objective(tiny_family: Family) -> Iterator[Any]:
+    made: list[Objective] = []
+
+    def build(**settings: Any) -> Objective:
+        of = DistillSettings.model_validate({"batch_size": 4, "feature_weight": 0.0, **settings})
+        made.append(Objective(tiny_family, of, Accelerator(cpu=True), []))
+        return made[-1]
+
+    yield build
+    for each in made:
+        each.teacher_recorder.remove()
+
+
+class Says:
+    """A student that predicts what it is told to."""
+
+    def __init__(self, prediction: Tensor) -> None:
+        self.prediction = prediction
+
+    def __call__(self, *_: Any) -> tuple[Tensor, list[Tensor]]:
+        return self.prediction, []
+
+
+def guided(family: Family, x_t: Tensor, timesteps: Tensor, prompts: list[str], scale: float) -> Tensor:
+    with torch.no_grad():
+        with_prompt = family.predict(family.denoiser, x_t, timesteps, family.encode(prompts))
+        null = family.predict(family.denoiser, x_t, timesteps, family.encode([""] * len(prompts)))
+    return null + scale * (with_prompt - null)
+
+
+# guidance folded in
+
+
+def test_the_folded_target_is_the_guided_teacher(objective: Any, tiny_family: Family) -> None:
+    sample = sample_at([999, 500, 20, 0])
+    target = guided(tiny_family, sample.x_t, sample.timesteps, sample.prompts, 3.0)
+    terms, predictions = objective(fold_guidance=3.0)(Says(target), sample)
+    torch.testing.assert_close(predictions.teacher, target, rtol=1e-4, atol=1e-5)
+    assert terms["loss"].max() < 1e-9
+    plain, _ = objective()(Says(target), sample)
+    assert plain["loss"][0] > 1e-4
+    assert plain["loss"][1] < 1e-9  # the empty prompt, which guidance leaves alone
+
+
+class Converged(nn.Module):
+    """What a student with folded guidance is in the limit: its teacher, guided, in one call."""
+
+    def __init__(self, family: Family, scale: float) -> None:
+        super().__init__()
+        self.teacher, self.scale = family.denoiser, scale
+        self.null = family.null_condition(1).tensors["prompt_embeds"]
+        self.config = SimpleNamespace(**{**dict(family.denoiser.config), "time_cond_proj_dim": 256})
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+        self.batch_sizes: list[int] = []
+
+    def forward(self, x_t: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
+        self.batch_sizes.append(len(x_t))
+        null = self.null.expand_as(encoder_hidden_states)
+        with_prompt, without = (
+            self.teacher(x_t, timestep, encoder_hidden_states=e).sample for e in (encoder_hidden_states, null)
+        )
+        return (without + self.scale * (with_prompt - without),)
+
+
+def test_a_converged_folded_student_draws_what_the_guided_teacher_draws_in_half_the_calls(tiny_family: Family) -> None:
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    how = {"num_inference_steps": 4, "guidance_scale": 3.0}
+    expected = tiny_family.sample(tiny_family.denoiser, PROMPTS[:2], noise, **how)
+    student = Converged(tiny_family, 3.0)
+    given = tiny_family.sample(student, PROMPTS[:2], noise, **how)
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+    assert student.batch_sizes == [2] * 4
+
+
+# fewer steps
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_one_step_to_the_few_step_target_lands_where_the_teachers_steps_land(
+    objective: Any, tiny_family: Family, count: int
+) -> None:
+    sample = sample_at([999, 749, 499, 249])
+    few = {"num_inference_steps": 4, "teacher_steps": count}
+    _, predictions = objective(few_steps=few, fold_guidance=2.0)(Says(sample.x_t), sample)
+    scheduler = DDIMScheduler.from_config(tiny_family.pipeline.scheduler.config)
+    for i, start in enumerate(sample.timesteps.tolist()):
+        end = start - 250
+        visited = [start + (end - start) * k // count for k in range(count + 1)]
+        x = sample.x_t[i : i + 1]
+        for here, follows in pairwise(visited):
+            prediction = guided(tiny_family, x, torch.tensor([here]), [sample.prompts[i]], 2.0)
+            x = ddim(scheduler, prediction, x, here, follows)
+        landed = ddim(scheduler, predictions.teacher[i : i + 1], sample.x_t[i : i + 1], start, end)
+        torch.testing.assert_close(landed, x, rtol=1e-3, atol=1e-3)
+
+
+def ddim(scheduler: DDIMScheduler, prediction: Tensor, x_t: Tensor, here: int, follows: int) -> Tensor:
+    """A DDIM step in float64, by way of the predicted x_0."""
+    alphas = scheduler.alphas_cumprod.double()
+    a, a_next = alphas[here], alphas[follows] if follows >= 0 else scheduler.final_alpha_cumprod.double()
+    x_0 = (x_t.double() - (1 - a).sqrt() * prediction) / a.sqrt()
+    return (a_next.sqrt() * x_0 + (1 - a_next).sqrt() * prediction).float()
+
+
+def test_a_few_step_target_costs_a_forward_for_each_of_the_teachers_steps(
+    objective: Any, tiny_family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+    predict = tiny_family.predict
+
+    def count(denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        asked.append(timesteps.tolist())
+        return predict(denoiser, x_t, timesteps, condition)
+
+    monkeypatch.setattr(tiny_family, "predict", count)
+    of = objective(few_steps={"num_inference_steps": 4, "teacher_steps": 2})
+    of(Says(torch.zeros(2, 4, 8, 8)), sample_at([999, 249]))
+    assert asked == [[999, 249], [874, 124]]
+
+
+def test_weights_of_the_output_apply_to_the_few_step_target_as_well(objective: Any) -> None:
+    sample = sample_at([999, 249])
+    few = {"num_inference_steps": 4}
+    terms, predictions = objective(few_steps=few, output_weighting="x0")(Says(torch.zeros(2, 4, 8, 8)), sample)
+    assert terms["loss"][0] > terms["output"][0] * 9  # (1 - a) / a is clipped to 10 where there is only noise
+    torch.testing.assert_close(terms["output"], rc.mse(torch.zeros_like(predictions.teacher), predictions.teacher))
