@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from condistill.errors import CondistillError
 from condistill.evaluate.run import ImageJudge, Round, draw_round, measure, rounds, write_grid
 from condistill.evaluate.speed import peak_memory_gb, sec_per_image
 from condistill.progress import track
+from condistill.sampling import Sampling
 from condistill.students.costs import macs, parameters
 
 if TYPE_CHECKING:
@@ -50,24 +52,8 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
                 )
                 drawn[name].append(latents)
     models, shown = measure(drawn, family, made, settings, judge)
-    times = sec_per_image(family, denoisers, sampling)
-    for name, denoiser in denoisers.items():
-        models[name]["sampling"] = {
-            "num_inference_steps": sampling[name].num_inference_steps,
-            "denoiser_calls": sampling[name].denoiser_calls(denoiser),
-        }
-        models[name]["size"] = _size(denoiser, family.text_length)
-        models[name]["speed"] = {
-            "sec_per_image": times[name],
-            "relative_time": times[name] / times["teacher"],
-            "peak_memory_gb": peak_memory_gb(family, denoiser),
-        }
-    for name in recipe.variants:
-        _, distill = recipe.variant(name)
-        models[name]["compute"] = {
-            **compute(distill, recipe.cache),
-            "train_sec": train_sec(run.distill_path(name), distill.steps),
-        }
+    for name, costs in _costs(run, denoisers, sampling).items():
+        models[name] |= costs
     first = made[0]
     grid = write_grid(directory / "grid", shown, first, per_split=settings.grid)
     write_text(directory / "grid.json", json.dumps(grid, indent=2, ensure_ascii=False) + "\n")
@@ -85,6 +71,34 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
         "models": models,
     }
     write_text(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def _costs(
+    run: Compression, denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling]
+) -> dict[str, dict[str, Any]]:
+    """What every model takes to store, to draw with and, where it was trained here, to train."""
+    family = run.family
+    times = sec_per_image(family, denoisers, sampling)
+    costs: dict[str, dict[str, Any]] = {}
+    for name, denoiser in denoisers.items():
+        how = sampling[name]
+        costs[name] = {
+            "sampling": {
+                "num_inference_steps": how.num_inference_steps,
+                "denoiser_calls": how.denoiser_calls(denoiser),
+            },
+            "size": _size(denoiser, family.text_length),
+            "speed": {
+                "sec_per_image": times[name],
+                "relative_time": times[name] / times["teacher"],
+                "peak_memory_gb": peak_memory_gb(family, denoiser),
+            },
+        }
+        if name in run.recipe.variants:
+            _, distill = run.recipe.variant(name)
+            spent = train_sec(run.distill_path(name), distill.steps)
+            costs[name]["compute"] = {**compute(distill, run.recipe.cache), "train_sec": spent}
+    return costs
 
 
 def load_student(run: Compression, name: str) -> nn.Module:
