@@ -288,7 +288,15 @@ FAST = (
     "distill.fold_guidance=3.0",
     "distill.few_steps={num_inference_steps: 2}",
     "distill.empty_prompt_probability=0.0",
-    "variants={fast: {}, full: {distill: {few_steps: null}}}",
+    """variants={
+        fast: {},
+        full: {distill: {few_steps: null}},
+        faster: {
+            teacher: fast,
+            student: {width: 1.0},
+            distill: {fold_guidance: null, few_steps: {num_inference_steps: 1}},
+        },
+    }""",
 )
 
 
@@ -311,3 +319,7 @@ def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> N
     pipeline.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     pipeline("a ball", num_inference_steps=2, guidance_scale=7.5, output_type="latent")
     assert calls == [1, 1]  # guidance is folded in: a batch of one, whatever scale is asked for
+    assert models["faster"]["size"] == models["fast"]["size"]
+    assert models["faster"]["sampling"] == {"num_inference_steps": 1, "denoiser_calls": 1}
+    assert models["faster"]["compute"]["teacher_forwards"] == 2 * models["faster"]["compute"]["student_forwards"]
+    assert "the student 'fast' of this run" in (run.out / "pipelines" / "faster" / "README.md").read_text("utf-8")

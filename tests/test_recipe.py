@@ -126,6 +126,19 @@ variants:
         ("student.width=160", "a fraction of the teacher's channels is above 0 and at most 1"),
         ("variants={}", "variants: dictionary should have at least 1 item"),
         ("variants.teacher={}", "'teacher' cannot name a student"),
+        (
+            "variants={a: {teacher: b}, b: {}}",
+            "variants.a.teacher is 'b', and it must be a variant above 'a': there is none",
+        ),
+        ("variants={small: {}, b: {teacher: smal}}", "is 'smal', and it must be a variant above 'b': small"),
+        (
+            "variants={a: {distill: {fold_guidance: 2.0}}, b: {teacher: a, distill: {fold_guidance: 2.0}}}",
+            "variants.b folds guidance in, and its teacher 'a' has done so",
+        ),
+        ("distill={fold_guidance: 3.0, guidance_weight: 1.0}", "choose one"),
+        ("distill={few_steps: {num_inference_steps: 4}, path: {}}", "path.num_inference_steps is 25"),
+        ("distill={few_steps: {num_inference_steps: 4}, task_weight: 1.0}", "few_steps has targets of its own"),
+        ("distill.few_steps={num_inference_steps: 4, teacher_stps: 2}", "did you mean 'teacher_steps'?"),
         ("teacher=miniature", "teacher: input should be a mapping (given: 'miniature')"),
     ],
 )

@@ -239,11 +239,17 @@ class Compression:
         from condistill.students.derive import derive_student
 
         denoiser, evaluation = self.family.denoiser, self.recipe.evaluate
-        shapes = build_on_meta(type(denoiser), plain_config(denoiser))
-        for name in self.recipe.variants:
-            student, _ = self.recipe.variant(name)
+        shapes: dict[str | None, Any] = {None: build_on_meta(type(denoiser), plain_config(denoiser))}
+        for name, variant in self.recipe.variants.items():
+            student, settings = self.recipe.variant(name)
             try:
-                derive_student(shapes, preset=student.preset, width=student.width, weights=student.weights)
+                shapes[name] = derive_student(
+                    shapes[variant.teacher],
+                    preset=student.preset,
+                    width=student.width,
+                    weights=student.weights,
+                    may_be_as_large=settings.draws_cheaper,
+                ).denoiser
             except CondistillError as error:
                 raise CondistillError(f"the student {name!r} cannot be made: {error}") from error
         choose_judge(evaluation.judge, rounds(evaluation, prompts.choose, prompts.splits))
@@ -277,7 +283,9 @@ class Compression:
     def _distill_stage(self, name: str) -> Stage:
         student, settings = self.recipe.variant(name)
         keyed = settings.model_dump(exclude=_RUN_ONLY)
-        return self._stage(f"distill/{name}", self._cache_stage().key, student.model_dump(), keyed)
+        teacher = self.recipe.variants[name].teacher
+        taught_by = self._distill_stage(teacher).key if teacher else self._cache_stage().key
+        return self._stage(f"distill/{name}", taught_by, student.model_dump(), keyed)
 
     def pipeline_path(self, name: str) -> Path:
         """Where the finished pipeline of a variant lies."""
@@ -290,6 +298,7 @@ class Compression:
     def distill(self, name: str, prompts: Prompts) -> None:
         """Derive and train one student, and save its pipeline."""
         from condistill.distill.stage import STUDENT_NAME, distill_variant
+        from condistill.evaluate.stage import load_student
 
         stage = self._distill_stage(name)
         if stage.is_done(STUDENT_NAME) and self.pipeline_path(name).is_dir():
@@ -300,7 +309,9 @@ class Compression:
         self.accelerator.wait_for_everyone()
         cache = LatentCache.open(self._cache_stage().path)
         cache.verify()
-        distill_variant(self, name, stage.path, cache, prompts.pool)
+        teacher = self.recipe.variants[name].teacher
+        with self.family.using(load_student(self, teacher) if teacher else self.family.denoiser):
+            distill_variant(self, name, stage.path, cache, prompts.pool)
         if self.accelerator.is_main_process:
             stage.finish()
         self.accelerator.wait_for_everyone()

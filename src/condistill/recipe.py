@@ -67,6 +67,33 @@ class Recipe(Settings):
             raise ValueError(f"cache.size is {self.cache.size}, and no student uses a cached latent; set it to 0")
         return self
 
+    @model_validator(mode="after")
+    def _teachers_come_first(self) -> Recipe:
+        for number, (name, settings) in enumerate(self.variants.items()):
+            above = list(self.variants)[:number]
+            if settings.teacher is not None and settings.teacher not in above:
+                raise ValueError(
+                    f"variants.{name}.teacher is {settings.teacher!r}, and it must be a variant above "
+                    f"{name!r}: {', '.join(above) or 'there is none'}"
+                )
+        for name in self.variants:
+            self._check_folding(name)
+        return self
+
+    def _check_folding(self, name: str) -> None:
+        try:
+            _, distill = self.variant(name)
+        except ValidationError:
+            return  # a mistake that is told with the variant's name
+        teacher = self.variants[name].teacher
+        while distill.fold_guidance and teacher:
+            if self.variant(teacher)[1].fold_guidance:
+                raise ValueError(
+                    f"variants.{name} folds guidance in, and its teacher {teacher!r} has done so; "
+                    "set its distill.fold_guidance to null"
+                )
+            teacher = self.variants[teacher].teacher
+
     def variant(self, name: str) -> tuple[StudentSettings, DistillSettings]:
         """The student and the distillation of one variant: the recipe's, with the variant's changes."""
         changes = self.variants[name]

@@ -208,6 +208,11 @@ class DistillSettings(Settings):
         return {"schedule": "exponential", **given} if isinstance(given, Mapping) else given
 
     @property
+    def draws_cheaper(self) -> bool:
+        """Whether the student is asked less often per image than its teacher, so that it need not be smaller."""
+        return self.fold_guidance is not None or self.few_steps is not None
+
+    @property
     def uses_cache(self) -> bool:
         """Whether any sample is a cached latent; none is where all of a batch is on paths from pure noise."""
         return self.path is None or self.path.start == "cache" or self.path.share < 1
@@ -259,7 +264,9 @@ class EvaluateSettings(Settings):
 
 
 class VariantSettings(Settings):
-    """What one student changes in the recipe's `student` and `distill`."""
+    """What one student changes in the recipe's `student` and `distill`, and who teaches it."""
 
+    teacher: str | None = None
+    """A variant above this one, whose student takes the pipeline's place: this one is made of it and learns from it."""
     student: dict[str, Any] = Field(default_factory=dict)
     distill: dict[str, Any] = Field(default_factory=dict)

@@ -5,7 +5,7 @@ import torch
 
 from condistill.errors import CondistillError
 from condistill.students import check_pairs, derive_student, parameters
-from condistill.students.derive import with_folded_guidance
+from condistill.students.derive import freeze_guidance_embedding, with_folded_guidance
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,7 @@ def test_folded_guidance_changes_a_students_config_and_not_what_it_says(tiny, ru
     torch.testing.assert_close(run(folded.denoiser), run(student.denoiser), rtol=0, atol=0)
     assert folded.denoiser.config.time_cond_proj_dim == 256
     assert folded.kept[-1] == "guidance: a scale of 3 is folded in"
+    freeze_guidance_embedding(folded.denoiser)
     still = [name for name, p in folded.denoiser.named_parameters() if not p.requires_grad]
     assert still == ["time_embedding.cond_proj.weight"]
     assert not folded.denoiser.time_embedding.cond_proj.weight.any()

@@ -17,7 +17,7 @@ from condistill.progress import track
 from condistill.prompts.pool import PromptPool
 from condistill.sampling import SAMPLING_NAME
 from condistill.students.costs import macs, parameters
-from condistill.students.derive import derive_student, with_folded_guidance
+from condistill.students.derive import derive_student, freeze_guidance_embedding, with_folded_guidance
 from condistill.teachers.family import Family
 
 if TYPE_CHECKING:
@@ -40,16 +40,20 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
         width=student_settings.width,
         weights=student_settings.weights,
         seed=recipe.seed,
+        may_be_as_large=settings.draws_cheaper,
     )
     if settings.fold_guidance:
         student = with_folded_guidance(student, settings.fold_guidance)
+    freeze_guidance_embedding(student.denoiser)
     if family.device.type == "cpu":
         student.denoiser.to(memory_format=torch.channels_last)
     if settings.tracker != "none":
         accelerator.init_trackers("condistill", config={"variant": name})
     sizes = {"teacher": _size(family, family.denoiser), "student": _size(family, student.denoiser)}
     if accelerator.is_main_process:
-        described = {"kept": student.kept, "sizes": sizes}
+        teacher = recipe.variants[name].teacher
+        taught = [f"taught by, and made of, the student {teacher!r} of this run"] if teacher else []
+        described = {"kept": [*taught, *student.kept], "sizes": sizes}
         write_text(directory / STUDENT_NAME, json.dumps(described, indent=2) + "\n")
     trainer = Trainer(
         family,

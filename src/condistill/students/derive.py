@@ -43,6 +43,7 @@ def derive_student(
     width: float | tuple[int, ...] | None,
     weights: Literal["teacher", "random"] = "teacher",
     seed: int = 0,
+    may_be_as_large: bool = False,
 ) -> Student:
     """Remove blocks, then narrow what is left. The teacher stays as it is; the student is float32.
 
@@ -52,6 +53,7 @@ def derive_student(
         width: a fraction of the teacher's channels, or the channels of every stage of the student.
         weights: `teacher` inherits surviving layers and slices channels; `random` starts anew.
         seed: of random weights and of the maps; the global generator is left alone.
+        may_be_as_large: for a student that is cheaper in another way; else one that is not smaller is an error.
 
     Raises:
         CondistillError: the settings fit neither each other nor the teacher.
@@ -64,7 +66,7 @@ def derive_student(
     if widths:
         config = narrowed_config(config, widths)
     skeleton = build_on_meta(type(teacher), config)
-    if parameters(skeleton) >= parameters(teacher):
+    if parameters(skeleton) >= parameters(teacher) and not may_be_as_large:
         raise CondistillError(
             f"the student would have {parameters(skeleton):,} parameters and its teacher has {parameters(teacher):,}; "
             "choose a preset or a smaller width"
@@ -92,7 +94,7 @@ def with_folded_guidance(student: Student, scale: float) -> Student:
     scale alone there is nothing to learn from it: it is 0 and stays so.
     """
     kind: Any = type(student.denoiser)
-    parameter = next(student.denoiser.parameters())
+    device = next(student.denoiser.parameters()).device
     config = plain_config(student.denoiser) | {"time_cond_proj_dim": GUIDANCE_EMBEDDING}
     with _seeded(0):
         denoiser = kind.from_config(config)
@@ -101,9 +103,14 @@ def with_folded_guidance(student: Student, scale: float) -> Student:
     missing, unexpected = denoiser.load_state_dict(student.denoiser.state_dict(), strict=False)
     assert missing == ["time_embedding.cond_proj.weight"]
     assert not unexpected
-    projection.requires_grad_(False)
     kept = (*student.kept, f"guidance: a scale of {scale:g} is folded in")
-    return replace(student, denoiser=denoiser.to(parameter.device, parameter.dtype), kept=kept)
+    return replace(student, denoiser=denoiser.to(device), kept=kept)
+
+
+def freeze_guidance_embedding(denoiser: UNet2DConditionModel) -> None:
+    """Of a denoiser with folded guidance, keep the projection of the scale at 0, which it has from its teacher too."""
+    if denoiser.time_embedding.cond_proj is not None:
+        denoiser.time_embedding.cond_proj.requires_grad_(False)
 
 
 def _read(
