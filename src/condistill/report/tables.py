@@ -65,7 +65,11 @@ class Chart:
 
 
 def seconds(value: float) -> str:
-    return f"{significant(value, 2)} s"
+    """In seconds, or above two minutes in minutes, or above two hours in hours."""
+    unit, name = next(
+        (unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if value >= 2 * unit or unit == 1
+    )
+    return f"{significant(value / unit, 2)} {name}"
 
 
 def gigabytes(value: float) -> str:
@@ -152,8 +156,10 @@ def costs(metrics: Mapping[str, Any]) -> list[Group]:
         [
             row("Parameters", "size", "parameters", quantity),
             row("MACs per step", "size", "macs", macs),
+            row("Denoiser calls per image", "sampling", "denoiser_calls", quantity),
             _row(metrics, "Time per image", ("speed", "sec_per_image"), seconds, tolerance=_TIMER, note=speed),
             row("Peak memory", "speed", "peak_memory_gb", gigabytes, tolerance=_TIMER),
+            _row(metrics, "Time to train", ("compute", "train_sec"), seconds, tolerance=_TIMER),
         ],
     )
 
