@@ -249,6 +249,7 @@ class Compression:
                     width=student.width,
                     weights=student.weights,
                     may_be_as_large=settings.draws_cheaper,
+                    features=settings.features,
                 ).denoiser
             except CondistillError as error:
                 raise CondistillError(f"the student {name!r} cannot be made: {error}") from error

@@ -180,6 +180,8 @@ class DistillSettings(Settings):
     guidance_weight: Annotated[float, Field(ge=0)] = 0.0
     """MSE between the guidance directions: prediction with the prompt less prediction with the empty one. Doubles the
     forwards of both models."""
+    features: Literal["stages", "cross_attention", "self_attention"] = "stages"
+    """What the feature loss compares: the end of every stage, as in the paper, or every attention of one kind."""
     feature_normalization: Literal["none", "teacher"] = "none"
     """`teacher` divides each layer's feature loss by the teacher's mean square there, so that no layer drowns the
     rest; `none` is the paper."""
@@ -240,8 +242,9 @@ class DistillSettings(Settings):
             raise ValueError("lr_scheduler 'constant' has no warm-up; use 'constant_with_warmup'")
         if self.x0_clip is not None and (self.output_weighting != "x0" or self.x0_clip[0] > self.x0_clip[1]):
             raise ValueError("x0_clip is (smallest, largest) and goes with output_weighting 'x0' only")
-        if self.feature_weight == 0 and (self.feature_normalization, self.feature_weighting) != ("none", "uniform"):
-            raise ValueError("feature_normalization and feature_weighting need a feature_weight above 0")
+        how = (self.features, self.feature_normalization, self.feature_weighting)
+        if self.feature_weight == 0 and how != ("stages", "none", "uniform"):
+            raise ValueError("features, feature_normalization and feature_weighting need a feature_weight above 0")
         if self.output_weight == self.feature_weight == self.task_weight == self.guidance_weight == 0:
             raise ValueError("every loss weight is 0: nothing would be learned")
         return self

@@ -334,6 +334,12 @@ def test_a_step_has_the_losses_of_the_method(
     assert record["loss"] == pytest.approx(sum(losses) / 6, rel=1e-4)
 
 
+def test_attentions_may_be_compared_instead_of_stages(make: Make, tmp_path: Path, tiny_family: Family) -> None:
+    student = derive_student(tiny_family.denoiser, preset=None, width=0.5, features="cross_attention")
+    make(tmp_path, student=student, steps=1, features="cross_attention").run()
+    assert read_history(tmp_path / HISTORY_NAME)[0]["feature"] > 0
+
+
 def test_features_that_weigh_nothing_are_not_looked_at(make: Make, tmp_path: Path) -> None:
     trainer = make(tmp_path, feature_weight=0.0, steps=1)
     trainer.run()

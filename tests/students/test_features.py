@@ -52,6 +52,31 @@ def test_narrow_students_are_compared_at_every_stage(tiny):
     assert check_pairs(teacher, student, pairs) == [(16, 8), (32, 16), (32, 16), (32, 16), (32, 16), (32, 16), (16, 8)]
 
 
+@pytest.mark.parametrize(("kind", "module"), [("cross_attention", "attn2"), ("self_attention", "attn1")])
+def test_every_attention_is_compared_with_the_one_it_was_made_of(tiny, kind, module):
+    teacher = tiny()
+    narrowed, shorter = narrow(teacher, (8, 16, 16)), remove_blocks(teacher, "b-tiny")
+    pairs = feature_pairs(teacher, narrowed, blocks_removed=False, features=kind)
+    assert all(pair.teacher == pair.student and pair.student.endswith(f".{module}") for pair in pairs)
+    assert len(pairs) == sum(name.endswith(f".{module}") for name, _ in narrowed.named_modules())
+    channels = check_pairs(teacher, narrowed, pairs)
+    assert set(channels) == {(16, 8), (32, 16)}
+    maps = make_maps([t for t, _ in channels], [s for _, s in channels], features=kind)
+    check_pairs(teacher, narrowed, pairs, maps)
+    tail = f"transformer_blocks.0.{module}"
+    removed = feature_pairs(teacher, shorter, blocks_removed=True, features=kind)
+    assert ("up_blocks.1.attentions.2." + tail, "up_blocks.0.attentions.1." + tail) in [
+        (pair.teacher, pair.student) for pair in removed
+    ]
+    check_pairs(teacher, shorter, removed)
+
+
+def test_a_student_without_attention_cannot_be_compared_there(tiny):
+    plain = tiny(down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3, mid_block_type=None)
+    with pytest.raises(CondistillError, match=r"no attn2; set distill\.features to stages"):
+        feature_pairs(plain, plain, blocks_removed=False, features="cross_attention")
+
+
 def test_layers_of_different_resolution_are_both_named(tiny):
     teacher = tiny()
     with pytest.raises(CondistillError, match=r"teacher's down_blocks\.0 gives 4x4 .* student's down_blocks\.1 .* 2x2"):

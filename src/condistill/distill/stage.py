@@ -41,6 +41,7 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
         weights=student_settings.weights,
         seed=recipe.seed,
         may_be_as_large=settings.draws_cheaper,
+        features=settings.features,
     )
     if settings.fold_guidance:
         student = with_folded_guidance(student, settings.fold_guidance)

@@ -15,7 +15,7 @@ from condistill.errors import CondistillError, nearest
 from condistill.settings import BlockPreset, WidthPreset
 from condistill.students.blocks import config_without_blocks, layer_sources, remove_blocks
 from condistill.students.costs import build_on_meta, parameters, plain_config
-from condistill.students.features import FeaturePair, check_pairs, feature_pairs, make_maps
+from condistill.students.features import FeatureKind, FeaturePair, check_pairs, feature_pairs, make_maps
 from condistill.students.width import narrow, narrowed_config, stage_widths
 
 GUIDANCE_EMBEDDING = 256
@@ -44,6 +44,7 @@ def derive_student(
     weights: Literal["teacher", "random"] = "teacher",
     seed: int = 0,
     may_be_as_large: bool = False,
+    features: FeatureKind = "stages",
 ) -> Student:
     """Remove blocks, then narrow what is left. The teacher stays as it is; the student is float32.
 
@@ -53,6 +54,7 @@ def derive_student(
         width: a fraction of the teacher's channels, or the channels of every stage of the student.
         weights: `teacher` inherits surviving layers and slices channels; `random` starts anew.
         seed: of random weights and of the maps; the global generator is left alone.
+        features: what of the two is compared.
         may_be_as_large: for a student that is cheaper in another way; else one that is not smaller is an error.
 
     Raises:
@@ -80,10 +82,10 @@ def derive_student(
     else:
         with _seeded(seed):
             denoiser = type(teacher).from_config(config).to(device)
-    pairs = feature_pairs(teacher, denoiser, blocks_removed=blocks is not None)
+    pairs = feature_pairs(teacher, denoiser, blocks_removed=blocks is not None, features=features)
     channels = check_pairs(teacher, denoiser, pairs)
     with _seeded(seed):
-        maps = make_maps([t for t, _ in channels], [s for _, s in channels]).to(device)
+        maps = make_maps([t for t, _ in channels], [s for _, s in channels], features=features).to(device)
     return Student(denoiser, pairs, _describe(teacher, denoiser, blocks, weights, seed), maps)
 
 

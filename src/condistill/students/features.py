@@ -7,14 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
+from condistill.students.blocks import layer_sources
 from condistill.students.costs import build_on_meta, example_inputs, plain_config
+
+FeatureKind = Literal["stages", "cross_attention", "self_attention"]
+_ATTENTIONS = {"self_attention": "attn1", "cross_attention": "attn2"}
+"""What diffusers calls them in a transformer block."""
 
 
 @dataclass(frozen=True)
@@ -86,23 +91,33 @@ class FeatureRecorder:
 
 
 def _tensor(output: Any) -> Tensor:
+    """A layer's output with the channels second: `[B, C, h, w]` of images, `[B, C, tokens]` of tokens."""
     if isinstance(output, tuple | list):
         output = output[0]
     output = getattr(output, "sample", output)
     if not isinstance(output, Tensor):
         raise CondistillError(f"a layer that gives {type(output).__name__} cannot be compared; choose one of tensors")
-    return output
+    return output.transpose(1, 2) if output.dim() == 3 else output
 
 
 def feature_pairs(
-    teacher: UNet2DConditionModel, student: UNet2DConditionModel, *, blocks_removed: bool
+    teacher: UNet2DConditionModel,
+    student: UNet2DConditionModel,
+    *,
+    blocks_removed: bool,
+    features: FeatureKind = "stages",
 ) -> tuple[FeaturePair, ...]:
-    """The layers compared: as BK-SDM's where blocks were removed, else the end of every stage.
+    """The layers compared: as BK-SDM's where blocks were removed, else the end of every stage; or attentions.
 
     A student with fewer stages than its teacher has no downsampler at its innermost stage, so that the last
     attention is compared there (the last resnet in a block without attention), and its up blocks line up with
     the teacher's outermost ones.
+
+    Raises:
+        CondistillError: the student has no attention of the kind.
     """
+    if features != "stages":
+        return _attention_pairs(teacher, student, _ATTENTIONS[features], blocks_removed=blocks_removed)
     shift = len(teacher.down_blocks) - len(student.down_blocks)
     innermost = len(student.down_blocks) - 1
     pairs = []
@@ -114,6 +129,22 @@ def feature_pairs(
         pairs.append(("mid_block", "mid_block"))
     pairs += [(f"up_blocks.{i + shift}", f"up_blocks.{i}") for i in range(len(student.up_blocks))]
     return tuple(FeaturePair(teacher=t, student=s, name=s) for t, s in pairs)
+
+
+def _attention_pairs(
+    teacher: UNet2DConditionModel, student: UNet2DConditionModel, kind: str, *, blocks_removed: bool
+) -> tuple[FeaturePair, ...]:
+    """Every attention of a kind in the student, with the teacher's that it was made of."""
+    sources = layer_sources(teacher, student) if blocks_removed else {}
+    pairs = []
+    for path, _ in student.named_modules():
+        if path.endswith(f".{kind}"):
+            layer = next((layer for layer in sources if path.startswith(f"{layer}.")), "")
+            origin = sources.get(layer, "") + path.removeprefix(layer)
+            pairs.append(FeaturePair(teacher=origin, student=path, name=path))
+    if not pairs:
+        raise CondistillError(f"the student has no {kind}; set distill.features to stages")
+    return tuple(pairs)
 
 
 def _last_layer(denoiser: UNet2DConditionModel, path: str) -> str:
@@ -137,7 +168,7 @@ def resolve(denoiser: nn.Module, path: str) -> nn.Module:
 def feature_shapes(
     denoiser: UNet2DConditionModel, paths: Sequence[str], *, size: int | tuple[int, int]
 ) -> list[torch.Size]:
-    """Shapes `[1, C, h, w]` of layers' outputs for latents of `size`, found on the meta device.
+    """Shapes of layers' outputs for latents of `size`, found on the meta device: `[1, C, h, w]` or `[1, C, tokens]`.
 
     Raises:
         CondistillError: there is no such layer, or it has no output of its own.
@@ -212,12 +243,15 @@ def _by(shape: torch.Size) -> str:
 
 
 def _map_channels(mapping: nn.Module) -> tuple[int, int] | None:
-    return (mapping.in_channels, mapping.out_channels) if isinstance(mapping, nn.Conv2d) else None
+    return (mapping.in_channels, mapping.out_channels) if isinstance(mapping, nn.Conv1d | nn.Conv2d) else None
 
 
-def make_maps(teacher_channels: Sequence[int], student_channels: Sequence[int]) -> nn.ModuleList:
+def make_maps(
+    teacher_channels: Sequence[int], student_channels: Sequence[int], *, features: FeatureKind = "stages"
+) -> nn.ModuleList:
     """1x1 convolutions from student to teacher channels; nothing to learn where they agree. Training only."""
+    convolution = nn.Conv2d if features == "stages" else nn.Conv1d
     return nn.ModuleList(
-        nn.Identity() if s == t else nn.Conv2d(s, t, kernel_size=1)
+        nn.Identity() if s == t else convolution(s, t, kernel_size=1)
         for t, s in zip(teacher_channels, student_channels, strict=True)
     )
