@@ -250,12 +250,17 @@ def test_without_cases_the_recipes_own_variants_run_over_the_seeds(tmp_path: Pat
     variants = {
         "plain": {"distill": {"random_conditioning": {"schedule": "none"}}},
         "small": {"student": {"width": 0.25}},
+        "smaller": {"teacher": "small", "student": {"width": 0.5}},
     }
     runs = plan(Sweep(write_recipe(tmp_path, "miniature", variants=variants), seeds=(2, 3)))
-    assert labels(runs) == [("runs/seed=2", ["plain", "small"]), ("runs/seed=3", ["plain", "small"])]
+    assert labels(runs) == [
+        ("runs/seed=2", ["plain", "small", "smaller"]),
+        ("runs/seed=3", ["plain", "small", "smaller"]),
+    ]
     assert [run.recipe.seed for run in runs] == [2, 3]
     assert runs[0].recipe.variant("plain")[1].random_conditioning.schedule == "none"
     assert runs[0].recipe.variant("small")[0].width == 0.25
+    assert [variant.teacher for variant in runs[0].recipe.variants.values()] == [None, None, "small"]
 
 
 def test_a_grid_is_every_combination_of_its_values() -> None:

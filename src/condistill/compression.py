@@ -190,6 +190,10 @@ class Compression:
             f"prompts: {len(pool):,} in the pool ({counts.duplicates:,} duplicates and {counts.empty:,} empty lines "
             f"dropped), {len(unseen):,} of them never cached; {len(prompts.cached):,} to cache"
         )
+        if self.recipe.cache_is_idle:
+            self.say(
+                "warning: no student learns from a cached latent; cache.size: 0 saves drawing them", style="yellow"
+            )
         return prompts
 
     def _check_words(self, pool: PromptPool, unseen: np.ndarray[Any, np.dtype[np.int64]]) -> None:
@@ -233,6 +237,7 @@ class Compression:
 
     def _check_what_follows(self, prompts: Prompts) -> None:
         """What would fail after hours of drawing is told before: students, and prompts that cannot be judged."""
+        from condistill.distill.solver import check_steps
         from condistill.evaluate.run import rounds
         from condistill.evaluate.stage import choose_judge
         from condistill.students.costs import build_on_meta, plain_config
@@ -243,6 +248,7 @@ class Compression:
         for name, variant in self.recipe.variants.items():
             student, settings = self.recipe.variant(name)
             try:
+                check_steps(self.family, settings)
                 shapes[name] = derive_student(
                     shapes[variant.teacher],
                     preset=student.preset,
@@ -343,7 +349,7 @@ class Compression:
         return Sampling(
             few.num_inference_steps if few else steps or cache.num_inference_steps,
             cache.guidance_scale if guidance is None else guidance,
-            self.family.solver if few else None,
+            few is not None,
         )
 
     def evaluate(self, prompts: Prompts) -> Mapping[str, Any]:

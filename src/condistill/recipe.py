@@ -63,9 +63,12 @@ class Recipe(Settings):
                 f"cache.size is 0, and {', '.join(users)} learns from cached latents; "
                 "only `distill.path: {start: noise}` does without"
             )
-        if self.cache.size and not users:
-            raise ValueError(f"cache.size is {self.cache.size}, and no student uses a cached latent; set it to 0")
         return self
+
+    @property
+    def cache_is_idle(self) -> bool:
+        """Whether latents are drawn that no student learns from."""
+        return self.cache.size > 0 and not any(self.variant(name)[1].uses_cache for name in self.variants)
 
     @model_validator(mode="after")
     def _teachers_come_first(self) -> Recipe:
@@ -76,23 +79,37 @@ class Recipe(Settings):
                     f"variants.{name}.teacher is {settings.teacher!r}, and it must be a variant above "
                     f"{name!r}: {', '.join(above) or 'there is none'}"
                 )
+        try:
+            distilled = {name: self.variant(name)[1] for name in self.variants}
+        except ValidationError:
+            return self  # a mistake that is told with the variant's name
         for name in self.variants:
-            self._check_folding(name)
+            self._check_chain(name, distilled)
         return self
 
-    def _check_folding(self, name: str) -> None:
-        try:
-            _, distill = self.variant(name)
-        except ValidationError:
-            return  # a mistake that is told with the variant's name
-        teacher = self.variants[name].teacher
-        while distill.fold_guidance and teacher:
-            if self.variant(teacher)[1].fold_guidance:
+    def _check_chain(self, name: str, distilled: Mapping[str, DistillSettings]) -> None:
+        """A student of a student must fit what that one can do."""
+        mine, above = distilled[name], [*self._teachers(name)]
+        folded = next((teacher for teacher in above if distilled[teacher].fold_guidance), None)
+        if folded and (mine.fold_guidance or (mine.path and mine.path.guidance_scale != 1)):
+            raise ValueError(
+                f"variants.{name}: guidance is folded into its teacher {folded!r} already; "
+                "set distill.fold_guidance to null and distill.path.guidance_scale to 1"
+            )
+        few = next((few for teacher in above if (few := distilled[teacher].few_steps)), None)
+        if few:
+            steps = mine.few_steps.num_inference_steps * mine.few_steps.teacher_steps if mine.few_steps else None
+            if steps != few.num_inference_steps:
                 raise ValueError(
-                    f"variants.{name} folds guidance in, and its teacher {teacher!r} has done so; "
-                    "set its distill.fold_guidance to null"
+                    f"variants.{name}: its teacher knows {few.num_inference_steps} steps only, so few_steps needs "
+                    f"num_inference_steps x teacher_steps = {few.num_inference_steps}"
                 )
-            teacher = self.variants[teacher].teacher
+
+    def _teachers(self, name: str) -> Iterator[str]:
+        """The variants that teach a variant, the nearest first."""
+        while (teacher := self.variants[name].teacher) is not None:
+            yield teacher
+            name = teacher
 
     def variant(self, name: str) -> tuple[StudentSettings, DistillSettings]:
         """The student and the distillation of one variant: the recipe's, with the variant's changes."""

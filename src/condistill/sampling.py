@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,11 +16,11 @@ SAMPLING_NAME = "sampling.json"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model draws; without a scheduler, with its pipeline's own."""
+    """How a model draws: with its pipeline's own scheduler, or with its family's solver."""
 
     num_inference_steps: int
     guidance_scale: float
-    scheduler: Any = None
+    solver: bool = False
 
     def denoiser_calls(self, denoiser: nn.Module) -> int:
         """Samples through the denoiser for one image; guidance doubles them, unless it is folded in."""

@@ -150,7 +150,7 @@ class FewStepSettings(Settings):
 
     num_inference_steps: PositiveInt
     """Solver steps of the student from pure noise to the end: what it is trained for, and drawn with."""
-    teacher_steps: Annotated[int, Field(ge=2)] = 2
+    teacher_steps: PositiveInt = 2
     """Steps of the teacher that one of the student's replaces; each costs a forward of the teacher."""
 
 
@@ -223,15 +223,10 @@ class DistillSettings(Settings):
     def _consistent(self) -> DistillSettings:
         if self.fold_guidance and self.guidance_weight:
             raise ValueError("guidance_weight compares predictions before guidance and fold_guidance after; choose one")
-        if self.fold_guidance and self.path and self.path.guidance_scale != 1:
-            raise ValueError("with fold_guidance paths are guided already; leave out path.guidance_scale")
+        if self.path:
+            self._check_path(self.path)
         if self.few_steps and (self.task_weight or self.guidance_weight):
             raise ValueError("few_steps has targets of its own; task_weight and guidance_weight must be 0")
-        if self.few_steps and self.path and self.path.num_inference_steps != self.few_steps.num_inference_steps:
-            raise ValueError(
-                f"path.num_inference_steps is {self.path.num_inference_steps} and few_steps.num_inference_steps "
-                f"{self.few_steps.num_inference_steps}; a path is walked in the student's steps, so they must be equal"
-            )
         if self.task_weight and not self.uses_cache:
             raise ValueError("task_weight needs cached latents: on a path from pure noise there is no true target")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
@@ -248,6 +243,27 @@ class DistillSettings(Settings):
         if self.output_weight == self.feature_weight == self.task_weight == self.guidance_weight == 0:
             raise ValueError("every loss weight is 0: nothing would be learned")
         return self
+
+    def _check_path(self, path: PathSettings) -> None:
+        on_path = self.batch_size * path.share
+        if abs(on_path - round(on_path)) > 1e-6 or round(on_path) < 1:
+            raise ValueError(
+                f"path.share {path.share} of batch_size {self.batch_size} is {on_path:g} samples; "
+                "choose a share that makes a whole number of them"
+            )
+        if path.steps and path.steps > path.num_inference_steps:
+            raise ValueError(f"path.steps {path.steps} is more than the path has: {path.num_inference_steps}")
+        if self.timestep_bias and not self.uses_cache:
+            raise ValueError("timestep_bias is of isolated samples, and all are on paths from pure noise; leave it out")
+        if path.guidance_scale != 1 and (self.fold_guidance or self.few_steps):
+            raise ValueError(
+                "fold_guidance guides paths as well, and few_steps needs it for that; leave out path.guidance_scale"
+            )
+        if self.few_steps and path.num_inference_steps != self.few_steps.num_inference_steps:
+            raise ValueError(
+                f"path.num_inference_steps is {path.num_inference_steps} and few_steps.num_inference_steps "
+                f"{self.few_steps.num_inference_steps}; a path is walked in the student's steps, so they must be equal"
+            )
 
 
 class EvaluateSettings(Settings):

@@ -45,6 +45,8 @@ class Case:
     name: str
     label: str
     changes: Mapping[str, Any]
+    teacher: str | None = None
+    """The case above whose student teaches this one: only where the cases are a recipe's own variants."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,9 @@ def named_case(option: str) -> Case:
 def _own_cases(recipe: Recipe) -> Iterator[Case]:
     """The recipe's variants as cases."""
     for name, variant in recipe.variants.items():
-        parts = variant.model_dump().items()
-        yield Case(name, name, {f"{part}.{key}": value for part, of in parts for key, value in of.items()})
+        parts = {"student": variant.student, "distill": variant.distill}
+        changes = {f"{part}.{key}": value for part, of in parts.items() for key, value in of.items()}
+        yield Case(name, name, changes, variant.teacher)
 
 
 def _is_students(key: str) -> bool:
@@ -171,7 +174,7 @@ def _load(sweep: Sweep, cases: Sequence[Case], seed: int) -> Recipe:
     """The recipe of the run of these cases."""
     texts = [*sweep.overrides, f"seed={seed}", "variants={}"]
     for case in cases:
-        texts.append(f"variants.{case.name}={{}}")
+        texts.append(f"variants.{case.name}={flow({'teacher': case.teacher})}")
         for key, value in case.changes.items():
             place = f"variants.{case.name}.{key}" if _is_students(key) else key
             texts.append(f"{place}={flow(value)}")
@@ -185,11 +188,12 @@ def plan(sweep: Sweep) -> list[SweepRun]:
         CondistillError: lists the mistakes of every case; nothing has been loaded or written.
     """
     base = Recipe.load(sweep.recipe, sweep.overrides)
-    cases = [*map(named_case, sweep.cases), *grid_cases(sweep.grid)] or [*_own_cases(base)]
+    asked = [*map(named_case, sweep.cases), *grid_cases(sweep.grid)]
+    cases = asked or [*_own_cases(base)]
     mistakes, equal = [*_refusals(sweep, cases)], []
     for case in cases if not mistakes else ():
         try:
-            recipe = _load(sweep, [case], base.seed)
+            recipe = _load(sweep, [case] if asked else cases, base.seed)
             equal.append(_with_equal_steps(case, recipe, base) if sweep.equal_forwards else case)
         except CondistillError as error:
             mistakes.append(f"case {case.label!r}: {error}")

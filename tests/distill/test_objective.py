@@ -104,7 +104,7 @@ def test_a_converged_folded_student_draws_what_the_guided_teacher_draws_in_half_
 # fewer steps
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_one_step_to_the_few_step_target_lands_where_the_teachers_steps_land(
     objective: Any, tiny_family: Family, count: int
 ) -> None:

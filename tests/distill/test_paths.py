@@ -172,6 +172,7 @@ def test_the_share_of_a_batch_on_paths_is_spread_evenly_however_it_is_cut() -> N
     assert whole.nonzero().flatten().tolist() == [3, 7, 11, 15]
     assert torch.equal(torch.cat([on_path(range(8, 16), 0.25), on_path(range(8), 0.25)]), whole.roll(8))
     assert on_path(range(16), 1.0).all()
+    assert [int(on_path(range(n), share).sum()) for n, share in ((100, 0.29), (10, 0.7), (30, 0.1))] == [29, 7, 3]
 
 
 def test_states_off_the_paths_are_the_papers(loop: Any, narrow: Student) -> None:

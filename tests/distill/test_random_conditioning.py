@@ -255,8 +255,8 @@ def test_the_weighted_loss_is_the_loss_in_that_space(prediction_type: str, weigh
             noise = (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
             velocity = diffusion.get_velocity(x_0, noise, torch.tensor([t]))
             in_space.append({"epsilon": noise, "x0": x_0, "v": velocity}[weighting])
-        unclipped = {"epsilon": 1.0, "x0": (1 - alpha_bar) / alpha_bar, "v": 1 / alpha_bar}[weighting]
-        if weighting == "x0" and not 0.1 < unclipped < 10:
+        factor = (1 - alpha_bar) * (1 if prediction_type == "v_prediction" else 1 / alpha_bar)
+        if weighting == "x0" and not 0.1 < factor < 10:
             continue
         checked += 1
         weight = rc.output_weight(weighting, alpha_bar[None], prediction_type=prediction_type)
@@ -281,6 +281,13 @@ def test_weights_stay_within_the_clip_at_the_ends_of_the_schedule() -> None:
     assert rc.output_weight("x0", alpha_bar).tolist() == pytest.approx([0.1, 10])
     assert rc.output_weight("v", alpha_bar).tolist() == pytest.approx([1.0001, 1e4], rel=1e-5)
     assert rc.output_weight("x0", alpha_bar, clip=(0.5, 2)).tolist() == [0.5, 2]
+
+
+@pytest.mark.parametrize("weighting", ["native", "epsilon", "x0", "v", "min_snr"])
+def test_a_velocity_has_a_finite_weight_where_nothing_is_left_of_the_image(weighting: rc.Weighting) -> None:
+    weight = rc.output_weight(weighting, torch.tensor([0.0, 0.5]), prediction_type="v_prediction")
+    assert torch.isfinite(weight).all()
+    assert weight[0] == {"native": 1, "epsilon": 0, "x0": 1, "v": 1, "min_snr": 0}[weighting]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import re
+
+import pytest
 import torch
 
-from condistill.distill.solver import END, SolverGrid
+from condistill.distill.solver import END, SolverGrid, check_steps
+from condistill.errors import CondistillError
+from condistill.settings import DistillSettings
 from condistill.teachers.family import Family
 
 
@@ -23,3 +28,24 @@ def test_timesteps_of_the_grid_are_equally_likely_and_rise_with_the_number(tiny_
     drawn = grid.draw(torch.linspace(0, 0.9999, 400))
     assert torch.equal(drawn, drawn.sort().values)
     assert torch.bincount(drawn)[[249, 499, 749, 999]].tolist() == [100, 100, 100, 100]
+
+
+@pytest.mark.parametrize("count", [1, 7, 61, 103, 1000])
+def test_a_grid_has_as_many_timesteps_as_steps_and_none_below_zero(tiny_family: Family, count: int) -> None:
+    timesteps = tiny_family.solver_timesteps(count)
+    assert len(timesteps) == count
+    assert timesteps.min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"few_steps": {"num_inference_steps": 6}}, "can be cut evenly into 1, 2, 4, 5, 8, 10, "),
+        ({"few_steps": {"num_inference_steps": 1000}}, "can be cut evenly into 1, 2, 4, 5, 8, 10, "),
+        ({"path": {"num_inference_steps": 2000}}, "the teacher has 1000 timesteps"),
+    ],
+)
+def test_steps_that_the_teacher_cannot_take_are_told(tiny_family: Family, settings: dict, told: str) -> None:
+    with pytest.raises(CondistillError, match=re.escape(told)):
+        check_steps(tiny_family, DistillSettings.model_validate(settings))
+    check_steps(tiny_family, DistillSettings(few_steps={"num_inference_steps": 500, "teacher_steps": 2}))

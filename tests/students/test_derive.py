@@ -40,10 +40,14 @@ def test_folded_guidance_changes_a_students_config_and_not_what_it_says(tiny, ru
     torch.testing.assert_close(run(folded.denoiser), run(student.denoiser), rtol=0, atol=0)
     assert folded.denoiser.config.time_cond_proj_dim == 256
     assert folded.kept[-1] == "guidance: a scale of 3 is folded in"
-    freeze_guidance_embedding(folded.denoiser)
     still = [name for name, p in folded.denoiser.named_parameters() if not p.requires_grad]
     assert still == ["time_embedding.cond_proj.weight"]
     assert not folded.denoiser.time_embedding.cond_proj.weight.any()
+    with pytest.raises(CondistillError, match="folded into the teacher already"):
+        with_folded_guidance(folded, 3.0)
+    anew = derive_student(folded.denoiser, preset=None, width=0.5, weights="random")
+    freeze_guidance_embedding(anew.denoiser)
+    assert not anew.denoiser.time_embedding.cond_proj.weight.any()
 
 
 def test_a_student_of_stable_diffusion_on_meta_has_shapes_only(sd14):

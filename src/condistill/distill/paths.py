@@ -137,8 +137,8 @@ class Paths:
 
 def on_path(positions: Sequence[int], share: float) -> Tensor:
     """Which places of the global batch are on paths, spread evenly: bool, one per position."""
-    places = torch.as_tensor(positions, dtype=torch.float64)
-    return ((places + 1) * share).floor() > (places * share).floor()
+    before = torch.as_tensor(positions, dtype=torch.float64) * share + 1e-9  # a share is rarely a binary fraction
+    return (before + share).floor() > before.floor()
 
 
 def _choose(where: Tensor, one: Tensor, other: Tensor) -> Tensor:

@@ -108,15 +108,20 @@ def output_weight(
     """
     if weighting == "native":
         return torch.ones_like(alpha_bar)
-    snr = alpha_bar / (1 - alpha_bar)
-    in_epsilon = {
-        "epsilon": lambda: torch.ones_like(snr),
+    a, snr = alpha_bar, alpha_bar / (1 - alpha_bar)
+    if prediction_type == "v_prediction":  # an epsilon error is sqrt(a) times the v error, and a may be 0
+        return {
+            "epsilon": lambda: a,
+            "x0": lambda: (1 - a).clamp(*clip),
+            "v": lambda: torch.ones_like(a),
+            "min_snr": lambda: snr.clamp(max=gamma) * (1 - a),
+        }[weighting]()
+    return {
+        "epsilon": lambda: torch.ones_like(a),
         "x0": lambda: (1 / snr).clamp(*clip),
-        "v": lambda: 1 / alpha_bar,
+        "v": lambda: 1 / a,
         "min_snr": lambda: snr.clamp(max=gamma) / snr,
     }[weighting]()
-    # an epsilon error is sqrt(a) times the v error
-    return in_epsilon * alpha_bar if prediction_type == "v_prediction" else in_epsilon
 
 
 def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], *, normalized: bool = False) -> Tensor:

@@ -5,10 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from condistill.errors import CondistillError
+from condistill.settings import DistillSettings
 from condistill.teachers.family import Family
 
 END = -1
 """The timestep of the finished latent: what follows a solver's last one."""
+
+
+def check_steps(family: Family, settings: DistillSettings) -> None:
+    """Whether the teacher has the timesteps that paths and few steps ask for.
+
+    Raises:
+        CondistillError: says which numbers of steps it can be cut into.
+    """
+    total = int(family.solver.config.num_train_timesteps)
+    path, few = settings.path, settings.few_steps
+    if path and path.num_inference_steps > total:
+        raise CondistillError(
+            f"path.num_inference_steps is {path.num_inference_steps}; the teacher has {total} timesteps"
+        )
+    if few and (total % few.num_inference_steps or few.num_inference_steps * few.teacher_steps > total):
+        cuts = [n for n in range(1, total // few.teacher_steps + 1) if total % n == 0]
+        raise CondistillError(
+            f"few_steps.num_inference_steps is {few.num_inference_steps}; {total} timesteps can be cut evenly into "
+            f"{', '.join(map(str, cuts))}"
+        )
 
 
 class SolverGrid:

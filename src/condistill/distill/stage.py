@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from condistill.atomic import write_text
 from condistill.cache.latents import LatentCache
@@ -76,16 +77,22 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
             advance(step - done, f"loss {record['loss']:.4f}" if record else "")
             done = step
             if accelerator.is_main_process:
-                stopwatch.on_step(step, checkpoint=step % settings.checkpoint_every == 0 or step == settings.steps)
+                stopwatch.on_step(step, checkpoint=step == trainer.saved_step)
 
         denoiser = trainer.run(on_step)
     if settings.tracker != "none":
         accelerator.end_training()
     if accelerator.is_main_process:
-        how = run.sampling(name)
-        files = {SAMPLING_NAME: how.to_json()}
-        family.save(denoiser, run.pipeline_path(name), card=run.card(name), scheduler=how.scheduler, files=files)
+        save(run, name, denoiser)
     run.say(f"{name}: saved {run.pipeline_path(name)}")
+
+
+def save(run: Compression, name: str, denoiser: nn.Module) -> None:
+    """Write the pipeline of a variant, and beside it how it is meant to draw."""
+    how = run.sampling(name)
+    scheduler = run.family.solver if how.solver else None
+    files = {SAMPLING_NAME: how.to_json()}
+    run.family.save(denoiser, run.pipeline_path(name), card=run.card(name), scheduler=scheduler, files=files)
 
 
 def _size(family: Family, denoiser: Any) -> dict[str, int]:

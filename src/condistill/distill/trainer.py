@@ -125,7 +125,8 @@ class Trainer:
             self.ema = EMAModel(trained.denoiser.parameters(), decay=settings.ema_decay, foreach=True)
         directory.mkdir(parents=True, exist_ok=True)
         self.history = History(directory / HISTORY_NAME, family.device)
-        self.step = 0
+        self.step = self.saved_step = 0
+        """Optimiser steps done, and those that the newest checkpoint holds."""
         self._pending: _Pending | None = None
 
     def run(self, on_step: Callable[[int, dict[str, Any] | None], None] = lambda *_: None) -> nn.Module:
@@ -147,7 +148,7 @@ class Trainer:
                 record = None
                 if self.step % settings.log_every == 0 or self.step == settings.steps:
                     record = self._log()
-                stop = interrupted()
+                stop = self._agreed(interrupted())
                 if self.step % settings.checkpoint_every == 0 or self.step == settings.steps or stop:
                     self._save()
                 on_step(self.step, record)
@@ -158,6 +159,15 @@ class Trainer:
         if self.ema is not None:
             self.ema.copy_to(denoiser.parameters())
         return denoiser
+
+    def _agreed(self, stop: bool) -> bool:
+        """Whether any process was told to stop. They ask each other only now and then: it makes them wait."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        if self.step % 10:
+            return False
+        told = torch.tensor(float(stop), device=self.family.device)
+        return bool(self.accelerator.reduce(told, reduction="sum") > 0)
 
     def _train_step(self, micro_batches: Sequence[Batch]) -> None:
         pending = _Pending(self.step, [], [], [])
@@ -232,6 +242,7 @@ class Trainer:
     def _save(self) -> None:
         """A checkpoint that is whole, and only of weights whose losses were finite."""
         self._check_finite()
+        self.saved_step = self.step
         moving, prompts = self.paths.state(self.accelerator) if self.paths else ({}, [])
         if self.accelerator.is_main_process:
             parts = {
@@ -256,6 +267,7 @@ class Trainer:
             self.history.restore(self.history.state(), 0, write=self.accelerator.is_main_process)
             return
         self.step, parts, meta = load_checkpoint(kept[-1])
+        self.saved_step = self.step
         self.trained.load_state_dict(parts["trained"])
         restore_optimizer(self.raw_optimizer, parts["optimizer"])
         self.history.restore(parts["history"], self.step, write=self.accelerator.is_main_process)

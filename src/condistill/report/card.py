@@ -78,9 +78,10 @@ def model_card(
     parts = [
         _front_matter(recipe),
         f"# {escape(name)}, distilled from {escape(teacher)}",
-        f"A smaller `{pipeline_class}` that was taught to draw what {escape(teacher)} draws. "
-        "No training image was used: the teacher drew latents for some prompts, and the student learnt from the "
-        "teacher's own predictions.",
+        f"A cheaper `{pipeline_class}` that was taught to draw what {escape(teacher)} draws. "
+        "No training image was used: "
+        + ("the teacher drew latents for some prompts, and " if recipe.cache.size else "")
+        + "the student learnt from its teacher's own predictions.",
         _size_section(sizes),
         _kept_section(kept),
         _score_section(name, metrics),

@@ -188,11 +188,13 @@ def _noise_curves(histories: Mapping[str, plots.History]) -> list[Curve]:
 
 
 def _trained(history: plots.History) -> str:
-    """How long a student was trained, and on how many samples with a prompt that was not their own."""
+    """How long a student was trained, and on how many samples without a true target."""
     steps = [step for entry in history if (step := finite(entry.get("step"))) is not None]
     repaired = [share for entry in history if (share := finite(entry.get("repaired"))) is not None]
     told = [f"{int(max(steps)):,} steps".replace(",", "\u202f")] if steps else []
-    told += [f"a random prompt on {percent(math.fsum(repaired) / len(repaired))} of samples"] if repaired else []
+    if repaired:
+        share = math.fsum(repaired) / len(repaired)
+        told.append(f"{percent(share)} of samples with another prompt than their own, none, or on a path")
     return ", ".join(told)
 
 

@@ -11,6 +11,7 @@ from condistill.distill.history import HISTORY_NAME, read_history
 from condistill.distill.stage import STUDENT_NAME
 from condistill.report.html import write_report
 from condistill.report.verdict import verdict
+from condistill.sampling import SAMPLING_NAME
 
 if TYPE_CHECKING:
     from condistill.compression import Compression
@@ -30,6 +31,7 @@ def write_run_report(run: Compression, evaluation: Path) -> None:
         shown = {"student": student.model_dump(by_alias=True), "distill": settings.model_dump(by_alias=True)}
         students[name] = {"kept": _read(folder / STUDENT_NAME)["kept"], "settings": shown}
         write_text(run.pipeline_path(name) / "README.md", run.card(name, metrics))
+        write_text(run.pipeline_path(name) / SAMPLING_NAME, run.sampling(name).to_json())
     path = write_report(
         run.run_dir.path / REPORT_NAME,
         recipe=recipe,

@@ -94,25 +94,30 @@ def with_folded_guidance(student: Student, scale: float) -> Student:
 
     Pipelines ask the config's `time_cond_proj_dim` for it, which also makes a projection of the guidance scale. For one
     scale alone there is nothing to learn from it: it is 0 and stays so.
+
+    Raises:
+        CondistillError: it is told already, by its teacher.
     """
     kind: Any = type(student.denoiser)
+    config = plain_config(student.denoiser)
+    if config["time_cond_proj_dim"] is not None:
+        raise CondistillError("guidance is folded into the teacher already; leave out distill.fold_guidance")
     device = next(student.denoiser.parameters()).device
-    config = plain_config(student.denoiser) | {"time_cond_proj_dim": GUIDANCE_EMBEDDING}
     with _seeded(0):
-        denoiser = kind.from_config(config)
-    projection = denoiser.time_embedding.cond_proj
-    nn.init.zeros_(projection.weight)
+        denoiser = kind.from_config(config | {"time_cond_proj_dim": GUIDANCE_EMBEDDING})
     missing, unexpected = denoiser.load_state_dict(student.denoiser.state_dict(), strict=False)
     assert missing == ["time_embedding.cond_proj.weight"]
     assert not unexpected
+    freeze_guidance_embedding(denoiser)
     kept = (*student.kept, f"guidance: a scale of {scale:g} is folded in")
     return replace(student, denoiser=denoiser.to(device), kept=kept)
 
 
 def freeze_guidance_embedding(denoiser: UNet2DConditionModel) -> None:
-    """Of a denoiser with folded guidance, keep the projection of the scale at 0, which it has from its teacher too."""
-    if denoiser.time_embedding.cond_proj is not None:
-        denoiser.time_embedding.cond_proj.requires_grad_(False)
+    """Where guidance is folded in, put the projection of its scale to 0 and keep it there."""
+    projection = denoiser.time_embedding.cond_proj
+    if projection is not None:
+        nn.init.zeros_(projection.weight).requires_grad_(False)
 
 
 def _read(

@@ -130,7 +130,7 @@ class Family(ABC):
         solver = type(self.solver).from_config(self.solver.config)
         solver.set_timesteps(num_inference_steps)
         timesteps: Tensor = solver.timesteps.long()
-        return timesteps
+        return timesteps[timesteps >= 0]  # for some n, rounding leaves the scheduler one too many, at -1
 
     @abstractmethod
     def step_coefficients(self, timesteps: Tensor, next_timesteps: Tensor) -> tuple[Tensor, Tensor]:
