@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from diffusers import StableDiffusionPipeline
 
-from condistill.cache.fill import fill_cache, finish_cache
-from condistill.cache.latents import LatentCache
-from condistill.miniature import build
-from condistill.miniature.world import UNSEEN_SHAPES, all_captions
-from condistill.prompts.pool import PromptPool
-from condistill.settings import CacheSettings, TeacherSettings
-from condistill.teachers.family import Family
-from condistill.teachers.load import load_teacher, teacher_key
+if TYPE_CHECKING:  # pytest's own process reads this file as well, and has no use for what is heavy
+    from diffusers import StableDiffusionPipeline
+
+    from condistill.cache.latents import LatentCache
+    from condistill.prompts.pool import PromptPool
+    from condistill.settings import TeacherSettings
+    from condistill.teachers.family import Family
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Toys are so small that threads only wait for each other."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -30,6 +30,10 @@ def one_thread() -> Iterator[None]:
 
 def build_tiny_pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
     """A `StableDiffusionPipeline` with random weights, 64x64 images and latents `[4, 8, 8]`."""
+    import torch
+
+    from condistill.miniature import build
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer = build.build_tokenizer()
@@ -53,6 +57,10 @@ def tiny_pipeline_dir(one_thread: None, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def tiny_v_pipeline_dir(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights, said to predict the velocity. Read only."""
+    from diffusers import StableDiffusionPipeline
+
+    from condistill.miniature import build
+
     path = tmp_path_factory.mktemp("tiny_v") / "pipeline"
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir, use_safetensors=True)
     pipeline.scheduler = build.build_scheduler("v_prediction")
@@ -62,24 +70,33 @@ def tiny_v_pipeline_dir(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def tiny_settings(tiny_pipeline_dir: Path) -> TeacherSettings:
+    from condistill.settings import TeacherSettings
+
     return TeacherSettings(pipeline=str(tiny_pipeline_dir))
 
 
 @pytest.fixture(scope="session")
 def tiny_family(tiny_settings: TeacherSettings) -> Family:
     """The epsilon-predicting teacher, loaded. Leave it as it is."""
+    from condistill.teachers.load import load_teacher
+
     return load_teacher(tiny_settings)
 
 
 @pytest.fixture(scope="session")
 def tiny_v_family(tiny_v_pipeline_dir: Path) -> Family:
     """The velocity-predicting teacher, loaded. Leave it as it is."""
+    from condistill.settings import TeacherSettings
+    from condistill.teachers.load import load_teacher
+
     return load_teacher(TeacherSettings(pipeline=str(tiny_v_pipeline_dir)))
 
 
 @pytest.fixture(scope="session")
 def tiny_prompts() -> list[str]:
     """20 captions without unseen shapes."""
+    from condistill.miniature.world import UNSEEN_SHAPES, all_captions
+
     seen = [caption for caption in all_captions() if not set(caption.split()) & set(UNSEEN_SHAPES)]
     return seen[:: len(seen) // 20][:20]
 
@@ -92,6 +109,10 @@ def tiny_cache(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> LatentCache:
     """20 latents in shards of 8, drawn in 2 steps. Read only."""
+    from condistill.cache.fill import fill_cache, finish_cache
+    from condistill.settings import CacheSettings
+    from condistill.teachers.load import teacher_key
+
     directory = tmp_path_factory.mktemp("tiny_cache")
     settings = CacheSettings(
         size=20, num_inference_steps=2, guidance_scale=3.0, batch_size=8, shard_size=8, dtype="float16"
@@ -103,6 +124,9 @@ def tiny_cache(
 @pytest.fixture(scope="session")
 def tiny_pool(tiny_prompts: list[str], tmp_path_factory: pytest.TempPathFactory) -> PromptPool:
     """The cached prompts and 100 captions more, unseen shapes among them. Read only."""
+    from condistill.miniature.world import all_captions
+    from condistill.prompts.pool import PromptPool
+
     captions = all_captions()
     return PromptPool.from_prompts(
         [*tiny_prompts, *captions[:: len(captions) // 100]], tmp_path_factory.mktemp("tiny_pool") / "prompts.arrow"

@@ -125,6 +125,7 @@ def test_a_finished_run_is_not_done_again(run: Run, no_teacher: None) -> None:
     assert not list(run.out.rglob("*.partial"))
 
 
+@pytest.mark.slow  # a whole evaluation more
 def test_a_changed_evaluation_redoes_the_evaluation_only(run: Run) -> None:
     before = {part: times(run.out / part) for part in ("prompts", "cache", "distill")}
     weights = {name: times(run.out / "pipelines" / name / "unet") for name in VARIANTS}

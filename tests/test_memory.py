@@ -16,7 +16,7 @@ if sys.argv[1] == "keep":
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 size = 20 * 2**20
-for turn in range(21):
+for turn in range(9):
     if turn == 1:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     buffers = [libc.malloc(size) for _ in range(3)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -69,8 +71,14 @@ def macs(denoiser: UNet2DConditionModel, *, size: int | tuple[int, int] | None =
     Raises:
         CondistillError: see `example_inputs`.
     """
-    inputs = example_inputs(denoiser, size=size, text_length=text_length)
-    copy = build_on_meta(type(denoiser), plain_config(denoiser))
+    kind: Any = type(denoiser)
+    return _macs(kind, json.dumps(plain_config(denoiser)), size, text_length)
+
+
+@lru_cache(maxsize=64)  # a forward pass on the meta device takes a second for Stable Diffusion
+def _macs(kind: type[UNet2DConditionModel], config: str, size: int | tuple[int, int] | None, text_length: int) -> int:
+    copy = build_on_meta(kind, json.loads(config))
+    inputs = example_inputs(copy, size=size, text_length=text_length)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         copy(**inputs)
     return int(counter.get_total_flops()) // 2
