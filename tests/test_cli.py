@@ -84,7 +84,8 @@ def refused(result: Result, *told: str, code: int = 1) -> None:
 def test_the_help_of_every_command_shows_an_example(call: Call, name: str) -> None:
     result = call(name, "--help")
     assert result.code == 0
-    assert f"condistill {name}" in result.out.partition("Examples")[2]
+    examples = result.out.partition("Examples")[2]
+    assert examples.count(f"• condistill {name}") == len(cli.EXAMPLES[name])  # each on a line of its own
 
 
 def test_every_command_has_examples() -> None:

@@ -97,7 +97,7 @@ Update = Annotated[
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command under its function's name, with its examples at the end of its help."""
-    examples = "\n".join(f"    {line}" for line in EXAMPLES[function.__name__])
+    examples = "\n\n".join(f"- `{line}`" for line in EXAMPLES[function.__name__])  # a line each, which a list keeps
     return app.command(epilog=f"Examples:\n\n{examples}")(function)
 
 
