@@ -43,6 +43,7 @@ def test_a_difference_within_the_noise_is_no_success() -> None:
     assert "closes 25 % of the gap" in verdict(many)[0]
     many["models"]["plain"]["spread"] = {"unseen": {"all_right": 0.06}}
     assert "too close to plain to call" in verdict(many)[0]
+    assert "closes 25 % of the gap" in verdict({**many, "seeds": [0, 1, 2, 3]})[0]  # the error of a mean of four
 
 
 def test_there_is_no_gap_where_plain_reaches_the_teacher() -> None:

@@ -95,12 +95,16 @@ def _against(plain: float | None, teacher: float | None) -> str:
 
 
 def _noise(metrics: Mapping[str, Any], split: str, *names: str) -> float:
-    """Two standard errors of a difference of shares, or twice its spread over seeds if that is larger."""
+    """Two standard errors of a difference of shares: from the number of images, or from the spread if that is larger.
+
+    The spread is over seeds of the evaluation, so the error of their mean is less by the root of their number.
+    """
     shares = [look(metrics, "models", name, split, _RIGHT) or 0.0 for name in names]
     images = look(metrics, "images_per_split", split)
     sampling = math.sqrt(sum(p * (1 - p) for p in shares) / images) if images else 0.0
     spread = math.hypot(*(look(metrics, "models", n, "spread", split, _RIGHT) or 0.0 for n in names))
-    return 2 * max(sampling, spread)
+    seeds = len(metrics.get("seeds") or ()) or 1
+    return 2 * max(sampling, spread / math.sqrt(seeds))
 
 
 def _unjudged(metrics: Mapping[str, Any], name: str, split: str) -> str:
