@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,10 @@ if TYPE_CHECKING:  # pytest's own process reads this file as well, and has no us
     from condistill.prompts.pool import PromptPool
     from condistill.settings import TeacherSettings
     from condistill.teachers.family import Family
+
+
+# Tests run on every core at once, and so do the commands that they start: threads would only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
