@@ -129,9 +129,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Make, tmp_p
     assert [record["step"] for record in read_history(tmp_path / "cut" / HISTORY_NAME)] == [3, 6]
 
 
-PATHS: list[dict[str, Any]] = [
+PATHS: list[Any] = [
     {"start": "noise", "follow": "moving", "share": 0.5, "num_inference_steps": 3, "guidance_scale": 2.0},
-    {"start": "cache", "steps": 3, "follow": "student", "buffer": 2},
+    pytest.param({"start": "cache", "steps": 3, "follow": "student", "buffer": 2}, marks=pytest.mark.slow),
 ]
 
 
@@ -348,6 +348,7 @@ def test_features_that_weigh_nothing_are_not_looked_at(make: Make, tmp_path: Pat
     assert len(trainer.trained.maps) == 0
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_gives_the_same_losses(make: Make, tmp_path: Path) -> None:
     histories = []
     for checkpointing in (False, True):

@@ -17,6 +17,7 @@ def test_stable_diffusion_has_the_published_size_and_cost(sd14):
     assert macs(sd14) == pytest.approx(338.7e9 + attention, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_counting_without_memory_agrees_with_counting_a_real_run(tiny):
     denoiser = tiny()
     # torch does not count a CPU's own fused attention
