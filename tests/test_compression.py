@@ -22,6 +22,7 @@ from condistill.recipe import Recipe
 compress_module = importlib.import_module("condistill.compression")
 compress = compress_module.compress
 VARIANTS = ("plain", "random_conditioning")
+pytestmark = pytest.mark.slow  # whole runs
 
 
 def tiny_recipe(folder: Path, teacher: Path, *overrides: str) -> Recipe:
@@ -125,7 +126,6 @@ def test_a_finished_run_is_not_done_again(run: Run, no_teacher: None) -> None:
     assert not list(run.out.rglob("*.partial"))
 
 
-@pytest.mark.slow  # a whole evaluation more
 def test_a_changed_evaluation_redoes_the_evaluation_only(run: Run) -> None:
     before = {part: times(run.out / part) for part in ("prompts", "cache", "distill")}
     weights = {name: times(run.out / "pipelines" / name / "unet") for name in VARIANTS}
@@ -256,7 +256,6 @@ def test_brackets_in_a_path_are_shown(tmp_path: Path, tiny_pipeline_dir: Path) -
     assert f"condistill {run.out}\n" in run.printed
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_equal_to_one_left_in_peace(tmp_path: Path) -> None:
     import kill
 
@@ -271,7 +270,6 @@ def test_a_run_killed_at_random_moments_ends_equal_to_one_left_in_peace(tmp_path
 ROLLING = ("cache.size=0", "distill.path={start: noise, num_inference_steps: 3}", "variants={rolling: {}}")
 
 
-@pytest.mark.slow  # a whole run more
 def test_paths_from_pure_noise_need_no_cache(run: Run) -> None:
     run.out = run.out.with_name("rolling")
     run.again(*ROLLING)
@@ -301,7 +299,6 @@ FAST = (
 )
 
 
-@pytest.mark.slow  # a whole run more
 def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> None:
     run.out = run.out.with_name("fast")
     run.again(*FAST)

@@ -156,6 +156,7 @@ def test_a_path_of_one_state_is_the_papers_training(make: Make, tmp_path: Path) 
             assert torch.equal(tensor, path[part][name]), f"{part}/{name}"
 
 
+@pytest.mark.slow
 def test_paths_do_not_depend_on_how_a_batch_is_cut(make: Make, tmp_path: Path) -> None:
     path = {"start": "noise", "num_inference_steps": 3, "guidance_scale": 2.0, "share": 0.5}
     whole = make(tmp_path / "whole", path=path, steps=2, log_every=2)
@@ -382,6 +383,7 @@ def test_a_student_learns_and_its_teacher_stays_as_it_is(make: Make, tmp_path: P
     assert all(not torch.equal(before[name], p) for name, p in trained.named_parameters())
 
 
+@pytest.mark.slow
 def test_the_average_is_shipped_unless_its_decay_is_0(make: Make, tmp_path: Path) -> None:
     averaged = make(tmp_path / "ema", steps=2, ema_decay=0.9).run()
     last = dict(make(tmp_path / "last", steps=2, ema_decay=0.0).run().named_parameters())

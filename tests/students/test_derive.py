@@ -13,9 +13,9 @@ from condistill.students.derive import freeze_guidance_embedding, with_folded_gu
     [
         ("sd1", "b-base", None),
         ("sd1", "b-tiny", 0.5),
-        ("sd2", "c-micro", None),
+        pytest.param("sd2", "c-micro", None, marks=pytest.mark.slow),
         ("four-stages", "b-small", (8, 12, 20, 24)),
-        ("four-stages", "b-tiny", 0.5),
+        pytest.param("four-stages", "b-tiny", 0.5, marks=pytest.mark.slow),
     ],
     indirect=["teacher"],
 )
