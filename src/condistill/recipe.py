@@ -52,26 +52,13 @@ class Recipe(Settings):
     """Students to distil, by name, each with what it changes in `student` and `distill`."""
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
 
-    @model_validator(mode="after")
-    def _cache_is_used(self) -> Recipe:
-        try:
-            users = [name for name in self.variants if self.variant(name)[1].uses_cache]
-        except ValidationError:
-            return self  # a mistake that is told with the variant's name
-        if users and not self.cache.size:
-            raise ValueError(
-                f"cache.size is 0, and {', '.join(users)} learns from cached latents; "
-                "only `distill.path: {start: noise}` does without"
-            )
-        return self
-
     @property
     def cache_is_idle(self) -> bool:
         """Whether latents are drawn that no student learns from."""
         return self.cache.size > 0 and not any(self.variant(name)[1].uses_cache for name in self.variants)
 
     @model_validator(mode="after")
-    def _teachers_come_first(self) -> Recipe:
+    def _variants_fit(self) -> Recipe:
         for number, (name, settings) in enumerate(self.variants.items()):
             above = list(self.variants)[:number]
             if settings.teacher is not None and settings.teacher not in above:
@@ -83,6 +70,12 @@ class Recipe(Settings):
             distilled = {name: self.variant(name)[1] for name in self.variants}
         except ValidationError:
             return self  # a mistake that is told with the variant's name
+        users = [name for name, settings in distilled.items() if settings.uses_cache]
+        if users and not self.cache.size:
+            raise ValueError(
+                f"cache.size is 0, and {', '.join(users)} learns from cached latents; "
+                "only `distill.path: {start: noise}` does without"
+            )
         for name in self.variants:
             self._check_chain(name, distilled)
         return self

@@ -17,8 +17,8 @@ def forwards_per_step(settings: DistillSettings) -> tuple[float, float]:
 
     A guided path costs one forward more of the model that is followed, for every state on the path, unless the
     guidance loss has asked for the unconditional prediction already; folded guidance and few steps ask the teacher
-    more often. Of `follow: moving` it is the mean over the
-    training. The student's extra forward has no backward, and is counted as if it had.
+    more often. Of `follow: moving` it is the mean over the training. The student's extra forward has no backward, and
+    is counted as if it had.
     """
     teacher = student = float(settings.batch_size * (2 if settings.guidance_weight else 1))
     if settings.fold_guidance:

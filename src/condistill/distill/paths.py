@@ -65,7 +65,7 @@ class Paths:
         begins = on_path & (self.timesteps[block, rows] == END)
         goes_on = on_path & ~begins
         start = isolated
-        if self.settings.start == "noise":
+        if self.settings.start == "noise" and begins.any():
             start = pure_noise(self.family, self.conditioning, batch, self._grid.first)
         self.left[block, rows] = torch.where(begins, self._lengths(step, batch), self.left[block, rows])
         prompts = [
