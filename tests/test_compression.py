@@ -215,6 +215,10 @@ def test_what_cannot_be_used_is_told_before_the_teacher_is_loaded(
     ("override", "told"),
     [
         ("variants.plain.student={width: [4, 8]}", "the student 'plain' cannot be made: "),
+        (
+            "variants.plain.distill={feature_layer_weights: {mid_blok: 2.0}}",
+            "the student 'plain' cannot be made: .*'mid_blok', and no such layer is compared; did you mean 'mid_block'",
+        ),
         ("evaluate.judge=miniature", "evaluate.judge is 'miniature', and "),
     ],
 )

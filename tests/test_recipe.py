@@ -118,6 +118,8 @@ variants:
         ("cache.size=0", "cache.size is 0, and random_conditioning learns from cached latents"),
         ("distill={path: {start: noise}, task_weight: 1.0}", "task_weight needs cached latents"),
         ("distill={feature_weight: 0, feature_normalization: teacher}", "need a feature_weight above 0"),
+        ("distill={feature_weight: 0, feature_layer_weights: {mid_block: 2.0}}", "need a feature_weight above 0"),
+        ("distill={features: attention_maps, gradient_checkpointing: true}", "cannot be recorded under gradient_"),
         ("distill.random_conditioning.schedule=sgmoid", "'sgmoid' is unknown; use 'exponential', 'sigmoid'"),
         ("prompts.files=[]", "prompts.files: list should have at least 1 item"),
         ("student={}", "give a preset, a width or both"),

@@ -235,34 +235,10 @@ class Compression:
         keyed = settings.model_dump(exclude={"batch_size"})
         return self._stage("cache", self._prompt_stage.key, self.teacher_key, keyed, self.recipe.teacher.dtype)
 
-    def _check_what_follows(self, prompts: Prompts) -> None:
-        """What would fail after hours of drawing is told before: students, and prompts that cannot be judged."""
-        from condistill.distill.solver import check_steps
-        from condistill.evaluate.run import rounds
-        from condistill.evaluate.stage import choose_judge
-        from condistill.students.costs import build_on_meta, plain_config
-        from condistill.students.derive import derive_student
-
-        denoiser, evaluation = self.family.denoiser, self.recipe.evaluate
-        shapes: dict[str | None, Any] = {None: build_on_meta(type(denoiser), plain_config(denoiser))}
-        for name, variant in self.recipe.variants.items():
-            student, settings = self.recipe.variant(name)
-            try:
-                check_steps(self.family, settings)
-                shapes[name] = derive_student(
-                    shapes[variant.teacher],
-                    preset=student.preset,
-                    width=student.width,
-                    weights=student.weights,
-                    may_be_as_large=settings.draws_cheaper,
-                    features=settings.features,
-                ).denoiser
-            except CondistillError as error:
-                raise CondistillError(f"the student {name!r} cannot be made: {error}") from error
-        choose_judge(evaluation.judge, rounds(evaluation, prompts.choose, prompts.splits))
-
     def cache(self, prompts: Prompts) -> LatentCache:
         """Let the teacher draw what is missing."""
+        from condistill.checks import check_what_follows
+
         settings, stage = self.recipe.cache, self._cache_stage()
         shards = [shard_name(i) for i in range(-(-len(prompts.cached) // settings.shard_size))]
         if not stage.is_done(MANIFEST_NAME, *shards):
@@ -270,7 +246,7 @@ class Compression:
             if accelerator.is_main_process:
                 verify_left(stage.begin())
                 check_space(stage.path, len(prompts.cached), self.family.latent_shape, settings.dtype)
-                self._check_what_follows(prompts)
+                check_what_follows(self.recipe, self.family, prompts)
             accelerator.wait_for_everyone()
             part = (accelerator.process_index, accelerator.num_processes)
             mine = len(prompts.cached) // accelerator.num_processes

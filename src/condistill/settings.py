@@ -180,8 +180,12 @@ class DistillSettings(Settings):
     guidance_weight: Annotated[float, Field(ge=0)] = 0.0
     """MSE between the guidance directions: prediction with the prompt less prediction with the empty one. Doubles the
     forwards of both models."""
-    features: Literal["stages", "cross_attention", "self_attention"] = "stages"
-    """What the feature loss compares: the end of every stage, as in the paper, or every attention of one kind."""
+    features: Literal["stages", "cross_attention", "self_attention", "attention_maps"] = "stages"
+    """What the feature loss compares: the end of every stage, as in the paper; every attention of one kind; or how
+    much of a place's attention goes to each token of the prompt."""
+    feature_layer_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Factors of single layers' feature losses, by the teacher's name of the layer or of a block that holds it;
+    1 for all others."""
     feature_normalization: Literal["none", "teacher"] = "none"
     """`teacher` divides each layer's feature loss by the teacher's mean square there, so that no layer drowns the
     rest; `none` is the paper."""
@@ -237,9 +241,16 @@ class DistillSettings(Settings):
             raise ValueError("lr_scheduler 'constant' has no warm-up; use 'constant_with_warmup'")
         if self.x0_clip is not None and (self.output_weighting != "x0" or self.x0_clip[0] > self.x0_clip[1]):
             raise ValueError("x0_clip is (smallest, largest) and goes with output_weighting 'x0' only")
-        how = (self.features, self.feature_normalization, self.feature_weighting)
-        if self.feature_weight == 0 and how != ("stages", "none", "uniform"):
-            raise ValueError("features, feature_normalization and feature_weighting need a feature_weight above 0")
+        how = (self.features, self.feature_normalization, self.feature_weighting, self.feature_layer_weights)
+        if self.feature_weight == 0 and how != ("stages", "none", "uniform", {}):
+            raise ValueError(
+                "features, feature_normalization, feature_weighting and feature_layer_weights need a feature_weight "
+                "above 0"
+            )
+        if self.features == "attention_maps" and self.gradient_checkpointing:
+            raise ValueError(
+                "features 'attention_maps' cannot be recorded under gradient_checkpointing; choose one of the two"
+            )
         if self.output_weight == self.feature_weight == self.task_weight == self.guidance_weight == 0:
             raise ValueError("every loss weight is 0: nothing would be learned")
         return self

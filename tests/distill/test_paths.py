@@ -50,9 +50,8 @@ class Loop:
         assert self.settings.path is not None
         self.family = family
         self.source = BatchSource(cache, pool, SEED, BATCH, BATCH)
-        points = [family.denoiser.get_submodule(pair.teacher) for pair in student.pairs]
-        self.objective = Objective(family, self.settings, Accelerator(cpu=True), points)
-        self.model = StudentForward(family, student, with_features=True).eval()
+        self.objective = Objective(family, self.settings, Accelerator(cpu=True), student.pairs)
+        self.model = StudentForward(family, student, features="stages").eval()
         self.paths = Paths(family, self.settings.path, CONDITIONING, self.source.positions, total_steps=100)
 
     def step(self, step: int) -> tuple[Sample, dict[str, Tensor]]:

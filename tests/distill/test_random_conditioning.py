@@ -192,6 +192,15 @@ def test_normalized_features_count_alike_whatever_their_scale() -> None:
     assert (rc.feature_loss(*louder) > 100 * rc.feature_loss(students, teachers)).all()
 
 
+def test_layers_have_weights_of_their_own() -> None:
+    students, teachers = [normal(i, 3, 8, 4, 4) for i in (0, 1)], [normal(i, 3, 8, 4, 4) for i in (2, 3)]
+    alone = [rc.feature_loss([s], [t]) for s, t in zip(students, teachers, strict=True)]
+    given = rc.feature_loss(students, teachers, weights=[0.5, 4.0])
+    torch.testing.assert_close(given, 0.5 * alone[0] + 4 * alone[1])
+    with pytest.raises(ValueError, match="longer than"):
+        rc.feature_loss(students, teachers, weights=[1.0, 1.0, 1.0])
+
+
 def test_a_layer_that_is_silent_in_the_teacher_does_not_divide_by_zero() -> None:
     silent = [torch.zeros(2, 4)]
     assert rc.feature_loss(silent, silent, normalized=True).tolist() == [0, 0]

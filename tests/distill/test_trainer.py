@@ -336,10 +336,21 @@ def test_a_step_has_the_losses_of_the_method(
     assert record["loss"] == pytest.approx(sum(losses) / 6, rel=1e-4)
 
 
-def test_attentions_may_be_compared_instead_of_stages(make: Make, tmp_path: Path, tiny_family: Family) -> None:
-    student = derive_student(tiny_family.denoiser, preset=None, width=0.5, features="cross_attention")
-    make(tmp_path, student=student, steps=1, features="cross_attention").run()
+@pytest.mark.parametrize("features", ["cross_attention", "attention_maps"])
+def test_attentions_may_be_compared_instead_of_stages(
+    make: Make, tmp_path: Path, tiny_family: Family, features: Any
+) -> None:
+    student = derive_student(tiny_family.denoiser, preset=None, width=0.5, features=features)
+    make(tmp_path, student=student, steps=1, features=features).run()
     assert read_history(tmp_path / HISTORY_NAME)[0]["feature"] > 0
+
+
+def test_a_layer_of_weight_0_is_not_learned_from(make: Make, tmp_path: Path) -> None:
+    whole = {"down_blocks": 0.0, "mid_block": 0.0, "up_blocks": 0.0}
+    for name, weights in {"none": whole, "one": whole | {"mid_block": 1.0}}.items():
+        make(tmp_path / name, steps=1, feature_layer_weights=weights).run()
+    lost = {name: read_history(tmp_path / name / HISTORY_NAME)[0]["feature"] for name in ("none", "one")}
+    assert lost["none"] == 0 < lost["one"]
 
 
 def test_features_that_weigh_nothing_are_not_looked_at(make: Make, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 
 from condistill.errors import CondistillError
 from condistill.students.blocks import remove_blocks
+from condistill.students.derive import derive_student
 from condistill.students.features import (
     FeaturePair,
     FeatureRecorder,
     check_pairs,
     feature_pairs,
+    layer_weights,
     make_maps,
 )
 from condistill.students.width import narrow
@@ -128,6 +131,38 @@ def test_features_are_recorded_only_inside_the_with(tiny):
     recorder.remove()
     with pytest.raises(CondistillError, match="hooks were removed"), recorder:
         pass
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_attention_maps_are_what_the_softmax_gives(heads):
+    torch.manual_seed(0)
+    attention = Attention(query_dim=8, cross_attention_dim=6, heads=heads, dim_head=8 // heads)
+    places, text = torch.randn(2, 9, 8), torch.randn(2, 5, 6)
+    recorder = FeatureRecorder([attention], "attention_maps")
+    with recorder:
+        attention(places, encoder_hidden_states=text)
+    query = attention.to_q(places).double().view(2, 9, heads, -1)
+    key = attention.to_k(text).double().view(2, 5, heads, -1)
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / (8 // heads) ** 0.5
+    (given,) = recorder.features
+    torch.testing.assert_close(given.double(), scores.softmax(-1).mean(1).transpose(1, 2), rtol=1e-5, atol=1e-7)
+    assert given.shape == (2, 5, 9)
+    assert given.requires_grad
+
+
+def test_maps_of_every_cross_attention_are_compared_as_they_are(tiny):
+    student = derive_student(tiny(), preset=None, width=0.5, features="attention_maps")
+    assert all(pair.student.endswith(".attn2") for pair in student.pairs)
+    assert not [*student.maps.parameters()]
+
+
+def test_a_layer_weight_holds_for_the_layer_and_all_within_unless_a_longer_name_says_otherwise():
+    pairs = [FeaturePair(name, name, name) for name in ("down_blocks.1.attn2", "down_blocks.10", "mid_block")]
+    assert layer_weights({}, pairs) == [1, 1, 1]
+    assert layer_weights({"down_blocks.1": 0.5}, pairs) == [0.5, 1, 1]
+    assert layer_weights({"down_blocks": 0.0, "down_blocks.10": 3.0, "mid_block": 2.0}, pairs) == [0, 3, 2]
+    with pytest.raises(CondistillError, match=r"names 'midblock', and no such layer.*did you mean 'mid_block'"):
+        layer_weights({"midblock": 2.0}, pairs)
 
 
 def test_features_under_gradient_checkpointing_give_the_same_gradients(tiny):

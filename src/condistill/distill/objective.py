@@ -15,19 +15,20 @@ from condistill.distill.samples import Sample
 from condistill.distill.solver import SolverGrid
 from condistill.settings import DistillSettings
 from condistill.students.derive import Student
-from condistill.students.features import FeatureRecorder
+from condistill.students.features import FeatureKind, FeaturePair, FeatureRecorder, layer_weights
 from condistill.teachers.family import Condition, Family
 
 
 class StudentForward(nn.Module):
     """Everything that is trained, behind one forward, so that data parallelism sees all of it."""
 
-    def __init__(self, family: Family, student: Student, *, with_features: bool) -> None:
+    def __init__(self, family: Family, student: Student, *, features: FeatureKind | None) -> None:
+        """Wrap a student; `features` is what of it is compared, None: nothing."""
         super().__init__()
         self.denoiser = student.denoiser
-        self.maps = student.maps if with_features else nn.ModuleList()
-        points = [student.denoiser.get_submodule(pair.student) for pair in student.pairs] if with_features else []
-        self._recorder = FeatureRecorder(points)
+        self.maps = student.maps if features else nn.ModuleList()
+        points = [student.denoiser.get_submodule(pair.student) for pair in student.pairs] if features else []
+        self._recorder = FeatureRecorder(points, features or "stages")
         self._predict = family.predict
 
     def forward(self, x_t: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
@@ -60,10 +61,12 @@ class Objective:
     """The losses of a sample, each `[B]`, and their weighted sum."""
 
     def __init__(
-        self, family: Family, settings: DistillSettings, accelerator: Accelerator, teacher_points: Sequence[nn.Module]
+        self, family: Family, settings: DistillSettings, accelerator: Accelerator, pairs: Sequence[FeaturePair]
     ) -> None:
         self.family, self.settings, self.accelerator = family, settings, accelerator
-        self.teacher_recorder = FeatureRecorder(teacher_points)
+        points = [family.denoiser.get_submodule(pair.teacher) for pair in pairs]
+        self.teacher_recorder = FeatureRecorder(points, settings.features)
+        self.layer_weights = layer_weights(settings.feature_layer_weights, pairs) if pairs else []
         few = settings.few_steps
         self.grid = SolverGrid(family, few.num_inference_steps) if few else None
         """The student's timesteps, where it takes few."""
@@ -140,7 +143,7 @@ class Objective:
         output, feature, task, guidance = rc.mse(predictions.student, predictions.teacher), zero, zero, zero
         if features:
             normalized = settings.feature_normalization == "teacher"
-            feature = rc.feature_loss(features, taught_features, normalized=normalized)
+            feature = rc.feature_loss(features, taught_features, weights=self.layer_weights, normalized=normalized)
         if settings.task_weight > 0:
             target = family.target(sample.x_0, sample.noise, timesteps)
             task = rc.task_loss(predictions.student, target, sample.replaced.to(family.device))

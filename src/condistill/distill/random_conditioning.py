@@ -124,15 +124,24 @@ def output_weight(
     }[weighting]()
 
 
-def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], *, normalized: bool = False) -> Tensor:
+def feature_loss(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    *,
+    weights: Sequence[float] | None = None,
+    normalized: bool = False,
+) -> Tensor:
     """Sum over paired layers of the MSE between feature maps, `[B]`.
 
     Args:
+        weights: one factor per layer; None: 1.
         normalized: divide each by the teacher's mean square there, so that no layer drowns the others.
     """
     losses = [mse(s, t) for s, t in zip(student, teacher, strict=True)]
     if normalized:
         losses = [loss / mse(t, torch.zeros_like(t)).clamp_min(1e-12) for loss, t in zip(losses, teacher, strict=True)]
+    if weights is not None:
+        losses = [weight * loss for loss, weight in zip(losses, weights, strict=True)]
     return torch.stack(losses).sum(0)
 
 

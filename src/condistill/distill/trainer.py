@@ -96,16 +96,15 @@ class Trainer:
         self.family, self.settings, self.directory, self.accelerator = family, settings, directory, accelerator
         self.conditioning = random_conditioning(settings)
         self.source = batch_source(cache, pool, settings, seed=seed, accelerator=accelerator)
-        with_features = settings.feature_weight > 0
-        points = [family.denoiser.get_submodule(pair.teacher) for pair in student.pairs] if with_features else []
-        self.objective = Objective(family, settings, accelerator, points)
+        features = settings.features if settings.feature_weight > 0 else None
+        self.objective = Objective(family, settings, accelerator, student.pairs if features else ())
         self.paths: Paths | None = None
         if settings.path:
             positions = self.source.positions
             self.paths = Paths(family, settings.path, self.conditioning, positions, total_steps=settings.steps)
         if settings.gradient_checkpointing:
             student.denoiser.enable_gradient_checkpointing()
-        trained = StudentForward(family, student, with_features=with_features).to(family.device).train()
+        trained = StudentForward(family, student, features=features).to(family.device).train()
         self.trained = trained
         self.raw_optimizer = torch.optim.AdamW(
             trained.parameters(),

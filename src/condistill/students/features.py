@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
@@ -13,12 +13,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from condistill.errors import CondistillError
+from condistill.errors import CondistillError, nearest
 from condistill.students.blocks import layer_sources
 from condistill.students.costs import build_on_meta, example_inputs, plain_config
 
-FeatureKind = Literal["stages", "cross_attention", "self_attention"]
-_ATTENTIONS = {"self_attention": "attn1", "cross_attention": "attn2"}
+FeatureKind = Literal["stages", "cross_attention", "self_attention", "attention_maps"]
+_ATTENTIONS = {"self_attention": "attn1", "cross_attention": "attn2", "attention_maps": "attn2"}
 """What diffusers calls them in a transformer block."""
 
 
@@ -32,22 +32,25 @@ class FeaturePair:
 
 
 class FeatureRecorder:
-    """Keeps the last output of each module while it is entered: `with recorder: model(...)`.
+    """Keeps the last output of each module, or map of each attention, while it is entered: `with recorder: model(...)`.
 
     Outside the `with` nothing is recorded, so layers that a checkpointed backward runs again leave no trace.
     Checkpointing must be the non-reentrant kind, which is what diffusers uses.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], features: FeatureKind = "stages") -> None:
+        self._maps = features == "attention_maps"
         self._outputs: list[Tensor | None] = [None] * len(modules)
         self._kinds = [type(module).__name__ for module in modules]
         self._recording = self._removed = False
-        self._handles = [module.register_forward_hook(self._hook(i)) for i, module in enumerate(modules)]
+        self._handles = [
+            module.register_forward_hook(self._hook(i), with_kwargs=True) for i, module in enumerate(modules)
+        ]
 
     def _hook(self, index: int) -> Any:
-        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def record(module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
             if self._recording:
-                self._outputs[index] = _tensor(output)
+                self._outputs[index] = attention_map(module, *inputs, **named) if self._maps else _tensor(output)
 
         return record
 
@@ -98,6 +101,40 @@ def _tensor(output: Any) -> Tensor:
     if not isinstance(output, Tensor):
         raise CondistillError(f"a layer that gives {type(output).__name__} cannot be compared; choose one of tensors")
     return output.transpose(1, 2) if output.dim() == 3 else output
+
+
+def attention_map(
+    attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
+) -> Tensor:
+    """How much of a place's attention goes to each token of the text, mean over heads: `[B, tokens, places]`.
+
+    Args:
+        attention: diffusers' `Attention`; the other arguments are those of its forward.
+    """
+    query = attention.head_to_batch_dim(attention.to_q(hidden_states))
+    key = attention.head_to_batch_dim(attention.to_k(encoder_hidden_states))
+    shares: Tensor = attention.get_attention_scores(query, key, attention_mask)
+    return shares.view(-1, attention.heads, *shares.shape[1:]).mean(1).transpose(1, 2)
+
+
+def layer_weights(weights: Mapping[str, float], pairs: Sequence[FeaturePair]) -> list[float]:
+    """The weight of each pair: that of the longest name in `weights` that its teacher layer is, or lies in; else 1.
+
+    Raises:
+        CondistillError: a name has no layer that is compared.
+    """
+
+    def within(layer: str, name: str) -> bool:
+        return f"{layer}.".startswith(f"{name}.")
+
+    for name in weights:
+        if not any(within(pair.teacher, name) for pair in pairs):
+            layers = [pair.teacher for pair in pairs]
+            raise CondistillError(
+                f"distill.feature_layer_weights names {name!r}, and no such layer is compared{nearest(name, layers)}"
+            )
+    chosen = [max((name for name in weights if within(pair.teacher, name)), key=len, default="") for pair in pairs]
+    return [weights.get(name, 1.0) for name in chosen]
 
 
 def feature_pairs(
@@ -249,9 +286,12 @@ def _map_channels(mapping: nn.Module) -> tuple[int, int] | None:
 def make_maps(
     teacher_channels: Sequence[int], student_channels: Sequence[int], *, features: FeatureKind = "stages"
 ) -> nn.ModuleList:
-    """1x1 convolutions from student to teacher channels; nothing to learn where they agree. Training only."""
+    """1x1 convolutions from student to teacher channels; nothing to learn where they agree. Training only.
+
+    Attention maps have tokens of the text for channels, the same in both.
+    """
     convolution = nn.Conv2d if features == "stages" else nn.Conv1d
     return nn.ModuleList(
-        nn.Identity() if s == t else convolution(s, t, kernel_size=1)
+        nn.Identity() if s == t or features == "attention_maps" else convolution(s, t, kernel_size=1)
         for t, s in zip(teacher_channels, student_channels, strict=True)
     )

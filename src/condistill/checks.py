@@ -1,0 +1,45 @@
+"""What would fail only after hours of drawing is told before: students, and prompts that cannot be judged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from condistill.distill.solver import check_steps
+from condistill.errors import CondistillError
+from condistill.evaluate.run import rounds
+from condistill.evaluate.stage import choose_judge
+from condistill.recipe import Recipe
+from condistill.students.costs import build_on_meta, plain_config
+from condistill.students.derive import derive_student
+from condistill.students.features import layer_weights
+from condistill.teachers.family import Family
+
+if TYPE_CHECKING:
+    from condistill.compression import Prompts
+
+
+def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None:
+    """Derive every student without weights, and choose what it will be evaluated on.
+
+    Raises:
+        CondistillError: a student cannot be made of this teacher, or its pictures cannot be judged.
+    """
+    denoiser, evaluation = family.denoiser, recipe.evaluate
+    shapes: dict[str | None, Any] = {None: build_on_meta(type(denoiser), plain_config(denoiser))}
+    for name, variant in recipe.variants.items():
+        student, settings = recipe.variant(name)
+        try:
+            check_steps(family, settings)
+            derived = derive_student(
+                shapes[variant.teacher],
+                preset=student.preset,
+                width=student.width,
+                weights=student.weights,
+                may_be_as_large=settings.draws_cheaper,
+                features=settings.features,
+            )
+            layer_weights(settings.feature_layer_weights, derived.pairs)
+        except CondistillError as error:
+            raise CondistillError(f"the student {name!r} cannot be made: {error}") from error
+        shapes[name] = derived.denoiser
+    choose_judge(evaluation.judge, rounds(evaluation, prompts.choose, prompts.splits))
