@@ -323,5 +323,10 @@ def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> N
     assert calls == [1, 1]  # guidance is folded in: a batch of one, whatever scale is asked for
     assert models["faster"]["size"] == models["fast"]["size"]
     assert models["faster"]["sampling"] == {"num_inference_steps": 1, "denoiser_calls": 1}
-    assert models["faster"]["compute"]["teacher_forwards"] == 2 * models["faster"]["compute"]["student_forwards"]
+    alone = {key: models["fast"]["compute"][key] for key in ("teacher_forwards", "student_forwards", "cache_forwards")}
+    whole = models["faster"]["compute"]
+    assert whole["student_forwards"] == 2 * alone["student_forwards"]  # its own training, and that of its teacher
+    assert whole["teacher_forwards"] == alone["teacher_forwards"] + 2 * alone["student_forwards"]
+    assert whole["cache_forwards"] == alone["cache_forwards"]
+    assert whole["train_sec"] > models["fast"]["compute"]["train_sec"]
     assert "the student 'fast' of this run" in (run.out / "pipelines" / "faster" / "README.md").read_text("utf-8")

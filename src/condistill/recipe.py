@@ -82,7 +82,7 @@ class Recipe(Settings):
 
     def _check_chain(self, name: str, distilled: Mapping[str, DistillSettings]) -> None:
         """A student of a student must fit what that one can do."""
-        mine, above = distilled[name], [*self._teachers(name)]
+        mine, above = distilled[name], [*self.teachers(name)]
         folded = next((teacher for teacher in above if distilled[teacher].fold_guidance), None)
         if folded and (mine.fold_guidance or (mine.path and mine.path.guidance_scale != 1)):
             raise ValueError(
@@ -98,7 +98,7 @@ class Recipe(Settings):
                     f"num_inference_steps x teacher_steps = {few.num_inference_steps}"
                 )
 
-    def _teachers(self, name: str) -> Iterator[str]:
+    def teachers(self, name: str) -> Iterator[str]:
         """The variants that teach a variant, the nearest first."""
         while (teacher := self.variants[name].teacher) is not None:
             yield teacher

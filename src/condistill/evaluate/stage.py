@@ -95,10 +95,18 @@ def _costs(
             },
         }
         if name in run.recipe.variants:
-            _, distill = run.recipe.variant(name)
-            spent = train_sec(run.distill_path(name), distill.steps)
-            costs[name]["compute"] = {**compute(distill, run.recipe.cache), "train_sec": spent}
+            costs[name]["compute"] = _training(run, name)
     return costs
+
+
+def _training(run: Compression, name: str) -> dict[str, float]:
+    """What a variant took to train, and those before it that it was made of; all share one cache."""
+    spent = []
+    for each in (name, *run.recipe.teachers(name)):
+        _, settings = run.recipe.variant(each)
+        seconds = train_sec(run.distill_path(each), settings.steps)
+        spent.append({**compute(settings, run.recipe.cache), "train_sec": seconds})
+    return {key: (max if key == "cache_forwards" else sum)(each[key] for each in spent) for key in spent[0]}
 
 
 def load_student(run: Compression, name: str) -> nn.Module:
