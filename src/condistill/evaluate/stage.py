@@ -19,6 +19,7 @@ from condistill.evaluate.speed import peak_memory_gb, sec_per_image
 from condistill.progress import track
 from condistill.sampling import Sampling
 from condistill.students.costs import macs, parameters
+from condistill.students.guidance import guidance_kind
 
 if TYPE_CHECKING:
     from condistill.compression import Compression, Prompts
@@ -97,7 +98,9 @@ def _costs(
         if name in run.recipe.variants:
             _, distill = run.recipe.variant(name)
             spent = train_sec(run.distill_path(name), distill.steps)
-            costs[name]["compute"] = {**compute(distill, run.recipe.cache), "train_sec": spent}
+            teacher: Any = denoisers[run.recipe.variants[name].teacher or "teacher"]
+            asked = compute(distill, run.recipe.cache, teacher_is_told=guidance_kind(teacher) == "told")
+            costs[name]["compute"] = {**asked, "train_sec": spent}
     return costs
 
 
