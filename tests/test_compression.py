@@ -215,6 +215,10 @@ def test_what_cannot_be_used_is_told_before_the_teacher_is_loaded(
     ("override", "told"),
     [
         ("variants.plain.student={width: [4, 8]}", "the student 'plain' cannot be made: "),
+        (
+            "variants.plain.distill={few_steps: {method: consistency, num_inference_steps: 2}}",
+            "the student 'plain' cannot be made: few_steps.method 'consistency' learns where guided paths end",
+        ),
         ("evaluate.judge=miniature", "evaluate.judge is 'miniature', and "),
     ],
 )
@@ -381,13 +385,3 @@ def test_students_draw_in_one_forward_with_the_scale_they_are_told_and_in_few_st
         assert torch.equal(two, eight) != hears
         assert sizes == [1] * 2 * said["num_inference_steps"]
     assert "scales from 2 to 8 are folded in" in (run.out / "pipelines" / "told" / "README.md").read_text("utf-8")
-
-
-def test_a_student_that_cannot_learn_consistency_is_told_before_anything_is_drawn(run: Run) -> None:
-    run.out = run.out.with_name("unguided")
-    with pytest.raises(CondistillError, match="student 'random_conditioning' cannot be made: few_steps.method 'consis"):
-        run.again(
-            "distill.few_steps={method: consistency, num_inference_steps: 2, solver_steps: 10}",
-            "variants={random_conditioning: {}}",
-        )
-    assert not list((run.out / "cache").glob("*.arrow"))
