@@ -219,6 +219,10 @@ def test_what_cannot_be_used_is_told_before_the_teacher_is_loaded(
             "variants.plain.distill={feature_layer_weights: {mid_blok: 2.0}}",
             "the student 'plain' cannot be made: .*'mid_blok', and no such layer is compared; did you mean 'mid_block'",
         ),
+        (
+            "variants.plain.distill={few_steps: {method: consistency, num_inference_steps: 2}}",
+            "the student 'plain' cannot be made: few_steps.method 'consistency' learns where guided paths end",
+        ),
         ("evaluate.judge=miniature", "evaluate.judge is 'miniature', and "),
     ],
 )
@@ -330,3 +334,63 @@ def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> N
     assert whole["cache_forwards"] == alone["cache_forwards"]
     assert whole["train_sec"] > models["fast"]["compute"]["train_sec"]
     assert "the student 'fast' of this run" in (run.out / "pipelines" / "faster" / "README.md").read_text("utf-8")
+
+
+SCALES = (
+    "distill.fold_guidance=[2, 8]",
+    "distill.learning_rate=0.01",
+    "distill.empty_prompt_probability=0.0",
+    """variants={
+        told: {},
+        fixed: {distill: {fold_guidance: 3.0}},
+        quick: {
+            teacher: told,
+            student: {width: 1.0},
+            distill: {few_steps: {method: consistency, num_inference_steps: 2, solver_steps: 10}},
+        },
+        quick_fixed: {
+            teacher: fixed,
+            student: {width: 1.0},
+            distill: {
+                fold_guidance: null,
+                few_steps: {method: consistency, num_inference_steps: 1, solver_steps: 10},
+            },
+        },
+    }""",
+    "cache.guidance_scale=9.0",
+)
+
+
+def test_students_draw_in_one_forward_with_the_scale_they_are_told_and_in_few_steps(run: Run) -> None:
+    run.out = run.out.with_name("scales")
+    run.again(*SCALES)
+    models = json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))["models"]
+    calls = {name: model["sampling"]["denoiser_calls"] for name, model in models.items()}
+    assert calls == {"teacher": 4, "told": 2, "fixed": 2, "quick": 2, "quick_fixed": 1}
+    asked = {name: models[name]["compute"] for name in ("told", "fixed", "quick", "quick_fixed")}
+    assert {name: (a["teacher_forwards"], a["student_forwards"]) for name, a in asked.items()} == {
+        "told": (24, 12),
+        "fixed": (24, 12),
+        "quick": (36, 36),  # with the training of its teacher
+        "quick_fixed": (36, 36),
+    }
+    for name, hears in (("told", True), ("fixed", False), ("quick", True), ("quick_fixed", False)):
+        folder = run.out / "pipelines" / name
+        said = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
+        assert said["guidance_scale"] == (8.0 if hears else 9.0)
+        pipeline = DiffusionPipeline.from_pretrained(folder)
+        assert (type(pipeline.scheduler).__name__ == "LCMScheduler") == name.startswith("quick")
+        sizes: list[int] = []
+        pipeline.unet.register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.append(len(args[0])))
+
+        def draw(scale: float, pipeline: Any = pipeline, steps: int = said["num_inference_steps"]) -> torch.Tensor:
+            seed = torch.Generator().manual_seed(0)
+            how = {"num_inference_steps": steps, "guidance_scale": scale, "generator": seed, "output_type": "latent"}
+            drawn: torch.Tensor = pipeline("a ball", **how).images
+            return drawn
+
+        two, eight = draw(2.0), draw(8.0)
+        assert two.isfinite().all()
+        assert torch.equal(two, eight) != hears
+        assert sizes == [1] * 2 * said["num_inference_steps"]
+    assert "scales from 2 to 8 are folded in" in (run.out / "pipelines" / "told" / "README.md").read_text("utf-8")

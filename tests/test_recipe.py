@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from condistill.errors import RecipeError
 from condistill.recipe import Recipe
-from condistill.settings import Constant, Exponential, Never, Sigmoid
+from condistill.settings import ConsistencySettings, Constant, Exponential, Never, ProgressiveSettings, Sigmoid
 
 BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\n"
 
@@ -140,6 +140,53 @@ variants:
             "variants={a: {distill: {few_steps: {num_inference_steps: 4}}}, b: {teacher: a}}",
             "variants.b: its teacher knows 4 steps only",
         ),
+        (
+            "variants={a: {distill: {fold_guidance: [2, 8]}}, b: {teacher: a}}",
+            "variants.b: its teacher 'a' is told guidance scales of [2.0, 8.0], so it must be as well",
+        ),
+        (
+            "variants={a: {distill: {fold_guidance: [2, 8]}}, b: {teacher: a, distill: {fold_guidance: [2, 9]}}}",
+            "set distill.fold_guidance to [2.0, 8.0] or a part of it",
+        ),
+        (
+            "variants={a: {distill: {fold_guidance: [2, 8]}}, b: {teacher: a, distill: {fold_guidance: 3}}}",
+            "set distill.fold_guidance to [2.0, 8.0] or a part of it",
+        ),
+        (
+            "variants={a: {distill: {fold_guidance: 2.0}}, b: {teacher: a, distill: {fold_guidance: [2, 3]}}}",
+            "variants.b: guidance is folded into its teacher 'a' already",
+        ),
+        (
+            "variants={a: {distill: {fold_guidance: 2, few_steps: {method: consistency, num_inference_steps: 4}}},"
+            " b: {teacher: a}}",
+            "variants.b: its teacher learnt consistency, and knows where a path ends but not how it goes on",
+        ),
+        (
+            "variants={a: {distill: {few_steps: {num_inference_steps: 10}}}, b: {teacher: a, distill: "
+            "{fold_guidance: 2, few_steps: {method: consistency, num_inference_steps: 4}}}}",
+            "num_inference_steps x teacher_steps = 10, or as many solver_steps",
+        ),
+        ("distill.fold_guidance=1", "a guidance scale to fold in is above 1, a range of them is [low, high] with 1 <"),
+        ("distill.fold_guidance=true", "a guidance scale to fold in is above 1"),
+        ("distill.fold_guidance=[8, 2]", "a guidance scale to fold in is above 1"),
+        ("distill.fold_guidance=[2]", "a guidance scale to fold in is above 1"),
+        ("distill.fold_guidance=[1, 2]", "a guidance scale to fold in is above 1"),
+        ("distill.fold_guidance=[2, .inf]", "a guidance scale to fold in is above 1"),
+        ("distill.few_steps={method: consitency}", "'consitency' is unknown; use 'progressive', 'consistency'"),
+        ("distill.few_steps={method: consistency}", "distill.few_steps.num_inference_steps is missing"),
+        (
+            "distill.few_steps={method: consistency, num_inference_steps: 4, teacher_steps: 2}",
+            "distill.few_steps.teacher_steps is not a setting",
+        ),
+        ("distill.few_steps={num_inference_steps: 4, solver_steps: 50}", "distill.few_steps.solver_steps is not a"),
+        (
+            "distill.few_steps={method: consistency, num_inference_steps: 60}",
+            "num_inference_steps 60 is more than the student is trained at: solver_steps 50",
+        ),
+        (
+            "distill={few_steps: {method: consistency, num_inference_steps: 4}, path: {}}",
+            "few_steps.method 'consistency' learns at isolated samples",
+        ),
         ("distill.path={share: 0.001}", "path.share 0.001 of batch_size 256 is 0.256 samples"),
         ("distill.path={steps: 30}", "path.steps 30 is more than the path has: 25"),
         ("distill={path: {guidance_scale: 2.0}, fold_guidance: 2.0}", "leave out path.guidance_scale"),
@@ -156,6 +203,42 @@ def test_a_value_of_the_wrong_type_or_range_is_told(override: str, message: str)
     assert message in line
     contradiction = ("distill: ", "recipe: ")  # of two settings: told of what holds both
     assert line.startswith((f"override {override}: ", *contradiction))
+
+
+def test_a_student_is_not_evaluated_with_a_scale_it_was_never_told() -> None:
+    changes = ("distill.fold_guidance=[2, 8]", "evaluate.guidance_scale=9")
+    (line,) = mistakes(BASE, *changes)
+    assert "evaluate.guidance_scale is 9, and random_conditioning is told scales of [2.0, 8.0]" in line
+    assert Recipe.parse(BASE, [*changes, "evaluate.guidance_scale=8"]).evaluate.guidance_scale == 8
+    assert Recipe.parse(BASE, ["distill.fold_guidance=3", "evaluate.guidance_scale=9"]).evaluate.guidance_scale == 9
+
+
+def test_another_method_of_few_steps_replaces_the_recipes_and_the_same_one_is_laid_over_it() -> None:
+    base = "distill.few_steps={num_inference_steps: 4, teacher_steps: 3}"
+    changed = """variants={
+        same: {distill: {few_steps: {num_inference_steps: 2}}},
+        other: {distill: {few_steps: {method: consistency, num_inference_steps: 4}}},
+    }"""
+    recipe = Recipe.parse(BASE, [base, changed])
+    assert recipe.variant("same")[1].few_steps == ProgressiveSettings(num_inference_steps=2, teacher_steps=3)
+    expected = ConsistencySettings(method="consistency", num_inference_steps=4)
+    assert recipe.variant("other")[1].few_steps == expected
+    assert Recipe.parse(recipe.to_yaml()) == recipe
+
+
+def test_students_of_a_student_that_is_told_its_scale_may_be_told_a_part_of_its_range() -> None:
+    Recipe.parse(BASE, ["distill.fold_guidance=[2, 8]", "variants={a: {}, b: {teacher: a}}"])
+    part = "variants={a: {}, b: {teacher: a, distill: {fold_guidance: [3, 4]}}}"
+    recipe = Recipe.parse(BASE, ["distill.fold_guidance=[2, 8]", part])
+    assert recipe.variant("b")[1].guidance_range == (3, 4)
+
+
+def test_consistency_may_be_learnt_from_a_teacher_of_as_many_steps() -> None:
+    chain = """variants={
+        ten: {distill: {fold_guidance: 3.0, few_steps: {num_inference_steps: 10}}},
+        four: {teacher: ten, distill: {few_steps: {method: consistency, num_inference_steps: 4, solver_steps: 10}}},
+    }"""
+    Recipe.parse(BASE, [chain])
 
 
 def test_a_key_given_twice_is_told_with_both_lines() -> None:

@@ -12,6 +12,7 @@ from condistill.recipe import Recipe
 from condistill.students.costs import build_on_meta, plain_config
 from condistill.students.derive import derive_student
 from condistill.students.features import layer_weights
+from condistill.students.guidance import guidance_kind, guidance_learnt
 from condistill.teachers.family import Family
 
 if TYPE_CHECKING:
@@ -26,10 +27,12 @@ def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None
     """
     denoiser, evaluation = family.denoiser, recipe.evaluate
     shapes: dict[str | None, Any] = {None: build_on_meta(type(denoiser), plain_config(denoiser))}
+    guidance: dict[str | None, Any] = {None: guidance_kind(denoiser)}
     for name, variant in recipe.variants.items():
         student, settings = recipe.variant(name)
         try:
             check_steps(family, settings)
+            guidance[name] = guidance_learnt(guidance[variant.teacher], settings)
             derived = derive_student(
                 shapes[variant.teacher],
                 preset=student.preset,

@@ -28,7 +28,7 @@ from condistill.quiet import quiet_libraries
 from condistill.randomness import Stream, generator
 from condistill.recipe import Recipe
 from condistill.rundir import RunDir, Stage, hash_file, key_of
-from condistill.sampling import Sampling
+from condistill.sampling import Sampling, planned_sampling
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, load_teacher, read_index, teacher_key
 
@@ -318,15 +318,8 @@ class Compression:
         return self._stage("evaluation", keys, names, settings, cache.num_inference_steps, cache.guidance_scale)
 
     def sampling(self, name: str | None = None) -> Sampling:
-        """How the evaluation draws with the teacher, or with a variant: as `evaluate` says, or the cache."""
-        settings, cache = self.recipe.evaluate, self.recipe.cache
-        steps, guidance = settings.num_inference_steps, settings.guidance_scale
-        few = self.recipe.variant(name)[1].few_steps if name else None
-        return Sampling(
-            few.num_inference_steps if few else steps or cache.num_inference_steps,
-            cache.guidance_scale if guidance is None else guidance,
-            few is not None,
-        )
+        """How the evaluation draws with the teacher, or with a variant."""
+        return planned_sampling(self.recipe, name)
 
     def evaluate(self, prompts: Prompts) -> Mapping[str, Any]:
         """Measure teacher and students; on the main process."""

@@ -14,13 +14,14 @@ from condistill.errors import RecipeError, nearest
 from condistill.settings import (
     MINIATURE,
     CacheSettings,
+    ConsistencySettings,
     Constant,
     DistillSettings,
     EvaluateSettings,
     Exponential,
-    FewStepSettings,
     Never,
     PathSettings,
+    ProgressiveSettings,
     PromptSettings,
     Settings,
     Sigmoid,
@@ -78,25 +79,41 @@ class Recipe(Settings):
             )
         for name in self.variants:
             self._check_chain(name, distilled)
+            scale = self.evaluate.guidance_scale
+            if scale is not None and distilled[name].nearest_guidance(scale) != scale:
+                raise ValueError(
+                    f"evaluate.guidance_scale is {scale:g}, and {name} is told scales of "
+                    f"{list(distilled[name].guidance_range or ())}; choose one of these, or null for the one nearest "
+                    "to cache.guidance_scale"
+                )
         return self
 
     def _check_chain(self, name: str, distilled: Mapping[str, DistillSettings]) -> None:
         """A student of a student must fit what that one can do."""
         mine, above = distilled[name], [*self.teachers(name)]
         folded = next((teacher for teacher in above if distilled[teacher].fold_guidance), None)
-        if folded and (mine.fold_guidance or (mine.path and mine.path.guidance_scale != 1)):
+        told = distilled[folded].guidance_range if folded else None
+        if told and not (mine.guidance_range and told[0] <= mine.guidance_range[0] < mine.guidance_range[1] <= told[1]):
+            raise ValueError(
+                f"variants.{name}: its teacher {folded!r} is told guidance scales of {list(told)}, so it must be as "
+                f"well; set distill.fold_guidance to {list(told)} or a part of it"
+            )
+        if folded and not told and (mine.fold_guidance or (mine.path and mine.path.guidance_scale != 1)):
             raise ValueError(
                 f"variants.{name}: guidance is folded into its teacher {folded!r} already; "
                 "set distill.fold_guidance to null and distill.path.guidance_scale to 1"
             )
         few = next((few for teacher in above if (few := distilled[teacher].few_steps)), None)
-        if few:
-            steps = mine.few_steps.num_inference_steps * mine.few_steps.teacher_steps if mine.few_steps else None
-            if steps != few.num_inference_steps:
-                raise ValueError(
-                    f"variants.{name}: its teacher knows {few.num_inference_steps} steps only, so few_steps needs "
-                    f"num_inference_steps x teacher_steps = {few.num_inference_steps}"
-                )
+        if isinstance(few, ConsistencySettings):
+            raise ValueError(
+                f"variants.{name}: its teacher learnt consistency, and knows where a path ends but not how it goes on; "
+                "let the teacher of that one teach"
+            )
+        if few and (mine.few_steps is None or mine.few_steps.asked_of_teacher != few.num_inference_steps):
+            raise ValueError(
+                f"variants.{name}: its teacher knows {few.num_inference_steps} steps only, so few_steps needs "
+                f"num_inference_steps x teacher_steps = {few.num_inference_steps}, or as many solver_steps"
+            )
 
     def teachers(self, name: str) -> Iterator[str]:
         """The variants that teach a variant, the nearest first."""
@@ -188,7 +205,8 @@ _SETTINGS: dict[Any, type[Settings]] = {
     "distill": DistillSettings,
     "evaluate": EvaluateSettings,
     "path": PathSettings,
-    "few_steps": FewStepSettings,
+    "progressive": ProgressiveSettings,
+    "consistency": ConsistencySettings,
     "exponential": Exponential,
     "sigmoid": Sigmoid,
     "constant": Constant,
@@ -242,7 +260,7 @@ def _tell(mistake: Any, data: Any, places: Mapping[str, str], at: tuple[str, ...
     if kind == "missing":
         keys.append(str(location[-1]))
     elif kind == "union_tag_invalid":
-        keys.append("schedule")
+        keys.append(mistake["ctx"]["discriminator"].strip("'"))
     key = place = ".".join(keys)
     while key and key not in places:
         key = key.rpartition(".")[0]

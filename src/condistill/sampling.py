@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from condistill.recipe import Recipe
+    from condistill.settings import ConsistencySettings, ProgressiveSettings
+    from condistill.teachers.family import Family
 
 SAMPLING_NAME = "sampling.json"
 """A file of the pipeline's directory; diffusers passes it over."""
@@ -16,11 +20,19 @@ SAMPLING_NAME = "sampling.json"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model draws: with its pipeline's own scheduler, or with its family's solver."""
+    """How a model draws, and what it learnt to draw in few steps by, if it did."""
 
     num_inference_steps: int
     guidance_scale: float
-    solver: bool = False
+    few_steps: ProgressiveSettings | ConsistencySettings | None = None
+
+    def scheduler(self, family: Family) -> Any:
+        """What draws in place of the pipeline's own scheduler; None where that one does."""
+        if self.few_steps is None:
+            return None
+        if self.few_steps.method == "progressive":
+            return family.solver
+        return family.consistency_solver(self.few_steps.solver_steps)
 
     def denoiser_calls(self, denoiser: nn.Module) -> int:
         """Samples through the denoiser for one image; guidance doubles them, unless it is folded in."""
@@ -31,6 +43,21 @@ class Sampling:
         """What `read_sampling` reads."""
         said = {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
         return json.dumps(said) + "\n"
+
+
+def planned_sampling(recipe: Recipe, name: str | None) -> Sampling:
+    """How the teacher (None) or a variant is drawn with: as it learnt to, else as `evaluate` says, else the cache.
+
+    A student that is told its guidance scale is told the nearest of those that it learnt.
+    """
+    settings, cache = recipe.evaluate, recipe.cache
+    steps = settings.num_inference_steps or cache.num_inference_steps
+    guidance = cache.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    if name is None:
+        return Sampling(steps, guidance)
+    distill = recipe.variant(name)[1]
+    steps = distill.few_steps.num_inference_steps if distill.few_steps else steps
+    return Sampling(steps, distill.nearest_guidance(guidance), distill.few_steps)
 
 
 def read_sampling(pipeline: Path) -> Sampling:

@@ -6,6 +6,7 @@ Compression, CVPR 2025 (arXiv 2504.02011).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -145,13 +146,56 @@ class PathSettings(Settings):
     """Batches of states in flight; they take turns."""
 
 
-class FewStepSettings(Settings):
+class ProgressiveSettings(Settings):
     """One step of the student does what several of the teacher's do (Salimans & Ho, ICLR 2022, arXiv 2202.00512)."""
 
+    method: Literal["progressive"] = "progressive"
     num_inference_steps: PositiveInt
     """Solver steps of the student from pure noise to the end: what it is trained for, and drawn with."""
     teacher_steps: PositiveInt = 2
     """Steps of the teacher that one of the student's replaces; each costs a forward of the teacher."""
+
+    @property
+    def grid_steps(self) -> int:
+        """Timesteps the student is trained at."""
+        return self.num_inference_steps
+
+    @property
+    def asked_of_teacher(self) -> int:
+        """Solver steps the teacher takes from pure noise to the end."""
+        return self.num_inference_steps * self.teacher_steps
+
+
+class ConsistencySettings(Settings):
+    """From anywhere on a path the student finds its end (latent consistency models, Luo et al., arXiv 2310.04378)."""
+
+    method: Literal["consistency"]
+    num_inference_steps: PositiveInt
+    """Steps the student is meant to be drawn with; any number up to `solver_steps` can be."""
+    solver_steps: PositiveInt = 50  # that paper's skipping step of 20 among 1,000 timesteps
+    """Solver steps of the teacher from pure noise to the end: the timesteps the student is trained at."""
+
+    @model_validator(mode="after")
+    def _on_the_grid(self) -> ConsistencySettings:
+        if self.num_inference_steps > self.solver_steps:
+            raise ValueError(
+                f"num_inference_steps {self.num_inference_steps} is more than the student is trained at: "
+                f"solver_steps {self.solver_steps}; lower the one or raise the other"
+            )
+        return self
+
+    @property
+    def grid_steps(self) -> int:
+        """Timesteps the student is trained at."""
+        return self.solver_steps
+
+    @property
+    def asked_of_teacher(self) -> int:
+        """Solver steps the teacher takes from pure noise to the end."""
+        return self.solver_steps
+
+
+FewStepSettings = Annotated[ProgressiveSettings | ConsistencySettings, Field(discriminator="method")]
 
 
 class DistillSettings(Settings):
@@ -195,9 +239,10 @@ class DistillSettings(Settings):
     """Space the output loss is measured in: `native`, the teacher's own, as in the paper; `x0` favours noisy steps."""
     x0_clip: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] | None = None
     """Smallest and largest weight of `output_weighting: x0`; empty: 0.1 and 10."""
-    fold_guidance: Annotated[float, Field(gt=1)] | None = None
+    fold_guidance: float | Annotated[tuple[float, float], Field(strict=False)] | None = None
     """Guidance scale to fold in (Meng et al., CVPR 2023, arXiv 2210.03142): the student learns the guided prediction,
-    so that one forward replaces two when it draws. Costs another forward of the teacher."""
+    so that one forward replaces two when it draws. Costs another forward of the teacher. `[low, high]`: the student is
+    told a scale between the two, drawn anew for every sample, and draws with any of them."""
     few_steps: FewStepSettings | None = None
     """Distil for fewer sampling steps as well; empty: as many as the teacher's."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -212,6 +257,33 @@ class DistillSettings(Settings):
     @classmethod
     def _default_schedule(cls, given: Any) -> Any:
         return {"schedule": "exponential", **given} if isinstance(given, Mapping) else given
+
+    @field_validator("few_steps", mode="before")
+    @classmethod
+    def _default_method(cls, given: Any) -> Any:
+        return {"method": "progressive", **given} if isinstance(given, Mapping) else given
+
+    @field_validator("fold_guidance", mode="before")
+    @classmethod
+    def _scale_or_range(cls, given: Any) -> Any:
+        ends = list(given) if isinstance(given, list | tuple) else [given]
+        numbers = all(isinstance(end, float | int) and not isinstance(end, bool) and math.isfinite(end) for end in ends)
+        right_count = len(ends) == (2 if isinstance(given, list | tuple) else 1)
+        if given is not None and not (numbers and right_count and ends[0] > 1 and ends == sorted(set(ends))):
+            raise ValueError(
+                "a guidance scale to fold in is above 1, a range of them is [low, high] with 1 < low < high"
+            )
+        return given
+
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """Lowest and highest guidance scale that the student is told; None where it is told none."""
+        return self.fold_guidance if isinstance(self.fold_guidance, tuple) else None
+
+    def nearest_guidance(self, scale: float) -> float:
+        """The scale itself, unless the student is told scales of a range: then the nearest of these."""
+        low, high = self.guidance_range or (scale, scale)
+        return min(max(scale, low), high)
 
     @property
     def draws_cheaper(self) -> bool:
@@ -256,6 +328,11 @@ class DistillSettings(Settings):
         return self
 
     def _check_path(self, path: PathSettings) -> None:
+        if isinstance(self.few_steps, ConsistencySettings):
+            raise ValueError(
+                "few_steps.method 'consistency' learns at isolated samples, with a step of the teacher's from each; "
+                "set path to null, or use the method 'progressive'"
+            )
         on_path = self.batch_size * path.share
         if abs(on_path - round(on_path)) > 1e-6 or round(on_path) < 1:
             raise ValueError(

@@ -9,6 +9,9 @@ import yaml
 
 from condistill.errors import RecipeError
 
+_KINDS = {"schedule": "exponential", "method": "progressive"}
+"""Settings that say which others there are, and what they are where nothing is said."""
+
 
 def read_yaml(text: str, source: str) -> tuple[Any, dict[str, str]]:
     """The data, and `line n` for the dotted place of every key.
@@ -61,13 +64,13 @@ def override(data: dict[str, Any], places: dict[str, str], text: str) -> None:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes laid over base; a mapping with another `schedule` replaces, since its settings differ."""
+    """Changes laid over base; a mapping with another `schedule` or `method` replaces, since its settings differ."""
     merged = dict(base)
     for key, value in changes.items():
         before = merged.get(key)
         merged[key] = value
         if isinstance(before, Mapping) and isinstance(value, Mapping):
-            schedule = before.get("schedule", "exponential")
-            if value.get("schedule", schedule) == schedule:
+            kinds = {kind: before.get(kind, default) for kind, default in _KINDS.items()}
+            if all(value.get(kind, given) == given for kind, given in kinds.items()):
                 merged[key] = merge(before, value)
     return merged

@@ -84,3 +84,18 @@ def test_an_error_of_the_maker_reaches_the_user_of_its_batch() -> None:
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
+
+
+def test_guidance_scales_are_drawn_from_their_range_however_the_batch_is_cut(
+    tiny_cache: LatentCache, tiny_pool: PromptPool
+) -> None:
+    whole, halves = (
+        BatchSource(tiny_cache, tiny_pool, 5, 64, micro, guidance_range=(2.0, 8.0))(3) for micro in (64, 32)
+    )
+    scales = [batch.guidance_scale for batch in (*whole, *halves) if batch.guidance_scale is not None]
+    assert torch.equal(scales[0], torch.cat(scales[1:]))
+    assert scales[0].min() >= 2
+    assert scales[0].max() < 8
+    assert scales[0].max() - scales[0].min() > 4
+    (without,) = BatchSource(tiny_cache, tiny_pool, 5, 64, 64)(3)
+    assert without.guidance_scale is None

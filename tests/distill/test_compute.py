@@ -21,12 +21,21 @@ from condistill.settings import CacheSettings, DistillSettings
         ({"path": {"guidance_scale": 3.0, "follow": "student"}}, 8, 16),
         ({"path": {"guidance_scale": 3.0, "follow": "moving"}}, 12, 12),
         ({"path": {"guidance_scale": 3.0}, "guidance_weight": 1.0}, 16, 16),
+        ({"fold_guidance": 3.0}, 16, 8),
+        ({"fold_guidance": [2, 8], "few_steps": {"num_inference_steps": 4, "teacher_steps": 3}}, 48, 8),
+        ({"fold_guidance": [2, 8], "few_steps": {"method": "consistency", "num_inference_steps": 4}}, 16, 16),
     ],
 )
 def test_a_step_counts_every_sample_that_passes_through_a_network(
     changes: dict[str, Any], teacher: float, student: float
 ) -> None:
     assert forwards_per_step(DistillSettings.model_validate({"batch_size": 8, **changes})) == (teacher, student)
+
+
+def test_a_teacher_that_is_told_its_scale_is_asked_once_for_what_is_guided() -> None:
+    settings = DistillSettings.model_validate({"steps": 3, "batch_size": 8, "fold_guidance": [2, 8]})
+    assert forwards_per_step(settings, teacher_is_told=True) == (8, 8)
+    assert compute(settings, CacheSettings(), teacher_is_told=True)["teacher_forwards"] == 24
 
 
 def test_the_cache_is_counted_only_where_it_is_used() -> None:

@@ -35,6 +35,24 @@ def test_a_sample_depends_on_its_position_and_not_on_the_batch_it_is_in(
     assert pieces == [whole[position] for position in order]
 
 
+def test_a_guidance_scale_is_drawn_after_all_the_rest_and_changes_none_of_it() -> None:
+    with_guidance = draw(5, 3, range(8), with_guidance=True, **SIZES)
+    assert rows(with_guidance) == rows(drawn(5, 3, range(8)))
+    assert drawn(5, 3, range(8)).guidance is None
+    assert with_guidance.guidance is not None
+    alone = [draw(5, 3, [i], with_guidance=True, **SIZES).guidance for i in range(8)]
+    assert torch.equal(torch.cat(alone), with_guidance.guidance)
+    others = (with_guidance.uniform, with_guidance.coin, with_guidance.empty_coin, with_guidance.path_coin)
+    assert not any((with_guidance.guidance == other).any() for other in others)
+
+
+def test_a_guidance_scales_draw_is_uniform() -> None:
+    values = draw(5, 0, range(2000), with_guidance=True, **SIZES).guidance
+    assert values is not None
+    assert ((values >= 0) & (values < 1)).all()
+    assert stats.kstest(values.numpy(), "uniform").pvalue > 0.01
+
+
 def test_drawing_leaves_other_generators_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)

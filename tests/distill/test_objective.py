@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -8,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor, nn
 
 from condistill.distill import random_conditioning as rc
 from condistill.distill.objective import Objective
 from condistill.distill.samples import Sample
 from condistill.settings import DistillSettings
+from condistill.students.derive import derive_student
+from condistill.students.guidance import with_guidance
 from condistill.teachers.family import Condition, Family
 
 PROMPTS = ["a red ball", "", "a blue box", "a star"]
@@ -101,6 +104,36 @@ def test_a_converged_folded_student_draws_what_the_guided_teacher_draws_in_half_
     assert student.batch_sizes == [2] * 4
 
 
+def test_every_sample_has_the_target_of_its_own_guidance_scale(objective: Any, tiny_family: Family) -> None:
+    scales = [2.0, 7.5, 3.25, 8.0]
+    sample = sample_at([999, 500, 20, 700])
+    told = replace(sample, guidance_scale=torch.tensor(scales, dtype=torch.float64))
+    _, predictions = objective(fold_guidance=[2, 8])(Says(sample.x_t), told)
+    for i, scale in enumerate(scales):
+        rows = slice(i, i + 1)
+        expected = guided(tiny_family, sample.x_t[rows], sample.timesteps[rows], sample.prompts[rows], scale)
+        torch.testing.assert_close(predictions.teacher[rows], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_that_is_told_its_scale_is_told_the_students_and_asked_once(
+    objective: Any, tiny_family: Family
+) -> None:
+    settings = DistillSettings.model_validate({"fold_guidance": [2, 8]})
+    made = derive_student(tiny_family.denoiser, preset=None, width=1.0, may_be_as_large=True)
+    teacher: Any = with_guidance(made, tiny_family.denoiser, settings).denoiser
+    nn.init.normal_(teacher.time_embedding.cond_proj.weight)
+    sample = replace(sample_at([999, 500]), guidance_scale=torch.tensor([2.0, 8.0], dtype=torch.float64))
+    assert sample.guidance_scale is not None
+    condition = tiny_family.encode(sample.prompts).with_guidance_scale(sample.guidance_scale)
+    sizes: list[int] = []
+    teacher.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with tiny_family.using(teacher), torch.no_grad():
+        _, predictions = objective(fold_guidance=[2, 8])(Says(sample.x_t), sample)
+        expected = tiny_family.predict(teacher, sample.x_t, sample.timesteps, condition)
+    torch.testing.assert_close(predictions.teacher, expected)
+    assert sizes == [2, 2]
+
+
 # fewer steps
 
 
@@ -153,3 +186,74 @@ def test_weights_of_the_output_apply_to_the_few_step_target_as_well(objective: A
     terms, predictions = objective(few_steps=few, output_weighting="x0")(Says(torch.zeros(2, 4, 8, 8)), sample)
     assert terms["loss"][0] > terms["output"][0] * 9  # (1 - a) / a is clipped to 10 where there is only noise
     torch.testing.assert_close(terms["output"], rc.mse(torch.zeros_like(predictions.teacher), predictions.teacher))
+
+
+# consistency
+
+
+CONSISTENCY = {"method": "consistency", "num_inference_steps": 4, "solver_steps": 20}
+
+
+class Answers:
+    """A student that answers with a function of (x_t, timesteps), and remembers where it was asked."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.function = function
+        self.asked: list[tuple[list[int], bool]] = []
+
+    def __call__(self, x_t: Tensor, timesteps: Tensor, _: Condition) -> tuple[Tensor, list[Tensor]]:
+        self.asked.append((timesteps.tolist(), torch.is_grad_enabled()))
+        return self.function(x_t, timesteps), []
+
+
+def wave(x_t: Tensor, timesteps: Tensor) -> Tensor:
+    return torch.sin(3 * x_t) + (timesteps / 1000).view(-1, 1, 1, 1)
+
+
+def test_the_consistent_target_sees_the_end_that_the_student_sees_one_guided_step_on(
+    objective: Any, tiny_family: Family
+) -> None:
+    sample = sample_at([999, 549, 99, 49])
+    student = Answers(wave)
+    _, predictions = objective(few_steps=CONSISTENCY, fold_guidance=2.0)(student, sample)
+    assert student.asked == [([949, 499, 49, 0], False), ([999, 549, 99, 49], True)]
+    ddim_scheduler = DDIMScheduler.from_config(tiny_family.pipeline.scheduler.config)
+    lcm = LCMScheduler.from_config(tiny_family.pipeline.scheduler.config, original_inference_steps=20)
+
+    def end(prediction: Tensor, t: int, x: Tensor) -> Tensor:
+        lcm.set_timesteps(20)
+        return lcm.step(prediction, t, x, generator=torch.Generator()).denoised
+
+    for i, t in enumerate(sample.timesteps.tolist()):
+        x_t, follows = sample.x_t[i : i + 1], t - 50
+        prediction = guided(tiny_family, x_t, torch.tensor([t]), [sample.prompts[i]], 2.0)
+        x_next = ddim(ddim_scheduler, prediction, x_t, t, follows)
+        expected = end(wave(x_next, torch.tensor([follows])), follows, x_next) if follows > 0 else x_next
+        given = end(predictions.teacher[i : i + 1], t, x_t)
+        torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_student_that_knows_the_end_of_every_path_has_no_loss(
+    objective: Any, tiny_family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # where all data is one latent the noise in x_t stays the same along a path, and the end of the path is known
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
+    scheduler = DDIMScheduler.from_config(tiny_family.pipeline.scheduler.config)
+
+    def noise_in(x_t: Tensor, timesteps: Tensor) -> Tensor:
+        a = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return (x_t - a.sqrt() * latent) / (1 - a).sqrt()
+
+    def knows(x_t: Tensor, timesteps: Tensor) -> Tensor:
+        a = scheduler.final_alpha_cumprod
+        end = a.sqrt() * latent + (1 - a).sqrt() * noise_in(x_t, timesteps)
+        return tiny_family.consistent_prediction(end, x_t, timesteps.clamp(min=1))
+
+    monkeypatch.setattr(tiny_family, "predict", lambda _denoiser, x_t, timesteps, _c: noise_in(x_t, timesteps))
+    noise = sample_at([999, 499, 99, 49])
+    a = scheduler.alphas_cumprod[noise.timesteps].view(-1, 1, 1, 1)
+    sample = replace(noise, x_t=a.sqrt() * latent + (1 - a).sqrt() * noise.noise)
+    terms, _ = objective(few_steps=CONSISTENCY, fold_guidance=2.0)(Answers(knows), sample)
+    assert terms["loss"].max() < 1e-6
+    off, _ = objective(few_steps=CONSISTENCY, fold_guidance=2.0)(Answers(wave), sample)
+    assert off["loss"].min() > 1e-2

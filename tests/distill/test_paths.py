@@ -49,10 +49,18 @@ class Loop:
         self.settings = DistillSettings.model_validate({"batch_size": BATCH, "path": path, **(distill or {})})
         assert self.settings.path is not None
         self.family = family
-        self.source = BatchSource(cache, pool, SEED, BATCH, BATCH)
+        told = self.settings.guidance_range
+        self.source = BatchSource(cache, pool, SEED, BATCH, BATCH, guidance_range=told)
         self.objective = Objective(family, self.settings, Accelerator(cpu=True), student.pairs)
         self.model = StudentForward(family, student, features="stages").eval()
-        self.paths = Paths(family, self.settings.path, CONDITIONING, self.source.positions, total_steps=100)
+        self.paths = Paths(
+            family,
+            self.settings.path,
+            CONDITIONING,
+            self.source.positions,
+            total_steps=100,
+            with_guidance=told is not None,
+        )
 
     def step(self, step: int) -> tuple[Sample, dict[str, Tensor]]:
         rows, batch = slice(0, BATCH), self.source(step)[0]
@@ -236,3 +244,25 @@ def test_the_states_of_all_processes_make_one_checkpoint_in_global_order(
     alone.restore(tensors, prompts)
     assert alone.left[0].tolist() == [202, 203, 206, 207]
     assert alone.prompts == both[1].prompts
+
+
+def test_a_state_keeps_its_guidance_scale_along_its_path(loop: Any, narrow: Student) -> None:
+    walk = loop(narrow, distill={"fold_guidance": [2, 8]}, start="noise", num_inference_steps=STEPS)
+    before: Sample | None = None
+    kept = begun = 0
+    for step in range(2 * STEPS):
+        sample = walk.step(step)[0]
+        fresh = walk.source(step)[0].guidance_scale
+        assert sample.guidance_scale is not None
+        for i in range(BATCH):
+            if before is None or sample.timesteps[i] == 999:
+                begun += 1
+                assert sample.guidance_scale[i] == fresh[i]
+            else:
+                kept += 1
+                assert before.guidance_scale is not None
+                assert sample.guidance_scale[i] == before.guidance_scale[i] != fresh[i]
+        before = sample
+    assert begun >= 2 * BATCH
+    assert kept >= STEPS
+    assert torch.equal(walk.paths.state(Accelerator(cpu=True))[0]["guidance_scale"], walk.paths.guidance_scale)

@@ -43,9 +43,16 @@ def test_a_grid_has_as_many_timesteps_as_steps_and_none_below_zero(tiny_family: 
         ({"few_steps": {"num_inference_steps": 6}}, "can be cut evenly into 1, 2, 4, 5, 8, 10, "),
         ({"few_steps": {"num_inference_steps": 1000}}, "can be cut evenly into 1, 2, 4, 5, 8, 10, "),
         ({"path": {"num_inference_steps": 2000}}, "the teacher has 1000 timesteps"),
+        (
+            {"few_steps": {"method": "consistency", "num_inference_steps": 4, "solver_steps": 30}},
+            "few_steps.solver_steps is 30; for 4 steps or more, 1000 timesteps can be cut evenly into 4, 5, 8, 10, 20,",
+        ),
+        ({"few_steps": {"method": "consistency", "num_inference_steps": 100, "solver_steps": 1000}}, " 100, 125, "),
     ],
 )
 def test_steps_that_the_teacher_cannot_take_are_told(tiny_family: Family, settings: dict, told: str) -> None:
     with pytest.raises(CondistillError, match=re.escape(told)):
         check_steps(tiny_family, DistillSettings.model_validate(settings))
     check_steps(tiny_family, DistillSettings(few_steps={"num_inference_steps": 500, "teacher_steps": 2}))
+    consistency = {"method": "consistency", "num_inference_steps": 500, "solver_steps": 500}
+    check_steps(tiny_family, DistillSettings(few_steps=consistency))

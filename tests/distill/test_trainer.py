@@ -25,6 +25,7 @@ from condistill.prompts.pool import PromptPool
 from condistill.settings import DistillSettings
 from condistill.students.derive import Student, derive_student
 from condistill.students.features import feature_pairs, make_maps
+from condistill.students.guidance import with_guidance
 from condistill.teachers.family import Family
 
 SEED = 11
@@ -114,6 +115,39 @@ def stop_after(step: int, error: type[BaseException] = RuntimeError) -> Callable
 
 
 SCHEDULED = {"lr_scheduler": "cosine", "warmup_steps": 2, "ema_decay": 0.9, "log_every": 3}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"path": {"start": "noise", "num_inference_steps": 3}},
+        {"few_steps": {"method": "consistency", "num_inference_steps": 2, "solver_steps": 10}},
+    ],
+)
+def test_what_a_student_hears_of_its_guidance_scale_is_trained_averaged_and_resumed(
+    make: Make, tiny_family: Family, narrow: Student, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    how = {
+        "fold_guidance": [2, 8],
+        "ema_decay": 0.5,
+        "feature_weight": 0.0,
+        "steps": 2,
+        "checkpoint_every": 1,
+        **changes,
+    }
+
+    def told() -> Student:
+        return with_guidance(copy.deepcopy(narrow), tiny_family.denoiser, settings_of(**how))
+
+    whole = make(tmp_path / "whole", student=told(), **how).run()
+    with pytest.raises(RuntimeError):
+        make(tmp_path / "cut", student=told(), **how).run(stop_after(1))
+    make(tmp_path / "cut", student=told(), **how).run()
+    assert_same_state(tmp_path / "whole", tmp_path / "cut")
+    parts, name = state(tmp_path / "whole"), "time_embedding.cond_proj.weight"
+    assert parts["trained"][f"denoiser.{name}"].any()
+    assert not torch.equal(parts["ema"][name], parts["trained"][f"denoiser.{name}"])
+    assert torch.equal(whole.state_dict()[name], parts["ema"][name])
 
 
 @pytest.mark.filterwarnings("error::UserWarning")

@@ -96,6 +96,17 @@ def test_the_loading_example_is_python_with_the_measured_settings() -> None:
     assert "num_inference_steps=12, guidance_scale=2.5" in code[0]
 
 
+def test_the_loading_example_names_a_scale_that_the_student_is_told() -> None:
+    for fold, scale in (([3, 8], 3.0), ([2, 8], 2.5), (3.0, 2.5)):
+        data: dict[str, Any] = {
+            "teacher": {"pipeline": "miniature"},
+            "prompts": {"files": ["miniature"]},
+            "student": {"preset": "b-small"},
+            "variants": {"small": {"distill": {"fold_guidance": fold}}},
+        }
+        assert f"guidance_scale={scale})" in _card(recipe=Recipe.from_dict(data), metrics=METRICS)
+
+
 def test_markdown_in_words_and_lines_does_nothing() -> None:
     card = _card(kept=["<script>x</script>\n# head | [a](b)"], words=["a|b", "**bold**"])
     assert "<script>" not in card

@@ -5,7 +5,6 @@ import torch
 
 from condistill.errors import CondistillError
 from condistill.students import check_pairs, derive_student, parameters
-from condistill.students.derive import freeze_guidance_embedding, with_folded_guidance
 
 
 @pytest.mark.parametrize(
@@ -32,22 +31,6 @@ def test_a_student_runs_fits_its_maps_and_loads_with_diffusers_alone(teacher, ru
     prediction = run(student.denoiser)
     assert torch.isfinite(prediction).all()
     torch.testing.assert_close(run(loaded), prediction)
-
-
-def test_folded_guidance_changes_a_students_config_and_not_what_it_says(tiny, run, tmp_path):
-    student = derive_student(tiny(), preset=None, width=0.5)
-    folded = with_folded_guidance(student, 3.0)
-    torch.testing.assert_close(run(folded.denoiser), run(student.denoiser), rtol=0, atol=0)
-    assert folded.denoiser.config.time_cond_proj_dim == 256
-    assert folded.kept[-1] == "guidance: a scale of 3 is folded in"
-    still = [name for name, p in folded.denoiser.named_parameters() if not p.requires_grad]
-    assert still == ["time_embedding.cond_proj.weight"]
-    assert not folded.denoiser.time_embedding.cond_proj.weight.any()
-    with pytest.raises(CondistillError, match="folded into the teacher already"):
-        with_folded_guidance(folded, 3.0)
-    anew = derive_student(folded.denoiser, preset=None, width=0.5, weights="random")
-    freeze_guidance_embedding(anew.denoiser)
-    assert not anew.denoiser.time_embedding.cond_proj.weight.any()
 
 
 def test_a_student_of_stable_diffusion_on_meta_has_shapes_only(sd14):

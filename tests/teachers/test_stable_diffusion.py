@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 
 from condistill.errors import CondistillError
 from condistill.teachers.family import Condition, Family
@@ -304,3 +312,100 @@ def test_a_step_is_the_ddim_schedulers(tiny_family: Family, tiny_v_family: Famil
     last = torch.full((len(x_t),), int(timesteps[-1]))
     expected = scheduler.step(prediction, timesteps[-1], x_t).prev_sample
     torch.testing.assert_close(family.step(prediction, x_t, last, torch.full_like(last, -1)), expected)
+
+
+# a guidance scale as an input
+
+
+@pytest.fixture(scope="module")
+def told(tiny_family: Family) -> UNet2DConditionModel:
+    """A denoiser that takes the guidance scale, with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return UNet2DConditionModel.from_config({**tiny_family.denoiser.config, "time_cond_proj_dim": 256}).eval()
+
+
+@pytest.mark.parametrize("scale", [1.5, 2.3, 7.5, 13.0])
+def test_a_guidance_scale_is_told_as_the_pipelines_own_call_tells_it(
+    tiny_family: Family, told: UNet2DConditionModel, scale: float
+) -> None:
+    heard: list[dict[str, Any]] = []
+    handle = told.register_forward_pre_hook(lambda _m, _a, kwargs: heard.append(kwargs), with_kwargs=True)
+    try:
+        noise = latents(0)
+        drawn = tiny_family.sample(told, PROMPTS, noise, num_inference_steps=1, guidance_scale=scale)
+        condition = tiny_family.encode(PROMPTS).with_guidance_scale(torch.full((2,), scale, dtype=torch.float64))
+        with torch.no_grad():
+            prediction = tiny_family.predict(told, noise, torch.tensor([999, 999]), condition)
+    finally:
+        handle.remove()
+    assert torch.equal(heard[0]["timestep_cond"], heard[1]["timestep_cond"])
+    end = tiny_family.step(prediction, noise, torch.tensor([999, 999]), torch.tensor([-1, -1]))
+    torch.testing.assert_close(drawn, end, rtol=1e-3, atol=1e-3)
+
+
+def test_every_sample_is_told_its_own_scale_and_other_denoisers_are_told_none(
+    tiny_family: Family, told: UNet2DConditionModel
+) -> None:
+    timesteps, condition = torch.tensor([500, 500]), tiny_family.encode(["a star", "a star"])
+    x_t = latents(0)[:1].repeat(2, 1, 1, 1)
+    with_scale = condition.with_guidance_scale(torch.tensor([2.0, 8.0], dtype=torch.float64))
+    with torch.no_grad():
+        two, eight = tiny_family.predict(told, x_t, timesteps, with_scale)
+        same = tiny_family.predict(told, x_t, timesteps, with_scale[[1, 1]])
+        plain = [tiny_family.predict(tiny_family.denoiser, x_t, timesteps, c) for c in (with_scale, condition)]
+    assert (two - eight).abs().max() > 1e-3
+    torch.testing.assert_close(same, torch.stack([eight, eight]))
+    assert torch.equal(*plain)
+
+
+# consistency
+
+
+def lcm_of(family: Family, solver_steps: int) -> LCMScheduler:
+    config = {"original_inference_steps": solver_steps, "clip_sample": False}
+    return LCMScheduler.from_config(family.pipeline.scheduler.config, **config)
+
+
+def test_the_consistency_function_is_the_lcm_schedulers_denoised(family: Family) -> None:
+    scheduler = lcm_of(family, 50)
+    scheduler.set_timesteps(50)
+    prediction, x_t = latents(1), latents(2)
+    for t in scheduler.timesteps:
+        expected = scheduler.step(prediction, t, x_t, generator=torch.Generator()).denoised
+        here = t.expand(len(x_t))
+        given = family.path_end(prediction, x_t, here)
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(family.consistent_prediction(given, x_t, here), prediction, rtol=1e-3, atol=1e-3)
+
+
+def test_the_consistency_function_is_that_of_the_paper_in_float64(family: Family) -> None:
+    prediction, x_t = latents(1).double(), latents(2).double()
+    alphas = family.pipeline.scheduler.alphas_cumprod.double()
+    for t in (19, 499, 999):
+        a, scaled = alphas[t], 10.0 * t
+        x_0 = (x_t - (1 - a).sqrt() * prediction) / a.sqrt()
+        if family.prediction_type == "v_prediction":
+            x_0 = a.sqrt() * x_t - (1 - a).sqrt() * prediction
+        expected = 0.25 / (scaled**2 + 0.25) * x_t + scaled / (scaled**2 + 0.25) ** 0.5 * x_0
+        given = family.path_end(prediction.float(), x_t.float(), torch.tensor([t, t]))
+        torch.testing.assert_close(given, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_at_timestep_0_a_state_is_its_own_end_whatever_is_predicted(family: Family) -> None:
+    x_t = latents(2)
+    assert torch.equal(family.path_end(latents(1), x_t, torch.zeros(2, dtype=torch.long)), x_t)
+
+
+@pytest.mark.parametrize("solver_steps", [10, 50, 200])
+def test_however_many_steps_are_drawn_they_visit_timesteps_of_the_training(family: Family, solver_steps: int) -> None:
+    trained_at = set(family.solver_timesteps(solver_steps).tolist())
+    solver = family.consistency_solver(solver_steps)
+    assert solver.config.prediction_type == family.prediction_type
+    assert (solver.config.timestep_scaling, solver.config.clip_sample) == (10.0, False)
+    for count in range(1, solver_steps + 1):
+        solver.set_timesteps(count)
+        visited = solver.timesteps.tolist()
+        assert len(set(visited)) == count
+        assert visited[0] == 999
+        assert trained_at.issuperset(visited)

@@ -27,6 +27,8 @@ class Batch:
     own: Sequence[str]
     random: Sequence[str]
     draws: Draws
+    guidance_scale: Tensor | None = None
+    """Float64 `[B]`, where the student is told one."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class BatchSource:
     micro_batch_size: int
     process: int = 0
     processes: int = 1
+    guidance_range: tuple[float, float] | None = None
+    """Between which guidance scales are drawn, where the student is told one."""
 
     def __call__(self, step: int) -> list[Batch]:
         """The micro-batches of a step that fall to this process, in order."""
@@ -62,12 +66,14 @@ class BatchSource:
     def _batch(self, step: int, positions: range) -> Batch:
         shape = self.cache.latent_shape
         sizes = {"cache_size": len(self.cache), "pool_size": len(self.pool)}
-        draws = draw(self.seed, step, positions, latent_shape=shape, **sizes)
+        told = self.guidance_range
+        draws = draw(self.seed, step, positions, latent_shape=shape, with_guidance=told is not None, **sizes)
+        scale = told[0] + (told[1] - told[0]) * draws.guidance if told and draws.guidance is not None else None
         random = self.pool.take(draws.random)
         if not len(self.cache):
-            return Batch(torch.zeros(len(positions), *shape), random, random, draws)
+            return Batch(torch.zeros(len(positions), *shape), random, random, draws, scale)
         latents, own = self.cache.take(draws.cached)
-        return Batch(torch.from_numpy(latents), own, random, draws)
+        return Batch(torch.from_numpy(latents), own, random, draws, scale)
 
 
 def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = 2) -> Iterator[T]:

@@ -7,24 +7,29 @@ import time
 from pathlib import Path
 
 from condistill.atomic import write_text
-from condistill.settings import CacheSettings, DistillSettings
+from condistill.settings import CacheSettings, ConsistencySettings, DistillSettings, ProgressiveSettings
 
 _FILE_NAME = "seconds.json"
 
 
-def forwards_per_step(settings: DistillSettings) -> tuple[float, float]:
+def forwards_per_step(settings: DistillSettings, *, teacher_is_told: bool = False) -> tuple[float, float]:
     """Samples that pass forward through (teacher, student) in a step; the student's come with a backward.
 
     A guided path costs one forward more of the model that is followed, for every state on the path, unless the
-    guidance loss has asked for the unconditional prediction already; folded guidance and few steps ask the teacher
-    more often. Of `follow: moving` it is the mean over the training. The student's extra forward has no backward, and
-    is counted as if it had.
+    guidance loss has asked for the unconditional prediction already; folded guidance and progressive few steps ask
+    the teacher more often, consistency the student once more. Of `follow: moving` it is the mean over the training.
+    The student's extra forward has no backward, and is counted as if it had.
+
+    Args:
+        teacher_is_told: the teacher takes the guidance scale as an input, and is asked once for what is guided.
     """
     teacher = student = float(settings.batch_size * (2 if settings.guidance_weight else 1))
-    if settings.fold_guidance:
+    if settings.fold_guidance and not teacher_is_told:
         teacher *= 2
-    if settings.few_steps:
+    if isinstance(settings.few_steps, ProgressiveSettings):
         teacher *= settings.few_steps.teacher_steps
+    elif isinstance(settings.few_steps, ConsistencySettings):
+        student *= 2
     path = settings.path
     if path and path.guidance_scale != 1 and not settings.guidance_weight:
         by_student = {"teacher": 0.0, "student": 1.0, "moving": 0.5}[path.follow]
@@ -33,12 +38,15 @@ def forwards_per_step(settings: DistillSettings) -> tuple[float, float]:
     return teacher, student
 
 
-def compute(settings: DistillSettings, cache: CacheSettings) -> dict[str, float]:
+def compute(settings: DistillSettings, cache: CacheSettings, *, teacher_is_told: bool = False) -> dict[str, float]:
     """Samples that pass forward through the networks in a whole training.
 
     Beside the two of the loop, `cache_forwards`: of the teacher, to draw the latents the training uses, if it does.
+
+    Args:
+        teacher_is_told: as `forwards_per_step` has it.
     """
-    teacher, student = forwards_per_step(settings)
+    teacher, student = forwards_per_step(settings, teacher_is_told=teacher_is_told)
     per_image = cache.num_inference_steps * (2 if cache.guidance_scale > 1 else 1)
     return {
         "teacher_forwards": settings.steps * teacher,

@@ -30,6 +30,8 @@ class Draws:
     """Whose prediction a path follows, in [0, 1), `[B]`."""
     noise: Tensor
     """Standard normal, `[B, C, h, w]`."""
+    guidance: Tensor | None = None
+    """Where a guidance scale comes from, in [0, 1), `[B]`; only where one is asked for."""
 
 
 def draw(
@@ -40,18 +42,22 @@ def draw(
     cache_size: int,
     pool_size: int,
     latent_shape: tuple[int, int, int],
+    with_guidance: bool = False,
 ) -> Draws:
     """Draw the samples at these positions of a step's global batch."""
     count = len(positions)
     indices = np.empty((count, 2), np.int64)
     uniforms = np.empty((count, 4), np.float64)
     noise = np.empty((count, *latent_shape), np.float32)
+    guidance = np.empty(count, np.float64)
     for row, position in enumerate(positions):
         rng = generator(seed, Stream.TRAINING, position, step)
         indices[row] = rng.integers(0, max(cache_size, 1)), rng.integers(0, pool_size)
         uniforms[row, :3] = rng.random(3)
         rng.standard_normal(out=noise[row], dtype=np.float32)
         uniforms[row, 3] = rng.random()
+        if with_guidance:
+            guidance[row] = rng.random()
     uniform, coin, empty_coin, path_coin = torch.from_numpy(uniforms).unbind(1)
     return Draws(
         cached=indices[:, 0].tolist(),
@@ -61,4 +67,5 @@ def draw(
         empty_coin=empty_coin,
         path_coin=path_coin,
         noise=torch.from_numpy(noise),
+        guidance=torch.from_numpy(guidance) if with_guidance else None,
     )

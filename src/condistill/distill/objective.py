@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from condistill.distill import random_conditioning as rc
 from condistill.distill.samples import Sample
 from condistill.distill.solver import SolverGrid
-from condistill.settings import DistillSettings
+from condistill.settings import ConsistencySettings, DistillSettings, ProgressiveSettings
 from condistill.students.derive import Student
 from condistill.students.features import FeatureKind, FeaturePair, FeatureRecorder, layer_weights
+from condistill.students.guidance import guidance_kind
 from condistill.teachers.family import Condition, Family
 
 
@@ -68,8 +69,9 @@ class Objective:
         self.teacher_recorder = FeatureRecorder(points, settings.features)
         self.layer_weights = layer_weights(settings.feature_layer_weights, pairs) if pairs else []
         few = settings.few_steps
-        self.grid = SolverGrid(family, few.num_inference_steps) if few else None
+        self.grid = SolverGrid(family, few.grid_steps) if few else None
         """The student's timesteps, where it takes few."""
+        self._teacher_is_told = guidance_kind(family.denoiser) == "told"
 
     def __call__(self, model: Any, sample: Sample) -> tuple[dict[str, Tensor], Predictions]:
         """Run both models at the sample's states.
@@ -84,40 +86,56 @@ class Objective:
         family, count = self.family, len(sample.x_t)
         x_t, timesteps = sample.x_t, sample.timesteps.to(family.device)
         condition = family.encode(sample.prompts)
+        if sample.guidance_scale is not None:
+            condition = condition.with_guidance_scale(sample.guidance_scale)
         with_null = self.settings.guidance_weight > 0
         if with_null:
             x_t, timesteps = x_t.repeat(2, 1, 1, 1), timesteps.repeat(2)
             condition = Condition.cat([condition, family.null_condition(count)])
         with torch.no_grad(), self.accelerator.autocast():
             with self.teacher_recorder as recorder:
-                taught = self._ask_teacher(x_t, timesteps, condition)
+                taught = self._ask_teacher(x_t, timesteps, condition, sample.guidance_scale)
             taught_features = [f[:count] for f in recorder.features]
-            if self.grid:
-                taught = self._walk(taught, x_t, sample.timesteps, condition)
+            if isinstance(self.settings.few_steps, ProgressiveSettings):
+                taught = self._walk(taught, sample, condition)
+            elif isinstance(self.settings.few_steps, ConsistencySettings):
+                taught = self._make_consistent(model, taught, sample, condition)
         predicted, features = model(x_t, timesteps, condition)
         parts = (taught[:count], predicted[:count]) + ((taught[count:], predicted[count:]) if with_null else ())
         return Predictions(*parts), ([f[:count] for f in features], taught_features)
 
-    def _ask_teacher(self, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        """The teacher's prediction `[B, C, h, w]`, guided where guidance is folded in."""
-        family, scale = self.family, self.settings.fold_guidance
-        if scale is None:
+    def _ask_teacher(
+        self, x_t: Tensor, timesteps: Tensor, condition: Condition, guidance_scale: Tensor | None
+    ) -> Tensor:
+        """The teacher's prediction `[B, C, h, w]`, guided where guidance is folded in.
+
+        Args:
+            guidance_scale: what the condition tells the student, if it does.
+        """
+        family, fold = self.family, self.settings.fold_guidance
+        if fold is None or self._teacher_is_told:
             return family.predict(family.denoiser, x_t, timesteps, condition)
-        both = Condition.cat([condition, family.null_condition(len(x_t))])
+        null_condition = family.null_condition(len(x_t))
+        scale: Any = fold
+        if guidance_scale is not None:
+            null_condition = null_condition.with_guidance_scale(guidance_scale)
+            scale = guidance_scale.float().to(x_t.device).view(-1, 1, 1, 1)
+        both = Condition.cat([condition, null_condition])
         prediction = family.predict(family.denoiser, x_t.repeat(2, 1, 1, 1), timesteps.repeat(2), both)
         with_prompt, null = prediction.chunk(2)
-        return null + scale * (with_prompt - null)
+        guided: Tensor = null + scale * (with_prompt - null)
+        return guided
 
-    def _walk(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+    def _walk(self, prediction: Tensor, sample: Sample, condition: Condition) -> Tensor:
         """What the student must predict to do in one step what the teacher does in several.
 
         Args:
-            prediction: the teacher's at x_t.
-            timesteps: on the CPU.
+            prediction: the teacher's at the sample's states.
         """
         assert self.grid is not None
-        assert self.settings.few_steps is not None
+        assert isinstance(self.settings.few_steps, ProgressiveSettings)
         family, count = self.family, self.settings.few_steps.teacher_steps
+        x_t, timesteps = sample.x_t, sample.timesteps
         end = self.grid.below(timesteps)
         x, here = x_t, timesteps
         for k in range(1, count + 1):
@@ -125,8 +143,25 @@ class Objective:
             x = family.step(prediction, x, here.to(family.device), follows.to(family.device))
             here = follows
             if k < count:
-                prediction = self._ask_teacher(x, here.to(family.device), condition)
+                prediction = self._ask_teacher(x, here.to(family.device), condition, sample.guidance_scale)
         return family.implied_prediction(x, x_t, timesteps.to(family.device), end.to(family.device))
+
+    def _make_consistent(self, model: Any, prediction: Tensor, sample: Sample, condition: Condition) -> Tensor:
+        """What the student must predict to see the same end of the path as it sees one step of the teacher further on.
+
+        Latent consistency distillation (Luo et al., arXiv 2310.04378, eq. 10), with the student as it is in place of
+        its average (Song & Dhariwal, ICLR 2024, arXiv 2310.14189, section 3.2).
+
+        Args:
+            prediction: the teacher's at the sample's states.
+        """
+        assert self.grid is not None
+        family, x_t = self.family, sample.x_t
+        here, follows = sample.timesteps.to(family.device), self.grid.below(sample.timesteps).to(family.device)
+        x_next = family.step(prediction, x_t, here, follows)
+        seen_from = follows.clamp(min=0)  # the finished latent is its own end, as the function says of timestep 0
+        predicted, _ = model(x_next, seen_from, condition)
+        return family.consistent_prediction(family.path_end(predicted, x_next, seen_from), x_t, here)
 
     def _losses(
         self, sample: Sample, predictions: Predictions, features: list[Tensor], taught_features: list[Tensor]

@@ -34,12 +34,14 @@ class Paths:
         positions: Sequence[int],
         *,
         total_steps: int,
+        with_guidance: bool = False,
     ) -> None:
         """Make a buffer in which no path has begun.
 
         Args:
             positions: places of the S states in the global batch, in the order of this process's micro-batches.
             total_steps: optimiser steps of the training, over which `follow: moving` moves.
+            with_guidance: whether the student is told a guidance scale, which a state then keeps.
         """
         self.family, self.settings, self.conditioning, self.total_steps = family, settings, conditioning, total_steps
         self._grid = SolverGrid(family, settings.num_inference_steps)
@@ -52,6 +54,7 @@ class Paths:
         self.left = torch.zeros(count, dtype=torch.long)
         """Visits until then."""
         self.prompts = [[""] * len(positions) for _ in range(settings.buffer)]
+        self.guidance_scale = torch.ones(count, dtype=torch.float64) if with_guidance else None
 
     def place(self, step: int, rows: slice, isolated: Sample, batch: Batch) -> Sample:
         """The states of a micro-batch at a step: those on a path where they are, the others as `isolated`.
@@ -73,6 +76,9 @@ class Paths:
             for i in range(len(on_path))
         ]
         self.prompts[block][rows] = prompts
+        scale = isolated.guidance_scale
+        if self.guidance_scale is not None and scale is not None:
+            scale = self.guidance_scale[block, rows] = _choose(goes_on, self.guidance_scale[block, rows], scale)
         return Sample(
             x_t=_choose(goes_on, self.x_t[block, rows], _choose(begins, start.x_t, isolated.x_t)),
             timesteps=_choose(
@@ -82,6 +88,7 @@ class Paths:
             replaced=goes_on | _choose(begins, start.replaced, isolated.replaced),
             x_0=isolated.x_0,
             noise=isolated.noise,
+            guidance_scale=scale,
         )
 
     def _lengths(self, step: int, batch: Batch) -> Tensor:
@@ -122,6 +129,8 @@ class Paths:
             return joined
 
         tensors = {"x_t": gather(self.x_t), "timesteps": gather(self.timesteps), "left": gather(self.left)}
+        if self.guidance_scale is not None:
+            tensors["guidance_scale"] = gather(self.guidance_scale)
         of_processes = gather_object([self.prompts])
         ordered = order.tolist()
         blocks = [[p for prompts in of_processes for p in prompts[block]] for block in range(self.settings.buffer)]
@@ -132,6 +141,8 @@ class Paths:
         index = torch.as_tensor(self._positions)
         self.x_t = tensors["x_t"][:, index].to(self.x_t)
         self.timesteps, self.left = tensors["timesteps"][:, index], tensors["left"][:, index]
+        if self.guidance_scale is not None:
+            self.guidance_scale = tensors["guidance_scale"][:, index]
         self.prompts = [[block[i] for i in self._positions] for block in prompts]
 
 

@@ -27,6 +27,8 @@ class Sample:
     x_0: Tensor
     noise: Tensor
     """x_t is these two at its timestep, wherever there is a true target."""
+    guidance_scale: Tensor | None = None
+    """What the student is told, where it is told one: float64 `[B]`, on the CPU."""
 
 
 def noised_latents(
@@ -51,7 +53,7 @@ def noised_latents(
     level = family.noise_level(timesteps)
     prompts, replaced = conditioning(batch.own, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
     x_t = family.add_noise(x_0, noise, timesteps.to(family.device))
-    return Sample(x_t, timesteps, prompts, replaced, x_0, noise)
+    return Sample(x_t, timesteps, prompts, replaced, x_0, noise, batch.guidance_scale)
 
 
 def pure_noise(family: Family, conditioning: RandomConditioning, batch: Batch, first_timestep: int) -> Sample:
@@ -61,4 +63,4 @@ def pure_noise(family: Family, conditioning: RandomConditioning, batch: Batch, f
     level = torch.ones(len(noise))
     prompts, _ = conditioning(batch.random, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
     timesteps = torch.full((len(noise),), first_timestep)
-    return Sample(noise, timesteps, prompts, level.bool(), torch.zeros_like(noise), noise)
+    return Sample(noise, timesteps, prompts, level.bool(), torch.zeros_like(noise), noise, batch.guidance_scale)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from condistill.errors import CondistillError
-from condistill.settings import DistillSettings
+from condistill.settings import ConsistencySettings, DistillSettings
 from condistill.teachers.family import Family
 
 END = -1
@@ -25,7 +25,14 @@ def check_steps(family: Family, settings: DistillSettings) -> None:
         raise CondistillError(
             f"path.num_inference_steps is {path.num_inference_steps}; the teacher has {total} timesteps"
         )
-    if few and (total % few.num_inference_steps or few.num_inference_steps * few.teacher_steps > total):
+    if isinstance(few, ConsistencySettings):
+        if total % few.solver_steps or 2 * few.solver_steps > total:  # at timestep 0 there is nothing to learn
+            cuts = [n for n in range(few.num_inference_steps, total // 2 + 1) if total % n == 0]
+            raise CondistillError(
+                f"few_steps.solver_steps is {few.solver_steps}; for {few.num_inference_steps} steps or more, {total} "
+                f"timesteps can be cut evenly into {', '.join(map(str, cuts))}"
+            )
+    elif few and (total % few.num_inference_steps or few.num_inference_steps * few.teacher_steps > total):
         cuts = [n for n in range(1, total // few.teacher_steps + 1) if total % n == 0]
         raise CondistillError(
             f"few_steps.num_inference_steps is {few.num_inference_steps}; {total} timesteps can be cut evenly into "

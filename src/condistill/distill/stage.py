@@ -18,7 +18,8 @@ from condistill.progress import track
 from condistill.prompts.pool import PromptPool
 from condistill.sampling import SAMPLING_NAME
 from condistill.students.costs import macs, parameters
-from condistill.students.derive import derive_student, freeze_guidance_embedding, with_folded_guidance
+from condistill.students.derive import derive_student
+from condistill.students.guidance import with_guidance
 from condistill.teachers.family import Family
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
         may_be_as_large=settings.draws_cheaper,
         features=settings.features,
     )
-    if settings.fold_guidance:
-        student = with_folded_guidance(student, settings.fold_guidance)
-    freeze_guidance_embedding(student.denoiser)
+    student = with_guidance(student, family.denoiser, settings)
     if family.device.type == "cpu":
         student.denoiser.to(memory_format=torch.channels_last)
     if settings.tracker != "none":
@@ -90,7 +89,7 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
 def save(run: Compression, name: str, denoiser: nn.Module) -> None:
     """Write the pipeline of a variant, and beside it how it is meant to draw."""
     how = run.sampling(name)
-    scheduler = run.family.solver if how.solver else None
+    scheduler = how.scheduler(run.family)
     files = {SAMPLING_NAME: how.to_json()}
     run.family.save(denoiser, run.pipeline_path(name), card=run.card(name), scheduler=scheduler, files=files)
 

@@ -101,7 +101,14 @@ class Trainer:
         self.paths: Paths | None = None
         if settings.path:
             positions = self.source.positions
-            self.paths = Paths(family, settings.path, self.conditioning, positions, total_steps=settings.steps)
+            self.paths = Paths(
+                family,
+                settings.path,
+                self.conditioning,
+                positions,
+                total_steps=settings.steps,
+                with_guidance=settings.guidance_range is not None,
+            )
         if settings.gradient_checkpointing:
             student.denoiser.enable_gradient_checkpointing()
         trained = StudentForward(family, student, features=features).to(family.device).train()
@@ -300,7 +307,8 @@ def batch_source(
             f"distill.batch_size {settings.batch_size} cannot be cut evenly over {processes} process(es) with "
             f"micro_batch_size {micro}; make it a multiple of {processes * micro}"
         )
-    return BatchSource(cache, pool, seed, settings.batch_size, micro, accelerator.process_index, processes)
+    place = (accelerator.process_index, processes)
+    return BatchSource(cache, pool, seed, settings.batch_size, micro, *place, settings.guidance_range)
 
 
 @contextmanager

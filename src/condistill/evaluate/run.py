@@ -88,7 +88,7 @@ def draw_round(
                 num_inference_steps=sampling.num_inference_steps,
                 guidance_scale=sampling.guidance_scale,
                 seeds=[image_seed(this.seed, stream, i) for i in indices],
-                scheduler=family.solver if sampling.solver else None,
+                scheduler=sampling.scheduler(family),
             )
             parts.append(drawn.cpu().numpy())
             on_images(len(indices))

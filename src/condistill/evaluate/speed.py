@@ -84,7 +84,7 @@ def sec_per_image(
                 num_inference_steps=sampling[name].num_inference_steps,
                 guidance_scale=sampling[name].guidance_scale,
                 seeds=[0],
-                scheduler=family.solver if sampling[name].solver else None,
+                scheduler=sampling[name].scheduler(family),
             )
             if family.device.type == "cuda":
                 torch.cuda.synchronize(family.device)

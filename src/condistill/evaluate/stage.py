@@ -19,6 +19,7 @@ from condistill.evaluate.speed import peak_memory_gb, sec_per_image
 from condistill.progress import track
 from condistill.sampling import Sampling
 from condistill.students.costs import macs, parameters
+from condistill.students.guidance import guidance_kind
 
 if TYPE_CHECKING:
     from condistill.compression import Compression, Prompts
@@ -95,17 +96,18 @@ def _costs(
             },
         }
         if name in run.recipe.variants:
-            costs[name]["compute"] = _training(run, name)
+            costs[name]["compute"] = _training(run, name, denoisers)
     return costs
 
 
-def _training(run: Compression, name: str) -> dict[str, float]:
+def _training(run: Compression, name: str, denoisers: Mapping[str, nn.Module]) -> dict[str, float]:
     """What a variant took to train, and those before it that it was made of; all share one cache."""
     spent = []
     for each in (name, *run.recipe.teachers(name)):
         _, settings = run.recipe.variant(each)
-        seconds = train_sec(run.distill_path(each), settings.steps)
-        spent.append({**compute(settings, run.recipe.cache), "train_sec": seconds})
+        teacher: Any = denoisers[run.recipe.variants[each].teacher or "teacher"]
+        asked = compute(settings, run.recipe.cache, teacher_is_told=guidance_kind(teacher) == "told")
+        spent.append({**asked, "train_sec": train_sec(run.distill_path(each), settings.steps)})
     return {key: (max if key == "cache_forwards" else sum)(each[key] for each in spent) for key in spent[0]}
 
 

@@ -154,13 +154,15 @@ def _score_section(name: str, metrics: Mapping[str, Any] | None) -> str:
 
 
 def _loading(name: str, recipe: Recipe, metrics: Mapping[str, Any] | None) -> str:
-    few_steps = recipe.variant(name)[1].few_steps
+    distill = recipe.variant(name)[1]
+    few_steps = distill.few_steps
     steps = few_steps.num_inference_steps if few_steps else finite((metrics or {}).get("num_inference_steps"))
     steps = steps or recipe.evaluate.num_inference_steps or recipe.cache.num_inference_steps
     guidance = finite((metrics or {}).get("guidance_scale"))
     if guidance is None:
         given = recipe.evaluate.guidance_scale
         guidance = recipe.cache.guidance_scale if given is None else given
+    guidance = distill.nearest_guidance(guidance)
     prompt = json.dumps(_EXAMPLE.get(recipe.teacher.pipeline, "a lighthouse at dusk, oil painting"))
     return f"""## How to load it
 

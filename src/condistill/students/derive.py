@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -18,8 +18,6 @@ from condistill.students.costs import build_on_meta, parameters, plain_config
 from condistill.students.features import FeatureKind, FeaturePair, check_pairs, feature_pairs, make_maps
 from condistill.students.width import narrow, narrowed_config, stage_widths
 
-GUIDANCE_EMBEDDING = 256
-"""Width of the guidance scale's embedding, as in latent consistency models (arXiv 2310.04378)."""
 WIDTH_FRACTIONS: dict[WidthPreset, float] = {"c-base": 0.8, "c-small": 0.7, "c-tiny": 0.6, "c-micro": 0.5}
 """The paper's channel-reduced students: (256, 512, 1024, 1024) to (160, 320, 640, 640) for SD-1.4."""
 
@@ -87,37 +85,6 @@ def derive_student(
     with _seeded(seed):
         maps = make_maps([t for t, _ in channels], [s for _, s in channels], features=features).to(device)
     return Student(denoiser, pairs, _describe(teacher, denoiser, blocks, weights, seed), maps)
-
-
-def with_folded_guidance(student: Student, scale: float) -> Student:
-    """The student, told to diffusers as one that needs no guidance: its pipeline then asks it once per step.
-
-    Pipelines ask the config's `time_cond_proj_dim` for it, which also makes a projection of the guidance scale. For one
-    scale alone there is nothing to learn from it: it is 0 and stays so.
-
-    Raises:
-        CondistillError: it is told already, by its teacher.
-    """
-    kind: Any = type(student.denoiser)
-    config = plain_config(student.denoiser)
-    if config["time_cond_proj_dim"] is not None:
-        raise CondistillError("guidance is folded into the teacher already; leave out distill.fold_guidance")
-    device = next(student.denoiser.parameters()).device
-    with _seeded(0):
-        denoiser = kind.from_config(config | {"time_cond_proj_dim": GUIDANCE_EMBEDDING})
-    missing, unexpected = denoiser.load_state_dict(student.denoiser.state_dict(), strict=False)
-    assert missing == ["time_embedding.cond_proj.weight"]
-    assert not unexpected
-    freeze_guidance_embedding(denoiser)
-    kept = (*student.kept, f"guidance: a scale of {scale:g} is folded in")
-    return replace(student, denoiser=denoiser.to(device), kept=kept)
-
-
-def freeze_guidance_embedding(denoiser: UNet2DConditionModel) -> None:
-    """Where guidance is folded in, put the projection of its scale to 0 and keep it there."""
-    projection = denoiser.time_embedding.cond_proj
-    if projection is not None:
-        nn.init.zeros_(projection.weight).requires_grad_(False)
 
 
 def _read(

@@ -37,6 +37,10 @@ class Condition:
         """As `Tensor.to`, for every tensor."""
         return Condition({name: tensor.to(*args, **kwargs) for name, tensor in self.tensors.items()})
 
+    def with_guidance_scale(self, guidance_scale: Tensor) -> Condition:
+        """With a guidance scale, float64 `[B]` on the CPU, for denoisers that take one as an input."""
+        return Condition({**self.tensors, "guidance_scale": guidance_scale})
+
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
         """Join along the batch."""
@@ -98,7 +102,10 @@ class Family(ABC):
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        """The denoiser's prediction `[B, C, h, w]` in float32, in its own parametrisation."""
+        """The denoiser's prediction `[B, C, h, w]` in float32, in its own parametrisation.
+
+        A guidance scale in the condition goes to denoisers that take one; others are asked without.
+        """
 
     @abstractmethod
     def timesteps(self, uniform: Tensor) -> Tensor:
@@ -145,6 +152,24 @@ class Family(ABC):
         """The prediction whose single solver step leads from x_t to `x_next`."""
         of_x, of_prediction = self.step_coefficients(timesteps, next_timesteps)
         return (x_next - _per_sample(of_x) * x_t) / _per_sample(of_prediction)
+
+    @abstractmethod
+    def consistency_solver(self, solver_steps: int) -> Any:
+        """The scheduler of diffusers that draws with consistency models trained at so many timesteps."""
+
+    @abstractmethod
+    def consistency_coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors `[B]` of x_t and of the prediction in the consistency function; at timestep 0 they are 1 and 0."""
+
+    def path_end(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
+        """The consistency function: what a prediction at x_t says of the end of the path through it."""
+        of_x, of_prediction = self.consistency_coefficients(timesteps)
+        return _per_sample(of_x) * x_t + _per_sample(of_prediction) * prediction
+
+    def consistent_prediction(self, end: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
+        """The prediction at x_t whose consistency function is `end`; timesteps above 0."""
+        of_x, of_prediction = self.consistency_coefficients(timesteps)
+        return (end - _per_sample(of_x) * x_t) / _per_sample(of_prediction)
 
     @property
     @abstractmethod

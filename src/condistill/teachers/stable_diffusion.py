@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,12 +22,15 @@ class StableDiffusion(Family):
     denoiser_name = "unet"
 
     def __init__(self, pipeline: Any) -> None:
-        from diffusers import DDIMScheduler, DDPMScheduler
+        from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
 
         super().__init__(pipeline)
         self._noise = DDPMScheduler.from_config(pipeline.scheduler.config)
         self._solver = DDIMScheduler.from_config(
             pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, thresholding=False
+        )
+        self._consistency = LCMScheduler.from_config(
+            pipeline.scheduler.config, timestep_scaling=10.0, clip_sample=False, thresholding=False
         )
         self._total_timesteps: int = self._noise.config.num_train_timesteps
         if self.prediction_type not in ("epsilon", "v_prediction"):
@@ -59,9 +62,16 @@ class StableDiffusion(Family):
         return Condition({"prompt_embeds": embeds})
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        dtype = self._dtype(denoiser)
-        prompt_embeds = condition.tensors["prompt_embeds"].to(dtype)
-        prediction: Tensor = denoiser(x_t.to(dtype), timesteps, encoder_hidden_states=prompt_embeds).sample.float()
+        dtype, config = self._dtype(denoiser), cast("Any", denoiser.config)
+        inputs = {"encoder_hidden_states": condition.tensors["prompt_embeds"].to(dtype)}
+        scale = condition.tensors.get("guidance_scale")
+        if scale is not None and config.time_cond_proj_dim is not None:
+            # to the last bit what the pipeline's own call tells its denoiser
+            embedding = self.pipeline.get_guidance_scale_embedding(
+                (scale.cpu() - 1).float(), embedding_dim=config.time_cond_proj_dim
+            )
+            inputs["timestep_cond"] = embedding.to(x_t.device, dtype)
+        prediction: Tensor = denoiser(x_t.to(dtype), timesteps, **inputs).sample.float()
         return prediction
 
     def timesteps(self, uniform: Tensor) -> Tensor:
@@ -98,6 +108,17 @@ class StableDiffusion(Family):
             return of_x, (1 - a_next).sqrt() - of_x * (1 - a).sqrt()
         of_x = (a_next * a).sqrt() + ((1 - a_next) * (1 - a)).sqrt()
         return of_x, ((1 - a_next) * a).sqrt() - (a_next * (1 - a)).sqrt()
+
+    def consistency_solver(self, solver_steps: int) -> Any:
+        return type(self._consistency).from_config(self._consistency.config, original_inference_steps=solver_steps)
+
+    def consistency_coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        # f = c_skip x_t + c_out x_0 (Luo et al., arXiv 2310.04378, eq. 9), with x_0 from x_t and the prediction
+        c_skip, c_out = self._consistency.get_scalings_for_boundary_condition_discrete(timesteps)
+        a = self.alpha_bar(timesteps)
+        if self.prediction_type == "epsilon":
+            return c_skip + c_out / a.sqrt(), -c_out * ((1 - a) / a).sqrt()
+        return c_skip + c_out * a.sqrt(), -c_out * (1 - a).sqrt()
 
     @property
     def prediction_type(self) -> str:

@@ -1,0 +1,97 @@
+"""Guidance folded into a student: either one scale, which it learnt, or whichever scale it is told.
+
+diffusers knows both by `time_cond_proj_dim` in a denoiser's config: its pipelines then ask once per step, and tell the
+denoiser the scale, which a projection brings into the time embedding. Where that projection is 0 nothing is heard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from condistill.errors import CondistillError
+from condistill.settings import ConsistencySettings, DistillSettings
+from condistill.students.costs import plain_config
+from condistill.students.derive import Student
+
+GUIDANCE_EMBEDDING = 256
+"""Width of the guidance scale's embedding, as in latent consistency models (arXiv 2310.04378)."""
+GuidanceKind = Literal["unfolded", "fixed", "told"]
+
+
+def guidance_kind(denoiser: UNet2DConditionModel) -> GuidanceKind:
+    """How a denoiser is guided: by asking it twice, by one scale folded in, or by a scale that it is told."""
+    projection = denoiser.time_embedding.cond_proj
+    if projection is None:
+        return "unfolded"
+    return "told" if bool(projection.weight.any()) else "fixed"
+
+
+def guidance_learnt(kind: GuidanceKind, settings: DistillSettings) -> GuidanceKind:
+    """How the student of a teacher of this kind will be guided.
+
+    Raises:
+        CondistillError: the settings do not fit the teacher; says which `distill.fold_guidance` does.
+    """
+    path = settings.path
+    if kind == "fixed" and (settings.fold_guidance or (path and path.guidance_scale != 1)):
+        raise CondistillError(
+            "guidance is folded into the teacher already; leave out distill.fold_guidance and path.guidance_scale"
+        )
+    if kind == "told" and not settings.guidance_range:
+        raise CondistillError(
+            "the teacher is told its guidance scale, so its student must be as well; set distill.fold_guidance to a "
+            "range [low, high] of scales that the teacher knows"
+        )
+    if kind == "unfolded" and not settings.fold_guidance and isinstance(settings.few_steps, ConsistencySettings):
+        raise CondistillError(
+            "few_steps.method 'consistency' learns where guided paths end; set distill.fold_guidance to a scale or a "
+            "range, or give a teacher that has guidance folded in"
+        )
+    if settings.fold_guidance is None:
+        return kind
+    return "told" if settings.guidance_range else "fixed"
+
+
+def with_guidance(student: Student, teacher: UNet2DConditionModel, settings: DistillSettings) -> Student:
+    """The student, made ready for the guidance it is to learn.
+
+    A projection that is new is 0: a student that is told its scale begins by saying what its teacher says unguided,
+    and for one scale alone there is nothing to learn, so that it stays 0.
+
+    Raises:
+        CondistillError: that does not fit the teacher.
+    """
+    taught_by = guidance_kind(teacher)
+    learnt = guidance_learnt(taught_by, settings)
+    fold, denoiser = settings.fold_guidance, student.denoiser
+    if fold is not None and denoiser.time_embedding.cond_proj is None:
+        denoiser = _with_projection(denoiser)
+    projection = denoiser.time_embedding.cond_proj
+    if projection is None:
+        return student
+    if taught_by != "told":
+        nn.init.zeros_(projection.weight)
+    projection.requires_grad_(learnt == "told")
+    kept = student.kept
+    if isinstance(fold, tuple):
+        kept = (*kept, f"guidance: scales from {fold[0]:g} to {fold[1]:g} are folded in; it is told which")
+    elif fold is not None:
+        kept = (*kept, f"guidance: a scale of {fold:g} is folded in")
+    return replace(student, denoiser=denoiser, kept=kept)
+
+
+def _with_projection(denoiser: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same denoiser with a projection of the guidance scale, not yet set to anything."""
+    kind: Any = type(denoiser)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        made = kind.from_config(plain_config(denoiser) | {"time_cond_proj_dim": GUIDANCE_EMBEDDING})
+    missing, unexpected = made.load_state_dict(denoiser.state_dict(), strict=False)
+    assert missing == ["time_embedding.cond_proj.weight"]
+    assert not unexpected
+    converted: UNet2DConditionModel = made.to(denoiser.device)
+    return converted

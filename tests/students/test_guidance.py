@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from condistill.errors import CondistillError
+from condistill.settings import DistillSettings
+from condistill.students.derive import derive_student
+from condistill.students.guidance import guidance_kind, guidance_learnt, with_guidance
+
+CONSISTENCY = {"method": "consistency", "num_inference_steps": 4}
+
+
+def settings_of(**changes) -> DistillSettings:
+    return DistillSettings.model_validate(changes)
+
+
+def projection_of(denoiser):
+    return denoiser.time_embedding.cond_proj.weight
+
+
+def fold(teacher, scale, **student):
+    made = derive_student(teacher, **{"preset": None, "width": 0.5, "may_be_as_large": True, **student})
+    return with_guidance(made, teacher, settings_of(fold_guidance=scale))
+
+
+@pytest.mark.parametrize(
+    ("scale", "trained", "told"),
+    [
+        (3.0, False, "guidance: a scale of 3 is folded in"),
+        ([2, 8], True, "guidance: scales from 2 to 8 are folded in; it is told which"),
+    ],
+)
+def test_folded_guidance_changes_a_students_config_and_not_what_it_says(tiny, run, scale, trained, told):
+    teacher = tiny()
+    plain = derive_student(teacher, preset=None, width=0.5).denoiser
+    state = torch.get_rng_state()
+    folded = fold(teacher, scale)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(run(folded.denoiser), run(plain), rtol=0, atol=0)
+    assert folded.denoiser.config.time_cond_proj_dim == 256
+    assert folded.kept[-1] == told
+    still = [name for name, p in folded.denoiser.named_parameters() if not p.requires_grad]
+    assert still == ([] if trained else ["time_embedding.cond_proj.weight"])
+    assert not projection_of(folded.denoiser).any()
+
+
+def test_without_folding_a_student_stays_as_it_is(tiny):
+    student = derive_student(tiny(), preset=None, width=0.5)
+    assert with_guidance(student, tiny(), settings_of()) is student
+    assert guidance_kind(student.denoiser) == "unfolded"
+
+
+@pytest.mark.parametrize("weights", ["teacher", "random"])
+def test_the_student_of_a_teacher_with_one_scale_hears_none_either(tiny, weights):
+    teacher = fold(tiny(), 3.0).denoiser
+    assert guidance_kind(teacher) == "fixed"
+    student = fold(teacher, None, width=1.0, weights=weights)
+    assert guidance_kind(student.denoiser) == "fixed"
+    assert not projection_of(student.denoiser).requires_grad
+
+
+@pytest.mark.parametrize(("width", "weights"), [(1.0, "teacher"), (0.5, "teacher"), (0.5, "random")])
+def test_the_student_of_a_teacher_that_is_told_its_scale_begins_with_a_projection_of_its_own(tiny, width, weights):
+    teacher = fold(tiny(), [2, 8], width=1.0).denoiser
+    nn.init.normal_(projection_of(teacher))
+    assert guidance_kind(teacher) == "told"
+    student = fold(teacher, [3, 5], width=width, weights=weights)
+    assert guidance_kind(student.denoiser) == "told"
+    assert projection_of(student.denoiser).requires_grad
+    if width == 1.0:
+        assert torch.equal(projection_of(student.denoiser), projection_of(teacher))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "learnt"),
+    [
+        ("unfolded", {}, "unfolded"),
+        ("unfolded", {"fold_guidance": 3}, "fixed"),
+        ("unfolded", {"fold_guidance": [2, 8]}, "told"),
+        ("fixed", {}, "fixed"),
+        ("fixed", {"few_steps": CONSISTENCY}, "fixed"),
+        ("told", {"fold_guidance": [2, 8], "few_steps": CONSISTENCY}, "told"),
+    ],
+)
+def test_a_student_is_guided_as_its_teacher_unless_guidance_is_folded_in(kind, settings, learnt):
+    assert guidance_learnt(kind, settings_of(**settings)) == learnt
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("fixed", {"fold_guidance": 3.0}, "folded into the teacher already; leave out distill.fold_guidance"),
+        ("fixed", {"fold_guidance": [2, 8]}, "folded into the teacher already"),
+        ("fixed", {"path": {"guidance_scale": 2.0}}, "leave out distill.fold_guidance and path.guidance_scale"),
+        ("told", {}, r"set distill.fold_guidance to a range \[low, high\]"),
+        ("told", {"fold_guidance": 3.0}, r"set distill.fold_guidance to a range \[low, high\]"),
+        ("unfolded", {"few_steps": CONSISTENCY}, "'consistency' learns where guided paths end; set distill.fold_gui"),
+    ],
+)
+def test_guidance_that_does_not_fit_the_teacher_is_refused(kind, settings, message):
+    with pytest.raises(CondistillError, match=message):
+        guidance_learnt(kind, settings_of(**settings))
