@@ -183,6 +183,7 @@ class Compression:
         held_out = PromptPool.open(folder / "unseen.arrow") if settings.unseen_files else None
         seen, unseen = split_indices(pool, unseen_words=settings.unseen_words, unseen_prompts=held_out)
         self._check_words(pool, unseen)
+        self._check_random_text(pool)
         cached: Texts = PromptPool.open(folder / "cached.arrow") if self.recipe.cache.size else []
         prompts = Prompts(pool, cached, seen, unseen)
         counts = pool.counts
@@ -195,6 +196,14 @@ class Compression:
                 "warning: no student learns from a cached latent; cache.size: 0 saves drawing them", style="yellow"
             )
         return prompts
+
+    def _check_random_text(self, pool: PromptPool) -> None:
+        """What a student cannot draw from the pool is told before a model is loaded."""
+        from condistill.distill.random_text import check_pool
+
+        for name in self.recipe.variants:
+            if text := self.recipe.variant(name)[1].random_text:
+                check_pool(pool, text)
 
     def _check_words(self, pool: PromptPool, unseen: np.ndarray[Any, np.dtype[np.int64]]) -> None:
         """No word of `unseen_words` is passed over in silence: one that no prompt has is told."""
@@ -290,6 +299,8 @@ class Compression:
     def _distill_stage(self, name: str) -> Stage:
         student, settings = self.recipe.variant(name)
         keyed = settings.model_dump(exclude=_RUN_ONLY)
+        if settings.random_text is None:
+            del keyed["random_text"]  # students of the versions before it are not distilled anew
         teacher = self.recipe.variants[name].teacher
         taught_by = self._distill_stage(teacher).key if teacher else self._cache_stage().key
         return self._stage(f"distill/{name}", taught_by, student.model_dump(), keyed)

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from condistill.errors import RecipeError, nearest
+from condistill.errors import CondistillError, RecipeError, nearest
+from condistill.prompts.mix import check_sources
 from condistill.settings import (
     MINIATURE,
     CacheSettings,
@@ -22,6 +23,7 @@ from condistill.settings import (
     Never,
     PathSettings,
     PromptSettings,
+    RandomTextSettings,
     Settings,
     Sigmoid,
     StudentSettings,
@@ -63,6 +65,28 @@ class Recipe(Settings):
                 f"cache.size is 0, and {', '.join(users)} learns from cached latents; "
                 "only `distill.path: {start: noise}` does without"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sources_are_known(self) -> Recipe:
+        try:
+            texts = {name: self.variant(name)[1].random_text for name in self.variants}
+        except ValidationError:
+            return self  # a mistake that is told with the variant's name
+        files = {file: Path(file).name for file in self.prompts.every_file}
+        names = list(files.values())
+        for variant, text in texts.items():
+            if text is None or text.source_weights is None:
+                continue
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(
+                    f"random_text.source_weights of {variant!r} needs file names, and two files are called {twice!r}; "
+                    "rename one"
+                )
+            try:
+                check_sources(text.source_weights, tuple(names))
+            except CondistillError as error:
+                raise ValueError(f"{variant!r}: random_text.{error}") from error
         return self
 
     @property
@@ -195,6 +219,7 @@ _SETTINGS: dict[Any, type[Settings]] = {
     "distill": DistillSettings,
     "evaluate": EvaluateSettings,
     "path": PathSettings,
+    "random_text": RandomTextSettings,
     "few_steps": FewStepSettings,
     "exponential": Exponential,
     "sigmoid": Sigmoid,

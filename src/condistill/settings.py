@@ -125,6 +125,43 @@ class Never(Settings):
 RandomConditioningSettings = Annotated[Exponential | Sigmoid | Constant | Never, Field(discriminator="schedule")]
 
 
+class RandomTextSettings(Settings):
+    """Which random prompt a sample is re-paired with; with the defaults any of the pool, as in the paper."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    source_weights: Annotated[dict[str, PositiveFloat], Field(min_length=1)] | None = None
+    """How often each file of the pool is drawn from, by its name; empty: every prompt is equally likely."""
+    candidates: PositiveInt = 1
+    """Prompts drawn for a sample; one is kept, in proportion to distance**novelty * loss**disagreement."""
+    novelty: Annotated[float, Field(ge=0)] = 0.0
+    """Power of the distance (1 - cosine) to the nearest cached prompt."""
+    disagreement: Annotated[float, Field(ge=0)] = 0.0
+    """Power of the running loss of the prompt's cluster, relative to other prompts at its noise level."""
+    clusters: Annotated[int, Field(ge=2)] = 64
+    """Clusters of prompts that `disagreement` keeps a loss of."""
+    distance: Annotated[float, Field(ge=0)] = 0.0
+    """How much p(u) depends on the distance d of own and random prompt: u' = 1 - (1 - u) (d / mean d)**distance."""
+    interpolate: Probability = 0.0
+    """How often a re-paired sample is told a blend of two random prompts."""
+
+    @model_validator(mode="after")
+    def _choice(self) -> RandomTextSettings:
+        powers = self.novelty or self.disagreement
+        if powers and self.candidates == 1:
+            raise ValueError(
+                "novelty and disagreement choose among candidates, and there is 1; set candidates to 2 or more"
+            )
+        if self.candidates > 1 and not powers:
+            raise ValueError(
+                f"candidates is {self.candidates}, and nothing tells them apart; set novelty or disagreement above 0, "
+                "or candidates to 1"
+            )
+        if self.clusters != RandomTextSettings.model_fields["clusters"].default and not self.disagreement:
+            raise ValueError(f"clusters is {self.clusters} and serves disagreement, which is 0; leave it out")
+        return self
+
+
 class PathSettings(Settings):
     """Multi-step noise matching: a sample moves along a denoising path and is matched at every state it visits."""
 
@@ -168,6 +205,8 @@ class DistillSettings(Settings):
     ema_decay: Probability = 0.9999
     """0 ships the last weights instead of their average."""
     random_conditioning: RandomConditioningSettings = Field(default_factory=Exponential)
+    random_text: RandomTextSettings | None = None
+    """Which random prompt it is; empty: any of the pool, as in the paper."""
     empty_prompt_probability: Probability = 0.1
     timestep_bias: Annotated[float, Field(ge=0)] = 0.0
     """Isolated samples are drawn with a density of u^bias over the noise level u; 0 is uniform, as in the paper."""
@@ -225,6 +264,8 @@ class DistillSettings(Settings):
             raise ValueError("guidance_weight compares predictions before guidance and fold_guidance after; choose one")
         if self.path:
             self._check_path(self.path)
+        if self.random_text:
+            self._check_random_text(self.random_text)
         if self.few_steps and (self.task_weight or self.guidance_weight):
             raise ValueError("few_steps has targets of its own; task_weight and guidance_weight must be 0")
         if self.task_weight and not self.uses_cache:
@@ -243,6 +284,27 @@ class DistillSettings(Settings):
         if self.output_weight == self.feature_weight == self.task_weight == self.guidance_weight == 0:
             raise ValueError("every loss weight is 0: nothing would be learned")
         return self
+
+    def _check_random_text(self, text: RandomTextSettings) -> None:
+        """Whether there are samples that each part of it can change."""
+        schedule, path = self.random_conditioning, self.path
+        repairs = not isinstance(schedule, Never) and schedule != Constant(schedule="constant", probability=0.0)
+        isolated = path is None or path.share < 1
+        if not repairs and not (path and path.start == "noise"):
+            raise ValueError("random_text chooses random prompts, and no sample is given one; set it to null")
+        if text.distance and (not isinstance(schedule, Exponential | Sigmoid) or not self.uses_cache):
+            raise ValueError(
+                "random_text.distance changes a p(u) that depends on the noise level, of cached latents; use it with "
+                "the schedules 'exponential' and 'sigmoid', or set it to 0"
+            )
+        for name in ("disagreement", "interpolate"):
+            if getattr(text, name) and not (repairs and isolated):
+                raise ValueError(
+                    f"random_text.{name} is of re-paired samples that are on no path, and there are none; set it to 0, "
+                    "or path.share below 1 with a schedule other than 'none'"
+                )
+        if text.novelty and not self.uses_cache:
+            raise ValueError("random_text.novelty is the distance to cached prompts, and none is used; set it to 0")
 
     def _check_path(self, path: PathSettings) -> None:
         on_path = self.batch_size * path.share

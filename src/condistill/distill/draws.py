@@ -7,9 +7,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from condistill.randomness import Stream, generator
+
+
+@dataclass(frozen=True)
+class TextDraws:
+    """What `distill.random_text` draws beside, of B samples; everything in [0, 1)."""
+
+    prompts: NDArray[np.float64]
+    """Where further prompts are: which source, and where in it, `[B, n, 2]`."""
+    pick: Tensor
+    """Which candidate is kept, `[B]`."""
+    blend_coin: Tensor
+    """Whether two prompts are blended, `[B]`."""
+    blend: Tensor
+    """How much of the second one, `[B]`."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,8 @@ class Draws:
     """Whose prediction a path follows, in [0, 1), `[B]`."""
     noise: Tensor
     """Standard normal, `[B, C, h, w]`."""
+    text: TextDraws | None = None
+    """None unless asked for."""
 
 
 def draw(
@@ -40,18 +57,26 @@ def draw(
     cache_size: int,
     pool_size: int,
     latent_shape: tuple[int, int, int],
+    texts: int = 0,
 ) -> Draws:
-    """Draw the samples at these positions of a step's global batch."""
+    """Draw the samples at these positions of a step's global batch, each with so many further `texts`.
+
+    What is asked for beside comes last in a sample's stream, so that it changes nothing that others see.
+    """
     count = len(positions)
     indices = np.empty((count, 2), np.int64)
     uniforms = np.empty((count, 4), np.float64)
     noise = np.empty((count, *latent_shape), np.float32)
+    coins, prompts = np.empty((count, 3), np.float64), np.empty((count, texts, 2), np.float64)
     for row, position in enumerate(positions):
         rng = generator(seed, Stream.TRAINING, position, step)
         indices[row] = rng.integers(0, max(cache_size, 1)), rng.integers(0, pool_size)
         uniforms[row, :3] = rng.random(3)
         rng.standard_normal(out=noise[row], dtype=np.float32)
         uniforms[row, 3] = rng.random()
+        if texts:
+            coins[row] = rng.random(3)
+            prompts[row] = rng.random((texts, 2))
     uniform, coin, empty_coin, path_coin = torch.from_numpy(uniforms).unbind(1)
     return Draws(
         cached=indices[:, 0].tolist(),
@@ -61,4 +86,5 @@ def draw(
         empty_coin=empty_coin,
         path_coin=path_coin,
         noise=torch.from_numpy(noise),
+        text=TextDraws(prompts, *torch.from_numpy(coins).unbind(1)) if texts else None,
     )

@@ -81,6 +81,8 @@ class Objective:
         family, count = self.family, len(sample.x_t)
         x_t, timesteps = sample.x_t, sample.timesteps.to(family.device)
         condition = family.encode(sample.prompts)
+        if sample.blend:
+            condition = condition.lerp(family.encode(sample.blend.partners), sample.blend.weight)
         with_null = self.settings.guidance_weight > 0
         if with_null:
             x_t, timesteps = x_t.repeat(2, 1, 1, 1), timesteps.repeat(2)

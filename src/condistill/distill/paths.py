@@ -82,6 +82,7 @@ class Paths:
             replaced=goes_on | _choose(begins, start.replaced, isolated.replaced),
             x_0=isolated.x_0,
             noise=isolated.noise,
+            blend=isolated.blend.where(~on_path) if isolated.blend else None,
         )
 
     def _lengths(self, step: int, batch: Batch) -> Tensor:
