@@ -194,7 +194,7 @@ def test_unseen_words_that_no_prompt_has_are_refused(tmp_path: Path, tiny_pipeli
 def test_random_texts_that_the_pool_cannot_give_are_told_before_the_teacher_is_loaded(
     tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None, text: str, message: str
 ) -> None:
-    (tmp_path / "same.txt").write_text("a small box\n")
+    (tmp_path / "same.txt").write_text("two stars\n")
     changes = [f"prompts.unseen_files=[{tmp_path}/same.txt]"] if "same" in text else []
     with pytest.raises(CondistillError, match=message):
         fresh(tmp_path, tiny_pipeline_dir).again(*changes, f"variants.random_conditioning.distill.random_text={text}")

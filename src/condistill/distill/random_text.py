@@ -73,9 +73,7 @@ def probabilities(*factors: tuple[Tensor, float]) -> Tensor:
 def pick(chances: Tensor, uniform: Tensor) -> Tensor:
     """The candidate `[B]` that a number in [0, 1) `[B]` falls to, by chances `[B, n]`."""
     cumulative = chances.cumsum(1)
-    total = cumulative[:, -1:]
-    chosen = (cumulative <= uniform[:, None] * total).sum(1)
-    return torch.minimum(chosen, (cumulative < total).sum(1))  # the product may round up to the total
+    return (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(1)
 
 
 def k_means(points: Tensor, k: int, rng: np.random.Generator, *, rounds: int = 50) -> Tensor:

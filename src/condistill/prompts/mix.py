@@ -42,10 +42,7 @@ class SourceMix:
     def indices(self, uniform: NDArray[np.float64]) -> NDArray[np.int64]:
         """Places in the pool `[...]`, from numbers in [0, 1) for the source and for the place in it `[..., 2]`."""
         source = np.searchsorted(self.shares, uniform[..., 0], side="right")
-        counts = self.counts[source]
-        # rounding may lift the largest number below 1 to the count itself
-        place = np.minimum((uniform[..., 1] * counts).astype(np.int64), counts - 1)
-        return self.starts[source] + place
+        return self.starts[source] + (uniform[..., 1] * self.counts[source]).astype(np.int64)
 
 
 def check_sources(weights: Mapping[str, float], names: tuple[str, ...]) -> None:
