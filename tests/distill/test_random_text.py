@@ -25,7 +25,6 @@ from condistill.distill.random_text import (
     RandomText,
     RunningMeans,
     apparent_level,
-    check_pool,
     k_means,
     mean_distance,
     nearest_distance,
@@ -33,6 +32,7 @@ from condistill.distill.random_text import (
     probabilities,
 )
 from condistill.errors import CondistillError
+from condistill.prompts.mix import check_pool
 from condistill.prompts.pool import PromptPool
 from condistill.settings import RandomTextSettings
 from condistill.teachers.family import Family

@@ -19,7 +19,7 @@ from condistill.cache.latents import LatentCache
 from condistill.distill.batches import Batch
 from condistill.distill.history import BINS
 from condistill.errors import CondistillError
-from condistill.prompts.mix import SourceMix
+from condistill.prompts.mix import SourceMix, check_pool
 from condistill.prompts.pool import PromptPool
 from condistill.randomness import Stream, generator
 from condistill.settings import RandomTextSettings
@@ -277,16 +277,3 @@ class RandomText:
             self.mean_distance = tensors["mean_distance"].to(self.mean_distance)
         if self.disagreement:
             self.disagreement.restore(tensors)
-
-
-def check_pool(pool: PromptPool, settings: RandomTextSettings) -> None:
-    """Whether random prompts can be drawn from a pool as the settings say.
-
-    Raises:
-        CondistillError: the sources are not those of the weights, or there are fewer prompts than clusters.
-    """
-    SourceMix.of(pool, settings.source_weights)
-    if settings.disagreement and len(pool) < settings.clusters:
-        raise CondistillError(
-            f"random_text.clusters is {settings.clusters} and the pool has {len(pool)} prompts; lower it"
-        )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from condistill.errors import CondistillError, nearest
 from condistill.prompts.pool import PromptPool
+from condistill.settings import RandomTextSettings
 
 
 @dataclass(frozen=True)
@@ -58,4 +59,19 @@ def check_sources(weights: Mapping[str, float], names: tuple[str, ...]) -> None:
     if missing := [name for name in names if name not in weights]:
         raise CondistillError(
             f"source_weights leaves out {', '.join(map(repr, missing))}; give every file of the prompt pool a weight"
+        )
+
+
+def check_pool(pool: PromptPool, settings: RandomTextSettings | None) -> None:
+    """Whether random prompts can be drawn from a pool as the settings say.
+
+    Raises:
+        CondistillError: the sources are not those of the weights, or there are fewer prompts than clusters.
+    """
+    if settings is None:
+        return
+    SourceMix.of(pool, settings.source_weights)
+    if settings.disagreement and len(pool) < settings.clusters:
+        raise CondistillError(
+            f"random_text.clusters is {settings.clusters} and the pool has {len(pool)} prompts; lower it"
         )
