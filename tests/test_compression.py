@@ -184,6 +184,22 @@ def test_unseen_words_that_no_prompt_has_are_refused(tmp_path: Path, tiny_pipeli
         fresh(tmp_path, tiny_pipeline_dir).again("prompts.unseen_words=[dog, cat]")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{source_weights: {prompts.txt: 1.0, same.txt: 1.0}}", "'same.txt' has no prompt of its own"),
+        ("{candidates: 2, disagreement: 1.0, clusters: 17}", "clusters is 17 and the pool has 16 prompts"),
+    ],
+)
+def test_random_texts_that_the_pool_cannot_give_are_told_before_the_teacher_is_loaded(
+    tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None, text: str, message: str
+) -> None:
+    (tmp_path / "same.txt").write_text("two stars\n")
+    changes = [f"prompts.unseen_files=[{tmp_path}/same.txt]"] if "same" in text else []
+    with pytest.raises(CondistillError, match=message):
+        fresh(tmp_path, tiny_pipeline_dir).again(*changes, f"variants.random_conditioning.distill.random_text={text}")
+
+
 def test_an_unseen_word_that_no_prompt_has_is_told(tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None) -> None:
     run = fresh(tmp_path, tiny_pipeline_dir)
     run.again("prompts.unseen_words=[star, cat]", until="prompts")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from condistill.distill.settings import ConsistencySettings, Constant, Exponential, Never, ProgressiveSettings, Sigmoid
 from condistill.errors import RecipeError
 from condistill.recipe import Recipe
-from condistill.settings import ConsistencySettings, Constant, Exponential, Never, ProgressiveSettings, Sigmoid
 
 BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\n"
 
@@ -195,6 +195,49 @@ variants:
         ("distill={few_steps: {num_inference_steps: 4}, path: {}}", "path.num_inference_steps is 25"),
         ("distill={few_steps: {num_inference_steps: 4}, task_weight: 1.0}", "few_steps has targets of its own"),
         ("distill.few_steps={num_inference_steps: 4, teacher_stps: 2}", "did you mean 'teacher_steps'?"),
+        ("distill.random_text={candidats: 2}", "did you mean 'candidates'?"),
+        ("distill.random_text={candidates: 0}", "distill.random_text.candidates: input should be greater than 0"),
+        ("distill.random_text={interpolate: 1.5}", "interpolate: input should be less than or equal to 1"),
+        ("distill.random_text={distance: -1.0}", "distance: input should be greater than or equal to 0"),
+        ("distill.random_text={distance: .inf}", "distance: input should be a finite number"),
+        ("distill.random_text={clusters: 1}", "clusters: input should be greater than or equal to 2"),
+        ("distill.random_text={source_weights: {miniature: -1}}", "input should be greater than or equal to 0"),
+        ("distill.random_text={source_weights: {miniature: 0}}", "source_weights has no weight above 0"),
+        ("distill.random_text={source_weights: {}}", "source_weights has no weight above 0"),
+        (
+            "distill.random_text={source_weights: {minature: 1.0}}",
+            "source_weights names 'minature', which is no file of the prompt pool; did you mean 'miniature'?",
+        ),
+        ("distill.random_text={novelty: 1.0}", "choose among candidates, and there is 1; set candidates to 2 or more"),
+        ("distill.random_text={candidates: 4}", "candidates is 4, and nothing tells them apart"),
+        (
+            "distill.random_text={candidates: 4, novelty: 1.0, clusters: 8}",
+            "clusters is 8 and serves disagreement, which is 0; leave it out",
+        ),
+        ("distill={random_text: {}, random_conditioning: {schedule: none}}", "no sample is given one; set it to null"),
+        (
+            "distill={random_text: {}, random_conditioning: {schedule: constant, probability: 0}}",
+            "no sample is given one; set it to null",
+        ),
+        (
+            "distill={random_text: {distance: 1.0}, random_conditioning: {schedule: constant}}",
+            "use it with the schedules 'exponential' and 'sigmoid'",
+        ),
+        ("distill={random_text: {distance: 1.0}, path: {start: noise}}", "of cached latents; use it with"),
+        ("distill={random_text: {interpolate: 0.5}, path: {}}", "random_text.interpolate is of re-paired samples"),
+        (
+            "distill={random_text: {candidates: 2, disagreement: 1.0}, path: {}}",
+            "random_text.disagreement is of re-paired samples that are on no path, and there are none",
+        ),
+        (
+            "distill={random_text: {interpolate: 0.5}, path: {start: noise, share: 0.5}, "
+            "random_conditioning: {schedule: none}}",
+            "random_text.interpolate is of re-paired samples",
+        ),
+        (
+            "distill={random_text: {candidates: 2, novelty: 1.0}, path: {start: noise}}",
+            "random_text.novelty is the distance to cached prompts, and none is used",
+        ),
         ("teacher=miniature", "teacher: input should be a mapping (given: 'miniature')"),
     ],
 )
@@ -239,6 +282,35 @@ def test_consistency_may_be_learnt_from_a_teacher_of_as_many_steps() -> None:
         four: {teacher: ten, distill: {few_steps: {method: consistency, num_inference_steps: 4, solver_steps: 10}}},
     }"""
     Recipe.parse(BASE, [chain])
+
+
+@pytest.mark.parametrize(
+    "distill",
+    [
+        "{random_text: {distance: 1.0}, path: {start: cache}}",
+        "{random_text: {distance: 1.0, interpolate: 0.5}, path: {start: noise, share: 0.5}}",
+        "{random_text: {}, path: {start: noise}, random_conditioning: {schedule: none}}",
+        "{random_text: {candidates: 2, disagreement: 1.0, clusters: 8}, random_conditioning: {schedule: constant}}",
+        "{random_text: {source_weights: {miniature: 2.0}}}",
+    ],
+)
+def test_random_texts_are_chosen_wherever_there_are_any(distill: str) -> None:
+    recipe = Recipe.parse(BASE, [f"distill={distill}"])
+    assert recipe.distill.random_text is not None
+    assert Recipe.parse(recipe.to_yaml()) == recipe
+
+
+def test_every_file_of_the_pool_needs_a_weight_and_a_name_of_its_own() -> None:
+    files = "prompts={files: [x/a.txt], cached_files: [x/a.txt, b.csv], unseen_files: [c.txt]}"
+    weights = "distill.random_text.source_weights"
+    recipe = Recipe.parse(BASE, [files, f"{weights}={{a.txt: 1.0, b.csv: 2.0, c.txt: 3.0}}"])
+    assert recipe.distill.random_text is not None
+    (line,) = mistakes(BASE, files, f"{weights}={{a.txt: 1.0}}")
+    assert "random_text.source_weights leaves out 'b.csv', 'c.txt'; give every file of the prompt pool a weight" in line
+    (line,) = mistakes(BASE, "prompts.files=[x/a.txt, y/a.txt]", f"{weights}={{a.txt: 1.0}}")
+    assert "needs file names, and two files are called 'a.txt'; rename one" in line
+    (line,) = mistakes(BASE, files, "variants={b: {distill: {random_text: {source_weights: {a.txt: 1.0}}}}}")
+    assert "'b': random_text.source_weights leaves out 'b.csv', 'c.txt'" in line
 
 
 def test_a_key_given_twice_is_told_with_both_lines() -> None:

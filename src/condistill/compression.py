@@ -21,6 +21,7 @@ from condistill.cache.fill import Texts, fill_cache, finish_cache
 from condistill.cache.latents import MANIFEST_NAME, LatentCache, shard_name, verify_left
 from condistill.errors import CondistillError
 from condistill.progress import track
+from condistill.prompts.mix import check_pool
 from condistill.prompts.pool import PromptPool
 from condistill.prompts.readers import is_tabular, read_prompts
 from condistill.prompts.split import has_word, split_indices
@@ -170,8 +171,7 @@ class Compression:
 
     def prompts(self) -> Prompts:
         """Build the pool, split it, and choose what is cached."""
-        settings, stage = self.recipe.prompts, self._prompt_stage
-        folder = stage.path
+        settings, stage, folder = self.recipe.prompts, self._prompt_stage, self._prompt_stage.path
         files = {"cached.arrow": self.recipe.cache.size > 0, "unseen.arrow": bool(settings.unseen_files)}
         if not stage.is_done("pool.arrow", *(name for name, wanted in files.items() if wanted)):
             if self.accelerator.is_main_process:
@@ -183,12 +183,13 @@ class Compression:
         held_out = PromptPool.open(folder / "unseen.arrow") if settings.unseen_files else None
         seen, unseen = split_indices(pool, unseen_words=settings.unseen_words, unseen_prompts=held_out)
         self._check_words(pool, unseen)
+        for name in self.recipe.variants:
+            check_pool(pool, self.recipe.variant(name)[1].random_text)
         cached: Texts = PromptPool.open(folder / "cached.arrow") if self.recipe.cache.size else []
         prompts = Prompts(pool, cached, seen, unseen)
-        counts = pool.counts
         self.say(
-            f"prompts: {len(pool):,} in the pool ({counts.duplicates:,} duplicates and {counts.empty:,} empty lines "
-            f"dropped), {len(unseen):,} of them never cached; {len(prompts.cached):,} to cache"
+            f"prompts: {len(pool):,} in the pool ({pool.counts.duplicates:,} duplicates and {pool.counts.empty:,} "
+            f"empty lines dropped), {len(unseen):,} of them never cached; {len(prompts.cached):,} to cache"
         )
         if self.recipe.cache_is_idle:
             self.say(

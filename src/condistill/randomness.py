@@ -19,6 +19,7 @@ class Stream(IntEnum):
     CACHE_PROMPTS = 3
     EVALUATION_NOISE = 4
     EVALUATION_PROMPTS = 5
+    RANDOM_TEXT = 6
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

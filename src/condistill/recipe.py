@@ -10,21 +10,25 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from condistill.errors import RecipeError, nearest
-from condistill.settings import (
-    MINIATURE,
-    CacheSettings,
+from condistill.distill.settings import (
     ConsistencySettings,
     Constant,
     DistillSettings,
-    EvaluateSettings,
     Exponential,
     Never,
     PathSettings,
     ProgressiveSettings,
+    RandomTextSettings,
+    Sigmoid,
+)
+from condistill.errors import CondistillError, RecipeError, nearest
+from condistill.prompts.mix import check_sources
+from condistill.settings import (
+    MINIATURE,
+    CacheSettings,
+    EvaluateSettings,
     PromptSettings,
     Settings,
-    Sigmoid,
     StudentSettings,
     TeacherSettings,
     VariantSettings,
@@ -78,6 +82,7 @@ class Recipe(Settings):
                 "only `distill.path: {start: noise}` does without"
             )
         for name in self.variants:
+            self._check_sources(name, distilled[name])
             self._check_chain(name, distilled)
             scale = self.evaluate.guidance_scale
             if scale is not None and distilled[name].nearest_guidance(scale) != scale:
@@ -87,6 +92,21 @@ class Recipe(Settings):
                     "to cache.guidance_scale"
                 )
         return self
+
+    def _check_sources(self, name: str, settings: DistillSettings) -> None:
+        """Weights of prompt sources go by the names of their files."""
+        if settings.random_text is None or settings.random_text.source_weights is None:
+            return
+        files = [Path(file).name for file in dict.fromkeys(self.prompts.every_file)]
+        if twice := next((file for file in files if files.count(file) > 1), None):
+            raise ValueError(
+                f"random_text.source_weights of {name!r} needs file names, and two files are called {twice!r}; "
+                "rename one"
+            )
+        try:
+            check_sources(settings.random_text.source_weights, tuple(files))
+        except CondistillError as error:
+            raise ValueError(f"{name!r}: random_text.{error}") from error
 
     def _check_chain(self, name: str, distilled: Mapping[str, DistillSettings]) -> None:
         """A student of a student must fit what that one can do."""
@@ -205,6 +225,7 @@ _SETTINGS: dict[Any, type[Settings]] = {
     "distill": DistillSettings,
     "evaluate": EvaluateSettings,
     "path": PathSettings,
+    "random_text": RandomTextSettings,
     "progressive": ProgressiveSettings,
     "consistency": ConsistencySettings,
     "exponential": Exponential,

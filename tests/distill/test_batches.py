@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from condistill.cache.latents import LatentCache
 from condistill.distill.batches import Batch, BatchSource, prefetch
+from condistill.distill.settings import RandomTextSettings
 from condistill.prompts.pool import PromptPool
 
 
@@ -48,6 +51,58 @@ def test_latents_come_with_the_prompt_they_were_drawn_for(tiny_cache: LatentCach
         assert own == prompt
         assert torch.equal(x_0, torch.tensor(latents).float())
     assert list(batch.random) == [tiny_pool[i] for i in batch.draws.random]
+
+
+def source_of(cache: LatentCache, pool: PromptPool, size: int, **text: object) -> BatchSource:
+    return BatchSource(cache, pool, 5, size, size, text=RandomTextSettings.model_validate(text))
+
+
+def test_settings_that_change_nothing_leave_the_samples_as_they_are(
+    tiny_cache: LatentCache, tiny_pool: PromptPool
+) -> None:
+    plain = BatchSource(tiny_cache, tiny_pool, 5, 8, 8)(2)
+    assert samples(source_of(tiny_cache, tiny_pool, 8)(2)) == samples(plain)
+    (chosen,) = source_of(tiny_cache, tiny_pool, 8, candidates=3, novelty=1.0)(2)
+    assert [prompts[0] for prompts in chosen.candidates] == list(plain[0].random)
+
+
+def test_candidates_are_of_the_whole_pool_however_the_batch_is_cut(
+    tiny_cache: LatentCache, tiny_pool: PromptPool
+) -> None:
+    text = RandomTextSettings(candidates=40, novelty=1.0, interpolate=0.5)
+    (whole,) = BatchSource(tiny_cache, tiny_pool, 5, 12, 12, text=text)(3)
+    parts = [BatchSource(tiny_cache, tiny_pool, 5, 12, 2, process, 3, text)(3) for process in range(3)]
+    in_order = [part[i] for i in range(2) for part in parts]
+    assert [prompts for batch in in_order for prompts in batch.candidates] == list(whole.candidates)
+    assert {len(prompts) for prompts in whole.candidates} == {40}
+    assert len({prompt for prompts in whole.candidates for prompt in prompts}) > 0.95 * len(tiny_pool)
+    assert whole.blend is not None
+    assert [prompt for batch in in_order for prompt in batch.blend.partners] == whole.blend.partners
+    assert torch.equal(torch.cat([batch.blend.weight for batch in in_order]), whole.blend.weight)
+
+
+def test_as_many_samples_are_blended_as_asked_for_evenly(tiny_cache: LatentCache, tiny_pool: PromptPool) -> None:
+    (batch,) = source_of(tiny_cache, tiny_pool, 1000, interpolate=0.3)(0)
+    assert batch.blend is not None
+    weight = batch.blend.weight
+    assert abs((weight > 0).float().mean().item() - 0.3) < 3 * (0.21 / 1000) ** 0.5
+    assert abs(weight[weight > 0].mean().item() - 0.5) < 3 * (1 / 12 / 300) ** 0.5
+    assert (weight < 1).all()
+    assert BatchSource(tiny_cache, tiny_pool, 5, 8, 8)(0)[0].blend is None
+
+
+def test_all_random_prompts_are_of_the_sources_by_weight(tiny_cache: LatentCache, tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text("".join(f"many {i}\n" for i in range(900)))
+    (tmp_path / "few.txt").write_text("few 1\nfew 2\n")
+    pool = PromptPool.build([tmp_path / "many.txt", tmp_path / "few.txt"], tmp_path / "pool.arrow")
+    weights = {"many.txt": 1.0, "few.txt": 3.0}
+    text = {"source_weights": weights, "candidates": 2, "novelty": 1.0, "interpolate": 1.0}
+    (batch,) = source_of(tiny_cache, pool, 600, **text)(0)
+    assert batch.blend is not None
+    for prompts in (*zip(*batch.candidates, strict=True), batch.blend.partners):
+        share = np.mean([prompt.startswith("few") for prompt in prompts])
+        assert abs(share - 0.75) < 3 * (0.1875 / 600) ** 0.5
+    assert list(batch.random) == [prompts[0] for prompts in batch.candidates]
 
 
 @pytest.mark.parametrize("steps", [range(0), range(1), range(3, 5), range(7, 27)])

@@ -7,7 +7,8 @@ import pytest
 
 from condistill.distill import compute as module
 from condistill.distill.compute import Stopwatch, compute, forwards_per_step, train_sec
-from condistill.settings import CacheSettings, DistillSettings
+from condistill.distill.settings import DistillSettings
+from condistill.settings import CacheSettings
 
 
 @pytest.mark.parametrize(

@@ -146,3 +146,41 @@ def test_an_images_noise_and_seed_depend_on_its_index_alone() -> None:
 def test_more_counters_than_there_are_words_is_an_error() -> None:
     with pytest.raises(ValueError, match="at most 3 counters, given 4"):
         generator(0, Stream.TRAINING, 1, 2, 3, 4)
+
+
+# further prompts
+
+
+def further(texts: int, positions: list[int] | range = range(2000)) -> Draws:
+    return draw(5, 3, positions, texts=texts, **SIZES)
+
+
+def test_further_prompts_change_nothing_that_is_drawn_without_them() -> None:
+    assert further(0, range(8)).text is None
+    assert rows(further(0, range(8))) == rows(further(4, range(8)))
+
+
+def test_more_prompts_leave_the_first_ones_and_the_coins_as_they_are() -> None:
+    few, many = further(2, range(8)).text, further(6, range(8)).text
+    assert few is not None
+    assert many is not None
+    np.testing.assert_array_equal(few.prompts, many.prompts[:, :2])
+    for name in ("pick", "blend_coin", "blend"):
+        assert torch.equal(getattr(few, name), getattr(many, name))
+
+
+def test_further_prompts_depend_on_the_position_alone() -> None:
+    whole, part = further(3, range(8)).text, further(3, [6, 1]).text
+    assert whole is not None
+    assert part is not None
+    np.testing.assert_array_equal(part.prompts, whole.prompts[[6, 1]])
+    assert torch.equal(part.pick, whole.pick[[6, 1]])
+
+
+def test_further_draws_are_uniform_and_independent() -> None:
+    text = further(2).text
+    assert text is not None
+    columns = [text.pick, text.blend_coin, text.blend, *torch.from_numpy(text.prompts).flatten(1).unbind(1)]
+    values = np.array([column.numpy() for column in columns])
+    assert all(stats.kstest(column, "uniform").pvalue > 0.01 for column in values)
+    assert np.abs(np.corrcoef(values) - np.eye(len(values))).max() < 4.5 / np.sqrt(values.shape[1])

@@ -13,9 +13,10 @@ from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor, nn
 
 from condistill.distill import random_conditioning as rc
+from condistill.distill.batches import Blend
 from condistill.distill.objective import Objective
 from condistill.distill.samples import Sample
-from condistill.settings import DistillSettings
+from condistill.distill.settings import DistillSettings
 from condistill.students.derive import derive_student
 from condistill.students.guidance import with_guidance
 from condistill.teachers.family import Condition, Family
@@ -58,6 +59,28 @@ def guided(family: Family, x_t: Tensor, timesteps: Tensor, prompts: list[str], s
         with_prompt = family.predict(family.denoiser, x_t, timesteps, family.encode(prompts))
         null = family.predict(family.denoiser, x_t, timesteps, family.encode([""] * len(prompts)))
     return null + scale * (with_prompt - null)
+
+
+# blends of two prompts
+
+
+def test_both_models_are_told_the_blend_of_two_prompts(objective: Any, tiny_family: Family) -> None:
+    partners, weight = ["a red box", "a star", "a ball", "a dog"], [0.25, 0.0, 0.9, 0.0]
+    sample = replace(sample_at([999, 500, 20, 0]), blend=Blend(partners, torch.tensor(weight, dtype=torch.float64)))
+    told: list[Condition] = []
+
+    def student(x_t: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
+        told.append(condition)
+        return tiny_family.predict(tiny_family.denoiser, x_t, timesteps, condition), []
+
+    terms, _ = objective()(student, sample)
+    first, second = (tiny_family.encode(p).tensors["prompt_embeds"] for p in (PROMPTS, partners))
+    given = told[0].tensors["prompt_embeds"]
+    for i, a in enumerate(weight):
+        torch.testing.assert_close(given[i], (1 - a) * first[i] + a * second[i])
+    assert torch.equal(given[1], first[1])
+    assert torch.equal(given[3], first[3])
+    assert not terms["output"].any()  # the teacher was told the same
 
 
 # guidance folded in

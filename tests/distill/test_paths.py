@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,13 +12,13 @@ from torch import Tensor
 
 from condistill.cache.latents import LatentCache
 from condistill.distill import paths as paths_module
-from condistill.distill.batches import BatchSource
+from condistill.distill.batches import BatchSource, Blend
 from condistill.distill.objective import Objective, StudentForward
 from condistill.distill.paths import Paths, on_path
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.samples import Sample, noised_latents
+from condistill.distill.settings import DistillSettings, PathSettings
 from condistill.prompts.pool import PromptPool
-from condistill.settings import DistillSettings, PathSettings
 from condistill.students.derive import Student, derive_student
 from condistill.students.features import feature_pairs, make_maps
 from condistill.teachers.family import Family
@@ -191,6 +192,18 @@ def test_states_off_the_paths_are_the_papers(loop: Any, narrow: Student) -> None
             assert sample.prompts[i] == fresh.prompts[i]
             assert sample.replaced[i] == fresh.replaced[i]
         assert not torch.equal(sample.x_t[1], fresh.x_t[1])
+
+
+def test_states_on_a_path_are_told_the_prompt_alone(loop: Any, narrow: Student) -> None:
+    walk = loop(narrow, start="cache", share=0.5)
+    for step in range(2):  # where paths begin, and on their way
+        batch = walk.source(step)[0]
+        blend = Blend(batch.random, torch.tensor([0.1, 0.2, 0.3, 0.4]))
+        fresh = replace(noised_latents(walk.family, CONDITIONING, batch), blend=blend)
+        sample = walk.paths.place(step, slice(0, BATCH), fresh, batch)
+        assert sample.blend is not None
+        assert sample.blend.weight.tolist() == pytest.approx([0.1, 0, 0.3, 0])
+        walk.paths.advance(step, slice(0, BATCH), sample, sample.x_t)
 
 
 def test_a_buffer_of_several_batches_takes_turns(loop: Any, narrow: Student) -> None:

@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 
+from condistill.distill.settings import DistillSettings
 from condistill.distill.solver import END, SolverGrid, check_steps
 from condistill.errors import CondistillError
-from condistill.settings import DistillSettings
 from condistill.teachers.family import Family
 
 

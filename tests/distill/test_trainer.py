@@ -19,10 +19,10 @@ from condistill.distill import random_conditioning as rc
 from condistill.distill.batches import BatchSource
 from condistill.distill.checkpoints import list_checkpoints, load_checkpoint
 from condistill.distill.history import HISTORY_NAME, read_history
+from condistill.distill.settings import DistillSettings
 from condistill.distill.trainer import Trainer, batch_source, random_conditioning
 from condistill.errors import CondistillError, NonFiniteLossError
 from condistill.prompts.pool import PromptPool
-from condistill.settings import DistillSettings
 from condistill.students.derive import Student, derive_student
 from condistill.students.features import feature_pairs, make_maps
 from condistill.students.guidance import with_guidance
@@ -178,6 +178,72 @@ def test_a_resumed_run_has_its_moving_states_where_they_were(make: Make, tmp_pat
     make(tmp_path / "cut", **scheduled).run()
     assert "paths" in state(tmp_path / "cut")
     assert_same_state(tmp_path / "whole", tmp_path / "cut")
+
+
+LEARNING: dict[str, Any] = {
+    "random_text": {
+        "candidates": 3, "novelty": 0.5, "disagreement": 2.0, "clusters": 4, "distance": 0.5, "interpolate": 0.5
+    },
+    "empty_prompt_probability": 0.0,
+    "random_conditioning": {"lambda": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [None, pytest.param({"start": "noise", "share": 0.5}, marks=pytest.mark.slow)])
+def test_a_resumed_run_has_learned_which_prompts_to_choose(
+    make: Make, tmp_path: Path, path: dict[str, Any] | None
+) -> None:
+    learning = {**SCHEDULED, **LEARNING, "steps": 4, "path": path}
+    make(tmp_path / "whole", **learning).run()
+    with pytest.raises(RuntimeError):
+        make(tmp_path / "cut", **learning).run(stop_after(3))
+    make(tmp_path / "cut", **learning).run()
+    assert_same_state(tmp_path / "whole", tmp_path / "cut")
+    learned = state(tmp_path / "cut")["random_text"]
+    assert (learned["loss_sums"] != 1).any()
+    assert learned["level_weights"].sum() > 0
+
+
+def test_random_texts_that_are_not_chosen_are_the_papers(make: Make, tmp_path: Path) -> None:
+    make(tmp_path / "paper", steps=2, ema_decay=0.9).run()
+    make(tmp_path / "text", steps=2, ema_decay=0.9, random_text={}).run()
+    assert_same_state(tmp_path / "paper", tmp_path / "text")
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_clusters_learn_from_isolated_samples_that_were_repaired(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float | None
+) -> None:
+    path = {"start": "cache", "share": share} if share else None
+    trainer = make(tmp_path, steps=3, batch_size=8, path=path, **{**LEARNING, "empty_prompt_probability": 0.3})
+    text, noted, placed = trainer.random_text, [], []
+    assert text is not None
+    note, losses = text.note, trainer.objective._losses
+    monkeypatch.setattr(text, "note", lambda *given: (noted.append(given[-1]), note(*given)))
+    monkeypatch.setattr(trainer.objective, "_losses", lambda *given: (placed.append(given[0]), losses(*given))[1])
+    trainer.run()
+    for counted, sample in zip(noted, placed, strict=True):
+        isolated = torch.tensor([i % 2 == 0 for i in range(8)]) if share else torch.ones(8, dtype=torch.bool)
+        empty = torch.tensor([prompt == "" for prompt in sample.prompts])
+        assert torch.equal(counted, isolated & sample.replaced & ~empty)
+    assert torch.cat(noted).any()
+    assert not torch.cat(noted).all()
+
+
+def test_paths_from_pure_noise_begin_with_a_chosen_prompt(
+    make: Make, tmp_path: Path, tiny_cache: LatentCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = {"candidates": 3, "novelty": 1.0}
+    trainer = make(
+        tmp_path, steps=1, random_text=text, path={"start": "noise", "share": 0.5}, empty_prompt_probability=0.0
+    )
+    (batch,) = trainer.source(0)
+    assert trainer.random_text is not None
+    chosen = trainer.random_text.choose(batch).random
+    assert chosen != batch.random
+    trainer.run()
+    assert trainer.paths is not None
+    assert [trainer.paths.prompts[0][i] for i in (1, 3)] == [chosen[i] for i in (1, 3)]
 
 
 def test_a_path_of_one_state_is_the_papers_training(make: Make, tmp_path: Path) -> None:

@@ -175,3 +175,51 @@ def test_what_is_no_pool_is_refused(tmp_path: Path) -> None:
             PromptPool.open(other)
     with pytest.raises(CorruptError):
         PromptPool.open(tmp_path)
+
+
+def build(folder: Path, **files: str) -> PromptPool:
+    paths = [folder / f"{name}.txt" for name in files]
+    for path, lines in zip(paths, files.values(), strict=True):
+        path.write_text("\n".join(lines) + "\n")
+    return PromptPool.build(paths, folder / "pool.arrow")
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_the_prompts_of_a_source_are_those_no_file_before_it_had(tmp_path: Path) -> None:
+    made = build(tmp_path, a="pqrpst", b="tuv", c="wpx")
+    ranges = made.source_ranges()
+    assert {name: made.take(np.array(mine)) for name, mine in ranges.items()} == {
+        "a.txt": list("pqrst"),
+        "b.txt": list("uv"),
+        "c.txt": list("wx"),
+    }
+
+
+def test_a_file_that_is_given_twice_is_one_source(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("p\nq\n")
+    (tmp_path / "b.txt").write_text("r\n")
+    files = [tmp_path / name for name in ("a.txt", "b.txt", "a.txt")]
+    assert PromptPool.build(files, tmp_path / "pool.arrow").source_ranges() == {"a.txt": range(2), "b.txt": range(2, 3)}
+
+
+def test_sources_that_cannot_be_told_apart_or_are_bare_are_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        CondistillError, match=r"'b.txt' has no prompt of its own.*list it before them, or leave it out"
+    ):
+        build(tmp_path, a="pq", b="q", c="r").source_ranges()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").write_text("z\n")
+    same = PromptPool.build([tmp_path / "a.txt", tmp_path / "other" / "a.txt"], tmp_path / "same.arrow")
+    with pytest.raises(CondistillError, match=r"two files of the prompt pool are called 'a.txt'; rename one"):
+        same.source_ranges()
+
+
+def test_a_pool_of_an_older_version_is_read_and_asked_for_anew_where_its_sources_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dumps = pool.json.dumps
+    monkeypatch.setattr(pool.json, "dumps", lambda data: dumps({k: v for k, v in data.items() if k != "kept_of"}))
+    old = build(tmp_path, a="pq")
+    assert list(old) == ["p", "q"]
+    with pytest.raises(CondistillError, match=r"pool.arrow is of an older version .*delete it, and it is built again"):
+        old.source_ranges()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from condistill.distill.settings import DistillSettings
 from condistill.errors import CondistillError
-from condistill.settings import DistillSettings
 from condistill.students.derive import derive_student
 from condistill.students.guidance import guidance_kind, guidance_learnt, with_guidance
 

@@ -69,6 +69,31 @@ def test_a_denoiser_in_half_precision_is_asked_in_its_own_dtype_and_answers_in_f
     torch.testing.assert_close(given, full, rtol=0.1, atol=0.1)
 
 
+def test_an_embedding_is_the_mean_of_the_text_less_the_empty_prompts_of_unit_length(
+    tiny_family: Family, oracle: StableDiffusionPipeline
+) -> None:
+    prompts = ["a large red star at the top on snow", "", "a small blue box"]
+    with torch.no_grad():
+        embeds, _ = oracle.encode_prompt(prompts, oracle.device, 1, False)
+    means = embeds.double().mean(1)
+    said = means - means[1]
+    given = tiny_family.text_embedding(prompts)
+    assert given.dtype == torch.float32
+    assert not given[1].any()
+    for i in (0, 2):
+        torch.testing.assert_close(given[i].double(), said[i] / said[i].norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_condition_on_the_way_to_another_is_their_weighted_sum() -> None:
+    one, two = (Condition({"a": torch.full((3, 2, 2), v), "b": torch.full((3,), -v)}) for v in (1.0, 5.0))
+    between = one.lerp(two, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
+    assert between.tensors["a"][:, 0, 0].tolist() == [1, 2, 5]
+    assert between.tensors["b"].tolist() == [-1, -2, -5]
+    assert between.tensors["a"].shape == (3, 2, 2)
+    half = one.to(torch.bfloat16).lerp(two.to(torch.bfloat16), torch.tensor([0.5] * 3))
+    assert half.tensors["a"].dtype == torch.bfloat16
+
+
 def test_noise_is_added_as_the_scheduler_adds_it(family: Family) -> None:
     timesteps = torch.tensor([0, 500])
     expected = DDPMScheduler.from_config(family.pipeline.scheduler.config).add_noise(latents(0), latents(1), timesteps)

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from condistill.atomic import write_text
-from condistill.settings import CacheSettings, ConsistencySettings, DistillSettings, ProgressiveSettings
+from condistill.distill.settings import ConsistencySettings, DistillSettings, ProgressiveSettings
+from condistill.settings import CacheSettings
 
 _FILE_NAME = "seconds.json"
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from condistill.distill import random_conditioning as rc
 from condistill.distill.samples import Sample
+from condistill.distill.settings import ConsistencySettings, DistillSettings, ProgressiveSettings
 from condistill.distill.solver import SolverGrid
-from condistill.settings import ConsistencySettings, DistillSettings, ProgressiveSettings
 from condistill.students.derive import Student
 from condistill.students.features import FeatureKind, FeaturePair, FeatureRecorder, layer_weights
 from condistill.students.guidance import guidance_kind
@@ -86,6 +86,8 @@ class Objective:
         family, count = self.family, len(sample.x_t)
         x_t, timesteps = sample.x_t, sample.timesteps.to(family.device)
         condition = family.encode(sample.prompts)
+        if sample.blend:
+            condition = condition.lerp(family.encode(sample.blend.partners), sample.blend.weight)
         if sample.guidance_scale is not None:
             condition = condition.with_guidance_scale(sample.guidance_scale)
         with_null = self.settings.guidance_weight > 0

@@ -18,8 +18,8 @@ from condistill.distill.batches import Batch
 from condistill.distill.objective import Moves
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.samples import Sample, pure_noise
+from condistill.distill.settings import PathSettings
 from condistill.distill.solver import END, SolverGrid
-from condistill.settings import PathSettings
 from condistill.teachers.family import Family
 
 
@@ -89,6 +89,7 @@ class Paths:
             x_0=isolated.x_0,
             noise=isolated.noise,
             guidance_scale=scale,
+            blend=isolated.blend.where(~on_path) if isolated.blend else None,
         )
 
     def _lengths(self, step: int, batch: Batch) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from condistill.distill.batches import Batch
+from condistill.distill.batches import Batch, Blend
 from condistill.distill.random_conditioning import RandomConditioning
+from condistill.distill.random_text import apparent_level
 from condistill.distill.solver import SolverGrid
 from condistill.teachers.family import Family
 
@@ -29,6 +30,13 @@ class Sample:
     """x_t is these two at its timestep, wherever there is a true target."""
     guidance_scale: Tensor | None = None
     """What the student is told, where it is told one: float64 `[B]`, on the CPU."""
+    blend: Blend | None = None
+    """What the prompts are blended with; None: nothing."""
+
+    @property
+    def repaired(self) -> Tensor:
+        """Of isolated samples, those with a random prompt: bool `[B]`."""
+        return self.replaced & torch.tensor([bool(prompt) for prompt in self.prompts])
 
 
 def noised_latents(
@@ -51,9 +59,12 @@ def noised_latents(
     uniform = draws.uniform ** (1 / (1 + timestep_bias))
     timesteps = grid.draw(uniform) if grid else family.timesteps(uniform)
     level = family.noise_level(timesteps)
+    if batch.stretch is not None:
+        level = apparent_level(level, batch.stretch)
     prompts, replaced = conditioning(batch.own, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
     x_t = family.add_noise(x_0, noise, timesteps.to(family.device))
-    return Sample(x_t, timesteps, prompts, replaced, x_0, noise, batch.guidance_scale)
+    sample = Sample(x_t, timesteps, prompts, replaced, x_0, noise, batch.guidance_scale)
+    return replace(sample, blend=batch.blend.where(sample.repaired)) if batch.blend else sample
 
 
 def pure_noise(family: Family, conditioning: RandomConditioning, batch: Batch, first_timestep: int) -> Sample:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from condistill.distill.settings import ConsistencySettings, DistillSettings
 from condistill.errors import CondistillError
-from condistill.settings import ConsistencySettings, DistillSettings
 from condistill.teachers.family import Family
 
 END = -1

@@ -11,7 +11,7 @@ import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class PromptPool:
         self.counts = PoolCounts(**tail["counts"])
         self.sources: tuple[str, ...] = tuple(head["sources"])
         """Names of the files it was built from."""
+        self._kept_of: list[int] | None = tail.get("kept_of")
         self._reader = reader
         self._rows: int = head["rows"]
         self._columns: dict[int, Any] = {}
@@ -83,8 +84,7 @@ class PromptPool:
             )
         for file in files:  # a mistake in the last file is told before the first is converted
             next(read_prompts(file, column=column), None)
-        prompts = chain.from_iterable(read_prompts(file, column=column) for file in files)
-        _write(prompts, Path(out), names, on_progress)
+        _write([read_prompts(file, column=column) for file in files], Path(out), names, on_progress)
         return cls.open(out)
 
     @classmethod
@@ -94,7 +94,7 @@ class PromptPool:
         Raises:
             CondistillError: no prompt is left, or one is not text.
         """
-        _write(prompts, Path(out), [], None)
+        _write([prompts], Path(out), [], None)
         return cls.open(out)
 
     @classmethod
@@ -148,6 +148,30 @@ class PromptPool:
         """`n` prompts, uniformly and with replacement."""
         return self.take(generator.integers(len(self), size=n))
 
+    def source_ranges(self) -> dict[str, range]:
+        """Where the prompts of each source lie, by the name of its file; those it shares count for the first alone.
+
+        Raises:
+            CondistillError: a source has no prompt of its own, two share a name, or the pool does not know.
+        """
+        if self._kept_of is None:
+            raise CondistillError(
+                f"{self.path} is of an older version and does not say which prompts are of which file; delete it, "
+                "and it is built again"
+            )
+        ranges: dict[str, range] = {}
+        for name, end, count in zip(self.sources, accumulate(self._kept_of), self._kept_of, strict=True):
+            mine = range(end - count, end)
+            if mine and ranges.get(name):
+                raise CondistillError(f"two files of the prompt pool are called {name!r}; rename one")
+            ranges[name] = ranges.get(name) or mine
+        if bare := [name for name, mine in ranges.items() if not mine]:
+            raise CondistillError(
+                f"{bare[0]!r} has no prompt of its own: all are in the files before it; list it before them, or leave "
+                "it out"
+            )
+        return ranges
+
     def _column(self, batch: int) -> Any:
         if batch not in self._columns:
             column = self._reader.get_batch(batch).column(0)
@@ -160,13 +184,19 @@ class PromptPool:
 
 
 def _write(
-    prompts: Iterable[str], out: Path, sources: Sequence[str], on_progress: Callable[[int], None] | None
+    parts: Sequence[Iterable[str]], out: Path, sources: Sequence[str], on_progress: Callable[[int], None] | None
 ) -> None:
-    """Stream the distinct, non-empty prompts to `out`; in memory: one batch and a digest per prompt kept."""
+    """Stream the distinct, non-empty prompts to `out`; in memory: one batch and a digest per prompt kept.
+
+    Args:
+        parts: the prompts of every source.
+        sources: their names; none where they come from no file.
+    """
     seen: set[bytes] = set()
     content = hashlib.sha256()
     rows: list[str] = []
     read = empty = 0
+    kept_of = [0] * len(parts)
     head = json.dumps({"format": _FORMAT, "rows": BATCH_ROWS, "sources": list(sources)})
     schema = pa.schema([pa.field("prompt", pa.large_string(), nullable=False)], metadata={_KEY: head})
 
@@ -174,7 +204,8 @@ def _write(
         return pa.record_batch([pa.array(rows, pa.large_string())], schema=schema)
 
     with atomic_file(out) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for read, raw in enumerate(prompts, start=1):
+        numbered = ((number, prompt) for number, prompts in enumerate(parts) for prompt in prompts)
+        for read, (source, raw) in enumerate(numbered, start=1):
             if on_progress and read % BATCH_ROWS == 0:
                 on_progress(read)
             prompt, encoded = _clean(raw)
@@ -182,6 +213,7 @@ def _write(
                 empty += 1
             elif (digest := prompt_digest(prompt)) not in seen:
                 seen.add(digest)
+                kept_of[source] += 1
                 content.update(len(encoded).to_bytes(8, "little") + encoded)
                 rows.append(prompt)
                 if len(rows) == BATCH_ROWS:
@@ -195,7 +227,7 @@ def _write(
             writer.write_batch(record_batch())
             rows.clear()
         counts = PoolCounts(read=read, kept=len(seen), empty=empty, duplicates=read - empty - len(seen))
-        tail = json.dumps({"content_hash": content.hexdigest(), "counts": asdict(counts)})
+        tail = json.dumps({"content_hash": content.hexdigest(), "counts": asdict(counts), "kept_of": kept_of})
         writer.write_batch(record_batch(), custom_metadata={_KEY: tail})
     if on_progress:
         on_progress(read)

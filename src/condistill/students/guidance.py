@@ -13,8 +13,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from condistill.distill.settings import ConsistencySettings, DistillSettings
 from condistill.errors import CondistillError
-from condistill.settings import ConsistencySettings, DistillSettings
 from condistill.students.costs import plain_config
 from condistill.students.derive import Student
 

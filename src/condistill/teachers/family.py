@@ -47,6 +47,14 @@ class Condition:
         names = parts[0].tensors
         return Condition({name: torch.cat([part.tensors[name] for part in parts]) for name in names})
 
+    def lerp(self, other: Condition, weight: Tensor) -> Condition:
+        """On the straight way to another, as `torch.lerp`: this one where `weight` `[B]` is 0, the other where 1."""
+
+        def between(one: Tensor, two: Tensor) -> Tensor:
+            return torch.lerp(one, two, weight.to(one).view(-1, *[1] * (one.dim() - 1)))
+
+        return Condition({name: between(one, other.tensors[name]) for name, one in self.tensors.items()})
+
 
 class Family(ABC):
     """A teacher pipeline and how to speak to its denoiser.
@@ -99,6 +107,10 @@ class Family(ABC):
     def null_condition(self, n: int) -> Condition:
         """What guidance is measured against, length n: the empty prompt unless a family says otherwise."""
         return self.encode([""] * n)
+
+    @abstractmethod
+    def text_embedding(self, prompts: Sequence[str]) -> Tensor:
+        """What tells prompts apart: float32 `[B, D]` of unit length, and zeros for the empty prompt."""
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:

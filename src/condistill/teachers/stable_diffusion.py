@@ -61,6 +61,13 @@ class StableDiffusion(Family):
         embeds, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
         return Condition({"prompt_embeds": embeds})
 
+    @torch.no_grad()
+    def text_embedding(self, prompts: Sequence[str]) -> Tensor:
+        # less the empty prompt's: most of a mean over tokens, padding included, is common to all prompts
+        means = self.encode([*prompts, ""]).tensors["prompt_embeds"].float().mean(1)
+        said = torch.tensor([bool(prompt) for prompt in prompts], device=means.device)  # rounding says a little too
+        return nn.functional.normalize((means[:-1] - means[-1]) * said[:, None])
+
     def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         dtype, config = self._dtype(denoiser), cast("Any", denoiser.config)
         inputs = {"encoder_hidden_states": condition.tensors["prompt_embeds"].to(dtype)}
