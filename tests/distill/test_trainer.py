@@ -120,7 +120,7 @@ SCHEDULED = {"lr_scheduler": "cosine", "warmup_steps": 2, "ema_decay": 0.9, "log
 @pytest.mark.parametrize(
     "changes",
     [
-        {"path": {"start": "noise", "num_inference_steps": 3}},
+        pytest.param({"path": {"start": "noise", "num_inference_steps": 3}}, marks=pytest.mark.slow),
         {"few_steps": {"method": "consistency", "num_inference_steps": 2, "solver_steps": 10}},
     ],
 )
@@ -165,10 +165,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Make, tmp_p
 
 PATHS: list[Any] = [
     {"start": "noise", "follow": "moving", "share": 0.5, "num_inference_steps": 3, "guidance_scale": 2.0},
-    pytest.param({"start": "cache", "steps": 3, "follow": "student", "buffer": 2}, marks=pytest.mark.slow),
+    {"start": "cache", "steps": 3, "follow": "student", "buffer": 2},
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_a_resumed_run_has_its_moving_states_where_they_were(make: Make, tmp_path: Path, path: dict[str, Any]) -> None:
     scheduled = {**SCHEDULED, "steps": 4, "path": path}
@@ -189,7 +190,8 @@ LEARNING: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", [None, pytest.param({"start": "noise", "share": 0.5}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [None, {"start": "noise", "share": 0.5}])
 def test_a_resumed_run_has_learned_which_prompts_to_choose(
     make: Make, tmp_path: Path, path: dict[str, Any] | None
 ) -> None:
@@ -210,7 +212,7 @@ def test_random_texts_that_are_not_chosen_are_the_papers(make: Make, tmp_path: P
     assert_same_state(tmp_path / "paper", tmp_path / "text")
 
 
-@pytest.mark.parametrize("share", [None, 0.5])
+@pytest.mark.parametrize("share", [None, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_clusters_learn_from_isolated_samples_that_were_repaired(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float | None
 ) -> None:
