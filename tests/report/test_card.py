@@ -30,13 +30,21 @@ METRICS: dict[str, Any] = {
 }
 
 
-def _card(pipeline: str = "miniature", *, words: list[str] | None = None, **changes: Any) -> str:
+def _card(
+    pipeline: str = "miniature",
+    *,
+    words: list[str] | None = None,
+    evaluate: dict[str, Any] | None = None,
+    **changes: Any,
+) -> str:
     recipe = Recipe.from_dict(
         {
             "teacher": {"pipeline": pipeline},
             "prompts": {"files": ["/home/me/secret/prompts.txt"], "unseen_words": words or []},
+            "cache": {"guidance_scale": 2.5},
             "student": {"preset": "b-small"},
             "variants": {"small": {"distill": {"steps": 1234}}},
+            "evaluate": evaluate or {},
         }
     )
     given: dict[str, Any] = {"name": "small", "recipe": recipe, "kept": ["half"], "sizes": SIZES, "metrics": None}
@@ -89,7 +97,7 @@ def test_scores_are_shown_where_there_are_any() -> None:
 
 
 def test_the_loading_example_is_python_with_the_measured_settings() -> None:
-    code = re.findall(r"```python\n(.*?)```", _card(metrics=METRICS), re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", _card(evaluate={"num_inference_steps": 12}), re.DOTALL)
     assert len(code) == 1
     ast.parse(code[0])
     assert "DiffusionPipeline.from_pretrained(" in code[0]
@@ -101,10 +109,11 @@ def test_the_loading_example_names_a_scale_that_the_student_is_told() -> None:
         data: dict[str, Any] = {
             "teacher": {"pipeline": "miniature"},
             "prompts": {"files": ["miniature"]},
+            "cache": {"guidance_scale": 2.5},
             "student": {"preset": "b-small"},
             "variants": {"small": {"distill": {"fold_guidance": fold}}},
         }
-        assert f"guidance_scale={scale})" in _card(recipe=Recipe.from_dict(data), metrics=METRICS)
+        assert f"guidance_scale={scale})" in _card(recipe=Recipe.from_dict(data))
 
 
 def test_markdown_in_words_and_lines_does_nothing() -> None:

@@ -18,7 +18,6 @@ from condistill.report.numbers import (
     SI_UNITS,
     SPLITS,
     TEACHER,
-    finite,
     look,
     models,
     percent,
@@ -27,6 +26,7 @@ from condistill.report.numbers import (
     splits,
 )
 from condistill.report.verdict import BASELINE, PROMPTS
+from condistill.sampling import planned_sampling
 from condistill.settings import MINIATURE
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -85,7 +85,7 @@ def model_card(
         _size_section(sizes),
         _kept_section(kept),
         _score_section(name, metrics),
-        _loading(name, recipe, metrics),
+        _loading(name, recipe),
         _settings_section(name, recipe),
         "## Limits and licence\n\n"
         "The student can draw at most what its teacher can, and has its teacher's biases. "
@@ -153,16 +153,8 @@ def _score_section(name: str, metrics: Mapping[str, Any] | None) -> str:
     return "## Scores\n\n" + _table(["", *[shown[model] for model in columns]], rows) + "\n\n" + " ".join(notes)
 
 
-def _loading(name: str, recipe: Recipe, metrics: Mapping[str, Any] | None) -> str:
-    distill = recipe.variant(name)[1]
-    few_steps = distill.few_steps
-    steps = few_steps.num_inference_steps if few_steps else finite((metrics or {}).get("num_inference_steps"))
-    steps = steps or recipe.evaluate.num_inference_steps or recipe.cache.num_inference_steps
-    guidance = finite((metrics or {}).get("guidance_scale"))
-    if guidance is None:
-        given = recipe.evaluate.guidance_scale
-        guidance = recipe.cache.guidance_scale if given is None else given
-    guidance = distill.nearest_guidance(guidance)
+def _loading(name: str, recipe: Recipe) -> str:
+    how = planned_sampling(recipe, name)
     prompt = json.dumps(_EXAMPLE.get(recipe.teacher.pipeline, "a lighthouse at dusk, oil painting"))
     return f"""## How to load it
 
@@ -170,7 +162,7 @@ def _loading(name: str, recipe: Recipe, metrics: Mapping[str, Any] | None) -> st
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("path/to/{name}")
-image = pipeline({prompt}, num_inference_steps={int(steps)}, guidance_scale={guidance}).images[0]
+image = pipeline({prompt}, num_inference_steps={how.num_inference_steps}, guidance_scale={how.guidance_scale}).images[0]
 ```
 
 It is an ordinary diffusers pipeline; condistill is not needed to use it."""
