@@ -187,7 +187,7 @@ def test_unseen_words_that_no_prompt_has_are_refused(tmp_path: Path, tiny_pipeli
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{source_weights: {prompts.txt: 1.0, same.txt: 1.0}}", "'same.txt' has no prompt of its own"),
+        ("{source_weights: {prompts.txt: 1.0, same.txt: 1.0}}", "'same.txt' has no prompt of its own: .* and it 0"),
         ("{candidates: 2, disagreement: 1.0, clusters: 17}", "clusters is 17 and the pool has 16 prompts"),
     ],
 )
@@ -225,6 +225,18 @@ def test_what_cannot_be_used_is_told_before_the_teacher_is_loaded(
         pytest.skip("wandb is installed on this machine")
     with pytest.raises(CondistillError, match=told):
         fresh(tmp_path, tiny_pipeline_dir).again(override)
+
+
+def test_what_would_fail_late_is_told_before_anything_is_trained_though_the_cache_is_there(run: Run) -> None:
+    before = times(run.out)
+    student = (
+        "{distill: {fold_guidance: 3.0, few_steps: {method: consistency, num_inference_steps: 2, solver_steps: 30}}}"
+    )
+    with pytest.raises(CondistillError, match=r"the student 'late' cannot be made: .*solver_steps is 30"):
+        run.again(f"variants.late={student}", update=True)
+    assert {file: time for file, time in times(run.out).items() if file.name != "recipe.yaml"} == {
+        file: time for file, time in before.items() if file.name != "recipe.yaml"
+    }
 
 
 @pytest.mark.parametrize(
@@ -327,8 +339,8 @@ def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> N
     run.out = run.out.with_name("fast")
     run.again(*FAST)
     models = json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))["models"]
-    assert models["teacher"]["sampling"] == {"num_inference_steps": 2, "denoiser_calls": 4}
-    assert models["fast"]["sampling"] == {"num_inference_steps": 2, "denoiser_calls": 2}
+    assert models["teacher"]["sampling"] == {"num_inference_steps": 2, "guidance_scale": 3.0, "denoiser_calls": 4}
+    assert models["fast"]["sampling"] == {"num_inference_steps": 2, "guidance_scale": 3.0, "denoiser_calls": 2}
     assert models["fast"]["compute"]["teacher_forwards"] == 4 * models["fast"]["compute"]["student_forwards"]
     assert models["full"]["compute"]["teacher_forwards"] == 2 * models["full"]["compute"]["student_forwards"]
     folder = run.out / "pipelines" / "fast"
@@ -342,7 +354,7 @@ def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> N
     pipeline("a ball", num_inference_steps=2, guidance_scale=7.5, output_type="latent")
     assert calls == [1, 1]  # guidance is folded in: a batch of one, whatever scale is asked for
     assert models["faster"]["size"] == models["fast"]["size"]
-    assert models["faster"]["sampling"] == {"num_inference_steps": 1, "denoiser_calls": 1}
+    assert models["faster"]["sampling"] == {"num_inference_steps": 1, "guidance_scale": 3.0, "denoiser_calls": 1}
     alone = {key: models["fast"]["compute"][key] for key in ("teacher_forwards", "student_forwards", "cache_forwards")}
     whole = models["faster"]["compute"]
     assert whole["student_forwards"] == 2 * alone["student_forwards"]  # its own training, and that of its teacher
@@ -393,7 +405,7 @@ def test_students_draw_in_one_forward_with_the_scale_they_are_told_and_in_few_st
     for name, hears in (("told", True), ("fixed", False), ("quick", True), ("quick_fixed", False)):
         folder = run.out / "pipelines" / name
         said = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
-        assert said["guidance_scale"] == (8.0 if hears else 9.0)
+        assert said["guidance_scale"] == (8.0 if hears else 3.0)
         pipeline = DiffusionPipeline.from_pretrained(folder)
         assert (type(pipeline.scheduler).__name__ == "LCMScheduler") == name.startswith("quick")
         sizes: list[int] = []

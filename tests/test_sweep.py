@@ -335,6 +335,17 @@ def test_another_schedule_replaces_the_recipes(tmp_path: Path) -> None:
     assert exponential.model_dump() == {"schedule": "exponential", "lambda_": 2.0}
 
 
+def test_a_teacher_that_is_told_its_scale_is_counted_as_asked_once(recipe: Path) -> None:
+    text = """variants={
+        told: {},
+        again: {teacher: told, student: {width: 1.0}},
+    }"""
+    (run,) = plan(
+        Sweep(recipe, overrides=["distill.steps=100", "distill.fold_guidance=[2, 8]", text], equal_forwards=True)
+    )
+    assert [run.recipe.variant(name)[1].steps for name in ("told", "again")] == [100, 150]
+
+
 def test_equal_forwards_scales_the_steps_of_every_case(recipe: Path) -> None:
     asked = Sweep(
         recipe, grid=["distill.batch_size=[2, 4]"], overrides=["distill.steps=100"], equal_forwards=True, seeds=SEEDS

@@ -115,6 +115,7 @@ class Compression:
         self.say(f"condistill {self.run_dir.path}", style="bold")
         prompts = self.prompts()
         if last >= 1:
+            self._check_students(prompts)
             self.cache(prompts)
         if last >= 2:
             for name in self.recipe.variants:
@@ -229,6 +230,14 @@ class Compression:
         chosen = rng.choice(seen, size, replace=False).tolist()
         PromptPool.from_prompts(source.take(chosen), folder / "cached.arrow")
 
+    def _check_students(self, prompts: Prompts) -> None:
+        """Before anything is drawn or trained: whether all that is still to be trained can be."""
+        from condistill.checks import check_what_follows
+
+        if self.accelerator.is_main_process and not all(map(self._is_distilled, self.recipe.variants)):
+            check_what_follows(self.recipe, self.family, prompts)
+        self.accelerator.wait_for_everyone()
+
     # cache
 
     def _cache_stage(self) -> Stage:
@@ -238,8 +247,6 @@ class Compression:
 
     def cache(self, prompts: Prompts) -> LatentCache:
         """Let the teacher draw what is missing."""
-        from condistill.checks import check_what_follows
-
         settings, stage = self.recipe.cache, self._cache_stage()
         shards = [shard_name(i) for i in range(-(-len(prompts.cached) // settings.shard_size))]
         if not stage.is_done(MANIFEST_NAME, *shards):
@@ -247,7 +254,6 @@ class Compression:
             if accelerator.is_main_process:
                 verify_left(stage.begin())
                 check_space(stage.path, len(prompts.cached), self.family.latent_shape, settings.dtype)
-                check_what_follows(self.recipe, self.family, prompts)
             accelerator.wait_for_everyone()
             part = (accelerator.process_index, accelerator.num_processes)
             mine = len(prompts.cached) // accelerator.num_processes
@@ -271,6 +277,11 @@ class Compression:
         taught_by = self._distill_stage(teacher).key if teacher else self._cache_stage().key
         return self._stage(f"distill/{name}", taught_by, student.model_dump(), keyed)
 
+    def _is_distilled(self, name: str) -> bool:
+        from condistill.distill.stage import STUDENT_NAME
+
+        return self._distill_stage(name).is_done(STUDENT_NAME) and self.pipeline_path(name).is_dir()
+
     def pipeline_path(self, name: str) -> Path:
         """Where the finished pipeline of a variant lies."""
         return self.run_dir.path / "pipelines" / name
@@ -281,11 +292,11 @@ class Compression:
 
     def distill(self, name: str, prompts: Prompts) -> None:
         """Derive and train one student, and save its pipeline."""
-        from condistill.distill.stage import STUDENT_NAME, distill_variant
+        from condistill.distill.stage import distill_variant
         from condistill.evaluate.stage import load_student
 
         stage = self._distill_stage(name)
-        if stage.is_done(STUDENT_NAME) and self.pipeline_path(name).is_dir():
+        if self._is_distilled(name):
             self.say(f"{name}: done already, {self.pipeline_path(name)}")
             return
         if self.accelerator.is_main_process:

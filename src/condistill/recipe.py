@@ -85,10 +85,11 @@ class Recipe(Settings):
             self._check_sources(name, distilled[name])
             self._check_chain(name, distilled)
             scale = self.evaluate.guidance_scale
-            if scale is not None and distilled[name].nearest_guidance(scale) != scale:
+            told = distilled[name].guidance_range
+            if scale is not None and told and distilled[name].nearest_guidance(scale) != scale:
                 raise ValueError(
                     f"evaluate.guidance_scale is {scale:g}, and {name} is told scales of "
-                    f"{list(distilled[name].guidance_range or ())}; choose one of these, or null for the one nearest "
+                    f"{list(told)}; choose one of these, or null for the one nearest "
                     "to cache.guidance_scale"
                 )
         return self

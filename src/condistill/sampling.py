@@ -57,7 +57,9 @@ def planned_sampling(recipe: Recipe, name: str | None) -> Sampling:
         return Sampling(steps, guidance)
     distill = recipe.variant(name)[1]
     steps = distill.few_steps.num_inference_steps if distill.few_steps else steps
-    return Sampling(steps, distill.nearest_guidance(guidance), distill.few_steps)
+    for each in (name, *recipe.teachers(name)):  # guidance may have been folded in by one that it is made of
+        guidance = recipe.variant(each)[1].nearest_guidance(guidance)
+    return Sampling(steps, guidance, distill.few_steps)
 
 
 def read_sampling(pipeline: Path) -> Sampling:

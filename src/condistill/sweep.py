@@ -217,8 +217,11 @@ def _with_equal_steps(case: Case, recipe: Recipe, base: Recipe) -> Case:
     if "steps" in recipe.variants[case.name].distill:
         raise CondistillError("it sets distill.steps, which --equal-forwards chooses; leave out one of the two")
     _, settings = recipe.variant(case.name)
+    teacher = recipe.variants[case.name].teacher
+    told = teacher is not None and recipe.variant(teacher)[1].guidance_range is not None
     budget = base.distill.steps * sum(forwards_per_step(base.distill))
-    return replace(case, changes={**case.changes, "distill.steps": round(budget / sum(forwards_per_step(settings)))})
+    steps = round(budget / sum(forwards_per_step(settings, teacher_is_told=told)))
+    return replace(case, changes={**case.changes, "distill.steps": steps})
 
 
 def run_sweep(sweep: Sweep, out: Path, *, update: bool = False, console: Console | None = None) -> None:

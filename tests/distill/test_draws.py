@@ -38,6 +38,10 @@ def test_a_sample_depends_on_its_position_and_not_on_the_batch_it_is_in(
 def test_a_guidance_scale_is_drawn_after_all_the_rest_and_changes_none_of_it() -> None:
     with_guidance = draw(5, 3, range(8), with_guidance=True, **SIZES)
     assert rows(with_guidance) == rows(drawn(5, 3, range(8)))
+    texts = [draw(5, 3, range(8), with_guidance=told, texts=2, **SIZES).text for told in (False, True)]
+    assert texts[0] is not None
+    assert texts[1] is not None
+    assert (texts[0].prompts == texts[1].prompts).all()
     assert drawn(5, 3, range(8)).guidance is None
     assert with_guidance.guidance is not None
     alone = [draw(5, 3, [i], with_guidance=True, **SIZES).guidance for i in range(8)]

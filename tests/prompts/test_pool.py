@@ -202,11 +202,13 @@ def test_a_file_that_is_given_twice_is_one_source(tmp_path: Path) -> None:
     assert PromptPool.build(files, tmp_path / "pool.arrow").source_ranges() == {"a.txt": range(2), "b.txt": range(2, 3)}
 
 
-def test_sources_that_cannot_be_told_apart_or_are_bare_are_told(tmp_path: Path) -> None:
-    with pytest.raises(
-        CondistillError, match=r"'b.txt' has no prompt of its own.*list it before them, or leave it out"
-    ):
-        build(tmp_path, a="pq", b="q", c="r").source_ranges()
+def test_a_source_without_a_prompt_of_its_own_is_an_empty_range(tmp_path: Path) -> None:
+    pool = build(tmp_path, a="pq", b="q", c="r")
+    assert [len(mine) for mine in pool.source_ranges().values()] == [2, 0, 1]
+
+
+def test_sources_that_cannot_be_told_apart_are_told(tmp_path: Path) -> None:
+    build(tmp_path, a="pq")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.txt").write_text("z\n")
     same = PromptPool.build([tmp_path / "a.txt", tmp_path / "other" / "a.txt"], tmp_path / "same.arrow")

@@ -105,7 +105,7 @@ def test_the_loading_example_is_python_with_the_measured_settings() -> None:
 
 
 def test_the_loading_example_names_a_scale_that_the_student_is_told() -> None:
-    for fold, scale in (([3, 8], 3.0), ([2, 8], 2.5), (3.0, 2.5)):
+    for fold, scale in (([3, 8], 3.0), ([2, 8], 2.5), (3.0, 3.0)):
         data: dict[str, Any] = {
             "teacher": {"pipeline": "miniature"},
             "prompts": {"files": ["miniature"]},

@@ -93,7 +93,7 @@ def test_a_student_is_guided_as_its_teacher_unless_guidance_is_folded_in(kind, s
     [
         ("fixed", {"fold_guidance": 3.0}, "folded into the teacher already; leave out distill.fold_guidance"),
         ("fixed", {"fold_guidance": [2, 8]}, "folded into the teacher already"),
-        ("fixed", {"path": {"guidance_scale": 2.0}}, "leave out distill.fold_guidance and path.guidance_scale"),
+        ("fixed", {"path": {"guidance_scale": 2.0}}, "leave out distill.fold_guidance, guidance_weight and path"),
         ("told", {}, r"set distill.fold_guidance to a range \[low, high\]"),
         ("told", {"fold_guidance": 3.0}, r"set distill.fold_guidance to a range \[low, high\]"),
         ("unfolded", {"few_steps": CONSISTENCY}, "'consistency' learns where guided paths end; set distill.fold_gui"),

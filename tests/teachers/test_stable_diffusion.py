@@ -311,6 +311,11 @@ def test_a_teacher_of_another_parametrisation_is_refused(oracle: StableDiffusion
         with_scheduler(oracle, scheduler)
 
 
+def test_a_consistency_model_is_no_teacher(oracle: StableDiffusionPipeline) -> None:
+    with pytest.raises(CondistillError, match=r"LCMScheduler: .* give the pipeline that it was made of"):
+        with_scheduler(oracle, LCMScheduler.from_config(oracle.scheduler.config))
+
+
 def test_an_image_conditioned_teacher_is_refused(oracle: StableDiffusionPipeline) -> None:
     from condistill.miniature.build import build_denoiser
 

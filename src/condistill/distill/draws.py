@@ -64,7 +64,7 @@ def draw(
 ) -> Draws:
     """Draw the samples at these positions of a step's global batch, each with so many further `texts`.
 
-    What is asked for beside comes last in a sample's stream, so that it changes nothing that others see.
+    `texts` come last in a sample's stream, so that they change nothing that others see.
     """
     count = len(positions)
     indices = np.empty((count, 2), np.int64)
@@ -77,9 +77,7 @@ def draw(
         indices[row] = rng.integers(0, max(cache_size, 1)), rng.integers(0, pool_size)
         uniforms[row, :3] = rng.random(3)
         rng.standard_normal(out=noise[row], dtype=np.float32)
-        uniforms[row, 3] = rng.random()
-        if with_guidance:
-            guidance[row] = rng.random()
+        uniforms[row, 3], guidance[row] = rng.random(2)
         if texts:
             coins[row] = rng.random(3)
             prompts[row] = rng.random((texts, 2))

@@ -184,7 +184,7 @@ class DistillSettings(Settings):
     features: Literal["stages", "cross_attention", "self_attention", "attention_maps"] = "stages"
     """What the feature loss compares: the end of every stage, as in the paper; every attention of one kind; or how
     much of a place's attention goes to each token of the prompt."""
-    feature_layer_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    feature_layer_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
     """Factors of single layers' feature losses, by the teacher's name of the layer or of a block that holds it;
     1 for all others."""
     feature_normalization: Literal["none", "teacher"] = "none"
@@ -238,8 +238,9 @@ class DistillSettings(Settings):
         return self.fold_guidance if isinstance(self.fold_guidance, tuple) else None
 
     def nearest_guidance(self, scale: float) -> float:
-        """The scale itself, unless the student is told scales of a range: then the nearest of these."""
-        low, high = self.guidance_range or (scale, scale)
+        """Of the scales that the student draws with, the nearest; all, unless guidance is folded in."""
+        fold = self.fold_guidance
+        low, high = fold if isinstance(fold, tuple) else (fold or scale, fold or scale)
         return min(max(scale, low), high)
 
     @property
@@ -273,7 +274,7 @@ class DistillSettings(Settings):
         if self.x0_clip is not None and (self.output_weighting != "x0" or self.x0_clip[0] > self.x0_clip[1]):
             raise ValueError("x0_clip is (smallest, largest) and goes with output_weighting 'x0' only")
         how = (self.features, self.feature_normalization, self.feature_weighting, self.feature_layer_weights)
-        if self.feature_weight == 0 and how != ("stages", "none", "uniform", {}):
+        if self.feature_weight == 0 and how != ("stages", "none", "uniform", None):
             raise ValueError(
                 "features, feature_normalization, feature_weighting and feature_layer_weights need a feature_weight "
                 "above 0"

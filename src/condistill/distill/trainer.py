@@ -209,6 +209,8 @@ class Trainer:
             family, self.conditioning, batch, timestep_bias=settings.timestep_bias, grid=self.objective.grid
         )
         repaired = sample.repaired
+        if sample.blend:
+            repaired &= sample.blend.weight == 0  # a blend is of no cluster
         if paths:
             sample = paths.place(self.step, rows, sample, batch)
         terms, predictions = self.objective(self.model, sample)

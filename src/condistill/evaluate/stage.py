@@ -86,6 +86,7 @@ def _costs(
         costs[name] = {
             "sampling": {
                 "num_inference_steps": how.num_inference_steps,
+                "guidance_scale": how.guidance_scale,
                 "denoiser_calls": how.denoiser_calls(denoiser),
             },
             "size": _size(denoiser, family.text_length),

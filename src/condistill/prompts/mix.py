@@ -36,6 +36,10 @@ class SourceMix:
             return cls(np.array([0]), np.array([len(pool)]), np.array([1.0]))
         check_sources(weights, pool.sources)
         ranges = pool.source_ranges()
+        if bare := [name for name, mine in ranges.items() if weights[name] and not mine]:
+            raise CondistillError(
+                f"{bare[0]!r} has no prompt of its own: all are in the files before it; give those the weight, and it 0"
+            )
         shares = np.cumsum([weights[name] for name in ranges], dtype=np.float64)
         starts, counts = [mine.start for mine in ranges.values()], [len(mine) for mine in ranges.values()]
         return cls(np.array(starts), np.array(counts), shares / shares[-1])

@@ -152,7 +152,7 @@ class PromptPool:
         """Where the prompts of each source lie, by the name of its file; those it shares count for the first alone.
 
         Raises:
-            CondistillError: a source has no prompt of its own, two share a name, or the pool does not know.
+            CondistillError: two sources share a name, or the pool does not know.
         """
         if self._kept_of is None:
             raise CondistillError(
@@ -165,11 +165,6 @@ class PromptPool:
             if mine and ranges.get(name):
                 raise CondistillError(f"two files of the prompt pool are called {name!r}; rename one")
             ranges[name] = ranges.get(name) or mine
-        if bare := [name for name, mine in ranges.items() if not mine]:
-            raise CondistillError(
-                f"{bare[0]!r} has no prompt of its own: all are in the files before it; list it before them, or leave "
-                "it out"
-            )
         return ranges
 
     def _column(self, batch: int) -> Any:

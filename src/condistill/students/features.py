@@ -117,12 +117,14 @@ def attention_map(
     return shares.view(-1, attention.heads, *shares.shape[1:]).mean(1).transpose(1, 2)
 
 
-def layer_weights(weights: Mapping[str, float], pairs: Sequence[FeaturePair]) -> list[float]:
+def layer_weights(weights: Mapping[str, float] | None, pairs: Sequence[FeaturePair]) -> list[float]:
     """The weight of each pair: that of the longest name in `weights` that its teacher layer is, or lies in; else 1.
 
     Raises:
         CondistillError: a name has no layer that is compared.
     """
+
+    weights = weights or {}
 
     def within(layer: str, name: str) -> bool:
         return f"{layer}.".startswith(f"{name}.")

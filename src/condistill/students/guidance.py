@@ -38,9 +38,11 @@ def guidance_learnt(kind: GuidanceKind, settings: DistillSettings) -> GuidanceKi
         CondistillError: the settings do not fit the teacher; says which `distill.fold_guidance` does.
     """
     path = settings.path
-    if kind == "fixed" and (settings.fold_guidance or (path and path.guidance_scale != 1)):
+    guided_again = settings.fold_guidance or settings.guidance_weight or (path and path.guidance_scale != 1)
+    if kind == "fixed" and guided_again:
         raise CondistillError(
-            "guidance is folded into the teacher already; leave out distill.fold_guidance and path.guidance_scale"
+            "guidance is folded into the teacher already; leave out distill.fold_guidance, guidance_weight and "
+            "path.guidance_scale"
         )
     if kind == "told" and not settings.guidance_range:
         raise CondistillError(

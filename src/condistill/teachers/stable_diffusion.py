@@ -25,6 +25,11 @@ class StableDiffusion(Family):
         from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
 
         super().__init__(pipeline)
+        if isinstance(pipeline.scheduler, LCMScheduler):
+            raise CondistillError(
+                "the teacher's scheduler is LCMScheduler: a consistency model says where a path ends, not how it goes "
+                "on, so it cannot teach; give the pipeline that it was made of"
+            )
         self._noise = DDPMScheduler.from_config(pipeline.scheduler.config)
         self._solver = DDIMScheduler.from_config(
             pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, thresholding=False
