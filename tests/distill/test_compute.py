@@ -39,6 +39,12 @@ def test_a_teacher_that_is_told_its_scale_is_asked_once_for_what_is_guided() -> 
     assert compute(settings, CacheSettings(), teacher_is_told=True)["teacher_forwards"] == 24
 
 
+def test_a_cache_drawn_with_folded_guidance_took_one_forward_a_step() -> None:
+    cache, settings = CacheSettings(size=10, num_inference_steps=25, guidance_scale=3.0), DistillSettings()
+    assert compute(settings, cache)["cache_forwards"] == 2 * 250
+    assert compute(settings, cache, cache_is_guided=False)["cache_forwards"] == 250
+
+
 def test_the_cache_is_counted_only_where_it_is_used() -> None:
     cache = CacheSettings(size=10, num_inference_steps=25, guidance_scale=3.0)
 

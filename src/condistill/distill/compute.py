@@ -39,16 +39,19 @@ def forwards_per_step(settings: DistillSettings, *, teacher_is_told: bool = Fals
     return teacher, student
 
 
-def compute(settings: DistillSettings, cache: CacheSettings, *, teacher_is_told: bool = False) -> dict[str, float]:
+def compute(
+    settings: DistillSettings, cache: CacheSettings, *, teacher_is_told: bool = False, cache_is_guided: bool = True
+) -> dict[str, float]:
     """Samples that pass forward through the networks in a whole training.
 
     Beside the two of the loop, `cache_forwards`: of the teacher, to draw the latents the training uses, if it does.
 
     Args:
         teacher_is_told: as `forwards_per_step` has it.
+        cache_is_guided: guidance is not folded into what drew the cache, and asked it twice.
     """
     teacher, student = forwards_per_step(settings, teacher_is_told=teacher_is_told)
-    per_image = cache.num_inference_steps * (2 if cache.guidance_scale > 1 else 1)
+    per_image = cache.num_inference_steps * (2 if cache_is_guided and cache.guidance_scale > 1 else 1)
     return {
         "teacher_forwards": settings.steps * teacher,
         "student_forwards": settings.steps * student,
