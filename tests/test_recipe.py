@@ -203,6 +203,10 @@ variants:
         ("distill.random_text={clusters: 1}", "clusters: input should be greater than or equal to 2"),
         ("distill.random_text={source_weights: {miniature: -1}}", "input should be greater than or equal to 0"),
         ("distill.random_text={source_weights: {miniature: 0}}", "source_weights has no weight above 0"),
+        (
+            "distill.random_text={candidates: 2, disagreement: 1, interpolate: 1}",
+            "disagreement learns from prompts that are not blended; set interpolate below 1",
+        ),
         ("distill.random_text={source_weights: {}}", "source_weights has no weight above 0"),
         (
             "distill.random_text={source_weights: {minature: 1.0}}",

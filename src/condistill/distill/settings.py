@@ -76,6 +76,8 @@ class RandomTextSettings(Settings):
                 f"candidates is {self.candidates}, and nothing tells them apart; set novelty or disagreement above 0, "
                 "or candidates to 1"
             )
+        if self.disagreement and self.interpolate == 1:
+            raise ValueError("disagreement learns from prompts that are not blended; set interpolate below 1")
         if self.clusters != RandomTextSettings.model_fields["clusters"].default and not self.disagreement:
             raise ValueError(f"clusters is {self.clusters} and serves disagreement, which is 0; leave it out")
         return self
