@@ -264,6 +264,7 @@ def test_a_directory_that_is_no_run_is_left_alone(call: Call, recipe: Path, tmp_
     refused(call("run", recipe, "--out", tmp_path), "is not empty and holds no run", "choose another --out")
 
 
+@pytest.mark.slow
 def test_a_corrupt_shard_is_found_by_verify_and_by_distill(call: Call, recipe: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
     assert "is as it was written (6 latents)" in call("cache", recipe, *out, "--verify").err

@@ -112,6 +112,7 @@ def visited_by_the_pipeline(family: Family, denoiser: Any, prompt: str, noise: T
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("follow", ["teacher", "student"])
+@pytest.mark.slow
 def test_a_rolling_state_visits_what_the_pipelines_own_solver_visits(
     loop: Any, narrow: Student, tiny_family: Family, follow: str, guidance: float
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_rolling_state_visits_what_the_pipelines_own_solver_visits(
     assert int(visits[first + STEPS].timesteps[0]) == 999  # and then a fresh one begins
 
 
+@pytest.mark.slow
 def test_rolling_states_are_soon_at_all_noise_levels_and_need_no_image(
     loop: Any, narrow: Student, tiny_pool: PromptPool
 ) -> None:

@@ -124,6 +124,7 @@ SCHEDULED = {"lr_scheduler": "cosine", "warmup_steps": 2, "ema_decay": 0.9, "log
         {"few_steps": {"method": "consistency", "num_inference_steps": 2, "solver_steps": 10}},
     ],
 )
+@pytest.mark.slow
 def test_what_a_student_hears_of_its_guidance_scale_is_trained_averaged_and_resumed(
     make: Make, tiny_family: Family, narrow: Student, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -206,6 +207,7 @@ def test_a_resumed_run_has_learned_which_prompts_to_choose(
     assert learned["level_weights"].sum() > 0
 
 
+@pytest.mark.slow
 def test_random_texts_that_are_not_chosen_are_the_papers(make: Make, tmp_path: Path) -> None:
     make(tmp_path / "paper", steps=2, ema_decay=0.9).run()
     make(tmp_path / "text", steps=2, ema_decay=0.9, random_text={}).run()
@@ -213,6 +215,7 @@ def test_random_texts_that_are_not_chosen_are_the_papers(make: Make, tmp_path: P
 
 
 @pytest.mark.parametrize("share", [None, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_clusters_learn_from_isolated_samples_that_were_repaired(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float | None
 ) -> None:
@@ -249,6 +252,7 @@ def test_paths_from_pure_noise_begin_with_a_chosen_prompt(
     assert [trainer.paths.prompts[0][i] for i in (1, 3)] == [chosen[i] for i in (1, 3)]
 
 
+@pytest.mark.slow
 def test_a_path_of_one_state_is_the_papers_training(make: Make, tmp_path: Path) -> None:
     make(tmp_path / "paper", steps=2, ema_decay=0.9).run()
     make(tmp_path / "path", steps=2, ema_decay=0.9, path={"start": "cache", "steps": 1}).run()
@@ -294,6 +298,7 @@ def test_every_step_is_told_with_its_means_where_they_are_logged(make: Make, tmp
     assert told == [(0, False), (1, False), (2, True), (3, False), (4, True), (5, True)]
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoints_are_kept_and_the_last_step_always_has_one(make: Make, tmp_path: Path) -> None:
     make(tmp_path, steps=5, keep_checkpoints=2).run()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000004", "step-00000005"]
@@ -542,6 +547,7 @@ def test_plain_distillation_repairs_nothing_but_empty_prompts(
     assert [record["repaired"] for record in history] == [sum(step) / 4 for step in emptied]
 
 
+@pytest.mark.slow
 def test_always_repairing_never_asks_for_an_images_own_prompt(
     make: Make, tmp_path: Path, tiny_cache: LatentCache, tiny_pool: PromptPool, asked: list[str]
 ) -> None:

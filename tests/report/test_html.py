@@ -246,6 +246,7 @@ def test_an_image_that_is_gone_is_said_so(tmp_path: Path) -> None:
     assert "the empty prompt" in page.text
 
 
+@pytest.mark.slow
 def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     given = {**_arguments(tmp_path), "histories": {"plain": _history()}}
     first, second = (write_report(tmp_path / name, **given) for name in ("a.html", "b.html"))

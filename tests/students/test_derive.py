@@ -33,6 +33,7 @@ def test_a_student_runs_fits_its_maps_and_loads_with_diffusers_alone(teacher, ru
     torch.testing.assert_close(run(loaded), prediction)
 
 
+@pytest.mark.slow
 def test_a_student_of_stable_diffusion_on_meta_has_shapes_only(sd14):
     student = derive_student(sd14, preset="c-micro", width=None)
     assert parameters(student.denoiser) == 219_789_284
@@ -59,6 +60,7 @@ def test_the_teacher_and_the_global_generator_stay_as_they_were(tiny):
     assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
 
 
+@pytest.mark.slow
 def test_random_weights_and_maps_are_a_function_of_the_seed(tiny):
     def weights(seed):
         student = derive_student(tiny(), preset="c-micro", width=None, weights="random", seed=seed)
@@ -73,6 +75,7 @@ def test_random_weights_allow_shapes_that_slicing_cannot_give(tiny):
     assert tuple(student.denoiser.config.block_out_channels) == (16, 16, 16)
 
 
+@pytest.mark.slow
 def test_the_model_card_lines_say_where_each_block_comes_from(tiny):
     kept = derive_student(tiny(block_out_channels=(16, 24, 32)), preset="b-tiny", width=0.5).kept
     assert kept == (

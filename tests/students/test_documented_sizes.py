@@ -43,6 +43,7 @@ def teacher_named(name: str, sd14: UNet2DConditionModel) -> UNet2DConditionModel
     "name",
     [pytest.param("SD-1.4", marks=pytest.mark.slow), pytest.param("SD-2.1", marks=pytest.mark.slow), "miniature"],
 )
+@pytest.mark.slow
 def test_documented_sizes_are_what_is_counted(name: str, sd14: UNet2DConditionModel) -> None:
     teacher = teacher_named(name, sd14)
     counted = {"teacher": f"{parameters(teacher):,}"}

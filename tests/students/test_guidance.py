@@ -53,6 +53,7 @@ def test_without_folding_a_student_stays_as_it_is(tiny):
 
 
 @pytest.mark.parametrize("weights", ["teacher", "random"])
+@pytest.mark.slow
 def test_the_student_of_a_teacher_with_one_scale_hears_none_either(tiny, weights):
     teacher = fold(tiny(), 3.0).denoiser
     assert guidance_kind(teacher) == "fixed"
@@ -62,6 +63,7 @@ def test_the_student_of_a_teacher_with_one_scale_hears_none_either(tiny, weights
 
 
 @pytest.mark.parametrize(("width", "weights"), [(1.0, "teacher"), (0.5, "teacher"), (0.5, "random")])
+@pytest.mark.slow
 def test_the_student_of_a_teacher_that_is_told_its_scale_begins_with_a_projection_of_its_own(tiny, width, weights):
     teacher = fold(tiny(), [2, 8], width=1.0).denoiser
     nn.init.normal_(projection_of(teacher))
