@@ -120,7 +120,7 @@ SCHEDULED = {"lr_scheduler": "cosine", "warmup_steps": 2, "ema_decay": 0.9, "log
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"path": {"start": "noise", "num_inference_steps": 3}}, marks=pytest.mark.slow),
+        {"path": {"start": "noise", "num_inference_steps": 3}},
         {"few_steps": {"method": "consistency", "num_inference_steps": 2, "solver_steps": 10}},
     ],
 )
@@ -214,8 +214,8 @@ def test_random_texts_that_are_not_chosen_are_the_papers(make: Make, tmp_path: P
     assert_same_state(tmp_path / "paper", tmp_path / "text")
 
 
-@pytest.mark.parametrize("share", [None, pytest.param(0.5, marks=pytest.mark.slow)])
 @pytest.mark.slow
+@pytest.mark.parametrize("share", [None, 0.5])
 def test_clusters_learn_from_isolated_samples_that_were_repaired(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float | None
 ) -> None:

@@ -41,7 +41,7 @@ def teacher_named(name: str, sd14: UNet2DConditionModel) -> UNet2DConditionModel
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param("SD-1.4", marks=pytest.mark.slow), pytest.param("SD-2.1", marks=pytest.mark.slow), "miniature"],
+    ["SD-1.4", "SD-2.1", "miniature"],
 )
 @pytest.mark.slow
 def test_documented_sizes_are_what_is_counted(name: str, sd14: UNet2DConditionModel) -> None:
