@@ -32,7 +32,7 @@ def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None
         student, settings = recipe.variant(name)
         try:
             check_steps(family, settings)
-            guidance[name] = guidance_learnt(guidance[variant.teacher], settings)
+            guidance[name] = guidance_learnt(guidance[variant.teacher], denoiser, settings)
             derived = derive_student(
                 shapes[variant.teacher],
                 preset=student.preset,

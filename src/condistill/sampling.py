@@ -36,7 +36,8 @@ class Sampling:
 
     def denoiser_calls(self, denoiser: nn.Module) -> int:
         """Samples through the denoiser for one image; guidance doubles them, unless it is folded in."""
-        folded = getattr(denoiser.config, "time_cond_proj_dim", None) is not None
+        config: Any = denoiser.config
+        folded = config.get("time_cond_proj_dim") is not None or "guidance_embeds" in config  # FLUX.1 asks once
         return self.num_inference_steps * (2 if self.guidance_scale > 1 and not folded else 1)
 
     def to_json(self) -> str:

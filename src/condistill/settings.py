@@ -12,11 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Words = Annotated[tuple[str, ...], Field(strict=False)]
+Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 MINIATURE = "miniature"
 """The name that stands for the embedded teacher, its captions and its judge."""
 
-BlockPreset = Literal["b-base", "b-small", "b-tiny"]
+BlockPreset = Literal["b-base", "b-small", "b-tiny", "koala-1b", "koala-700m"]
 WidthPreset = Literal["c-base", "c-small", "c-tiny", "c-micro"]
+Importance = Literal["weight_norm", "activation", "taylor"]
+FamilyName = Literal[
+    "auto", "stable_diffusion", "stable_diffusion_xl", "pixart", "stable_diffusion_3", "flux", "sana", "dit"
+]
 Preset = Literal[BlockPreset, WidthPreset]
 
 
@@ -29,10 +34,12 @@ class Settings(BaseModel):
 class TeacherSettings(Settings):
     pipeline: str = Field(min_length=1)
     """A diffusers pipeline directory, a hub name, or `miniature`."""
-    family: Literal["auto", "stable_diffusion"] = "auto"
+    family: FamilyName = "auto"
     revision: str | None = None
     variant: str | None = None
     """File variant, such as `fp16`."""
+    resolution: PositiveInt | None = None
+    """Height and width of the images in pixels; empty: the pipeline's own."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """`auto`: bfloat16 on a GPU that has it, float16 on other GPUs, float32 on a CPU."""
 
@@ -71,6 +78,13 @@ class StudentSettings(Settings):
     """`b-*` removes blocks as in BK-SDM, `c-*` narrows every stage: the rows of the paper's tables."""
     width: PositiveFloat | Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
     """A fraction of the teacher's channels, or the channels of every stage."""
+    keep: dict[str, Indices] | None = None
+    """The layers that are kept of each list of layers; lists that are not named are kept whole."""
+    depth: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """A share of a transformer's layers; those that change their input least over cached latents are left out."""
+    importance: Importance = "weight_norm"
+    """By what a width's channels are kept: the weights that write them, what they carry over cached latents, or how
+    much the teacher's error would change without them (first order)."""
     weights: Literal["teacher", "random"] = "teacher"
     """`teacher`: inherit surviving layers and slice channels. `random`: start from noise."""
 
@@ -85,11 +99,17 @@ class StudentSettings(Settings):
         return width
 
     @model_validator(mode="after")
-    def _one_width(self) -> StudentSettings:
-        if self.preset is None and self.width is None:
-            raise ValueError("give a preset, a width or both; without either the student equals its teacher")
+    def _what_is_smaller(self) -> StudentSettings:
+        given = [name for name in ("preset", "width", "keep", "depth") if getattr(self, name) is not None]
+        if not given:
+            raise ValueError(
+                "give a preset, a width, a depth or the layers to keep; without any the student equals its teacher"
+            )
         if self.preset in get_args(WidthPreset) and self.width is not None:
             raise ValueError(f"preset {self.preset!r} sets the width already; leave out one of the two")
+        layers = [name for name in given if name != "width" and self.preset not in get_args(WidthPreset)]
+        if len(layers) > 1:
+            raise ValueError(f"{' and '.join(layers)} say which layers are kept; leave out all but one")
         return self
 
 

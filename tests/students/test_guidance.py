@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import nn
 
 from condistill.distill.settings import DistillSettings
@@ -10,6 +11,10 @@ from condistill.students.derive import derive_student
 from condistill.students.guidance import guidance_kind, guidance_learnt, with_guidance
 
 CONSISTENCY = {"method": "consistency", "num_inference_steps": 4}
+with torch.device("meta"):
+    UNET = UNet2DConditionModel(
+        block_out_channels=(8,), norm_num_groups=2, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
+    )
 
 
 def settings_of(**changes) -> DistillSettings:
@@ -87,7 +92,7 @@ def test_the_student_of_a_teacher_that_is_told_its_scale_begins_with_a_projectio
     ],
 )
 def test_a_student_is_guided_as_its_teacher_unless_guidance_is_folded_in(kind, settings, learnt):
-    assert guidance_learnt(kind, settings_of(**settings)) == learnt
+    assert guidance_learnt(kind, UNET, settings_of(**settings)) == learnt
 
 
 @pytest.mark.parametrize(
@@ -103,4 +108,13 @@ def test_a_student_is_guided_as_its_teacher_unless_guidance_is_folded_in(kind, s
 )
 def test_guidance_that_does_not_fit_the_teacher_is_refused(kind, settings, message):
     with pytest.raises(CondistillError, match=message):
-        guidance_learnt(kind, settings_of(**settings))
+        guidance_learnt(kind, UNET, settings_of(**settings))
+
+
+def test_a_transformer_that_cannot_be_told_a_guidance_scale_is_not_asked_to_fold_it_in():
+    with torch.device("meta"):
+        transformer = DiTTransformer2DModel(
+            num_layers=1, num_attention_heads=1, attention_head_dim=8, norm_num_groups=1
+        )
+    with pytest.raises(CondistillError, match="a DiTTransformer2DModel cannot; leave it out"):
+        guidance_learnt(guidance_kind(transformer), transformer, settings_of(fold_guidance=3.0))

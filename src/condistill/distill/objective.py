@@ -141,7 +141,7 @@ class Objective:
         end = self.grid.below(timesteps)
         x, here = x_t, timesteps
         for k in range(1, count + 1):
-            follows = end if k == count else (timesteps + (end - timesteps) * k // count).clamp(min=0)
+            follows = end if k == count else family.between(timesteps, end, k, count)
             x = family.step(prediction, x, here.to(family.device), follows.to(family.device))
             here = follows
             if k < count:

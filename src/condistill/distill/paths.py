@@ -49,7 +49,7 @@ class Paths:
         self._on_path = on_path(positions, settings.share)
         count = (settings.buffer, len(positions))
         self.x_t = torch.zeros(*count, *family.latent_shape, device=family.device)
-        self.timesteps = torch.full(count, END)
+        self.timesteps = torch.full(count, END, dtype=self._grid.first.dtype)
         """Where the next visit is, `[buffer, S]`; -1: the path has ended."""
         self.left = torch.zeros(count, dtype=torch.long)
         """Visits until then."""

@@ -104,11 +104,20 @@ def output_weight(
     `native` leaves it there, as the paper does. For one x_t an error e in epsilon is an error of -sqrt((1 - a) / a) e
     in x_0 and of e / sqrt(a) in v, where a = alpha_bar: so from an epsilon teacher `x0` is (1 - a) / a, clipped, and
     favours noisy timesteps, where the prompt decides; `v` is 1 / a; `min_snr` is min(SNR, gamma) / SNR (Hang et al.,
-    ICCV 2023, arXiv 2303.09556).
+    ICCV 2023, arXiv 2303.09556). From a flow, whose prediction is noise - x_0 at x_t = (1 - s) x_0 + s noise, an error
+    is (1 - s) of it in epsilon and -s of it in x_0.
     """
     if weighting == "native":
         return torch.ones_like(alpha_bar)
     a, snr = alpha_bar, alpha_bar / (1 - alpha_bar)
+    if prediction_type == "flow":
+        s = (1 - a).sqrt() / (a.sqrt() + (1 - a).sqrt())
+        return {
+            "epsilon": lambda: (1 - s) ** 2,
+            "x0": lambda: (s**2).clamp(*clip),
+            "v": lambda: (1 - s) ** 2 + s**2,
+            "min_snr": lambda: snr.clamp(max=gamma) * s**2,
+        }[weighting]()
     if prediction_type == "v_prediction":  # an epsilon error is sqrt(a) times the v error, and a may be 0
         return {
             "epsilon": lambda: a,

@@ -67,11 +67,11 @@ def noised_latents(
     return replace(sample, blend=batch.blend.where(sample.repaired)) if batch.blend else sample
 
 
-def pure_noise(family: Family, conditioning: RandomConditioning, batch: Batch, first_timestep: int) -> Sample:
+def pure_noise(family: Family, conditioning: RandomConditioning, batch: Batch, first_timestep: Tensor) -> Sample:
     """Where sampling begins: noise and a prompt of the pool, or the empty one as often as anywhere."""
     draws = batch.draws
     noise = draws.noise.to(family.device)
     level = torch.ones(len(noise))
     prompts, _ = conditioning(batch.random, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
-    timesteps = torch.full((len(noise),), first_timestep)
+    timesteps = first_timestep.repeat(len(noise))
     return Sample(noise, timesteps, prompts, level.bool(), torch.zeros_like(noise), noise, batch.guidance_scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from condistill.distill.settings import ConsistencySettings, DistillSettings
+from condistill.distill.settings import DistillSettings
 from condistill.errors import CondistillError
 from condistill.teachers.family import Family
 
@@ -19,25 +19,14 @@ def check_steps(family: Family, settings: DistillSettings) -> None:
     Raises:
         CondistillError: says which numbers of steps it can be cut into.
     """
-    total = int(family.solver.config.num_train_timesteps)
+    total = family.total_timesteps
     path, few = settings.path, settings.few_steps
     if path and path.num_inference_steps > total:
         raise CondistillError(
             f"path.num_inference_steps is {path.num_inference_steps}; the teacher has {total} timesteps"
         )
-    if isinstance(few, ConsistencySettings):
-        if total % few.solver_steps or 2 * few.solver_steps > total:  # at timestep 0 there is nothing to learn
-            cuts = [n for n in range(few.num_inference_steps, total // 2 + 1) if total % n == 0]
-            raise CondistillError(
-                f"few_steps.solver_steps is {few.solver_steps}; for {few.num_inference_steps} steps or more, {total} "
-                f"timesteps can be cut evenly into {', '.join(map(str, cuts))}"
-            )
-    elif few and (total % few.num_inference_steps or few.num_inference_steps * few.teacher_steps > total):
-        cuts = [n for n in range(1, total // few.teacher_steps + 1) if total % n == 0]
-        raise CondistillError(
-            f"few_steps.num_inference_steps is {few.num_inference_steps}; {total} timesteps can be cut evenly into "
-            f"{', '.join(map(str, cuts))}"
-        )
+    if few:
+        family.check_few_steps(few)
 
 
 class SolverGrid:
@@ -50,9 +39,9 @@ class SolverGrid:
         return len(self._rising)
 
     @property
-    def first(self) -> int:
-        """Where sampling begins."""
-        return int(self._rising[-1])
+    def first(self) -> Tensor:
+        """Where sampling begins: one timestep, of no dimension."""
+        return self._rising[-1]
 
     def draw(self, uniform: Tensor) -> Tensor:
         """Timesteps `[B]` of the grid, all equally likely, rising with uniform numbers in [0, 1) `[B]`."""

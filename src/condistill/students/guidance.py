@@ -25,13 +25,25 @@ GuidanceKind = Literal["unfolded", "fixed", "told"]
 
 def guidance_kind(denoiser: UNet2DConditionModel) -> GuidanceKind:
     """How a denoiser is guided: by asking it twice, by one scale folded in, or by a scale that it is told."""
-    projection = denoiser.time_embedding.cond_proj
+    if denoiser.config.get("guidance_embeds"):  # FLUX.1-dev
+        return "told"
+    projection = _projection(denoiser)
     if projection is None:
         return "unfolded"
     return "told" if bool(projection.weight.any()) else "fixed"
 
 
-def guidance_learnt(kind: GuidanceKind, settings: DistillSettings) -> GuidanceKind:
+def _can_fold(denoiser: Any) -> bool:
+    """Whether diffusers' pipelines would draw with this denoiser, its guidance folded in, in one call a step."""
+    return "time_cond_proj_dim" in denoiser.config
+
+
+def _projection(denoiser: Any) -> Any:
+    """The layer that hears the guidance scale in a U-Net, if it has one."""
+    return getattr(getattr(denoiser, "time_embedding", None), "cond_proj", None)
+
+
+def guidance_learnt(kind: GuidanceKind, denoiser: Any, settings: DistillSettings) -> GuidanceKind:
     """How the student of a teacher of this kind will be guided.
 
     Raises:
@@ -56,6 +68,11 @@ def guidance_learnt(kind: GuidanceKind, settings: DistillSettings) -> GuidanceKi
         )
     if settings.fold_guidance is None:
         return kind
+    if kind == "unfolded" and not _can_fold(denoiser):
+        raise CondistillError(
+            "distill.fold_guidance needs a denoiser that can be told a guidance scale, and "
+            f"a {type(denoiser).__name__} cannot; leave it out"
+        )
     return "told" if settings.guidance_range else "fixed"
 
 
@@ -69,11 +86,11 @@ def with_guidance(student: Student, teacher: UNet2DConditionModel, settings: Dis
         CondistillError: that does not fit the teacher.
     """
     taught_by = guidance_kind(teacher)
-    learnt = guidance_learnt(taught_by, settings)
+    learnt = guidance_learnt(taught_by, teacher, settings)
     fold, denoiser = settings.fold_guidance, student.denoiser
-    if fold is not None and denoiser.time_embedding.cond_proj is None:
+    if fold is not None and taught_by == "unfolded":
         denoiser = _with_projection(denoiser)
-    projection = denoiser.time_embedding.cond_proj
+    projection = _projection(denoiser)
     if projection is None:
         return student
     if taught_by != "told":

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from condistill.atomic import atomic_directory, write_text
+from condistill.errors import CondistillError
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Condition:
         """On the straight way to another, as `torch.lerp`: this one where `weight` `[B]` is 0, the other where 1."""
 
         def between(one: Tensor, two: Tensor) -> Tensor:
+            if not one.is_floating_point():  # masks: every token that either has
+                return torch.maximum(one, two)
             return torch.lerp(one, two, weight.to(one).view(-1, *[1] * (one.dim() - 1)))
 
         return Condition({name: between(one, other.tensors[name]) for name, one in self.tensors.items()})
@@ -67,13 +70,31 @@ class Family(ABC):
     """diffusers pipelines this family stands for, as in `model_index.json`."""
     denoiser_name: ClassVar[str]
     """The pipeline's component that is compressed: `unet` or `transformer`."""
+    denoiser_class: ClassVar[str]
+    """What diffusers calls its class."""
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
+        """Take over a pipeline of one of `pipeline_classes`.
+
+        Args:
+            resolution: height and width of the images in pixels; None: the pipeline's own.
+
+        Raises:
+            CondistillError: the pipeline, or the resolution, is not of a kind that the family can teach.
+        """
         self.pipeline = pipeline
+        self.resolution = resolution
         pipeline.set_progress_bar_config(disable=True)
         for component in pipeline.components.values():
             if isinstance(component, nn.Module):
                 component.eval().requires_grad_(False)
+        multiple = 1 if resolution is None else self.pixels_per_latent * self.latent_multiple
+        if resolution is not None and resolution % multiple:
+            near = sorted({max(resolution // multiple, 1) * multiple, (resolution // multiple + 1) * multiple})
+            raise CondistillError(
+                f"teacher.resolution is {resolution}; this teacher draws in multiples of {multiple} pixels, "
+                f"nearest: {', '.join(map(str, near))}"
+            )
 
     @property
     def denoiser(self) -> Any:
@@ -91,14 +112,54 @@ class Family(ABC):
         return self
 
     @property
-    @abstractmethod
+    def latent_channels(self) -> int:
+        """C of a latent."""
+        return int(self.denoiser.config.in_channels)
+
+    @property
+    def own_latent_size(self) -> tuple[int, int]:
+        """(h, w) of a latent at the pipeline's own size."""
+        size = self.denoiser.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        return int(height), int(width)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """How many pixels a latent stands for, along one side."""
+        return int(self.pipeline.vae_scale_factor)
+
+    @property
+    def latent_multiple(self) -> int:
+        """What a latent's height and width must be multiples of, for the denoiser."""
+        config = self.denoiser.config
+        stages = config.get("block_out_channels")
+        return 2 ** (len(stages) - 1) if stages else int(config.get("patch_size") or 1)
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of one image at the pipeline's own size."""
+        """(C, h, w) of one image at the pipeline's own size, or at the one asked for."""
+        if self.resolution is None:
+            return self.latent_channels, *self.own_latent_size
+        size = self.resolution // self.pixels_per_latent
+        return self.latent_channels, size, size
 
     @property
     @abstractmethod
     def text_length(self) -> int:
         """Tokens of text the denoiser attends to: what its cost depends on beside the latents."""
+
+    @classmethod
+    @abstractmethod
+    def example_inputs(cls, denoiser: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:
+        """Keyword arguments of one forward pass of one sample, on the meta device, from the denoiser's config alone.
+
+        Args:
+            size: (h, w) of the latents.
+            text_length: tokens of the prompt.
+
+        Raises:
+            CondistillError: the denoiser asks for a condition that the family does not give.
+        """
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Condition:
@@ -108,9 +169,13 @@ class Family(ABC):
         """What guidance is measured against, length n: the empty prompt unless a family says otherwise."""
         return self.encode([""] * n)
 
-    @abstractmethod
+    @torch.no_grad()
     def text_embedding(self, prompts: Sequence[str]) -> Tensor:
         """What tells prompts apart: float32 `[B, D]` of unit length, and zeros for the empty prompt."""
+        # less the empty prompt's: most of a mean over tokens, padding included, is common to all prompts
+        means = self.encode([*prompts, ""]).tensors["prompt_embeds"].float().mean(1)
+        said = torch.tensor([bool(prompt) for prompt in prompts], device=means.device)  # rounding says a little too
+        return nn.functional.normalize((means[:-1] - means[-1]) * said[:, None])
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
@@ -119,9 +184,14 @@ class Family(ABC):
         A guidance scale in the condition goes to denoisers that take one; others are asked without.
         """
 
+    @property
+    @abstractmethod
+    def total_timesteps(self) -> int:
+        """T: the timestep of pure noise, or one more than it."""
+
     @abstractmethod
     def timesteps(self, uniform: Tensor) -> Tensor:
-        """Training timesteps `[B]` from uniform numbers in [0, 1) `[B]`."""
+        """Training timesteps `[B]` from uniform numbers in [0, 1) `[B]`: whole numbers, or float32 of a flow."""
 
     @abstractmethod
     def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -144,12 +214,21 @@ class Family(ABC):
     def solver(self) -> Any:
         """The scheduler of diffusers that takes the steps of `step`: deterministic and of first order."""
 
+    @abstractmethod
     def solver_timesteps(self, num_inference_steps: int) -> Tensor:
-        """The timesteps the solver visits, falling, int64 `[n]`; the first is the noisiest there is."""
-        solver = type(self.solver).from_config(self.solver.config)
-        solver.set_timesteps(num_inference_steps)
-        timesteps: Tensor = solver.timesteps.long()
-        return timesteps[timesteps >= 0]  # for some n, rounding leaves the scheduler one too many, at -1
+        """The timesteps the solver visits, falling, `[n]`; the first is the noisiest there is."""
+
+    @abstractmethod
+    def check_few_steps(self, few_steps: Any) -> None:
+        """Whether a student can learn these `distill.few_steps` from this teacher.
+
+        Raises:
+            CondistillError: says what can be set instead.
+        """
+
+    @abstractmethod
+    def between(self, timesteps: Tensor, end: Tensor, part: int, parts: int) -> Tensor:
+        """`part` of `parts` of the way from timesteps `[B]` down to `end` `[B]`, which may be -1."""
 
     @abstractmethod
     def step_coefficients(self, timesteps: Tensor, next_timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,11 +265,15 @@ class Family(ABC):
     @property
     @abstractmethod
     def prediction_type(self) -> str:
-        """`epsilon` or `v_prediction`, as diffusers' schedulers spell it."""
+        """`epsilon` or `v_prediction`, as diffusers' schedulers spell it, or `flow`."""
 
-    @abstractmethod
+    @torch.inference_mode()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         """Latents to images `[B, H, W, 3]`."""
+        vae = self.pipeline.vae
+        scaled = latents.to(self.device, vae.dtype) / vae.config.scaling_factor
+        shift = getattr(vae.config, "shift_factor", None)  # of flows, whose latents are centred
+        return to_pixels(vae.decode(scaled if shift is None else scaled + shift, return_dict=False)[0])
 
     @contextmanager
     def using(self, denoiser: nn.Module, scheduler: Any = None) -> Iterator[Any]:
@@ -226,15 +309,28 @@ class Family(ABC):
         """
         generators = [torch.Generator().manual_seed(seed) for seed in seeds] if seeds else None
         with self.using(denoiser, scheduler) as pipeline:
-            latents: Tensor = pipeline(
-                prompt=list(prompts),
-                latents=noise.to(self.device, self._dtype(denoiser)),
+            latents = pipeline(
+                **self._asked(prompts),
+                latents=self._pack(noise.to(self.device, self._dtype(denoiser))),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=generators,
                 output_type="latent",
             ).images
-        return latents.float()
+        return self._unpack(latents).float()
+
+    def _asked(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """What the pipeline's own call is asked to draw."""
+        height, width = (size * self.pixels_per_latent for size in self.latent_shape[1:])
+        return {"prompt": list(prompts), "height": height, "width": width}
+
+    def _pack(self, latents: Tensor) -> Tensor:
+        """Latents `[B, C, h, w]` as the pipeline's own call takes them."""
+        return latents
+
+    def _unpack(self, latents: Tensor) -> Tensor:
+        """What `_pack` packed."""
+        return latents
 
     @staticmethod
     def _dtype(module: nn.Module) -> torch.dtype:
@@ -268,6 +364,13 @@ class Family(ABC):
 
 def _per_sample(factor: Tensor) -> Tensor:
     return factor.view(-1, 1, 1, 1)
+
+
+def to_pixels(images: Tensor) -> NDArray[np.uint8]:
+    """Images `[B, 3, H, W]` in [-1, 1] as bytes `[B, H, W, 3]`."""
+    clamped = images.float().clamp(-1, 1)
+    pixels: NDArray[np.uint8] = ((clamped + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
 
 
 def _forget_origin(file: Path) -> None:

@@ -110,6 +110,20 @@ def family_class(settings: TeacherSettings, index: dict[str, Any]) -> type[Famil
     )
 
 
+def family_of(denoiser: Any) -> type[Family]:
+    """The first family with denoisers of this class.
+
+    Raises:
+        CondistillError: there is none.
+    """
+    name = type(denoiser).__name__
+    for family in FAMILIES.values():
+        if family.denoiser_class == name:
+            return family
+    known = ", ".join(sorted({family.denoiser_class for family in FAMILIES.values()}))
+    raise CondistillError(f"a {name} cannot be compressed; supported: {known}")
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """What `teacher.dtype` means on a device."""
     if name != "auto":
@@ -141,13 +155,14 @@ def load_teacher(settings: TeacherSettings, *, device: torch.device | str = "cpu
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CondistillError(f"the teacher {place} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return family(pipeline).to(device)
+    return family(pipeline, resolution=settings.resolution).to(device)
 
 
 def teacher_key(settings: TeacherSettings) -> str:
-    """Identity of a teacher: the hash of its files, or its hub name and revision."""
+    """Identity of a teacher: the hash of its files, or its hub name and revision, and the size it draws in."""
     place = locate(settings)
+    size = () if settings.resolution is None else (settings.resolution,)
     if isinstance(place, str):
-        return key_of(place, settings.revision, settings.variant)
+        return key_of(place, settings.revision, settings.variant, *size)
     files = sorted(f for f in place.rglob("*") if f.suffix in (".safetensors", ".json", ".txt") and f.is_file())
-    return key_of({str(f.relative_to(place)): hash_file(f) for f in files}, settings.variant)
+    return key_of({str(f.relative_to(place)): hash_file(f) for f in files}, settings.variant, *size)

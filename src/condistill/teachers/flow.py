@@ -1,0 +1,90 @@
+"""Teachers that were trained by flow matching: x_t = (1 - sigma) x_0 + sigma noise, and the prediction is noise - x_0.
+
+Timesteps are float32, T sigma. The noise level u that p(u) sees is sigma itself, so that its schedules keep their
+meaning; where sampling is shifted to noisier states (Esser et al., arXiv 2403.03206, eq. 23), training is as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condistill.errors import CondistillError
+from condistill.teachers.family import Family
+
+
+class FlowMatching(Family):
+    """What all families of flow matching have in common; the rest is the denoiser's own."""
+
+    def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        super().__init__(pipeline, resolution=resolution)
+        self._solver = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, **self._solver_settings())
+
+    def _solver_settings(self) -> dict[str, Any]:
+        """What the solver's config has that the pipeline's own scheduler spells otherwise."""
+        return {}
+
+    def shifted(self, sigmas: Tensor) -> Tensor:
+        """Noise levels, equally spaced, as the pipeline's scheduler shifts them."""
+        shift = float(self._solver.config.shift)
+        return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+    @property
+    def total_timesteps(self) -> int:
+        return int(self._solver.config.num_train_timesteps)
+
+    def timesteps(self, uniform: Tensor) -> Tensor:
+        least = 1 / self.total_timesteps  # at sigma 0 nothing is left to learn
+        return (self.shifted(least + (1 - least) * uniform.double()) * self.total_timesteps).float()
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return torch.lerp(x_0, noise, self.noise_level(timesteps).view(-1, 1, 1, 1).to(x_0))
+
+    def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:  # noqa: ARG002 - the same at all of them
+        return noise - x_0
+
+    def noise_level(self, timesteps: Tensor) -> Tensor:
+        return timesteps.float() / self.total_timesteps
+
+    def alpha_bar(self, timesteps: Tensor) -> Tensor:
+        sigma = self.noise_level(timesteps)
+        signal = (1 - sigma).square()
+        return signal / (signal + sigma.square())
+
+    @property
+    def solver(self) -> Any:
+        return self._solver
+
+    def solver_timesteps(self, num_inference_steps: int) -> Tensor:
+        solver = type(self.solver).from_config(self.solver.config)
+        solver.set_timesteps(num_inference_steps)
+        timesteps: Tensor = solver.timesteps.float()
+        return timesteps
+
+    def check_few_steps(self, few_steps: Any) -> None:
+        if few_steps.method == "consistency":
+            raise CondistillError(
+                f"few_steps.method 'consistency' needs a teacher with timesteps of a diffusion, and {self.name} is "
+                "trained by flow matching; set few_steps.method: progressive"
+            )
+
+    def between(self, timesteps: Tensor, end: Tensor, part: int, parts: int) -> Tensor:
+        return timesteps + (end.clamp(min=0) - timesteps) * (part / parts)
+
+    def step_coefficients(self, timesteps: Tensor, next_timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        sigma, next_sigma = self.noise_level(timesteps), self.noise_level(next_timesteps.clamp(min=0))
+        return torch.ones_like(sigma), next_sigma - sigma
+
+    def consistency_solver(self, solver_steps: int) -> Any:
+        raise NotImplementedError  # `check_few_steps` has told
+
+    def consistency_coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    @property
+    def prediction_type(self) -> str:
+        return "flow"

@@ -1,0 +1,61 @@
+"""What every family must pass: the whole way, from a pipeline's directory to a student that diffusers draws with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from rich.console import Console
+
+from condistill.compression import compress
+from condistill.recipe import Recipe
+
+PROMPTS = ("a small red star", "a large blue box", "two green rings", "a heart on snow", "a black cube", "a white cone")
+
+
+def run_whole(directory: Path, out: Path, student: dict[str, Any], **changes: Any) -> Path:
+    """Every stage of a tiny recipe: a cache of four, two training steps, an evaluation of two prompts, the report.
+
+    Args:
+        student: the recipe's `student`.
+        changes: settings of other sections, as `distill={"steps": 3}`.
+
+    Returns:
+        the student's pipeline.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "prompts.txt").write_text("\n".join(changes.pop("lines", PROMPTS)), encoding="utf-8")
+    recipe: dict[str, Any] = {
+        "teacher": {"pipeline": str(directory)},
+        "prompts": {"files": [str(out / "prompts.txt")]},
+        "cache": {"size": 4, "num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 2, "shard_size": 4},
+        "student": student,
+        "distill": {"steps": 2, "batch_size": 2, "checkpoint_every": 1, "log_every": 1},
+        "evaluate": {"prompts_per_split": 2, "batch_size": 2, "grid": 1},
+    }
+    for section, settings in changes.items():
+        recipe[section] = {**recipe[section], **settings}
+    compress(Recipe.model_validate(recipe), out / "run", console=Console(quiet=True))
+    assert (out / "run" / "report.html").is_file()
+    return next((out / "run" / "pipelines").iterdir())
+
+
+def check_end_to_end(directory: Path, out: Path, student: dict[str, Any], **changes: Any) -> Any:
+    """Run the whole, reload the student with diffusers alone, and give back its pipeline for the test to draw with."""
+    pipeline_dir = run_whole(directory, out, student, **changes)
+    log = (out / "run").rglob("history.jsonl")
+    losses = [json.loads(line)["loss"] for file in log for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(losses) == 2
+    assert all(loss > 0 for loss in losses)
+    assert not [*pipeline_dir.rglob("*.bin")]
+    student_pipeline = DiffusionPipeline.from_pretrained(pipeline_dir, use_safetensors=True)
+    student_pipeline.set_progress_bar_config(disable=True)
+    teacher = DiffusionPipeline.from_pretrained(directory, use_safetensors=True)
+    name = "unet" if hasattr(teacher, "unet") else "transformer"
+    sizes = [sum(p.numel() for p in getattr(pipeline, name).parameters()) for pipeline in (student_pipeline, teacher)]
+    assert sizes[0] < sizes[1]
+    assert all(torch.isfinite(p).all() for p in getattr(student_pipeline, name).parameters())
+    return student_pipeline
