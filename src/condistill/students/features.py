@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from condistill.errors import CondistillError, nearest
 from condistill.students.blocks import layer_sources
 from condistill.students.costs import build_on_meta, example_inputs, plain_config
+from condistill.students.shapes import ShapesOnly
 
 FeatureKind = Literal["stages", "cross_attention", "self_attention", "attention_maps"]
 _ATTENTIONS = {"self_attention": "attn1", "cross_attention": "attn2", "attention_maps": "attn2"}
@@ -234,7 +235,7 @@ def _output_shapes(kind: type[UNet2DConditionModel], config: str, size: int | tu
 
     for name, module in copy.named_modules():
         module.register_forward_hook(note(name))
-    with torch.no_grad():
+    with torch.no_grad(), ShapesOnly():
         copy(**example_inputs(copy, size=size))
     return shapes
 
