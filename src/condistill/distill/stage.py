@@ -19,6 +19,7 @@ from condistill.prompts.pool import PromptPool
 from condistill.sampling import SAMPLING_NAME
 from condistill.students.costs import macs, parameters
 from condistill.students.derive import derive_student
+from condistill.students.evidence import layer_scores
 from condistill.students.guidance import with_guidance
 from condistill.teachers.family import Family
 
@@ -36,10 +37,17 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
         raise CondistillError(
             f"the cache holds latents of {cache.latent_shape} and the teacher makes {family.latent_shape}"
         )
+    scores = None
+    if student_settings.depth is not None:
+        told = settings.guidance_range
+        scores = layer_scores(family, cache, directory, accelerator, seed=recipe.seed, guidance_range=told)
     student = derive_student(
         family.denoiser,
         preset=student_settings.preset,
         width=student_settings.width,
+        keep=student_settings.keep,
+        depth=student_settings.depth,
+        layer_scores=scores,
         weights=student_settings.weights,
         seed=recipe.seed,
         may_be_as_large=settings.draws_cheaper,
@@ -95,4 +103,7 @@ def save(run: Compression, name: str, denoiser: nn.Module) -> None:
 
 
 def _size(family: Family, denoiser: Any) -> dict[str, int]:
-    return {"parameters": parameters(denoiser), "macs": macs(denoiser, text_length=family.text_length)}
+    return {
+        "parameters": parameters(denoiser),
+        "macs": macs(denoiser, size=family.latent_shape[1:], text_length=family.text_length),
+    }
