@@ -5,101 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    DiTTransformer2DModel,
-    FluxTransformer2DModel,
-    PixArtTransformer2DModel,
-    SanaTransformer2DModel,
-    SD3Transformer2DModel,
-)
-from diffusers.models.attention import JointTransformerBlock
+from diffusers import SanaTransformer2DModel
+from tiny_transformers import BLOCKS, KINDS, build, inputs_of, pass_on
 
 from condistill.errors import CondistillError
 from condistill.students import derive_student, parameters
-from condistill.students.depth import block_influence, layer_lists, share_of_layers
+from condistill.students.depth import layer_lists, share_of_layers
+from condistill.students.features import FeatureRecorder
 
-HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8}
-KINDS: dict[str, Any] = {
-    "dit": (DiTTransformer2DModel, {**HEADS, "out_channels": 8, "num_layers": 5, "sample_size": 8}),
-    "pixart": (
-        PixArtTransformer2DModel,
-        {**HEADS, "num_layers": 5, "sample_size": 8, "cross_attention_dim": 16, "caption_channels": 12},
-    ),
-    "sd3": (
-        SD3Transformer2DModel,
-        {
-            **HEADS,
-            "sample_size": 8,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": 5,
-            "joint_attention_dim": 12,
-            "caption_projection_dim": 16,
-            "pooled_projection_dim": 10,
-            "pos_embed_max_size": 6,
-            "dual_attention_layers": (0, 1, 3),
-            "qk_norm": "rms_norm",
-        },
-    ),
-    "flux": (
-        FluxTransformer2DModel,
-        {
-            **HEADS,
-            "in_channels": 16,
-            "num_layers": 5,
-            "num_single_layers": 4,
-            "joint_attention_dim": 12,
-            "pooled_projection_dim": 10,
-            "guidance_embeds": True,
-            "axes_dims_rope": (2, 2, 4),
-        },
-    ),
-    "sana": (
-        SanaTransformer2DModel,
-        {
-            **HEADS,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": 5,
-            "num_cross_attention_heads": 2,
-            "cross_attention_head_dim": 8,
-            "cross_attention_dim": 16,
-            "caption_channels": 12,
-            "sample_size": 4,
-            "patch_size": 1,
-        },
-    ),
-}
 KEEP = {"transformer_blocks": (0, 1, 4)}
-BLOCKS = "transformer_blocks"
-
-
-def inputs_of(denoiser: Any, size: tuple[int, int] = (4, 4), *, batch: int = 1, device: str = "cpu") -> dict[str, Any]:
-    """Keyword arguments of a forward pass, for latents of `size`."""
-    kind, config = type(denoiser).__name__, denoiser.config
-    height, width = size
-
-    def drawn(*shape: int) -> torch.Tensor:
-        if device == "meta":
-            return torch.empty(*shape, device="meta")
-        return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-    tokens = (height // 2) * (width // 2)
-    image = (batch, tokens, config.in_channels) if kind.startswith("Flux") else (batch, config.in_channels, *size)
-    inputs: dict[str, Any] = {
-        "hidden_states": drawn(*image),
-        "timestep": torch.full((batch,), 0.5 if kind.startswith("Flux") else 500, device=device),
-    }
-    if kind.startswith("DiT"):
-        return inputs | {"class_labels": torch.ones(batch, dtype=torch.long, device=device)}
-    if kind.startswith(("PixArt", "Sana")):
-        resolution = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
-        return {**inputs, "encoder_hidden_states": drawn(batch, 5, 12), **(resolution if kind[0] == "P" else {})}
-    inputs |= {"encoder_hidden_states": drawn(batch, 5, 12), "pooled_projections": drawn(batch, 10)}
-    if kind.startswith("Flux"):
-        ids = {"img_ids": torch.zeros(tokens, 3, device=device), "txt_ids": torch.zeros(5, 3, device=device)}
-        inputs |= {**ids, "guidance": torch.full((batch,), 3.5, device=device)}
-    return inputs
 
 
 @pytest.fixture(autouse=True)
@@ -113,29 +27,9 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("condistill.students.costs.family_of", lambda _: family)
 
 
-def build(kind: str, **overrides: Any) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model, config = KINDS[kind]
-        made = model(**(config | overrides)).eval()
-        for parameter in made.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)  # some layers start at zero, where all of them are alike
-        return made
-
-
 @pytest.fixture(params=KINDS)
 def teacher(request: pytest.FixtureRequest) -> Any:
     return build(request.param)
-
-
-def pass_on(layer: torch.nn.Module) -> None:
-    """Make a layer give what it is given."""
-
-    def forward(hidden_states: Any, *given: Any, **named: Any) -> Any:
-        joint = isinstance(layer, JointTransformerBlock) or type(layer).__name__.startswith("Flux")
-        return (named["encoder_hidden_states"], hidden_states) if joint else hidden_states
-
-    layer.forward = forward  # type: ignore[method-assign]
 
 
 @torch.no_grad()
@@ -211,30 +105,28 @@ def test_attentions_are_compared_with_those_they_were_copied_from(kind, features
     ]
 
 
-def test_a_layer_counts_by_how_much_it_turns_the_image(teacher):
-    blocks = teacher.transformer_blocks
-    pass_on(blocks[1])
-    plain = blocks[2].forward
-
-    def turned(hidden_states: torch.Tensor, *given: Any, **named: Any) -> Any:
-        output = plain(hidden_states, *given, **named)
-        return (output[0], -hidden_states) if isinstance(output, tuple) else -hidden_states
-
-    blocks[2].forward = turned
-    seen = []
-
-    def ask(denoiser: Any, x_t: Any, timesteps: Any, condition: Any) -> None:
-        seen.append(len(x_t))
-        denoiser(**inputs_of(denoiser, (8, 8), batch=len(x_t)))
-
-    states = [(torch.zeros(count), None, None) for count in (1, 3)]
-    scores = block_influence(SimpleNamespace(denoiser=teacher, predict=ask), states)
-    assert seen == [1, 3]
-    assert {name: len(of_list) for name, of_list in scores.items()} == layer_lists(teacher)
-    assert scores[BLOCKS][1] == pytest.approx(0, abs=1e-5)
-    assert scores[BLOCKS][2] == pytest.approx(2, abs=1e-5)
-    assert 1e-4 < scores[BLOCKS][3] < 2
-    assert not any(layer._forward_hooks for layer in blocks)
+@pytest.mark.parametrize("features", ["stages", "self_attention"])
+def test_features_are_the_images_and_the_same_with_checkpointing(teacher, features):
+    student = student_of(teacher, keep=KEEP, features=features)
+    denoiser = student.denoiser.train()
+    points = [denoiser.get_submodule(pair.student) for pair in student.pairs]
+    recorded = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            denoiser.enable_gradient_checkpointing()
+        torch.manual_seed(0)  # a label is dropped by chance in training
+        recorder = FeatureRecorder(points, features)
+        with recorder:
+            prediction = denoiser(**inputs_of(denoiser, (8, 8), batch=2)).sample
+        taken = recorder.features
+        prediction.sum().backward()
+        assert all(one is two for one, two in zip(taken, recorder.features, strict=True))
+        recorded.append([feature.detach() for feature in taken])
+        recorder.remove()
+    tokens = {f.shape for pair, f in zip(student.pairs, recorded[0], strict=True) if not pair.name.startswith("single")}
+    assert tokens == {(2, 16, 64 if isinstance(teacher, SanaTransformer2DModel) else 16)}
+    for plain, again in zip(*recorded, strict=True):
+        torch.testing.assert_close(again, plain)
 
 
 @pytest.mark.parametrize(

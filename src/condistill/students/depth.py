@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
-from torch import Tensor, nn
+from torch import nn
 
 from condistill.errors import CondistillError, nearest
 from condistill.students.costs import build_on_meta, plain_config
@@ -158,41 +157,3 @@ def image_stream(layer: nn.Module, output: Any) -> Any:
     if isinstance(output, tuple | list):
         return output[1 if isinstance(layer, JOINT_BLOCKS) else 0]
     return output
-
-
-def block_influence(family: Any, states: Any) -> dict[str, list[float]]:
-    """How much each layer of the teacher changes its input: 1 - cosine similarity of what goes in and comes out.
-
-    Block influence (Men et al., ShortGPT, arXiv 2403.03853, eq. 1) of the image's tokens, mean over tokens and samples.
-
-    Args:
-        family: the teacher.
-        states: (x_t, timesteps, condition) of several samples each, on the teacher's device.
-    """
-    denoiser = family.denoiser
-    lists = layer_lists(denoiser)
-    sums = {name: [0.0] * count for name, count in lists.items()}
-    samples = 0
-
-    def measure(name: str, index: int) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
-            before: Tensor = named["hidden_states"] if "hidden_states" in named else inputs[0]
-            similarity = nn.functional.cosine_similarity(before.float(), image_stream(layer, output).float(), dim=-1)
-            sums[name][index] += float((1 - similarity).flatten(1).mean(1).sum())
-
-        return hook
-
-    handles = [
-        layer.register_forward_hook(measure(name, index), with_kwargs=True)
-        for name in lists
-        for index, layer in enumerate(getattr(denoiser, name))
-    ]
-    try:
-        with torch.no_grad():
-            for x_t, timesteps, condition in states:
-                family.predict(denoiser, x_t, timesteps, condition)
-                samples += len(x_t)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: [total / samples for total in of_list] for name, of_list in sums.items()}

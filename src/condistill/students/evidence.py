@@ -1,25 +1,31 @@
-"""What a teacher's layers are judged by: the states that its student will learn from, with their own prompts."""
+"""What a teacher's layers are judged by: states that its student will learn from, with their own prompts."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from condistill.atomic import write_text
 from condistill.cache.latents import LatentCache
 from condistill.randomness import Stream, generator
-from condistill.students.depth import block_influence
 from condistill.teachers.family import Condition, Family
 
-SCORES_NAME = "layer_scores.json"
 SAMPLES = 64
-_BATCH = 8
+
+
+@dataclass(frozen=True)
+class States:
+    """B states that a teacher is looked at in, and what it should say there; on its device."""
+
+    x_t: Tensor
+    """`[B, C, h, w]`."""
+    timesteps: Tensor
+    condition: Condition
+    target: Tensor
+    """`[B, C, h, w]`."""
 
 
 def cached_states(
@@ -27,54 +33,32 @@ def cached_states(
     cache: LatentCache,
     *,
     seed: int,
+    batch_size: int,
     samples: int = SAMPLES,
     guidance_range: tuple[float, float] | None = None,
-) -> Iterator[tuple[Tensor, Tensor, Condition]]:
-    """Cached latents, each noised to a level of its own: (x_t `[B, C, h, w]`, timesteps `[B]`, condition).
+) -> Iterator[States]:
+    """Noised latents of a cache with their own prompts; sample i has a noise level of the i-th part of all.
 
-    The levels are stratified: each is uniform in its share of all of them.
+    Which they are depends on the seed alone. A latent comes again only where there are fewer than samples.
 
     Args:
-        samples: how many in all; every latent at most once.
-        guidance_range: of scales, for denoisers that are told one.
+        guidance_range: of scales, for teachers that are told one.
     """
-    rng = generator(seed, Stream.EVIDENCE)
-    samples = min(samples, len(cache))
-    chosen = rng.choice(len(cache), samples, replace=False)
-    uniform = torch.from_numpy((np.arange(samples) + rng.random(samples)) / samples)
-    places = torch.from_numpy(rng.random(samples))
-    for first in range(0, samples, _BATCH):
-        rows = slice(first, first + _BATCH)
-        latents, prompts = cache.take(chosen[rows].tolist())
-        noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
-        timesteps = family.timesteps(uniform[rows]).to(family.device)
-        x_t = family.add_noise(torch.from_numpy(latents).to(family.device), noise.to(family.device), timesteps)
+    order = generator(seed, Stream.EVIDENCE, samples).permutation(len(cache))
+    for first in range(0, samples, batch_size):
+        rows = range(first, min(first + batch_size, samples))
+        rngs = [generator(seed, Stream.EVIDENCE, row) for row in rows]
+        parts = [(row + rng.random()) / samples for row, rng in zip(rows, rngs, strict=True)]
+        uniform = torch.tensor(parts, dtype=torch.float64)
+        latents, prompts = cache.take([int(order[row % len(cache)]) for row in rows])
+        x_0 = torch.from_numpy(latents).to(family.device)
+        noise = torch.from_numpy(np.stack([rng.standard_normal(x_0.shape[1:], dtype=np.float32) for rng in rngs]))
+        noise, timesteps = noise.to(family.device), family.timesteps(uniform).to(family.device)
         condition = family.encode(prompts)
         if guidance_range:
             low, high = guidance_range
-            condition = condition.with_guidance_scale(low + (high - low) * places[rows])
-        yield x_t, timesteps, condition
-
-
-def layer_scores(
-    family: Family,
-    cache: LatentCache,
-    directory: Path,
-    accelerator: Any,
-    *,
-    seed: int,
-    guidance_range: tuple[float, float] | None = None,
-) -> dict[str, list[float]] | None:
-    """The block influence of the teacher's layers, kept in `directory`: a run that goes on makes the same student.
-
-    None where nothing is cached. The main process measures, so that all processes make the same student.
-    """
-    if not len(cache):
-        return None
-    file = directory / SCORES_NAME
-    if accelerator.is_main_process and not file.is_file():
-        scores = block_influence(family, cached_states(family, cache, seed=seed, guidance_range=guidance_range))
-        write_text(file, json.dumps(scores, indent=2) + "\n")
-    accelerator.wait_for_everyone()
-    kept: dict[str, list[float]] = json.loads(file.read_text(encoding="utf-8"))
-    return kept
+            told = torch.tensor([rng.uniform(low, high) for rng in rngs], dtype=torch.float64)
+            condition = condition.with_guidance_scale(told)
+        yield States(
+            family.add_noise(x_0, noise, timesteps), timesteps, condition, family.target(x_0, noise, timesteps)
+        )
