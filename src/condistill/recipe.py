@@ -59,8 +59,9 @@ class Recipe(Settings):
 
     @property
     def cache_is_idle(self) -> bool:
-        """Whether latents are drawn that no student learns from."""
-        return self.cache.size > 0 and not any(self.variant(name)[1].uses_cache for name in self.variants)
+        """Whether latents are drawn that no student learns from or is chosen by."""
+        used = (s.depth is not None or d.uses_cache for s, d in map(self.variant, self.variants))
+        return self.cache.size > 0 and not any(used)
 
     @model_validator(mode="after")
     def _variants_fit(self) -> Recipe:

@@ -10,12 +10,13 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError, nearest
 from condistill.students.blocks import layer_sources
 from condistill.students.costs import build_on_meta, example_inputs, plain_config
+from condistill.students.depth import JOINT_BLOCKS, Kept, image_stream
 from condistill.students.shapes import ShapesOnly
 
 FeatureKind = Literal["stages", "cross_attention", "self_attention", "attention_maps"]
@@ -51,7 +52,9 @@ class FeatureRecorder:
     def _hook(self, index: int) -> Any:
         def record(module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
             if self._recording:
-                self._outputs[index] = attention_map(module, *inputs, **named) if self._maps else _tensor(output)
+                self._outputs[index] = (
+                    attention_map(module, *inputs, **named) if self._maps else _tensor(module, output)
+                )
 
         return record
 
@@ -94,10 +97,9 @@ class FeatureRecorder:
         self._recording = False
 
 
-def _tensor(output: Any) -> Tensor:
+def _tensor(layer: nn.Module, output: Any) -> Tensor:
     """A layer's output with the channels second: `[B, C, h, w]` of images, `[B, C, tokens]` of tokens."""
-    if isinstance(output, tuple | list):
-        output = output[0]
+    output = image_stream(layer, output)
     output = getattr(output, "sample", output)
     if not isinstance(output, Tensor):
         raise CondistillError(f"a layer that gives {type(output).__name__} cannot be compared; choose one of tensors")
@@ -187,6 +189,40 @@ def _attention_pairs(
     return tuple(pairs)
 
 
+def layer_pairs(
+    teacher: ModelMixin, student: ModelMixin, kept: Kept, *, features: FeatureKind = "stages"
+) -> tuple[FeaturePair, ...]:
+    """The layers compared of a transformer with fewer of them, or the attentions in those that are kept.
+
+    A layer of the student stands for the teacher's up to the next one that is kept: the ends of both are compared.
+    The attention of a joint block, over text and image at once, counts as self-attention.
+
+    Raises:
+        CondistillError: the student has no attention of the kind, or maps of it cannot be had.
+    """
+    pairs = []
+    for name, layers in kept.items():
+        blocks = getattr(student, name)
+        if features == "stages":
+            ends = [following - 1 for following in (*layers[1:], len(getattr(teacher, name)))]
+            pairs += [(f"{name}.{end}", f"{name}.{i}") for i, end in enumerate(ends)]
+        elif features != "attention_maps":
+            attentions = [(i, _attention_of(block, features)) for i, block in enumerate(blocks)]
+            pairs += [(f"{name}.{layers[i]}.{part}", f"{name}.{i}.{part}") for i, part in attentions if part]
+    if not pairs:
+        raise CondistillError(
+            f"{features} cannot be compared in a {type(student).__name__}; set distill.features to stages"
+        )
+    return tuple(FeaturePair(teacher=t, student=s, name=s) for t, s in pairs)
+
+
+def _attention_of(block: nn.Module, features: FeatureKind) -> str | None:
+    """What a transformer's block calls its attention of a kind; None where it has none."""
+    if isinstance(block, JOINT_BLOCKS):  # the second one of some looks at the image again, not at the text
+        return "attn" if features == "self_attention" else None
+    return _ATTENTIONS[features] if getattr(block, _ATTENTIONS[features], None) is not None else None
+
+
 def _last_layer(denoiser: UNet2DConditionModel, path: str) -> str:
     block = denoiser.get_submodule(path)
     part = "attentions" if getattr(block, "attentions", None) else "resnets"
@@ -205,9 +241,7 @@ def resolve(denoiser: nn.Module, path: str) -> nn.Module:
         raise CondistillError(f"there is no layer {path!r} in this {type(denoiser).__name__}") from None
 
 
-def feature_shapes(
-    denoiser: UNet2DConditionModel, paths: Sequence[str], *, size: int | tuple[int, int]
-) -> list[torch.Size]:
+def feature_shapes(denoiser: ModelMixin, paths: Sequence[str], *, size: int | tuple[int, int]) -> list[torch.Size]:
     """Shapes of layers' outputs for latents of `size`, found on the meta device: `[1, C, h, w]` or `[1, C, tokens]`.
 
     Raises:
@@ -223,13 +257,13 @@ def feature_shapes(
 
 
 @lru_cache(maxsize=64)  # a forward pass on the meta device takes a second for Stable Diffusion
-def _output_shapes(kind: type[UNet2DConditionModel], config: str, size: int | tuple[int, int]) -> dict[str, torch.Size]:
+def _output_shapes(kind: type[ModelMixin], config: str, size: int | tuple[int, int]) -> dict[str, torch.Size]:
     copy = build_on_meta(kind, json.loads(config))
     shapes: dict[str, torch.Size] = {}
 
     def note(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            shapes[name] = _tensor(output).shape
+        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+            shapes[name] = _tensor(module, output).shape
 
         return hook
 
@@ -241,8 +275,8 @@ def _output_shapes(kind: type[UNet2DConditionModel], config: str, size: int | tu
 
 
 def check_pairs(
-    teacher: UNet2DConditionModel,
-    student: UNet2DConditionModel,
+    teacher: ModelMixin,
+    student: ModelMixin,
     pairs: Sequence[FeaturePair],
     maps: Sequence[nn.Module] | nn.ModuleList | None = None,
     *,
@@ -252,12 +286,12 @@ def check_pairs(
 
     Args:
         maps: one map per pair, from student to teacher channels, to be checked as well.
-        size: latents to try; without it the smallest that every stage can halve.
+        size: latents to try; without it the smallest that every stage can halve, or two patches by two.
 
     Raises:
         CondistillError: a pair's resolutions differ or a map does not fit; both layers are named.
     """
-    size = 2 ** len(teacher.down_blocks) if size is None else size
+    size = _small_size(teacher) if size is None else size
     teachers = feature_shapes(teacher, [pair.teacher for pair in pairs], size=size)
     students = feature_shapes(student, [pair.student for pair in pairs], size=size)
     if maps is not None and len(maps) != len(pairs):
@@ -276,6 +310,12 @@ def check_pairs(
                 f"and the teacher's {pair.teacher} has {t[1]}"
             )
     return [(t[1], s[1]) for t, s in zip(teachers, students, strict=True)]
+
+
+def _small_size(denoiser: ModelMixin) -> int:
+    if isinstance(denoiser, UNet2DConditionModel):
+        return int(2 ** len(denoiser.down_blocks))
+    return 2 * int(denoiser.config.get("patch_size") or 1)
 
 
 def _by(shape: torch.Size) -> str:
