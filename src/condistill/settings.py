@@ -110,6 +110,12 @@ class StudentSettings(Settings):
         layers = [name for name in given if name != "width" and self.preset not in get_args(WidthPreset)]
         if len(layers) > 1:
             raise ValueError(f"{' and '.join(layers)} say which layers are kept; leave out all but one")
+        narrows = self.width is not None or self.preset in get_args(WidthPreset)
+        if self.importance != "weight_norm" and not (narrows and self.weights == "teacher"):
+            raise ValueError(
+                f"importance {self.importance!r} chooses the channels of a width that inherits; "
+                "give a width and weights: teacher, or leave it out"
+            )
         return self
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-SD14: dict[str, Any] = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
+UNETS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "unets.json").read_text("utf-8"))
+"""Denoisers of full size, from their published hyper-parameters."""
 TINY: dict[str, Any] = {
     "sample_size": 8,
     "block_out_channels": (16, 32, 32),
@@ -55,11 +50,21 @@ def teacher(request: pytest.FixtureRequest, tiny: Callable[..., UNet2DConditionM
     return tiny(**KINDS[request.param])
 
 
+@pytest.fixture(scope="session")
+def full_size() -> Callable[[str], UNet2DConditionModel]:
+    """A denoiser of full size by name, shapes only."""
+
+    def build(name: str) -> UNet2DConditionModel:
+        with torch.device("meta"):
+            return UNet2DConditionModel(**UNETS[name])
+
+    return build
+
+
 @pytest.fixture
-def sd14() -> UNet2DConditionModel:
+def sd14(full_size: Callable[[str], UNet2DConditionModel]) -> UNet2DConditionModel:
     """Stable Diffusion 1.4's denoiser, shapes only."""
-    with torch.device("meta"):
-        return UNet2DConditionModel(**SD14)
+    return full_size("SD-1.4")
 
 
 @pytest.fixture

@@ -12,6 +12,9 @@ from condistill.errors import CondistillError
 from condistill.teachers.diffusion import Diffusion
 from condistill.teachers.family import Condition
 
+SIZES = 6
+"""Numbers that Stable Diffusion XL is told of an image: its own size, where it was cropped and the size asked for."""
+
 
 class StableDiffusion(Diffusion):
     """A `StableDiffusionPipeline`."""
@@ -61,17 +64,26 @@ def unet_inputs(config: Any, size: tuple[int, int], text_length: int) -> dict[st
     """Keyword arguments of a forward pass of a U-Net with cross-attention, on the meta device.
 
     Raises:
-        CondistillError: the denoiser asks for conditions other than text.
+        CondistillError: the denoiser asks for conditions other than text and, as Stable Diffusion XL's, sizes.
     """
-    for setting in ("addition_embed_type", "class_embed_type", "num_class_embeds"):
-        if config.get(setting) is not None:
+    known = {"addition_embed_type": (None, "text_time"), "class_embed_type": (None,), "num_class_embeds": (None,)}
+    for setting, values in known.items():
+        if config.get(setting) not in values:
             raise CondistillError(
-                f"the denoiser has {setting}={config[setting]!r}; only denoisers conditioned on text alone are known"
+                f"the denoiser has {setting}={config[setting]!r}; only denoisers conditioned on text alone, or on "
+                "text and sizes (addition_embed_type='text_time'), are known"
             )
     text_width = config.encoder_hid_dim or config.cross_attention_dim
     text_width = text_width if isinstance(text_width, int) else text_width[0]
-    return {
+    inputs: dict[str, Any] = {
         "sample": torch.empty(1, config.in_channels, *size, device="meta"),
         "timestep": torch.empty(1, dtype=torch.int64, device="meta"),
         "encoder_hidden_states": torch.empty(1, text_length, text_width, device="meta"),
     }
+    if config.addition_embed_type == "text_time":
+        pooled_width = config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": torch.empty(1, pooled_width, device="meta"),
+            "time_ids": torch.empty(1, SIZES, device="meta"),
+        }
+    return inputs
