@@ -20,7 +20,15 @@ BlockPreset = Literal["b-base", "b-small", "b-tiny", "koala-1b", "koala-700m"]
 WidthPreset = Literal["c-base", "c-small", "c-tiny", "c-micro"]
 Importance = Literal["weight_norm", "activation", "taylor"]
 FamilyName = Literal[
-    "auto", "stable_diffusion", "stable_diffusion_xl", "pixart", "stable_diffusion_3", "flux", "sana", "dit"
+    "auto",
+    "stable_diffusion",
+    "stable_diffusion_inpaint",
+    "stable_diffusion_xl",
+    "pixart",
+    "stable_diffusion_3",
+    "flux",
+    "sana",
+    "dit",
 ]
 Preset = Literal[BlockPreset, WidthPreset]
 

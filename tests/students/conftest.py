@@ -29,7 +29,16 @@ FOUR_STAGES: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }
-KINDS = {"sd1": {}, "sd2": SD2_LIKE, "four-stages": FOUR_STAGES}
+SDXL_LIKE: dict[str, Any] = {
+    **SD2_LIKE,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 3),
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 10 + 6 * 4,
+}
+KINDS = {"sd1": {}, "sd2": SD2_LIKE, "four-stages": FOUR_STAGES, "sdxl": SDXL_LIKE}
 
 
 @pytest.fixture
@@ -76,8 +85,12 @@ def run() -> Callable[..., torch.Tensor]:
         dtype = denoiser.dtype
         latents = torch.randn(2, 4, 8, 8, generator=generator).to(dtype)
         text = torch.randn(2, 5, 16, generator=generator).to(dtype)
+        beside = {}
+        if denoiser.config.addition_embed_type:
+            sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2).to(dtype)
+            beside = {"text_embeds": torch.randn(2, 10, generator=generator).to(dtype), "time_ids": sizes}
         with torch.no_grad():
-            sample: torch.Tensor = denoiser.eval()(latents, timestep, text).sample
+            sample: torch.Tensor = denoiser.eval()(latents, timestep, text, added_cond_kwargs=beside).sample
         return sample
 
     return predict

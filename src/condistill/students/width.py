@@ -294,10 +294,15 @@ class _Slicer:
         waves = torch.tensor([*nearest, *(half + k for k in nearest)])
         sizes = self.student.get_submodule(name)
         hidden = keep_channels(self._writes(f"{name}.linear_1"), sizes.linear_1.out_features)
-        outputs = keep_channels(self._writes(f"{name}.linear_2"), sizes.linear_2.out_features)
+        outputs = keep_channels(self._writes(f"{name}.linear_2", "add_embedding.linear_2"), sizes.linear_2.out_features)
         self._layer(f"{name}.linear_1", hidden, waves)
         self._layer(f"{name}.cond_proj", waves, None)
         self._layer(f"{name}.linear_2", outputs, hidden)
+        if self.teacher.config.addition_embed_type == "text_time":  # a second embedding, added to the first
+            width = self.student.get_submodule("add_embedding.linear_1").out_features
+            hidden = keep_channels(self._writes("add_embedding.linear_1"), width)
+            self._layer("add_embedding.linear_1", hidden, None)
+            self._layer("add_embedding.linear_2", outputs, hidden)
         return outputs
 
     def _stage_channels(self) -> list[Tensor]:

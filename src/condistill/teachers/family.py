@@ -72,6 +72,8 @@ class Family(ABC):
     """The pipeline's component that is compressed: `unet` or `transformer`."""
     denoiser_class: ClassVar[str]
     """What diffusers calls its class."""
+    has_context: ClassVar[bool] = False
+    """Whether a condition tells of the image as well, which a state that moves along a path would leave behind."""
 
     def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
         """Take over a pipeline of one of `pipeline_classes`.
@@ -168,6 +170,18 @@ class Family(ABC):
     def null_condition(self, n: int) -> Condition:
         """What guidance is measured against, length n: the empty prompt unless a family says otherwise."""
         return self.encode([""] * n)
+
+    def without_prompt(self, condition: Condition) -> Condition:
+        """The null condition in the context of another."""
+        return self.null_condition(len(condition))
+
+    def in_context(self, condition: Condition, x_0: Tensor, uniform: Tensor) -> Condition:  # noqa: ARG002
+        """The condition in training: with what a family tells of the latents `[B, C, h, w]` beside the prompt.
+
+        Args:
+            uniform: what is random of it, in [0, 1), float64 `[B]` on the CPU.
+        """
+        return condition
 
     @torch.no_grad()
     def text_embedding(self, prompts: Sequence[str]) -> Tensor:

@@ -14,8 +14,12 @@ from condistill.rundir import hash_file, key_of
 from condistill.settings import MINIATURE, TeacherSettings
 from condistill.teachers.family import Family
 from condistill.teachers.stable_diffusion import StableDiffusion
+from condistill.teachers.stable_diffusion_inpaint import StableDiffusionInpaint
+from condistill.teachers.stable_diffusion_xl import StableDiffusionXL
 
-FAMILIES: dict[str, type[Family]] = {family.name: family for family in (StableDiffusion,)}
+FAMILIES: dict[str, type[Family]] = {
+    family.name: family for family in (StableDiffusion, StableDiffusionInpaint, StableDiffusionXL)
+}
 """The registry: adding a family is adding its file and its name here."""
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")

@@ -26,12 +26,22 @@ class StableDiffusion(Diffusion):
 
     def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
         super().__init__(pipeline, resolution=resolution)
-        if self.denoiser.config.in_channels != pipeline.vae.config.latent_channels:
+        channels = int(self.denoiser.config.in_channels)
+        if channels != self._input_channels:
             raise CondistillError(
-                f"the teacher's U-Net takes {self.denoiser.config.in_channels} channels and its autoencoder makes "
-                f"{pipeline.vae.config.latent_channels}: an in-painting or image-conditioned model, "
-                "which is not supported yet"
+                f"the teacher's U-Net takes {channels} channels and its autoencoder makes {self.latent_channels}; "
+                f"family {self.name} takes {self._input_channels}. A U-Net of in-painting (9) belongs in a "
+                "StableDiffusionInpaintPipeline, one of text alone (4) in a StableDiffusionPipeline"
             )
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.pipeline.vae.config.latent_channels)
+
+    @property
+    def _input_channels(self) -> int:
+        """Channels of what `_seen` makes."""
+        return self.latent_channels
 
     @property
     def text_length(self) -> int:
@@ -49,6 +59,7 @@ class StableDiffusion(Diffusion):
     def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         dtype, config = self._dtype(denoiser), cast("Any", denoiser.config)
         inputs = {"encoder_hidden_states": condition.tensors["prompt_embeds"].to(dtype)}
+        inputs |= self._told(condition, dtype)
         scale = condition.tensors.get("guidance_scale")
         if scale is not None and config.time_cond_proj_dim is not None:
             # to the last bit what the pipeline's own call tells its denoiser
@@ -56,8 +67,16 @@ class StableDiffusion(Diffusion):
                 (scale.cpu() - 1).float(), embedding_dim=config.time_cond_proj_dim
             )
             inputs["timestep_cond"] = embedding.to(x_t.device, dtype)
-        prediction: Tensor = denoiser(x_t.to(dtype), timesteps, **inputs).sample.float()
+        prediction: Tensor = denoiser(self._seen(x_t, condition).to(dtype), timesteps, **inputs).sample.float()
         return prediction
+
+    def _seen(self, x_t: Tensor, condition: Condition) -> Tensor:  # noqa: ARG002
+        """x_t and what a variant of the denoiser sees beside it."""
+        return x_t
+
+    def _told(self, condition: Condition, dtype: torch.dtype) -> dict[str, Any]:  # noqa: ARG002
+        """What a variant of the denoiser is told beside the text, as keyword arguments."""
+        return {}
 
 
 def unet_inputs(config: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:
