@@ -12,10 +12,13 @@ from condistill.errors import CondistillError
 from condistill.miniature import weights_path
 from condistill.rundir import hash_file, key_of
 from condistill.settings import MINIATURE, TeacherSettings
+from condistill.teachers.dit import DiT
 from condistill.teachers.family import Family
+from condistill.teachers.pixart import PixArt
+from condistill.teachers.sana import Sana
 from condistill.teachers.stable_diffusion import StableDiffusion
 
-FAMILIES: dict[str, type[Family]] = {family.name: family for family in (StableDiffusion,)}
+FAMILIES: dict[str, type[Family]] = {family.name: family for family in (StableDiffusion, PixArt, DiT, Sana)}
 """The registry: adding a family is adding its file and its name here."""
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
