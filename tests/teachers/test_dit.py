@@ -28,7 +28,7 @@ LABELS = {
     0: "tench, Tinca tinca",
     1: "goldfish",
     2: "great white shark, white shark",
-    999: "toilet tissue, toilet paper",
+    999: "bath tissue, toilet paper",
 }
 TWO = ["goldfish", "white shark"]
 
@@ -206,7 +206,7 @@ def test_a_sampler_that_the_pipeline_draws_wrongly_with_is_refused(oracle: DiTPi
 
 @pytest.mark.slow
 def test_the_whole_way_ends_in_a_student_that_diffusers_draws_with(directory: Path, tmp_path: Path) -> None:
-    lines = ["tench", "goldfish", "white shark", "toilet tissue", "7", "8"]
+    lines = ["tench", "goldfish", "white shark", "bath tissue", "7", "8"]
     student = check_end_to_end(directory, tmp_path, {"depth": 0.5}, lines=lines)
     assert len(student.transformer.transformer_blocks) == 2
     drawn = student(student.get_label_ids(TWO), num_inference_steps=2, output_type="np")

@@ -376,7 +376,7 @@ def told_apart(condition: Condition, prompts: Sequence[str]) -> Tensor:
     """The `text_embedding` of prompts from their condition, the empty prompt's behind them: mean over tokens."""
     embeds, mask = condition.tensors["prompt_embeds"].float(), condition.tensors.get("prompt_attention_mask")
     weight = torch.ones_like(embeds[..., :1]) if mask is None else mask.to(embeds)[..., None]
-    means = (embeds * weight).sum(1) / weight.sum(1)
+    means = (embeds * weight).sum(1) / weight.sum(1).clamp(min=1)
     said = torch.tensor([bool(prompt) for prompt in prompts], device=means.device)  # rounding says a little too
     # less the empty prompt's: most of a mean, padding included where it is attended to, is common to all prompts
     return nn.functional.normalize((means[:-1] - means[-1]) * said[:, None])
