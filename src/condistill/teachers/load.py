@@ -12,14 +12,16 @@ from condistill.errors import CondistillError
 from condistill.miniature import weights_path
 from condistill.rundir import hash_file, key_of
 from condistill.settings import MINIATURE, TeacherSettings
+from condistill.teachers.dit import DiT
 from condistill.teachers.family import Family
+from condistill.teachers.pixart import PixArt
+from condistill.teachers.sana import Sana
 from condistill.teachers.stable_diffusion import StableDiffusion
 from condistill.teachers.stable_diffusion_inpaint import StableDiffusionInpaint
 from condistill.teachers.stable_diffusion_xl import StableDiffusionXL
 
-FAMILIES: dict[str, type[Family]] = {
-    family.name: family for family in (StableDiffusion, StableDiffusionInpaint, StableDiffusionXL)
-}
+_ALL = (StableDiffusion, StableDiffusionXL, StableDiffusionInpaint, PixArt, DiT, Sana)
+FAMILIES: dict[str, type[Family]] = {family.name: family for family in _ALL}
 """The registry: adding a family is adding its file and its name here."""
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
