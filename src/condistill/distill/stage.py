@@ -95,4 +95,5 @@ def save(run: Compression, name: str, denoiser: nn.Module) -> None:
 
 
 def _size(family: Family, denoiser: Any) -> dict[str, int]:
-    return {"parameters": parameters(denoiser), "macs": macs(denoiser, text_length=family.text_length)}
+    asked = macs(denoiser, size=family.latent_shape[1:], text_length=family.text_length)
+    return {"parameters": parameters(denoiser), "macs": asked}
