@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError, nearest
 from condistill.settings import BlockPreset, WidthPreset
-from condistill.students.blocks import config_without_blocks, layer_sources, remove_blocks
+from condistill.students.blocks import (
+    Layers,
+    config_without_blocks,
+    kept_layers,
+    layer_lists,
+    layer_sources,
+    origin,
+    preset_layers,
+    remove_blocks,
+)
 from condistill.students.costs import build_on_meta, parameters, plain_config
 from condistill.students.depth import (
     describe_layers,
@@ -62,7 +71,7 @@ def derive_student(
     keep: Mapping[str, Sequence[int]] | None = None,
     depth: float | None = None,
     weights: Literal["teacher", "random"] = "teacher",
-    channel_importance: Mapping[str, Tensor] | None = None,  # noqa: ARG001 - of widths, which weigh by norm so far
+    channel_importance: Mapping[str, Tensor] | None = None,
     layer_scores: Mapping[str, Sequence[float]] | None = None,
     seed: int = 0,
     may_be_as_large: bool = False,
@@ -72,11 +81,13 @@ def derive_student(
 
     Args:
         teacher: on any device; on the meta device the student has shapes only.
-        preset: of a U-Net: `b-*` removes blocks (BK-SDM, arXiv 2305.15798), `c-*` stands for a width.
+        preset: of a U-Net: `b-*` (BK-SDM, arXiv 2305.15798) and `koala-*` (arXiv 2312.04005) say which layers are
+            kept, `c-*` stands for a width.
         width: of a U-Net: a fraction of the teacher's channels, or the channels of every stage of the student.
         keep: the layers that are kept of each list of layers.
         depth: of a transformer: the share of the layers of every list that is kept.
         weights: `teacher` inherits surviving layers and slices channels; `random` starts anew.
+        channel_importance: by what a width's channels are kept, `[C]` by layer; without it by the norm of its weights.
         layer_scores: the influence of every layer, by which `depth` chooses; without them it spreads evenly.
         seed: of random weights and of the maps; the global generator is left alone.
         features: what of the two is compared.
@@ -88,7 +99,10 @@ def derive_student(
     if weights not in ("teacher", "random"):
         raise CondistillError(f"weights must be 'teacher' or 'random', not {weights!r}")
     if isinstance(teacher, UNet2DConditionModel):
-        plan = _unet_plan(teacher, preset, width, keep, depth, features=features, inherited=weights == "teacher")
+        if depth is not None:
+            raise CondistillError("student.depth is for transformers; make a U-Net smaller by preset, keep or width")
+        kept, width = _read(teacher, preset, width, keep)
+        plan = _unet_plan(teacher, kept, width, channel_importance, features=features, inherited=weights == "teacher")
     else:
         plan = _transformer_plan(teacher, preset, width, keep, depth, features=features, scores=layer_scores)
     skeleton = build_on_meta(type(teacher), plan.config)
@@ -115,36 +129,29 @@ def derive_student(
 
 def _unet_plan(
     teacher: UNet2DConditionModel,
-    preset: str | None,
+    kept: Layers | None,
     width: float | tuple[int, ...] | None,
-    keep: Mapping[str, Sequence[int]] | None,
-    depth: float | None,
+    importance: Mapping[str, Tensor] | None,
     *,
     features: FeatureKind,
     inherited: bool,
 ) -> _Plan:
-    if depth is not None:
-        raise CondistillError("student.depth is for transformers; make a U-Net smaller by preset, keep or width")
-    if keep is not None:
-        raise CondistillError("student.keep is for transformers; make a U-Net smaller by preset or width")
-    blocks, width = _read(preset, width)
-    config = plain_config(teacher)
-    if blocks:
-        config = config_without_blocks(config, blocks)
+    config = plain_config(teacher) if kept is None else config_without_blocks(teacher, kept)
+    sources = {} if kept is None else layer_sources(teacher, kept)
     widths = None if width is None else stage_widths(config, width)
     if widths:
         config = narrowed_config(config, widths)
 
     def inherit() -> ModelMixin:
-        denoiser = remove_blocks(teacher, blocks) if blocks else teacher
-        return narrow(denoiser, widths) if widths else denoiser
+        denoiser = teacher if kept is None else remove_blocks(teacher, kept)
+        return narrow(denoiser, widths, _renamed(importance, denoiser, sources)) if widths else denoiser
 
     return _Plan(
         config,
         inherit,
-        pairs=lambda student: feature_pairs(teacher, student, blocks_removed=blocks is not None, features=features),
-        describe=lambda student: _describe(teacher, student, blocks, inherited=inherited),
-        smaller="choose a preset or a smaller width",
+        pairs=lambda student: feature_pairs(teacher, student, sources=sources, features=features),
+        describe=lambda student: _describe(teacher, student, kept, inherited=inherited),
+        smaller="choose a preset, a smaller width or fewer layers",
     )
 
 
@@ -181,19 +188,39 @@ def _transformer_plan(
 
 
 def _read(
-    preset: str | None, width: float | tuple[int, ...] | None
-) -> tuple[BlockPreset | None, float | tuple[int, ...] | None]:
-    """What to remove, and how wide to be."""
+    teacher: UNet2DConditionModel,
+    preset: str | None,
+    width: float | tuple[int, ...] | None,
+    keep: Mapping[str, Sequence[int]] | None,
+) -> tuple[Layers | None, float | tuple[int, ...] | None]:
+    """Which layers are kept, if not all, and how wide to be."""
     if preset in WIDTH_FRACTIONS:
         if width is not None:
             raise CondistillError(f"preset {preset!r} sets the width already; leave out one of the two")
-        return None, WIDTH_FRACTIONS[preset]
+        width = WIDTH_FRACTIONS[preset]
+        preset = None
     names = get_args(BlockPreset)
     if preset is not None and preset not in names:
         raise CondistillError(f"{preset!r} is not a preset{nearest(preset, (*names, *WIDTH_FRACTIONS))}")
-    if preset is None and width is None:
-        raise CondistillError("give a preset, a width or both; without either the student equals its teacher")
-    return cast("BlockPreset | None", preset), width
+    if preset is not None and keep is not None:
+        raise CondistillError(f"preset {preset!r} says which layers are kept already; leave out one of the two")
+    if preset is None and keep is None and width is None:
+        raise CondistillError(
+            "give a preset, a width or both, or the layers to keep; without any the student equals its teacher"
+        )
+    if preset is not None:
+        keep = preset_layers(teacher, cast("BlockPreset", preset))
+    return None if keep is None else kept_layers(teacher, keep), width
+
+
+def _renamed(
+    importance: Mapping[str, Tensor] | None, denoiser: UNet2DConditionModel, sources: Mapping[str, str]
+) -> dict[str, Tensor] | None:
+    """The teacher's scores by the names that its layers have where some were removed."""
+    if importance is None:
+        return None
+    origins = {name: origin(name, sources) for name, _ in denoiser.named_modules()}
+    return {name: importance[source] for name, source in origins.items() if source in importance}
 
 
 @contextmanager
@@ -205,39 +232,42 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _describe(
-    teacher: UNet2DConditionModel, student: UNet2DConditionModel, blocks: BlockPreset | None, *, inherited: bool
+    teacher: UNet2DConditionModel, student: ModelMixin, kept: Layers | None, *, inherited: bool
 ) -> tuple[str, ...]:
     lines = []
-    sources = layer_sources(teacher, student) if blocks else {}
-    shift = len(teacher.up_blocks) - len(student.up_blocks)
+    whole = layer_lists(teacher)
+    kept = whole | (kept or {})
     before, after = list(teacher.config.block_out_channels), list(student.config.block_out_channels)
-    places = [(f"down_blocks.{i}", f"down_blocks.{i}", i) for i in range(len(after))]
+    left = len(after)
+    shift = len(before) - left
+    places = [(f"down_blocks.{i}", f"down_blocks.{i}", i) for i in range(left)]
     if student.mid_block is not None:
-        places.append(("mid_block", "mid_block", len(after) - 1))
-    places += [(f"up_blocks.{i}", f"up_blocks.{i + shift}", len(after) - 1 - i) for i in range(len(after))]
-    for place, origin, stage in places:
-        count = len(_resnets(teacher, origin))
-        resnets = [f"{place}.resnets.{k}" for k in range(len(_resnets(student, place)))]
-        layers = [int(sources.get(path, path).rpartition(".")[2]) for path in resnets]
-        noun = "layer" if len(layers) == 1 else "layers"
-        which = "all layers" if len(layers) == count else f"{noun} {' and '.join(map(str, layers))} of {count}"
-        width = (
-            f"{before[stage]} channels"
-            if before[stage] == after[stage]
-            else f"{before[stage]} to {after[stage]} channels"
-        )
-        lines.append(f"{place}: from {origin}, {which}, {width}")
+        places.append(("mid_block", "mid_block", left - 1))
+    places += [(f"up_blocks.{i}", f"up_blocks.{i + shift}", left - 1 - i) for i in range(left)]
+    for place, source, stage in places:
+        parts = [f"{place}: from {source}, {_which(kept[source], whole[source], 'layer')}"]
+        inside = f"{source}.transformer_blocks"
+        if kept.get(inside) != whole.get(inside):
+            parts.append(_which(kept[inside], whole[inside], "transformer block") + " in each attention")
+        same = before[stage] == after[stage]
+        parts.append(f"{before[stage]} channels" if same else f"{before[stage]} to {after[stage]} channels")
+        lines.append(", ".join(parts))
     if teacher.mid_block is not None and student.mid_block is None:
         lines.append("mid_block: removed")
-    if shift:
-        lines.append(f"stage {len(after)} (down_blocks.{len(after)} and up_blocks.0 of the teacher): removed")
-    if shift and inherited and before[-1] > before[-2]:
+    for stage in range(left, len(before)):
+        up = len(before) - 1 - stage
+        lines.append(f"stage {stage} (down_blocks.{stage} and up_blocks.{up} of the teacher): removed")
+    if shift and inherited and before[left] > before[left - 1] and kept[f"up_blocks.{shift}"][0] == 0:
         lines.append(
-            f"up_blocks.0.resnets.0: reads the stream through {before[-2]} of the {before[-1]} channels "
-            "that up_blocks.1.resnets.0 of the teacher read"
+            f"up_blocks.0.resnets.0: reads the stream through {before[left - 1]} of the {before[left]} channels "
+            f"that up_blocks.{shift}.resnets.0 of the teacher read"
         )
     return tuple(lines)
 
 
-def _resnets(denoiser: UNet2DConditionModel, path: str) -> Any:
-    return denoiser.get_submodule(path).resnets
+def _which(kept: Sequence[int], whole: Sequence[int], noun: str) -> str:
+    """`all layers`, or which of them."""
+    if len(kept) == len(whole):
+        return f"all {noun}s"
+    *most, last = map(str, kept) if kept else ["none"]
+    return f"{noun}{'s' if most else ''} {', '.join(most)}{' and ' if most else ''}{last} of {len(whole)}"

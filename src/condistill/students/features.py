@@ -14,7 +14,7 @@ from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError, nearest
-from condistill.students.blocks import layer_sources
+from condistill.students.blocks import origin
 from condistill.students.costs import build_on_meta, example_inputs, plain_config
 from condistill.students.depth import JOINT_BLOCKS, Kept, image_stream
 from condistill.students.shapes import ShapesOnly
@@ -146,20 +146,23 @@ def feature_pairs(
     teacher: UNet2DConditionModel,
     student: UNet2DConditionModel,
     *,
-    blocks_removed: bool,
+    sources: Mapping[str, str] | None = None,
     features: FeatureKind = "stages",
 ) -> tuple[FeaturePair, ...]:
-    """The layers compared: as BK-SDM's where blocks were removed, else the end of every stage; or attentions.
+    """The layers compared: as BK-SDM's where layers were removed, else the end of every stage; or attentions.
 
     A student with fewer stages than its teacher has no downsampler at its innermost stage, so that the last
     attention is compared there (the last resnet in a block without attention), and its up blocks line up with
     the teacher's outermost ones.
 
+    Args:
+        sources: where layers were removed, what the others are copies of; see `layer_sources`.
+
     Raises:
         CondistillError: the student has no attention of the kind.
     """
     if features != "stages":
-        return _attention_pairs(teacher, student, _ATTENTIONS[features], blocks_removed=blocks_removed)
+        return _attention_pairs(student, _ATTENTIONS[features], sources or {})
     shift = len(teacher.down_blocks) - len(student.down_blocks)
     innermost = len(student.down_blocks) - 1
     pairs = []
@@ -167,26 +170,18 @@ def feature_pairs(
         path = f"down_blocks.{i}"
         inside = shift > 0 and i == innermost
         pairs.append((_last_layer(teacher, path), _last_layer(student, path)) if inside else (path, path))
-    if not blocks_removed and teacher.mid_block is not None and student.mid_block is not None:
+    if not sources and teacher.mid_block is not None and student.mid_block is not None:
         pairs.append(("mid_block", "mid_block"))
     pairs += [(f"up_blocks.{i + shift}", f"up_blocks.{i}") for i in range(len(student.up_blocks))]
     return tuple(FeaturePair(teacher=t, student=s, name=s) for t, s in pairs)
 
 
-def _attention_pairs(
-    teacher: UNet2DConditionModel, student: UNet2DConditionModel, kind: str, *, blocks_removed: bool
-) -> tuple[FeaturePair, ...]:
+def _attention_pairs(student: UNet2DConditionModel, kind: str, sources: Mapping[str, str]) -> tuple[FeaturePair, ...]:
     """Every attention of a kind in the student, with the teacher's that it was made of."""
-    sources = layer_sources(teacher, student) if blocks_removed else {}
-    pairs = []
-    for path, _ in student.named_modules():
-        if path.endswith(f".{kind}"):
-            layer = next((layer for layer in sources if path.startswith(f"{layer}.")), "")
-            origin = sources.get(layer, "") + path.removeprefix(layer)
-            pairs.append(FeaturePair(teacher=origin, student=path, name=path))
-    if not pairs:
+    paths = [path for path, _ in student.named_modules() if path.endswith(f".{kind}")]
+    if not paths:
         raise CondistillError(f"the student has no {kind}; set distill.features to stages")
-    return tuple(pairs)
+    return tuple(FeaturePair(teacher=origin(path, sources), student=path, name=path) for path in paths)
 
 
 def layer_pairs(
