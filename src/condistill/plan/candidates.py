@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
+from torch import nn
 
 from condistill.distill.settings import DistillSettings
 from condistill.errors import CondistillError
@@ -26,39 +27,47 @@ DEPTHS = (0.75, 0.5, 0.25)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A denoiser of shapes only and what it costs."""
+    """A denoiser of shapes only, where it would be compared with its teacher, and what it costs."""
 
     name: str
     student: Student
+    params: int
     macs: int
+    """Multiply-accumulates of one forward of one sample."""
+    convolutions: int
+    """Those of `macs` that are convolutions."""
+
+    @classmethod
+    def of(cls, name: str, student: Student, skeleton: Skeleton) -> Candidate:
+        """Count a student, at the size and the length of text of the teacher."""
+        with torch.no_grad(), ShapesOnly() as counted:
+            student.denoiser(**inputs_of(skeleton, student.denoiser))
+        return cls(name, student, parameters(student.denoiser), counted.macs, counted.convolutions)
 
     @property
-    def params(self) -> int:
-        """Weights of the denoiser."""
-        return parameters(self.student.denoiser)
+    def denoiser(self) -> Any:
+        """On the meta device."""
+        return self.student.denoiser
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it takes its guidance scale as an input, as far as a config tells.
+
+        A U-Net with a projection for it may also have one scale folded in.
+        """
+        config = self.denoiser.config
+        return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
 
 
-def teacher_is_told(skeleton: Skeleton) -> bool:
-    """Whether the teacher takes its guidance scale as an input, which a config alone tells only so far.
-
-    A U-Net with a projection for it may also have one scale folded in.
-    """
-    config = skeleton.denoiser.config
-    return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
+def the_teacher(skeleton: Skeleton) -> Candidate:
+    """The teacher's own denoiser, for comparison."""
+    return Candidate.of("teacher", Student(skeleton.denoiser, (), (), nn.ModuleList()), skeleton)
 
 
-def macs_of(skeleton: Skeleton, denoiser: Any) -> int:
-    """Multiply-accumulates of one forward of one sample, at the size and length of text of the teacher.
-
-    Args:
-        denoiser: on the meta device.
-    """
+def inputs_of(skeleton: Skeleton, denoiser: Any) -> dict[str, Any]:
+    """One sample for a denoiser, at the teacher's size and length of text, on the meta device."""
     family = skeleton.family
-    inputs = example_inputs(denoiser, size=family.latent_shape[1:], text_length=family.text_length)
-    with torch.no_grad(), ShapesOnly() as counted:
-        denoiser(**inputs)
-    total: int = counted.macs
-    return total
+    return example_inputs(denoiser, size=family.latent_shape[1:], text_length=family.text_length)
 
 
 def derive(
@@ -98,7 +107,7 @@ def own_students(skeleton: Skeleton, recipe: Recipe) -> dict[str, Candidate]:
             raise CondistillError(f"the student {name!r} cannot be made: {error}") from error
         student = _with_guidance(student, distill)
         denoisers[name] = student.denoiser
-        candidates[name] = Candidate(name, student, macs_of(skeleton, student.denoiser))
+        candidates[name] = Candidate.of(name, student, skeleton)
     return candidates
 
 
@@ -113,12 +122,13 @@ def _with_guidance(student: Student, settings: DistillSettings) -> Student:
 
 def possible_students(skeleton: Skeleton) -> Iterator[Candidate]:
     """Every preset, width and depth that fits the teacher, under the name of its setting."""
-    asked = {preset: {"preset": preset} for preset in PRESETS}
+    asked: dict[str, dict[str, Any]] = {preset: {"preset": preset} for preset in PRESETS}
     asked |= {f"width {width:g}": {"width": width} for width in WIDTHS}
     asked |= {f"depth {depth:g}": {"depth": depth} for depth in DEPTHS}
     for name, settings in asked.items():
         try:
-            student = derive(skeleton.denoiser, StudentSettings.model_validate(settings))
+            # of random weights: their shapes are those of inherited ones, and there is nothing to slice
+            student = derive(skeleton.denoiser, StudentSettings.model_validate({**settings, "weights": "random"}))
         except CondistillError:
             continue
-        yield Candidate(name, student, macs_of(skeleton, student.denoiser))
+        yield Candidate.of(name, student, skeleton)

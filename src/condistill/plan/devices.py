@@ -25,16 +25,14 @@ class Device:
     """Dense multiply-adds in bfloat16 (float16 on a T4) with float32 sums, per second, each counted as two."""
     single_flops: float
     """In float32, without TF32."""
+    convolution_flops: float
+    """Of convolutions in float32, for which torch uses TF32 where there is such a thing."""
     memory_bytes: int
     bandwidth: float
     """Bytes per second between the device and its memory."""
     half: torch.dtype = torch.bfloat16
     measured: bool = False
     """By a matrix product and a copy of ours; else the figures are the maker's."""
-
-    def flops(self, dtype: torch.dtype) -> float:
-        """The best rate in a dtype."""
-        return self.single_flops if dtype == torch.float32 else self.half_flops
 
     def teacher_dtype(self, asked: str) -> torch.dtype:
         """What `teacher.dtype` means on it."""
@@ -44,23 +42,23 @@ class Device:
         return choose_dtype("auto", present_torch_device()) if self.measured else self.half
 
 
-def _named(name: str, half: float, single: float, gib: float, bandwidth: float) -> Device:
+def _named(name: str, half: float, single: float, tf32: float, gib: float, bandwidth: float) -> Device:
     """In TFLOP/s, GiB as the driver reports them, and GB/s."""
     dtype = torch.float16 if name == "t4" else torch.bfloat16
-    return Device(name, half * 1e12, single * 1e12, int(gib * GIB), bandwidth * 1e9, dtype)
+    return Device(name, half * 1e12, single * 1e12, tf32 * 1e12, int(gib * GIB), bandwidth * 1e9, dtype)
 
 
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        _named("a100-40gb", 312, 19.5, 39.4, 1555),
-        _named("a100-80gb", 312, 19.5, 79.3, 2039),
-        _named("h100", 989, 67, 79.1, 3350),
-        _named("h200", 989, 67, 139.8, 4800),
-        _named("rtx-3090", 71, 35.6, 23.6, 936),
-        _named("rtx-4090", 165, 82.6, 23.5, 1008),
-        _named("l4", 121, 30.3, 22.0, 300),
-        _named("t4", 65, 8.1, 14.6, 320),
+        _named("a100-40gb", 312, 19.5, 156, 39.4, 1555),
+        _named("a100-80gb", 312, 19.5, 156, 79.3, 2039),
+        _named("h100", 989, 67, 494, 79.1, 3350),
+        _named("h200", 989, 67, 494, 139.8, 4800),
+        _named("rtx-3090", 71, 35.6, 35.6, 23.6, 936),
+        _named("rtx-4090", 165, 82.6, 82.6, 23.5, 1008),
+        _named("l4", 121, 30.3, 60.5, 22.0, 300),
+        _named("t4", 65, 8.1, 8.1, 14.6, 320),
     )
 }
 """Data sheets: dense tensor-core figures, SXM versions of the data-centre cards."""
@@ -94,11 +92,22 @@ def present_device() -> Device:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     size, half = (8192, choose_dtype("auto", device)) if device.type == "cuda" else (768, torch.bfloat16)
     rates = {dtype: _product_rate(device, dtype, size) for dtype in {half, torch.float32}}
-    return Device(name, rates[half], rates[torch.float32], memory, _copy_rate(device), half, measured=True)
+    convolution = _convolution_rate(device, size // 16)
+    return Device(name, rates[half], rates[torch.float32], convolution, memory, _copy_rate(device), half, measured=True)
 
 
-def seconds_of(work: Callable[[], object], device: torch.device, *, repeats: int = 5) -> float:
-    """Shortest time of some work on a device, after a first time that warms up."""
+def seconds_of(
+    work: Callable[[], object],
+    device: torch.device,
+    *,
+    repeats: int = 5,
+    prepare: Callable[[], object] = lambda: None,
+) -> float:
+    """Shortest time of some work on a device, after a first time that warms up.
+
+    Args:
+        prepare: done before each time, and not timed.
+    """
 
     def wait() -> None:
         if device.type == "cuda":
@@ -106,6 +115,7 @@ def seconds_of(work: Callable[[], object], device: torch.device, *, repeats: int
 
     times = []
     for _ in range(repeats + 1):
+        prepare()
         wait()
         started = time.perf_counter()
         work()
@@ -117,6 +127,14 @@ def seconds_of(work: Callable[[], object], device: torch.device, *, repeats: int
 def _product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     return 2 * size**3 / seconds_of(lambda: matrix @ matrix, device)
+
+
+def _convolution_rate(device: torch.device, channels: int) -> float:
+    images = torch.randn(8, channels, 32, 32, device=device)
+    weight = torch.randn(channels, channels, 3, 3, device=device)
+    with torch.no_grad():
+        seconds = seconds_of(lambda: torch.conv2d(images, weight, padding=1), device)
+    return 2 * images.numel() * channels * 9 / seconds
 
 
 def _copy_rate(device: torch.device) -> float:

@@ -39,7 +39,7 @@ def training_peak(step: SyntheticStep, half: torch.dtype | None) -> int:
     with LiveMemory() as memory:
         with mode:
             loss = step.loss(*step.forward_teacher(), autocast=mode.forward)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
     return int(memory.peak)
 
 
@@ -61,7 +61,9 @@ class KeptOnly(TorchFunctionMode):
 
     def checkpoint(self, layer: nn.Module, *inputs: Any) -> Any:
         """Run a layer whose inner tensors are not kept, but made again in the backward; as diffusers does it."""
-        return checkpoint(layer.__call__, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), self._again()))
+        return checkpoint(
+            layer.__call__, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), self._again())
+        )
 
     @contextmanager
     def _again(self) -> Iterator[None]:
@@ -107,7 +109,7 @@ class _Layer(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         _ = ctx.saved_tensors  # of a layer that is recomputed, this is what recomputes it
         needed = ctx.needs_input_grad[3:]
         made = (
@@ -120,10 +122,8 @@ class _Layer(torch.autograd.Function):
 def _layer(shape: Sequence[int], given: Sequence[Tensor | None], kept: Sequence[bool], *notes: Sequence[int]) -> Tensor:
     """As `_Layer` makes it; of what is given, what is None is left out."""
     there = [(tensor, keep) for tensor, keep in zip(given, kept, strict=False) if tensor is not None]
-    output: Tensor = _Layer.apply(  # type: ignore[no-untyped-call]
-        shape, [*(keep for _, keep in there), kept[-1]], notes, *(tensor for tensor, _ in there)
-    )
-    return output
+    apply: Callable[..., Tensor] = _Layer.apply
+    return apply(shape, [*(keep for _, keep in there), kept[-1]], notes, *(tensor for tensor, _ in there))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -131,14 +131,14 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _group_norm(
-    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 0
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, *_: Any, **__: Any
 ) -> Tensor:
     note = (len(input), num_groups)  # a mean and a deviation of each group
     return _layer(input.shape, (input, weight, bias), (True, False, False, False), note, note)
 
 
 def _layer_norm(
-    input: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 0
+    input: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, *_: Any, **__: Any
 ) -> Tensor:
     note = input.shape[: -len(shape)]
     return _layer(input.shape, (input, weight, bias), (True, False, False, False), note, note)

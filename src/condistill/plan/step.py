@@ -108,7 +108,7 @@ class SyntheticStep:
     def update(self) -> None:
         """Clip, step, average, and let go of the gradients."""
         if self._update is None:
-            optimizer = torch.optim.AdamW(self._trained, lr=1e-9, fused=True)
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(self._trained, lr=1e-9, fused=True)
             decay = self.settings.ema_decay
             ema = EMAModel(self.student.parameters(), decay=decay, foreach=True) if decay else None
             self._update = optimizer, ema

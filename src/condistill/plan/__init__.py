@@ -1,0 +1,5 @@
+"""What a recipe will make and what that costs, before a weight is loaded: `condistill plan` and `--dry-run`."""
+
+from condistill.plan.make import make_plan
+
+__all__ = ["make_plan"]

@@ -1,0 +1,167 @@
+"""A denoiser as a tree: stages, layers, widths, what each costs, what is compared, and what each preset keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, get_args
+
+import torch
+from rich.markup import escape
+from rich.tree import Tree
+from torch import Tensor, nn
+
+from condistill.errors import CondistillError
+from condistill.plan.candidates import Candidate, derive, inputs_of, possible_students, the_teacher
+from condistill.plan.skeleton import Skeleton, teacher_skeleton
+from condistill.quiet import quiet_libraries
+from condistill.settings import StudentSettings, TeacherSettings
+from condistill.students.costs import parameters
+from condistill.students.features import FeatureKind
+from condistill.students.shapes import ShapesOnly
+
+
+@dataclass
+class Layer:
+    """A module of a denoiser, and what it costs in one forward of one sample."""
+
+    path: str
+    kind: str
+    params: int
+    macs: int = 0
+    shape: tuple[int, ...] = ()
+    """Of its output, without the batch; empty where it gave none."""
+    children: list[Layer] = field(default_factory=list)
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """Layers of a list that agree in this are shown as one."""
+        return self.kind, self.params, self.macs, self.shape
+
+
+def layers_of(skeleton: Skeleton) -> Layer:
+    """The whole denoiser, each module with its share."""
+    denoiser: nn.Module = skeleton.denoiser
+    layers = {name: Layer(name, type(m).__name__, parameters(m)) for name, m in denoiser.named_modules()}
+    with torch.no_grad(), ShapesOnly() as counted:
+
+        def before(name: str) -> Any:
+            def hook(_module: nn.Module, _inputs: Any) -> None:
+                layers[name].macs -= counted.macs
+
+            return hook
+
+        def after(name: str) -> Any:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                layers[name].macs += counted.macs
+                output = output[0] if isinstance(output, tuple | list) else getattr(output, "sample", output)
+                layers[name].shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
+
+            return hook
+
+        handles = []
+        for name, module in denoiser.named_modules():
+            handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
+        denoiser(**inputs_of(skeleton, denoiser))
+        for handle in handles:
+            handle.remove()
+    for name, layer in reversed(layers.items()):
+        if name:
+            parent = layers[name.rpartition(".")[0]]
+            parent.children.insert(0, layer)
+            if not parent.shape and isinstance(denoiser.get_submodule(parent.path), nn.ModuleList):
+                parent.macs += layer.macs  # a list is not called itself
+    return layers[""]
+
+
+def compared_layers(skeleton: Skeleton) -> dict[FeatureKind, tuple[str, ...]]:
+    """For each kind of feature the layers of the teacher that some student is compared at."""
+    asked = [{"preset": "b-base"}, {"preset": "c-micro"}, {"width": 0.5}, {"depth": 0.5}]
+    found: dict[FeatureKind, tuple[str, ...]] = {}
+    for kind in get_args(FeatureKind):
+        paths: dict[str, None] = {}
+        for settings in asked:
+            try:
+                student = StudentSettings.model_validate({**settings, "weights": "random"})
+                paths |= dict.fromkeys(pair.teacher for pair in derive(skeleton.denoiser, student, features=kind).pairs)
+            except CondistillError:
+                continue
+        if paths:
+            found[kind] = tuple(paths)
+    return found
+
+
+def inspect_pipeline(settings: TeacherSettings, *, levels: int = 3) -> Tree:
+    """The tree of a pipeline's denoiser; nothing is loaded.
+
+    Args:
+        levels: how deep the tree goes.
+    """
+    with quiet_libraries():
+        skeleton = teacher_skeleton(settings)
+        whole, compared = layers_of(skeleton), compared_layers(skeleton)
+        teacher, students = the_teacher(skeleton), list(possible_students(skeleton))
+    tree = Tree(_label(whole, [whole], compared))
+    _grow(tree, whole, compared, levels)
+    for candidate in students:
+        _add_student(tree, candidate, teacher)
+    return tree
+
+
+def _grow(tree: Tree, layer: Layer, compared: dict[FeatureKind, tuple[str, ...]], levels: int) -> None:
+    if not levels:
+        return
+    for run in _runs(layer.children, compared):
+        first = run[0]
+        if first.kind == "ModuleList":  # its layers stand in its place, under their whole names
+            _grow(tree, first, compared, levels)
+        elif first.params:
+            _grow(tree.add(_label(first, run, compared)), first, compared, levels - 1)
+
+
+def _runs(layers: Sequence[Layer], compared: dict[FeatureKind, tuple[str, ...]]) -> Iterator[list[Layer]]:
+    """Neighbours that are alike, and compared alike."""
+    stages = compared.get("stages", ())
+
+    def key(layer: Layer) -> Any:
+        numbered = layer.path.rpartition(".")[2].isdecimal()
+        return (layer.alike, layer.path in stages) if numbered else layer.path
+
+    for _, run in groupby(layers, key):
+        yield list(run)
+
+
+def _label(layer: Layer, run: Sequence[Layer], compared: dict[FeatureKind, tuple[str, ...]]) -> str:
+    """A line: where it is, what it is, what comes out of it, what it costs, what is compared in it."""
+    last = run[-1].path.rpartition(".")[2]
+    name = f"{layer.path} to {last}" if len(run) > 1 else layer.path
+    parts = [f"[bold]{escape(name)}[/] {layer.kind}" if name else f"[bold]{layer.kind}[/]"]
+    if layer.shape:
+        parts.append(_width(layer.shape))
+    parts.append(f"{layer.params:,} parameters")
+    parts.append(f"{layer.macs / 1e9:,.2f} GMACs")
+    if len(run) > 1:
+        parts.append("each")
+    told = []
+    for kind, paths in compared.items():
+        inside = sum(path.startswith(f"{layer.path}.") for path in paths) if layer.path else 0
+        if layer.path in paths:
+            told.append(f"[green]compared: {kind}[/]")
+        elif inside and kind != "stages":
+            told.append(f"{inside} {kind}")
+    return ", ".join(parts) + (f" ({', '.join(told)})" if told else "")
+
+
+def _width(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3:
+        return f"{shape[0]} channels at {shape[1]}x{shape[2]}"
+    return f"{shape[0]:,} tokens of {shape[1]:,}" if len(shape) == 2 else f"{shape[-1]:,} wide"
+
+
+def _add_student(tree: Tree, candidate: Candidate, teacher: Candidate) -> None:
+    share = f"{candidate.params:,} parameters ({candidate.params / teacher.params:.1%})"
+    cost = f"{candidate.macs / 1e9:,.2f} GMACs ({candidate.macs / teacher.macs:.1%})"
+    branch = tree.add(f"[bold cyan]{candidate.name}[/] keeps {share}, {cost}")
+    for line in candidate.student.kept[1:]:  # the first tells of weights
+        branch.add(escape(line))
