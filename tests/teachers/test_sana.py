@@ -189,7 +189,7 @@ def test_training_is_shifted_as_sampling_is(family: Family) -> None:
 
 def test_a_scheduler_of_a_flow_is_taken_as_it_is() -> None:
     pipeline = build_pipeline()
-    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=2.0)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, shift=2.0)
     assert Sana(pipeline).solver.config.shift == 2.0
 
 

@@ -20,6 +20,7 @@ from condistill.progress import track
 from condistill.sampling import Sampling
 from condistill.students.costs import macs, parameters
 from condistill.students.guidance import guidance_kind
+from condistill.teachers.family import Family
 
 if TYPE_CHECKING:
     from condistill.compression import Compression, Prompts
@@ -89,7 +90,7 @@ def _costs(
                 "guidance_scale": how.guidance_scale,
                 "denoiser_calls": how.denoiser_calls(denoiser),
             },
-            "size": _size(denoiser, family.text_length),
+            "size": _size(denoiser, family),
             "speed": {
                 "sec_per_image": times[name],
                 "relative_time": times[name] / times["teacher"],
@@ -147,9 +148,9 @@ def choose_judge(name: str, made: list[Round]) -> ImageJudge | None:
     return MiniatureJudge()
 
 
-def _size(denoiser: Any, text_length: int) -> dict[str, int]:
+def _size(denoiser: Any, family: Family) -> dict[str, int]:
     return {
         "parameters": parameters(denoiser),
-        "macs": macs(denoiser, text_length=text_length),
+        "macs": macs(denoiser, size=family.latent_shape[1:], text_length=family.text_length),
         "bytes": sum(p.numel() * p.element_size() for p in denoiser.parameters()),
     }

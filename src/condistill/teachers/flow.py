@@ -6,6 +6,7 @@ meaning; where sampling is shifted to noisier states (Esser et al., arXiv 2403.0
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -19,17 +20,48 @@ class FlowMatching(Family):
     """What all families of flow matching have in common; the rest is the denoiser's own."""
 
     def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
-        from diffusers import FlowMatchEulerDiscreteScheduler
+        from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
         super().__init__(pipeline, resolution=resolution)
-        self._solver = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, **self._solver_settings())
+        scheduler = pipeline.scheduler
+        flows = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
+        if not isinstance(scheduler, flows) and not scheduler.config.get("use_flow_sigmas"):
+            raise CondistillError(
+                f"the teacher's scheduler is {type(scheduler).__name__}; {self.name} knows "
+                f"{' and '.join(kind.__name__ for kind in flows)}, and others with use_flow_sigmas: give the pipeline "
+                "one of these"
+            )
+        # not from_config, which would keep the settings that other schedulers have beside: pipelines read some of them
+        known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
+        settings = {name: value for name, value in scheduler.config.items() if name in known}
+        settings |= {"stochastic_sampling": False} | self._solver_settings()
+        self._solver = FlowMatchEulerDiscreteScheduler(**settings)
 
     def _solver_settings(self) -> dict[str, Any]:
         """What the solver's config has that the pipeline's own scheduler spells otherwise."""
         return {}
 
+    @property
+    def _mu(self) -> float | None:
+        """How far the pipeline's call shifts images of this size; None where the scheduler's config says it for all."""
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        config = self._solver.config
+        if not config.use_dynamic_shifting:
+            return None
+        height, width = (size // self.latent_multiple for size in self.latent_shape[1:])  # a token each
+        lengths = (config.base_image_seq_len, config.max_image_seq_len)
+        return float(calculate_shift(height * width, *lengths, config.base_shift, config.max_shift))
+
+    def _schedule(self, num_inference_steps: int) -> dict[str, Any]:
+        """What the pipeline's call gives its scheduler to set its timesteps by."""
+        return {"num_inference_steps": num_inference_steps, "mu": self._mu}
+
     def shifted(self, sigmas: Tensor) -> Tensor:
-        """Noise levels, equally spaced, as the pipeline's scheduler shifts them."""
+        """Noise levels above 0, equally spaced, as the pipeline's scheduler shifts them."""
+        if self._mu is not None:
+            dynamic: Tensor = self._solver.time_shift(self._mu, 1.0, sigmas)
+            return dynamic
         shift = float(self._solver.config.shift)
         return shift * sigmas / (1 + (shift - 1) * sigmas)
 
@@ -61,7 +93,7 @@ class FlowMatching(Family):
 
     def solver_timesteps(self, num_inference_steps: int) -> Tensor:
         solver = type(self.solver).from_config(self.solver.config)
-        solver.set_timesteps(num_inference_steps)
+        solver.set_timesteps(**self._schedule(num_inference_steps))
         timesteps: Tensor = solver.timesteps.float()
         return timesteps
 

@@ -14,11 +14,16 @@ from condistill.rundir import hash_file, key_of
 from condistill.settings import MINIATURE, TeacherSettings
 from condistill.teachers.dit import DiT
 from condistill.teachers.family import Family
+from condistill.teachers.flux import Flux
 from condistill.teachers.pixart import PixArt
 from condistill.teachers.sana import Sana
 from condistill.teachers.stable_diffusion import StableDiffusion
+from condistill.teachers.stable_diffusion_3 import StableDiffusion3
+from condistill.teachers.stable_diffusion_inpaint import StableDiffusionInpaint
+from condistill.teachers.stable_diffusion_xl import StableDiffusionXL
 
-FAMILIES: dict[str, type[Family]] = {family.name: family for family in (StableDiffusion, PixArt, DiT, Sana)}
+_ALL = (StableDiffusion, StableDiffusionXL, StableDiffusionInpaint, StableDiffusion3, Flux, PixArt, Sana, DiT)
+FAMILIES: dict[str, type[Family]] = {family.name: family for family in _ALL}
 """The registry: adding a family is adding its file and its name here."""
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -148,9 +153,13 @@ def load_teacher(settings: TeacherSettings, *, device: torch.device | str = "cpu
     place, index = read_index(settings)
     family = family_class(settings, index)
     device = torch.device(device)
+    left_out = [name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is None]
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             place,
+            **dict.fromkeys(
+                left_out
+            ),  # Stable Diffusion 3 without T5 loads only where diffusers is told that it lacks it
             torch_dtype=choose_dtype(settings.dtype, device),
             use_safetensors=True,
             revision=settings.revision,

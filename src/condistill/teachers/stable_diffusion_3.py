@@ -1,0 +1,64 @@
+"""Stable Diffusion 3 and 3.5: a transformer that text and image pass through together, trained by flow matching."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condistill.errors import CondistillError
+from condistill.teachers.condition import Condition
+from condistill.teachers.flow import FlowMatching
+
+T5_TOKENS = 256
+"""What the pipeline's own call asks of T5, and fills with zeros where it has none."""
+
+
+class StableDiffusion3(FlowMatching):
+    """A `StableDiffusion3Pipeline`, with or without its third text encoder."""
+
+    name = "stable_diffusion_3"
+    pipeline_classes = ("StableDiffusion3Pipeline",)
+    denoiser_name = "transformer"
+    denoiser_class = "SD3Transformer2DModel"
+
+    def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
+        super().__init__(pipeline, resolution=resolution)
+        largest = self.denoiser.config.pos_embed_max_size * self.latent_multiple * self.pixels_per_latent
+        if resolution is not None and resolution > largest:
+            raise CondistillError(
+                f"teacher.resolution is {resolution}; this teacher's positions reach {largest} pixels"
+            )
+
+    @property
+    def text_length(self) -> int:
+        return int(self.pipeline.tokenizer_max_length) + T5_TOKENS
+
+    @classmethod
+    def example_inputs(cls, denoiser: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:
+        config = denoiser.config
+        return {
+            "hidden_states": torch.empty(1, config.in_channels, *size, device="meta"),
+            "timestep": torch.empty(1, device="meta"),
+            "encoder_hidden_states": torch.empty(1, text_length, config.joint_attention_dim, device="meta"),
+            "pooled_projections": torch.empty(1, config.pooled_projection_dim, device="meta"),
+        }
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            list(prompts), None, None, self.device, do_classifier_free_guidance=False, max_sequence_length=T5_TOKENS
+        )
+        return Condition({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
+
+    def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        dtype = self._dtype(denoiser)
+        prediction: Tensor = denoiser(
+            x_t.to(dtype),
+            timestep=timesteps,
+            encoder_hidden_states=condition.tensors["prompt_embeds"].to(dtype),
+            pooled_projections=condition.tensors["pooled_prompt_embeds"].to(dtype),
+        ).sample.float()
+        return prediction
