@@ -11,7 +11,8 @@ from torch import Tensor
 
 from condistill.cache.latents import LatentCache
 from condistill.randomness import Stream, generator
-from condistill.teachers.family import Condition, Family
+from condistill.teachers.condition import Condition
+from condistill.teachers.family import Family
 
 SAMPLES = 64
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
-from condistill.teachers.family import Condition, told_apart
+from condistill.teachers.condition import Condition, told_apart
 from condistill.teachers.flow import FlowMatching
 
 
@@ -33,13 +33,8 @@ class Sana(FlowMatching):
 
     def _solver_settings(self) -> dict[str, Any]:
         scheduler = self.pipeline.scheduler
-        if type(scheduler).__name__.startswith("FlowMatch"):
+        if type(scheduler).__name__.startswith("FlowMatch"):  # its config may hold what others have beside
             return {}
-        if not scheduler.config.get("use_flow_sigmas"):
-            raise CondistillError(
-                f"the teacher's scheduler, a {type(scheduler).__name__}, is not set to a flow; sana needs one of "
-                "diffusers' FlowMatch schedulers, or use_flow_sigmas: true in its scheduler_config.json"
-            )
         return {"shift": scheduler.config.flow_shift, "use_dynamic_shifting": False}
 
     @property
