@@ -110,11 +110,8 @@ def derive_student(
         layer_scores=layer_scores,
     )
     skeleton = build_on_meta(type(teacher), plan.config)
-    if parameters(skeleton) >= parameters(teacher) and not may_be_as_large:
-        raise CondistillError(
-            f"the student would have {parameters(skeleton):,} parameters and its teacher has {parameters(teacher):,}; "
-            f"{plan.smaller}"
-        )
+    if not may_be_as_large:
+        _check_smaller(skeleton, teacher, plan)
     device = next(teacher.parameters()).device
     if weights == "teacher":
         denoiser = plan.inherit()
@@ -129,6 +126,14 @@ def derive_student(
         maps = make_maps([t for t, _ in channels], [s for _, s in channels], features=features).to(device)
     origin = "weights: inherited from the teacher" if weights == "teacher" else f"weights: random, seed {seed}"
     return Student(denoiser, pairs, (origin, *plan.describe(denoiser)), maps)
+
+
+def _check_smaller(student: ModelMixin, teacher: ModelMixin, plan: _Plan) -> None:
+    if parameters(student) >= parameters(teacher):
+        raise CondistillError(
+            f"the student would have {parameters(student):,} parameters and its teacher has {parameters(teacher):,}; "
+            f"{plan.smaller}"
+        )
 
 
 def student_shapes(teacher: ModelMixin, settings: StudentSettings) -> ModelMixin:
