@@ -37,6 +37,8 @@ def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None
                 shapes[variant.teacher],
                 preset=student.preset,
                 width=student.width,
+                keep=student.keep,
+                depth=student.depth,
                 weights=student.weights,
                 may_be_as_large=settings.draws_cheaper,
                 features=settings.features,

@@ -20,6 +20,7 @@ class Stream(IntEnum):
     EVALUATION_NOISE = 4
     EVALUATION_PROMPTS = 5
     RANDOM_TEXT = 6
+    EVIDENCE = 7
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

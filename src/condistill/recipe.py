@@ -59,8 +59,10 @@ class Recipe(Settings):
 
     @property
     def cache_is_idle(self) -> bool:
-        """Whether latents are drawn that no student learns from."""
-        return self.cache.size > 0 and not any(self.variant(name)[1].uses_cache for name in self.variants)
+        """Whether latents are drawn that no student learns from or is chosen by."""
+        settings = map(self.variant, self.variants)
+        used = (s.depth is not None or s.importance != "weight_norm" or d.uses_cache for s, d in settings)
+        return self.cache.size > 0 and not any(used)
 
     @model_validator(mode="after")
     def _variants_fit(self) -> Recipe:
@@ -73,6 +75,7 @@ class Recipe(Settings):
                 )
         try:
             distilled = {name: self.variant(name)[1] for name in self.variants}
+            measured = [name for name in self.variants if self.variant(name)[0].importance != "weight_norm"]
         except ValidationError:
             return self  # a mistake that is told with the variant's name
         users = [name for name, settings in distilled.items() if settings.uses_cache]
@@ -80,6 +83,11 @@ class Recipe(Settings):
             raise ValueError(
                 f"cache.size is 0, and {', '.join(users)} learns from cached latents; "
                 "only `distill.path: {start: noise}` does without"
+            )
+        if measured and not self.cache.size:
+            raise ValueError(
+                f"cache.size is 0, and student.importance of {', '.join(measured)} is measured over cached latents; "
+                "set it to weight_norm, or cache some"
             )
         for name in self.variants:
             self._check_sources(name, distilled[name])

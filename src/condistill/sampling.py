@@ -37,7 +37,8 @@ class Sampling:
     def denoiser_calls(self, denoiser: nn.Module) -> int:
         """Samples through the denoiser for one image; guidance doubles them, unless it is folded in."""
         config: Any = denoiser.config
-        folded = config.get("time_cond_proj_dim") is not None or "guidance_embeds" in config  # FLUX.1 asks once
+        asks_once = type(denoiser).__name__ == "FluxTransformer2DModel"
+        folded = config.get("time_cond_proj_dim") is not None or asks_once
         return self.num_inference_steps * (2 if self.guidance_scale > 1 and not folded else 1)
 
     def to_json(self) -> str:

@@ -20,7 +20,15 @@ BlockPreset = Literal["b-base", "b-small", "b-tiny", "koala-1b", "koala-700m"]
 WidthPreset = Literal["c-base", "c-small", "c-tiny", "c-micro"]
 Importance = Literal["weight_norm", "activation", "taylor"]
 FamilyName = Literal[
-    "auto", "stable_diffusion", "stable_diffusion_xl", "pixart", "stable_diffusion_3", "flux", "sana", "dit"
+    "auto",
+    "stable_diffusion",
+    "stable_diffusion_inpaint",
+    "stable_diffusion_xl",
+    "pixart",
+    "stable_diffusion_3",
+    "flux",
+    "sana",
+    "dit",
 ]
 Preset = Literal[BlockPreset, WidthPreset]
 
@@ -110,6 +118,12 @@ class StudentSettings(Settings):
         layers = [name for name in given if name != "width" and self.preset not in get_args(WidthPreset)]
         if len(layers) > 1:
             raise ValueError(f"{' and '.join(layers)} say which layers are kept; leave out all but one")
+        narrows = self.width is not None or self.preset in get_args(WidthPreset)
+        if self.importance != "weight_norm" and not (narrows and self.weights == "teacher"):
+            raise ValueError(
+                f"importance {self.importance!r} chooses the channels of a width that inherits; "
+                "give a width and weights: teacher, or leave it out"
+            )
         return self
 
 

@@ -32,7 +32,7 @@ def twin(tiny_family: Family) -> Student:
     """A student that equals its teacher."""
     teacher = tiny_family.denoiser
     denoiser = copy.deepcopy(teacher)
-    pairs = feature_pairs(teacher, denoiser, blocks_removed=False)
+    pairs = feature_pairs(teacher, denoiser)
     return Student(denoiser, pairs, kept=(), maps=make_maps([1] * len(pairs), [1] * len(pairs)))
 
 

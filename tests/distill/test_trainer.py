@@ -484,7 +484,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(
     make: Make, tmp_path: Path, tiny_family: Family
 ) -> None:
     denoiser = copy.deepcopy(tiny_family.denoiser).requires_grad_(True)
-    pairs = feature_pairs(tiny_family.denoiser, denoiser, blocks_removed=True)
+    pairs = feature_pairs(tiny_family.denoiser, denoiser)
     student = Student(denoiser, pairs, (), make_maps([1] * len(pairs), [1] * len(pairs)))
     trained = make(tmp_path, student=student, steps=2, weight_decay=0.0).run()
     for record in read_history(tmp_path / HISTORY_NAME):

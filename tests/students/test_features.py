@@ -5,7 +5,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from condistill.errors import CondistillError
-from condistill.students.blocks import remove_blocks
+from condistill.students.blocks import kept_layers, layer_sources, preset_layers, remove_blocks
 from condistill.students.derive import derive_student
 from condistill.students.features import (
     FeaturePair,
@@ -18,20 +18,26 @@ from condistill.students.features import (
 from condistill.students.width import narrow
 
 
-def places(teacher, student, *, blocks_removed):
-    pairs = feature_pairs(teacher, student, blocks_removed=blocks_removed)
-    return [(pair.teacher, pair.student) for pair in pairs]
+def without_blocks(teacher, preset, **features):
+    """A student with blocks removed, and the pairs of layers that are compared."""
+    kept = kept_layers(teacher, preset_layers(teacher, preset))
+    student = remove_blocks(teacher, kept)
+    return student, feature_pairs(teacher, student, sources=layer_sources(teacher, kept), **features)
+
+
+def places(teacher, preset):
+    return [(pair.teacher, pair.student) for pair in without_blocks(teacher, preset)[1]]
 
 
 def test_students_with_blocks_removed_are_compared_at_every_down_and_up_block(tiny):
     teacher = tiny()
     both = [f"{way}_blocks.{i}" for way in ("down", "up") for i in range(3)]
-    assert places(teacher, remove_blocks(teacher, "b-base"), blocks_removed=True) == list(zip(both, both, strict=True))
+    assert places(teacher, "b-base") == list(zip(both, both, strict=True))
 
 
 def test_students_without_the_innermost_stage_are_compared_with_the_outer_ones(tiny):
     teacher = tiny()
-    assert places(teacher, remove_blocks(teacher, "b-tiny"), blocks_removed=True) == [
+    assert places(teacher, "b-tiny") == [
         ("down_blocks.0", "down_blocks.0"),
         ("down_blocks.1.attentions.1", "down_blocks.1.attentions.0"),
         ("up_blocks.1", "up_blocks.0"),
@@ -41,7 +47,7 @@ def test_students_without_the_innermost_stage_are_compared_with_the_outer_ones(t
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
     )
-    assert places(plain, remove_blocks(plain, "b-tiny"), blocks_removed=True)[1] == (
+    assert places(plain, "b-tiny")[1] == (
         "down_blocks.1.resnets.1",
         "down_blocks.1.resnets.0",
     )
@@ -50,7 +56,7 @@ def test_students_without_the_innermost_stage_are_compared_with_the_outer_ones(t
 def test_narrow_students_are_compared_at_every_stage(tiny):
     teacher = tiny()
     student = narrow(teacher, (8, 16, 16))
-    pairs = feature_pairs(teacher, student, blocks_removed=False)
+    pairs = feature_pairs(teacher, student)
     assert [pair.name for pair in pairs][3] == "mid_block"
     assert check_pairs(teacher, student, pairs) == [(16, 8), (32, 16), (32, 16), (32, 16), (32, 16), (32, 16), (16, 8)]
 
@@ -58,8 +64,9 @@ def test_narrow_students_are_compared_at_every_stage(tiny):
 @pytest.mark.parametrize(("kind", "module"), [("cross_attention", "attn2"), ("self_attention", "attn1")])
 def test_every_attention_is_compared_with_the_one_it_was_made_of(tiny, kind, module):
     teacher = tiny()
-    narrowed, shorter = narrow(teacher, (8, 16, 16)), remove_blocks(teacher, "b-tiny")
-    pairs = feature_pairs(teacher, narrowed, blocks_removed=False, features=kind)
+    narrowed = narrow(teacher, (8, 16, 16))
+    shorter, removed = without_blocks(teacher, "b-tiny", features=kind)
+    pairs = feature_pairs(teacher, narrowed, features=kind)
     assert all(pair.teacher == pair.student and pair.student.endswith(f".{module}") for pair in pairs)
     assert len(pairs) == sum(name.endswith(f".{module}") for name, _ in narrowed.named_modules())
     channels = check_pairs(teacher, narrowed, pairs)
@@ -67,7 +74,6 @@ def test_every_attention_is_compared_with_the_one_it_was_made_of(tiny, kind, mod
     maps = make_maps([t for t, _ in channels], [s for _, s in channels], features=kind)
     check_pairs(teacher, narrowed, pairs, maps)
     tail = f"transformer_blocks.0.{module}"
-    removed = feature_pairs(teacher, shorter, blocks_removed=True, features=kind)
     assert ("up_blocks.1.attentions.2." + tail, "up_blocks.0.attentions.1." + tail) in [
         (pair.teacher, pair.student) for pair in removed
     ]
@@ -77,7 +83,7 @@ def test_every_attention_is_compared_with_the_one_it_was_made_of(tiny, kind, mod
 def test_a_student_without_attention_cannot_be_compared_there(tiny):
     plain = tiny(down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3, mid_block_type=None)
     with pytest.raises(CondistillError, match=r"no attn2; set distill\.features to stages"):
-        feature_pairs(plain, plain, blocks_removed=False, features="cross_attention")
+        feature_pairs(plain, plain, features="cross_attention")
 
 
 def test_layers_of_different_resolution_are_both_named(tiny):

@@ -90,10 +90,12 @@ class Objective:
             condition = condition.lerp(family.encode(sample.blend.partners), sample.blend.weight)
         if sample.guidance_scale is not None:
             condition = condition.with_guidance_scale(sample.guidance_scale)
+        if sample.context is not None:
+            condition = family.in_context(condition, sample.x_0, sample.context)
         with_null = self.settings.guidance_weight > 0
         if with_null:
             x_t, timesteps = x_t.repeat(2, 1, 1, 1), timesteps.repeat(2)
-            condition = Condition.cat([condition, family.null_condition(count)])
+            condition = Condition.cat([condition, family.without_prompt(condition)])
         with torch.no_grad(), self.accelerator.autocast():
             with self.teacher_recorder as recorder:
                 taught = self._ask_teacher(x_t, timesteps, condition, sample.guidance_scale)
@@ -117,7 +119,7 @@ class Objective:
         family, fold = self.family, self.settings.fold_guidance
         if fold is None or self._teacher_is_told:
             return family.predict(family.denoiser, x_t, timesteps, condition)
-        null_condition = family.null_condition(len(x_t))
+        null_condition = family.without_prompt(condition)
         scale: Any = fold
         if guidance_scale is not None:
             null_condition = null_condition.with_guidance_scale(guidance_scale)

@@ -32,6 +32,8 @@ class Sample:
     """What the student is told, where it is told one: float64 `[B]`, on the CPU."""
     blend: Blend | None = None
     """What the prompts are blended with; None: nothing."""
+    context: Tensor | None = None
+    """What is random of a condition beside its prompt, see `Family.in_context`; None: it is the prompt alone."""
 
     @property
     def repaired(self) -> Tensor:
@@ -63,7 +65,8 @@ def noised_latents(
         level = apparent_level(level, batch.stretch)
     prompts, replaced = conditioning(batch.own, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
     x_t = family.add_noise(x_0, noise, timesteps.to(family.device))
-    sample = Sample(x_t, timesteps, prompts, replaced, x_0, noise, batch.guidance_scale)
+    context = draws.path_coin if family.has_context else None  # where there is a context, there are no paths
+    sample = Sample(x_t, timesteps, prompts, replaced, x_0, noise, batch.guidance_scale, context=context)
     return replace(sample, blend=batch.blend.where(sample.repaired)) if batch.blend else sample
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from condistill.atomic import write_text
 from condistill.cache.latents import LatentCache
@@ -20,6 +20,8 @@ from condistill.sampling import SAMPLING_NAME
 from condistill.students.costs import macs, parameters
 from condistill.students.derive import derive_student
 from condistill.students.guidance import with_guidance
+from condistill.students.importance import kept_importance
+from condistill.students.influence import kept_influence
 from condistill.teachers.family import Family
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
         family.denoiser,
         preset=student_settings.preset,
         width=student_settings.width,
+        keep=student_settings.keep,
+        depth=student_settings.depth,
+        channel_importance=_importance(run, name, directory, cache),
+        layer_scores=_influence(run, name, directory, cache),
         weights=student_settings.weights,
         seed=recipe.seed,
         may_be_as_large=settings.draws_cheaper,
@@ -92,6 +98,39 @@ def save(run: Compression, name: str, denoiser: nn.Module) -> None:
     scheduler = how.scheduler(run.family)
     files = {SAMPLING_NAME: how.to_json()}
     run.family.save(denoiser, run.pipeline_path(name), card=run.card(name), scheduler=scheduler, files=files)
+
+
+def _importance(run: Compression, name: str, directory: Path, cache: LatentCache) -> dict[str, Tensor] | None:
+    """What the channels of a variant's width are chosen by; None for the norm of their weights."""
+    student, settings = run.recipe.variant(name)
+    if student.importance == "weight_norm":
+        return None
+    return kept_importance(
+        run.family,
+        student.importance,
+        cache,
+        directory,
+        run.accelerator,
+        seed=run.recipe.seed,
+        batch_size=run.recipe.cache.batch_size,
+        guidance_range=settings.guidance_range,
+    )
+
+
+def _influence(run: Compression, name: str, directory: Path, cache: LatentCache) -> dict[str, list[float]] | None:
+    """What a variant's depth is chosen by; None where nothing is to be chosen, or nothing is cached."""
+    student, settings = run.recipe.variant(name)
+    if student.depth is None:
+        return None
+    return kept_influence(
+        run.family,
+        cache,
+        directory,
+        run.accelerator,
+        seed=run.recipe.seed,
+        batch_size=run.recipe.cache.batch_size,
+        guidance_range=settings.guidance_range,
+    )
 
 
 def _size(family: Family, denoiser: Any) -> dict[str, int]:

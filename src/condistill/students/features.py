@@ -10,12 +10,13 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError, nearest
-from condistill.students.blocks import layer_sources
+from condistill.students.blocks import origin
 from condistill.students.costs import build_on_meta, example_inputs, plain_config
+from condistill.students.depth import JOINT_BLOCKS, Kept, image_stream
 
 FeatureKind = Literal["stages", "cross_attention", "self_attention", "attention_maps"]
 _ATTENTIONS = {"self_attention": "attn1", "cross_attention": "attn2", "attention_maps": "attn2"}
@@ -50,7 +51,9 @@ class FeatureRecorder:
     def _hook(self, index: int) -> Any:
         def record(module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
             if self._recording:
-                self._outputs[index] = attention_map(module, *inputs, **named) if self._maps else _tensor(output)
+                self._outputs[index] = (
+                    attention_map(module, *inputs, **named) if self._maps else _tensor(module, output)
+                )
 
         return record
 
@@ -93,10 +96,9 @@ class FeatureRecorder:
         self._recording = False
 
 
-def _tensor(output: Any) -> Tensor:
+def _tensor(layer: nn.Module, output: Any) -> Tensor:
     """A layer's output with the channels second: `[B, C, h, w]` of images, `[B, C, tokens]` of tokens."""
-    if isinstance(output, tuple | list):
-        output = output[0]
+    output = image_stream(layer, output)
     output = getattr(output, "sample", output)
     if not isinstance(output, Tensor):
         raise CondistillError(f"a layer that gives {type(output).__name__} cannot be compared; choose one of tensors")
@@ -143,20 +145,23 @@ def feature_pairs(
     teacher: UNet2DConditionModel,
     student: UNet2DConditionModel,
     *,
-    blocks_removed: bool,
+    sources: Mapping[str, str] | None = None,
     features: FeatureKind = "stages",
 ) -> tuple[FeaturePair, ...]:
-    """The layers compared: as BK-SDM's where blocks were removed, else the end of every stage; or attentions.
+    """The layers compared: as BK-SDM's where layers were removed, else the end of every stage; or attentions.
 
     A student with fewer stages than its teacher has no downsampler at its innermost stage, so that the last
     attention is compared there (the last resnet in a block without attention), and its up blocks line up with
     the teacher's outermost ones.
 
+    Args:
+        sources: where layers were removed, what the others are copies of; see `layer_sources`.
+
     Raises:
         CondistillError: the student has no attention of the kind.
     """
     if features != "stages":
-        return _attention_pairs(teacher, student, _ATTENTIONS[features], blocks_removed=blocks_removed)
+        return _attention_pairs(student, _ATTENTIONS[features], sources or {})
     shift = len(teacher.down_blocks) - len(student.down_blocks)
     innermost = len(student.down_blocks) - 1
     pairs = []
@@ -164,26 +169,52 @@ def feature_pairs(
         path = f"down_blocks.{i}"
         inside = shift > 0 and i == innermost
         pairs.append((_last_layer(teacher, path), _last_layer(student, path)) if inside else (path, path))
-    if not blocks_removed and teacher.mid_block is not None and student.mid_block is not None:
+    if not sources and teacher.mid_block is not None and student.mid_block is not None:
         pairs.append(("mid_block", "mid_block"))
     pairs += [(f"up_blocks.{i + shift}", f"up_blocks.{i}") for i in range(len(student.up_blocks))]
     return tuple(FeaturePair(teacher=t, student=s, name=s) for t, s in pairs)
 
 
-def _attention_pairs(
-    teacher: UNet2DConditionModel, student: UNet2DConditionModel, kind: str, *, blocks_removed: bool
-) -> tuple[FeaturePair, ...]:
+def _attention_pairs(student: UNet2DConditionModel, kind: str, sources: Mapping[str, str]) -> tuple[FeaturePair, ...]:
     """Every attention of a kind in the student, with the teacher's that it was made of."""
-    sources = layer_sources(teacher, student) if blocks_removed else {}
-    pairs = []
-    for path, _ in student.named_modules():
-        if path.endswith(f".{kind}"):
-            layer = next((layer for layer in sources if path.startswith(f"{layer}.")), "")
-            origin = sources.get(layer, "") + path.removeprefix(layer)
-            pairs.append(FeaturePair(teacher=origin, student=path, name=path))
-    if not pairs:
+    paths = [path for path, _ in student.named_modules() if path.endswith(f".{kind}")]
+    if not paths:
         raise CondistillError(f"the student has no {kind}; set distill.features to stages")
-    return tuple(pairs)
+    return tuple(FeaturePair(teacher=origin(path, sources), student=path, name=path) for path in paths)
+
+
+def layer_pairs(
+    teacher: ModelMixin, student: ModelMixin, kept: Kept, *, features: FeatureKind = "stages"
+) -> tuple[FeaturePair, ...]:
+    """The layers compared of a transformer with fewer of them, or the attentions in those that are kept.
+
+    A layer of the student stands for the teacher's up to the next one that is kept: the ends of both are compared.
+    The attention of a joint block, over text and image at once, counts as self-attention.
+
+    Raises:
+        CondistillError: the student has no attention of the kind, or maps of it cannot be had.
+    """
+    pairs = []
+    for name, layers in kept.items():
+        blocks = getattr(student, name)
+        if features == "stages":
+            ends = [following - 1 for following in (*layers[1:], len(getattr(teacher, name)))]
+            pairs += [(f"{name}.{end}", f"{name}.{i}") for i, end in enumerate(ends)]
+        elif features != "attention_maps":
+            attentions = [(i, _attention_of(block, features)) for i, block in enumerate(blocks)]
+            pairs += [(f"{name}.{layers[i]}.{part}", f"{name}.{i}.{part}") for i, part in attentions if part]
+    if not pairs:
+        raise CondistillError(
+            f"{features} cannot be compared in a {type(student).__name__}; set distill.features to stages"
+        )
+    return tuple(FeaturePair(teacher=t, student=s, name=s) for t, s in pairs)
+
+
+def _attention_of(block: nn.Module, features: FeatureKind) -> str | None:
+    """What a transformer's block calls its attention of a kind; None where it has none."""
+    if isinstance(block, JOINT_BLOCKS):  # the second one of some looks at the image again, not at the text
+        return "attn" if features == "self_attention" else None
+    return _ATTENTIONS[features] if getattr(block, _ATTENTIONS[features], None) is not None else None
 
 
 def _last_layer(denoiser: UNet2DConditionModel, path: str) -> str:
@@ -204,9 +235,7 @@ def resolve(denoiser: nn.Module, path: str) -> nn.Module:
         raise CondistillError(f"there is no layer {path!r} in this {type(denoiser).__name__}") from None
 
 
-def feature_shapes(
-    denoiser: UNet2DConditionModel, paths: Sequence[str], *, size: int | tuple[int, int]
-) -> list[torch.Size]:
+def feature_shapes(denoiser: ModelMixin, paths: Sequence[str], *, size: int | tuple[int, int]) -> list[torch.Size]:
     """Shapes of layers' outputs for latents of `size`, found on the meta device: `[1, C, h, w]` or `[1, C, tokens]`.
 
     Raises:
@@ -222,13 +251,13 @@ def feature_shapes(
 
 
 @lru_cache(maxsize=64)  # a forward pass on the meta device takes a second for Stable Diffusion
-def _output_shapes(kind: type[UNet2DConditionModel], config: str, size: int | tuple[int, int]) -> dict[str, torch.Size]:
+def _output_shapes(kind: type[ModelMixin], config: str, size: int | tuple[int, int]) -> dict[str, torch.Size]:
     copy = build_on_meta(kind, json.loads(config))
     shapes: dict[str, torch.Size] = {}
 
     def note(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            shapes[name] = _tensor(output).shape
+        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+            shapes[name] = _tensor(module, output).shape
 
         return hook
 
@@ -240,8 +269,8 @@ def _output_shapes(kind: type[UNet2DConditionModel], config: str, size: int | tu
 
 
 def check_pairs(
-    teacher: UNet2DConditionModel,
-    student: UNet2DConditionModel,
+    teacher: ModelMixin,
+    student: ModelMixin,
     pairs: Sequence[FeaturePair],
     maps: Sequence[nn.Module] | nn.ModuleList | None = None,
     *,
@@ -251,12 +280,12 @@ def check_pairs(
 
     Args:
         maps: one map per pair, from student to teacher channels, to be checked as well.
-        size: latents to try; without it the smallest that every stage can halve.
+        size: latents to try; without it the smallest that every stage can halve, or two patches by two.
 
     Raises:
         CondistillError: a pair's resolutions differ or a map does not fit; both layers are named.
     """
-    size = 2 ** len(teacher.down_blocks) if size is None else size
+    size = _small_size(teacher) if size is None else size
     teachers = feature_shapes(teacher, [pair.teacher for pair in pairs], size=size)
     students = feature_shapes(student, [pair.student for pair in pairs], size=size)
     if maps is not None and len(maps) != len(pairs):
@@ -275,6 +304,12 @@ def check_pairs(
                 f"and the teacher's {pair.teacher} has {t[1]}"
             )
     return [(t[1], s[1]) for t, s in zip(teachers, students, strict=True)]
+
+
+def _small_size(denoiser: ModelMixin) -> int:
+    if isinstance(denoiser, UNet2DConditionModel):
+        return int(2 ** len(denoiser.down_blocks))
+    return 2 * int(denoiser.config.get("patch_size") or 1)
 
 
 def _by(shape: torch.Size) -> str:

@@ -2,14 +2,14 @@
 
 Channels that a layer writes and another reads are one stream, and lose the same channels everywhere:
 one stream per stage (skips included), one inside each resnet, one inside each transformer, one per attention head
-and feed-forward, and the time embedding. A channel's importance is the L2 norm of the weights that write it, summed
-over the layers that do.
+and feed-forward, and the time embedding. A channel's importance is the L2 norm of the weights that write it, or its
+share of a score that each layer is given (see `importance.py`), summed over the layers that write it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -115,21 +115,32 @@ def importance_of(*weights: Tensor) -> Tensor:
     return torch.stack([weight.detach().float().flatten(1).norm(dim=1) for weight in weights]).sum(0).cpu()
 
 
+def shares(scores: Tensor) -> Tensor:
+    """Scores `[C]` scaled to a sum of 1; all the same where there is none."""
+    total = scores.sum()
+    return scores / total if total > 0 else torch.full_like(scores, 1 / len(scores))
+
+
 def inherit(student: UNet2DConditionModel, weights: dict[str, Tensor]) -> UNet2DConditionModel:
     """Give a denoiser built on the meta device all of its weights."""
     student.load_state_dict(weights, strict=True, assign=True)
     return student
 
 
-def narrow(teacher: UNet2DConditionModel, widths: Sequence[int]) -> UNet2DConditionModel:
+def narrow(
+    teacher: UNet2DConditionModel, widths: Sequence[int], importance: Mapping[str, Tensor] | None = None
+) -> UNet2DConditionModel:
     """A denoiser with fewer channels per stage and slices of the teacher's weights, float32.
+
+    Args:
+        importance: scores of the channels that each layer writes, `[C]` by module path; None: norms of weights.
 
     Raises:
         CondistillError: a layer's weights cannot be sliced to the student's shape; the layer is named.
     """
     student = build_on_meta(type(teacher), narrowed_config(plain_config(teacher), widths))
     given = teacher.state_dict()
-    slicer = _Slicer(teacher, student)
+    slicer = _Slicer(teacher, student, importance)
     weights = {name: weight.to(teacher.device) for name, weight in slicer.added.items()}
     for name, weight in given.items():
         if name not in slicer.selections:
@@ -144,16 +155,23 @@ def narrow(teacher: UNet2DConditionModel, widths: Sequence[int]) -> UNet2DCondit
     return inherit(student, weights)
 
 
-def channel_selections(teacher: UNet2DConditionModel, student: UNet2DConditionModel) -> dict[str, Selection]:
+def channel_selections(
+    teacher: UNet2DConditionModel, student: UNet2DConditionModel, importance: Mapping[str, Tensor] | None = None
+) -> dict[str, Selection]:
     """Which channels of each of the teacher's weights a narrower student of the same layers keeps."""
-    return _Slicer(teacher, student).selections
+    return _Slicer(teacher, student, importance).selections
 
 
 class _Slicer:
     """Walks the layers along the streams. `selections` is by name; `added` are weights the teacher only implies."""
 
-    def __init__(self, teacher: UNet2DConditionModel, student: UNet2DConditionModel) -> None:
-        self.teacher, self.student = teacher, student
+    def __init__(
+        self,
+        teacher: UNet2DConditionModel,
+        student: UNet2DConditionModel,
+        importance: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.teacher, self.student, self.importance = teacher, student, importance
         self.given: dict[str, Tensor] = teacher.state_dict()
         self.selections: dict[str, Selection] = {}
         self.added: dict[str, Tensor] = {}
@@ -276,10 +294,15 @@ class _Slicer:
         waves = torch.tensor([*nearest, *(half + k for k in nearest)])
         sizes = self.student.get_submodule(name)
         hidden = keep_channels(self._writes(f"{name}.linear_1"), sizes.linear_1.out_features)
-        outputs = keep_channels(self._writes(f"{name}.linear_2"), sizes.linear_2.out_features)
+        outputs = keep_channels(self._writes(f"{name}.linear_2", "add_embedding.linear_2"), sizes.linear_2.out_features)
         self._layer(f"{name}.linear_1", hidden, waves)
         self._layer(f"{name}.cond_proj", waves, None)
         self._layer(f"{name}.linear_2", outputs, hidden)
+        if self.teacher.config.addition_embed_type == "text_time":  # a second embedding, added to the first
+            width = self.student.get_submodule("add_embedding.linear_1").out_features
+            hidden = keep_channels(self._writes("add_embedding.linear_1"), width)
+            self._layer("add_embedding.linear_1", hidden, None)
+            self._layer("add_embedding.linear_2", outputs, hidden)
         return outputs
 
     def _stage_channels(self) -> list[Tensor]:
@@ -302,7 +325,15 @@ class _Slicer:
 
     def _writes(self, *layers: str) -> Tensor:
         """Importance `[C]` of the channels that layers write; layers the teacher lacks write nothing."""
-        return importance_of(*(self.given[f"{k}.weight"] for k in layers if f"{k}.weight" in self.given))
+        there = [layer for layer in layers if f"{layer}.weight" in self.given]
+        if self.importance is None:
+            return importance_of(*(self.given[f"{layer}.weight"] for layer in there))
+        if missing := [layer for layer in there if layer not in self.importance]:
+            raise CondistillError(
+                f"channel_importance has no scores of {missing[0]}; give those of every layer, or none"
+            )
+        # a share of its layer's sum: layers of large numbers have no larger say
+        return torch.stack([shares(self.importance[layer]) for layer in there]).sum(0)
 
     def _layer(self, name: str, outputs: Tensor | None, inputs: Tensor | None) -> None:
         self.selections[f"{name}.weight"] = (outputs, inputs)

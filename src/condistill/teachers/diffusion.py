@@ -18,6 +18,12 @@ class Diffusion(Family):
         from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
 
         super().__init__(pipeline, resolution=resolution)
+        given = pipeline.scheduler
+        if not hasattr(given, "alphas_cumprod") or given.config.get("timestep_type") == "continuous":
+            raise CondistillError(
+                f"the teacher's scheduler is {type(given).__name__}, whose noise is no schedule of betas over whole "
+                f"timesteps; {self.name} knows those of DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler and such"
+            )
         if isinstance(pipeline.scheduler, LCMScheduler):
             raise CondistillError(
                 "the teacher's scheduler is LCMScheduler: a consistency model says where a path ends, not how it goes "
@@ -25,7 +31,11 @@ class Diffusion(Family):
             )
         self._noise = DDPMScheduler.from_config(pipeline.scheduler.config)
         self._solver = DDIMScheduler.from_config(
-            pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, thresholding=False
+            pipeline.scheduler.config,
+            timestep_spacing="trailing",
+            clip_sample=False,
+            thresholding=False,
+            **({"set_alpha_to_one": True} if _ends_clean(pipeline.scheduler) else {}),
         )
         self._consistency = LCMScheduler.from_config(
             pipeline.scheduler.config, timestep_scaling=10.0, clip_sample=False, thresholding=False
@@ -114,3 +124,8 @@ class Diffusion(Family):
     @property
     def prediction_type(self) -> str:
         return str(self._noise.config.prediction_type)
+
+
+def _ends_clean(scheduler: Any) -> bool:
+    """Whether a scheduler's last step ends at noise level 0; its config may say otherwise to others than itself."""
+    return hasattr(scheduler, "sigmas") and scheduler.config.get("final_sigmas_type", "zero") == "zero"

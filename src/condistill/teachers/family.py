@@ -49,10 +49,19 @@ class Condition:
         return Condition({name: torch.cat([part.tensors[name] for part in parts]) for name in names})
 
     def lerp(self, other: Condition, weight: Tensor) -> Condition:
-        """On the straight way to another, as `torch.lerp`: this one where `weight` `[B]` is 0, the other where 1."""
+        """On the straight way to another, as `torch.lerp`: this one where `weight` `[B]` is 0, the other where 1.
+
+        Raises:
+            CondistillError: there is nothing between class labels.
+        """
 
         def between(one: Tensor, two: Tensor) -> Tensor:
             if not one.is_floating_point():  # masks: every token that either has
+                if one.dim() == 1:
+                    raise CondistillError(
+                        "random_text.interpolate blends prompts, and this teacher is told class labels, which have "
+                        "nothing between them; set it to 0"
+                    )
                 return torch.maximum(one, two)
             return torch.lerp(one, two, weight.to(one).view(-1, *[1] * (one.dim() - 1)))
 
@@ -72,6 +81,8 @@ class Family(ABC):
     """The pipeline's component that is compressed: `unet` or `transformer`."""
     denoiser_class: ClassVar[str]
     """What diffusers calls its class."""
+    has_context: ClassVar[bool] = False
+    """Whether a condition tells of the image as well, which a state that moves along a path would leave behind."""
 
     def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
         """Take over a pipeline of one of `pipeline_classes`.
@@ -169,13 +180,22 @@ class Family(ABC):
         """What guidance is measured against, length n: the empty prompt unless a family says otherwise."""
         return self.encode([""] * n)
 
+    def without_prompt(self, condition: Condition) -> Condition:
+        """The null condition in the context of another."""
+        return self.null_condition(len(condition))
+
+    def in_context(self, condition: Condition, x_0: Tensor, uniform: Tensor) -> Condition:  # noqa: ARG002
+        """The condition in training: with what a family tells of the latents `[B, C, h, w]` beside the prompt.
+
+        Args:
+            uniform: what is random of it, in [0, 1), float64 `[B]` on the CPU.
+        """
+        return condition
+
     @torch.no_grad()
     def text_embedding(self, prompts: Sequence[str]) -> Tensor:
         """What tells prompts apart: float32 `[B, D]` of unit length, and zeros for the empty prompt."""
-        # less the empty prompt's: most of a mean over tokens, padding included, is common to all prompts
-        means = self.encode([*prompts, ""]).tensors["prompt_embeds"].float().mean(1)
-        said = torch.tensor([bool(prompt) for prompt in prompts], device=means.device)  # rounding says a little too
-        return nn.functional.normalize((means[:-1] - means[-1]) * said[:, None])
+        return told_apart(self.encode([*prompts, ""]), prompts)
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
@@ -364,6 +384,16 @@ class Family(ABC):
 
 def _per_sample(factor: Tensor) -> Tensor:
     return factor.view(-1, 1, 1, 1)
+
+
+def told_apart(condition: Condition, prompts: Sequence[str]) -> Tensor:
+    """The `text_embedding` of prompts from their condition, the empty prompt's behind them: mean over tokens."""
+    embeds, mask = condition.tensors["prompt_embeds"].float(), condition.tensors.get("prompt_attention_mask")
+    weight = torch.ones_like(embeds[..., :1]) if mask is None else mask.to(embeds)[..., None]
+    means = (embeds * weight).sum(1) / weight.sum(1).clamp(min=1)
+    said = torch.tensor([bool(prompt) for prompt in prompts], device=means.device)  # rounding says a little too
+    # less the empty prompt's: most of a mean, padding included where it is attended to, is common to all prompts
+    return nn.functional.normalize((means[:-1] - means[-1]) * said[:, None])
 
 
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:

@@ -12,12 +12,18 @@ from condistill.errors import CondistillError
 from condistill.miniature import weights_path
 from condistill.rundir import hash_file, key_of
 from condistill.settings import MINIATURE, TeacherSettings
+from condistill.teachers.dit import DiT
 from condistill.teachers.family import Family
 from condistill.teachers.flux import Flux
+from condistill.teachers.pixart import PixArt
+from condistill.teachers.sana import Sana
 from condistill.teachers.stable_diffusion import StableDiffusion
 from condistill.teachers.stable_diffusion_3 import StableDiffusion3
+from condistill.teachers.stable_diffusion_inpaint import StableDiffusionInpaint
+from condistill.teachers.stable_diffusion_xl import StableDiffusionXL
 
-FAMILIES: dict[str, type[Family]] = {family.name: family for family in (StableDiffusion, StableDiffusion3, Flux)}
+_ALL = (StableDiffusion, StableDiffusionXL, StableDiffusionInpaint, StableDiffusion3, Flux, PixArt, Sana, DiT)
+FAMILIES: dict[str, type[Family]] = {family.name: family for family in _ALL}
 """The registry: adding a family is adding its file and its name here."""
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")

@@ -1,0 +1,64 @@
+"""What a teacher's layers are judged by: states that its student will learn from, with their own prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from condistill.cache.latents import LatentCache
+from condistill.randomness import Stream, generator
+from condistill.teachers.family import Condition, Family
+
+SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class States:
+    """B states that a teacher is looked at in, and what it should say there; on its device."""
+
+    x_t: Tensor
+    """`[B, C, h, w]`."""
+    timesteps: Tensor
+    condition: Condition
+    target: Tensor
+    """`[B, C, h, w]`."""
+
+
+def cached_states(
+    family: Family,
+    cache: LatentCache,
+    *,
+    seed: int,
+    batch_size: int,
+    samples: int = SAMPLES,
+    guidance_range: tuple[float, float] | None = None,
+) -> Iterator[States]:
+    """Noised latents of a cache with their own prompts; sample i has a noise level of the i-th part of all.
+
+    Which they are depends on the seed alone. A latent comes again only where there are fewer than samples.
+
+    Args:
+        guidance_range: of scales, for teachers that are told one.
+    """
+    order = generator(seed, Stream.EVIDENCE, samples).permutation(len(cache))
+    for first in range(0, samples, batch_size):
+        rows = range(first, min(first + batch_size, samples))
+        rngs = [generator(seed, Stream.EVIDENCE, row) for row in rows]
+        parts = [(row + rng.random()) / samples for row, rng in zip(rows, rngs, strict=True)]
+        uniform = torch.tensor(parts, dtype=torch.float64)
+        latents, prompts = cache.take([int(order[row % len(cache)]) for row in rows])
+        x_0 = torch.from_numpy(latents).to(family.device)
+        noise = torch.from_numpy(np.stack([rng.standard_normal(x_0.shape[1:], dtype=np.float32) for rng in rngs]))
+        noise, timesteps = noise.to(family.device), family.timesteps(uniform).to(family.device)
+        condition = family.encode(prompts)
+        if guidance_range:
+            low, high = guidance_range
+            told = torch.tensor([rng.uniform(low, high) for rng in rngs], dtype=torch.float64)
+            condition = condition.with_guidance_scale(told)
+        yield States(
+            family.add_noise(x_0, noise, timesteps), timesteps, condition, family.target(x_0, noise, timesteps)
+        )

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from condistill.distill.history import HISTORY_NAME, read_history
+
+RECIPE: dict[str, Any] = {
+    "cache": {"size": 8, "num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 2, "shard_size": 2},
+    "student": {"width": 0.5},
+    "distill": {"steps": 4, "batch_size": 8, "learning_rate": 1.0e-3, "checkpoint_every": 2, "log_every": 1},
+    "variants": {
+        "stages": {"distill": {"features": "stages"}},  # widths differ, so that 1x1 maps are trained as well
+        "rolling": {"distill": {"features": "cross_attention", "path": {"start": "noise", "share": 0.5}}},
+    },
+}
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def distill(recipe: Path, *launcher: str) -> tuple[dict[str, list[dict[str, Any]]], str]:
+    """Train in processes of their own; the records of each student, and what was told."""
+    out = recipe.parent / f"run{len(launcher)}"
+    command = [sys.executable, *launcher, "-m", "condistill", "distill", str(recipe), "--out", str(out)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr
+    folders = {name: out / "distill" / name / "checkpoints" / HISTORY_NAME for name in RECIPE["variants"]}
+    return {name: read_history(file) for name, file in folders.items()}, done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(
+    tiny_pipeline_dir: Path, tiny_prompts: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(tiny_prompts), encoding="utf-8")
+    recipe = {"teacher": {"pipeline": str(tiny_pipeline_dir)}, "prompts": {"files": ["prompts.txt"]}, **RECIPE}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    alone, told_alone = distill(tmp_path / "recipe.yaml")
+    shared, told_shared = distill(tmp_path / "recipe.yaml", *TORCHRUN)
+    assert "cache: 8/8" in told_alone
+    assert "cache: 4/4" in told_shared, "the second process drew nothing, so there was none"
+    for name in RECIPE["variants"]:
+        assert len(alone[name]) == len(shared[name]) == 4
+        for one, two in zip(alone[name], shared[name], strict=True):
+            # gradients are summed in another order: float32 keeps 7 digits, and four steps lose one or two
+            for term in ("loss", "output", "feature"):
+                assert two[term] == pytest.approx(one[term], rel=1e-5)
+            assert two["repaired"] == one["repaired"]
+            assert one["feature"] > 0
