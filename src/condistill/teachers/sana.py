@@ -31,17 +31,6 @@ class Sana(FlowMatching):
         _refuse_guidance(self.denoiser.config)
         self._instruction = signature(pipeline.__call__).parameters["complex_human_instruction"].default
 
-    def _solver_settings(self) -> dict[str, Any]:
-        scheduler = self.pipeline.scheduler
-        if type(scheduler).__name__.startswith("FlowMatch"):
-            return {}
-        if not scheduler.config.get("use_flow_sigmas"):
-            raise CondistillError(
-                f"the teacher's scheduler, a {type(scheduler).__name__}, is not set to a flow; sana needs one of "
-                "diffusers' FlowMatch schedulers, or use_flow_sigmas: true in its scheduler_config.json"
-            )
-        return {"shift": scheduler.config.flow_shift, "use_dynamic_shifting": False}
-
     @property
     def text_length(self) -> int:
         return int(signature(self.pipeline.encode_prompt).parameters["max_sequence_length"].default)
