@@ -122,7 +122,7 @@ variants:
         ("distill={features: attention_maps, gradient_checkpointing: true}", "cannot be recorded under gradient_"),
         ("distill.random_conditioning.schedule=sgmoid", "'sgmoid' is unknown; use 'exponential', 'sigmoid'"),
         ("prompts.files=[]", "prompts.files: list should have at least 1 item"),
-        ("student={}", "give a preset, a width, a depth or"),
+        ("student={}", "give a preset, a width, a depth, a target or"),
         ("student={preset: c-base, width: 0.5}", "preset 'c-base' sets the width already"),
         ("student.width=160", "a fraction of the teacher's channels is above 0 and at most 1"),
         ("variants={}", "variants: dictionary should have at least 1 item"),

@@ -22,6 +22,7 @@ from condistill.students.derive import derive_student
 from condistill.students.guidance import with_guidance
 from condistill.students.importance import kept_importance
 from condistill.students.influence import kept_influence
+from condistill.students.target import settled
 from condistill.teachers.family import Family
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
         raise CondistillError(
             f"the cache holds latents of {cache.latent_shape} and the teacher makes {family.latent_shape}"
         )
+    student_settings = settled(family, student_settings, directory, accelerator)
     student = derive_student(
         family.denoiser,
         preset=student_settings.preset,
