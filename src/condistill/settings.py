@@ -120,7 +120,7 @@ class TargetSettings(Settings):
 
 class StudentSettings(Settings):
     preset: Preset | None = None
-    """`b-*` removes blocks as in BK-SDM, `c-*` narrows every stage: the rows of the paper's tables."""
+    """`b-*` removes blocks as in BK-SDM, `koala-*` as in KOALA, `c-*` narrows every stage: the papers' tables."""
     width: PositiveFloat | Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
     """A fraction of the teacher's channels, or the channels of every stage."""
     keep: dict[str, Indices] | None = None

@@ -309,4 +309,5 @@ def _which(kept: Sequence[int], whole: Sequence[int], noun: str) -> str:
     if len(kept) == len(whole):
         return f"all {noun}s"
     *most, last = map(str, kept) if kept else ["none"]
-    return f"{noun}{'s' if most else ''} {', '.join(most)}{' and ' if most else ''}{last} of {len(whole)}"
+    listed = f"{kept[0]} to" if len(kept) > 2 and kept[-1] - kept[0] < len(kept) else ", ".join(most) + " and"
+    return f"{noun}s {listed} {last} of {len(whole)}" if most else f"{noun} {last} of {len(whole)}"
