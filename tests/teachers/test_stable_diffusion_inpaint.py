@@ -66,7 +66,7 @@ def family(directory: Path) -> StableDiffusionInpaint:
 @pytest.fixture
 def likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The autoencoder says what is most likely, where the pipeline draws from what it says."""
-    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, **_: self.mode())
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, *_, **__: self.mode())
 
 
 def latents(seed: int, n: int = 2) -> torch.Tensor:

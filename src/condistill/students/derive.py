@@ -115,11 +115,8 @@ def derive_student(
     device = next(teacher.parameters()).device
     if weights == "teacher":
         denoiser = plan.inherit()
-    elif device.type == "meta":
-        denoiser = skeleton
     else:
-        with _seeded(seed):
-            denoiser = type(teacher).from_config(plan.config).to(device)
+        denoiser = skeleton if device.type == "meta" else _random(type(teacher), plan.config, seed).to(device)
     pairs = plan.pairs(denoiser)
     channels = check_pairs(teacher, denoiser, pairs)
     with _seeded(seed):
@@ -260,6 +257,11 @@ def _renamed(
         return None
     origins = {name: origin(name, sources) for name, _ in denoiser.named_modules()}
     return {name: importance[source] for name, source in origins.items() if source in importance}
+
+
+def _random(kind: Any, config: dict[str, Any], seed: int) -> Any:
+    with _seeded(seed):
+        return kind.from_config(config)
 
 
 @contextmanager

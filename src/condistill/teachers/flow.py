@@ -33,7 +33,8 @@ class FlowMatching(Family):
         # not from_config, which would keep the settings that other schedulers have beside: pipelines read some of them
         known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
         settings = {name: value for name, value in config.items() if name in known}
-        settings |= {"stochastic_sampling": False, "shift": config.get("flow_shift", config.get("shift", 1.0))}
+        shift = config.shift if isinstance(scheduler, flows) else config.flow_shift  # either may be told beside
+        settings |= {"stochastic_sampling": False, "shift": shift}
         self._solver = FlowMatchEulerDiscreteScheduler(**settings)
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
-from condistill.teachers.family import Condition, told_apart
+from condistill.teachers.condition import Condition, told_apart
 from condistill.teachers.flow import FlowMatching
 
 
