@@ -161,7 +161,7 @@ class StudentSettings(Settings):
         layers = [n for n in given if n in ("preset", "keep", "depth") and not (n == "preset" and narrows)]
         if len(layers) > 1:
             raise ValueError(f"{' and '.join(layers)} say which layers are kept; leave out all but one")
-        narrows = self.width is not None or self.preset in get_args(WidthPreset)
+        narrows = narrows or self.width is not None or self.target is not None
         if self.importance != "weight_norm" and not (narrows and self.weights == "teacher"):
             raise ValueError(
                 f"importance {self.importance!r} chooses the channels of a width that inherits; "

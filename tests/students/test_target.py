@@ -87,6 +87,12 @@ def test_a_transformer_keeps_as_many_layers_as_fit() -> None:
         assert chosen.depth == count / layers
 
 
+def test_channels_of_a_transformer_are_not_chosen() -> None:
+    settings = StudentSettings.model_validate({"target": {"params": 0.5}, "importance": "taylor"})
+    with pytest.raises(CondistillError, match=r"importance 'taylor' .* DiTTransformer2DModel is met by depth"):
+        settle(build("dit"), settings, **SIZE)
+
+
 @pytest.mark.slow
 def test_latency_is_what_is_timed_and_else_a_share_of_the_work(tiny: Any) -> None:
     teacher = tiny(**WIDE)

@@ -43,10 +43,15 @@ def settle(
             one of multiply-accumulates.
 
     Raises:
-        CondistillError: no student costs so little.
+        CondistillError: no student costs so little, or an importance is given where there is no width.
     """
     if settings.target is None:
         return settings
+    if settings.importance != "weight_norm" and not isinstance(teacher, UNet2DConditionModel):
+        raise CondistillError(
+            f"student.importance {settings.importance!r} chooses the channels of a width, and the target of a "
+            f"{type(teacher).__name__} is met by depth; leave it out"
+        )
     shapes = build_on_meta(type(teacher), plain_config(teacher))
     costs = _Costs(shapes, settings.target, size, text_length, sec_per_forward)
     candidates = [settings.model_copy(update={"target": None, **change}) for change in _changes(shapes)]
