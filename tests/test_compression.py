@@ -244,6 +244,10 @@ def test_what_would_fail_late_is_told_before_anything_is_trained_though_the_cach
     [
         ("variants.plain.student={width: [4, 8]}", "the student 'plain' cannot be made: "),
         (
+            "variants.plain.student={width: null, keep: {down_block.0: [0]}}",
+            "the student 'plain' cannot be made: student.keep names 'down_block.0', .* did you mean 'down_blocks.0'",
+        ),
+        (
             "variants.plain.distill={feature_layer_weights: {mid_blok: 2.0}}",
             "the student 'plain' cannot be made: .*'mid_blok', and no such layer is compared; did you mean 'mid_block'",
         ),

@@ -227,7 +227,7 @@ def test_the_tables_of_the_recipe_have_every_setting_and_its_default() -> None:
 def test_the_yaml_blocks_are_parts_of_a_valid_recipe() -> None:
     found = [block for name in NAMES for _, block in blocks(name, "yaml")]
     assert found
-    whole = {"teacher": {"pipeline": "miniature"}, "prompts": {"files": ["miniature"]}, "student": {"preset": "b-base"}}
+    whole = {"teacher": {"pipeline": "miniature"}, "prompts": {"files": ["miniature"]}, "student": {"width": 0.5}}
     for block in found:
         recipe = Recipe.from_dict(merge(whole, yaml.safe_load(block)))
         assert all(recipe.variant(name) for name in recipe.variants)

@@ -122,8 +122,19 @@ variants:
         ("distill={features: attention_maps, gradient_checkpointing: true}", "cannot be recorded under gradient_"),
         ("distill.random_conditioning.schedule=sgmoid", "'sgmoid' is unknown; use 'exponential', 'sigmoid'"),
         ("prompts.files=[]", "prompts.files: list should have at least 1 item"),
-        ("student={}", "give a preset, a width, a depth or"),
+        ("student={}", "give a preset, a width, a depth, a target or"),
         ("student={preset: c-base, width: 0.5}", "preset 'c-base' sets the width already"),
+        ("student={width: 0.5, importance: taylr}", "student.importance: input should be 'weight_norm', 'activation'"),
+        (
+            "student={preset: b-base, importance: taylor}",
+            "importance 'taylor' chooses the channels of a width that inherits",
+        ),
+        ("student={width: 0.5, importance: taylor, weights: random}", "give a width and weights: teacher, or leave"),
+        (
+            "student={preset: b-base, keep: {mid_block: []}}",
+            "preset and keep say which layers are kept; leave out all but one",
+        ),
+        ("student.keep={mid_block: [-1]}", "student.keep.mid_block.0: input should be greater than or equal to 0"),
         ("student.width=160", "a fraction of the teacher's channels is above 0 and at most 1"),
         ("variants={}", "variants: dictionary should have at least 1 item"),
         ("variants.teacher={}", "'teacher' cannot name a student"),
@@ -465,3 +476,11 @@ def test_what_is_written_is_read_again_as_the_same_recipe(
         }
     )
     assert Recipe.parse(recipe.to_yaml()) == recipe
+
+
+def test_channels_cannot_be_measured_without_a_cache_which_is_not_idle_where_they_are() -> None:
+    student, noise = "student={width: 0.5, importance: activation}", "distill={path: {start: noise}}"
+    (line,) = mistakes(BASE, student, noise, "cache.size=0")
+    assert "cache.size is 0, and student.importance of random_conditioning is measured over cached latents" in line
+    assert not Recipe.parse(BASE, [student, noise]).cache_is_idle
+    assert Recipe.parse(BASE, ["student={width: 0.5}", noise]).cache_is_idle

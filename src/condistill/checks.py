@@ -13,6 +13,7 @@ from condistill.students.costs import build_on_meta, plain_config
 from condistill.students.derive import derive_student
 from condistill.students.features import layer_weights
 from condistill.students.guidance import guidance_kind, guidance_learnt
+from condistill.students.target import settle
 from condistill.teachers.family import Family
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None
         try:
             check_steps(family, settings)
             guidance[name] = guidance_learnt(guidance[variant.teacher], denoiser, settings)
+            student = settle(
+                shapes[variant.teacher], student, size=family.latent_shape[1:], text_length=family.text_length
+            )
             derived = derive_student(
                 shapes[variant.teacher],
                 preset=student.preset,

@@ -318,7 +318,12 @@ class Compression:
 
         described = json.loads((self.distill_path(name) / STUDENT_NAME).read_text(encoding="utf-8"))
         return model_card(
-            name=name, recipe=self.recipe, kept=described["kept"], sizes=described["sizes"], metrics=metrics
+            name=name,
+            recipe=self.recipe,
+            kept=described["kept"],
+            sizes=described["sizes"],
+            metrics=metrics,
+            pipeline_class=read_index(self.recipe.teacher)[1]["_class_name"],
         )
 
     # evaluate and report

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Words = Annotated[tuple[str, ...], Field(strict=False)]
@@ -81,15 +90,45 @@ class CacheSettings(Settings):
     dtype: Literal["float16", "float32"] = "float16"
 
 
+def _share(given: Any) -> Any:
+    """`0.4x` is 0.4."""
+    number = given.removesuffix("x") if isinstance(given, str) and given.endswith("x") else given
+    try:
+        return float(number)
+    except (TypeError, ValueError):
+        return given
+
+
+Share = Annotated[float, BeforeValidator(_share), Field(gt=0, lt=1)]
+
+
+class TargetSettings(Settings):
+    """What the student may cost at most, as a share of its teacher: `0.4` or `0.4x`."""
+
+    params: Share | None = None
+    macs: Share | None = None
+    """Multiply-accumulates of one forward."""
+    latency: Share | None = None
+    """Time of one forward of one sample on the device at hand, measured before training."""
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> TargetSettings:
+        if not any((self.params, self.macs, self.latency)):
+            raise ValueError("give params, macs or latency: the most that the student may cost, such as 0.5x")
+        return self
+
+
 class StudentSettings(Settings):
     preset: Preset | None = None
-    """`b-*` removes blocks as in BK-SDM, `c-*` narrows every stage: the rows of the paper's tables."""
+    """`b-*` removes blocks as in BK-SDM, `koala-*` as in KOALA, `c-*` narrows every stage: the papers' tables."""
     width: PositiveFloat | Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
     """A fraction of the teacher's channels, or the channels of every stage."""
     keep: dict[str, Indices] | None = None
     """The layers that are kept of each list of layers; lists that are not named are kept whole."""
     depth: Annotated[float, Field(gt=0, lt=1)] | None = None
     """A share of a transformer's layers; those that change their input least over cached latents are left out."""
+    target: TargetSettings | None = None
+    """In place of a width or a depth: the largest student that costs no more is chosen."""
     importance: Importance = "weight_norm"
     """By what a width's channels are kept: the weights that write them, what they carry over cached latents, or how
     much the teacher's error would change without them (first order)."""
@@ -108,17 +147,21 @@ class StudentSettings(Settings):
 
     @model_validator(mode="after")
     def _what_is_smaller(self) -> StudentSettings:
-        given = [name for name in ("preset", "width", "keep", "depth") if getattr(self, name) is not None]
+        given = [n for n in ("preset", "width", "keep", "depth", "target") if getattr(self, n) is not None]
         if not given:
             raise ValueError(
-                "give a preset, a width, a depth or the layers to keep; without any the student equals its teacher"
+                "give a preset, a width, a depth, a target or the layers to keep; without any the student equals its "
+                "teacher"
             )
-        if self.preset in get_args(WidthPreset) and self.width is not None:
+        narrows = self.preset in get_args(WidthPreset)
+        if narrows and self.width is not None:
             raise ValueError(f"preset {self.preset!r} sets the width already; leave out one of the two")
-        layers = [name for name in given if name != "width" and self.preset not in get_args(WidthPreset)]
+        if self.target and (narrows or {"width", "depth"} & set(given)):
+            raise ValueError("target chooses the width or the depth; leave out one of the two")
+        layers = [n for n in given if n in ("preset", "keep", "depth") and not (n == "preset" and narrows)]
         if len(layers) > 1:
             raise ValueError(f"{' and '.join(layers)} say which layers are kept; leave out all but one")
-        narrows = self.width is not None or self.preset in get_args(WidthPreset)
+        narrows = narrows or self.width is not None or self.target is not None
         if self.importance != "weight_norm" and not (narrows and self.weights == "teacher"):
             raise ValueError(
                 f"importance {self.importance!r} chooses the channels of a width that inherits; "

@@ -19,7 +19,8 @@ from condistill.distill.samples import Sample
 from condistill.distill.settings import DistillSettings
 from condistill.students.derive import derive_student
 from condistill.students.guidance import with_guidance
-from condistill.teachers.family import Condition, Family
+from condistill.teachers.condition import Condition
+from condistill.teachers.family import Family
 
 PROMPTS = ["a red ball", "", "a blue box", "a star"]
 

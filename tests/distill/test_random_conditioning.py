@@ -275,6 +275,32 @@ def test_the_weighted_loss_is_the_loss_in_that_space(prediction_type: str, weigh
     assert checked >= 10
 
 
+@pytest.mark.parametrize("weighting", ["native", "epsilon", "x0", "v", "min_snr"])
+def test_the_weighted_loss_of_a_flow_is_the_loss_in_that_space(weighting: rc.Weighting) -> None:
+    """x_0 and the noise that two velocities imply, in float64, with those of a diffusion of the same signal share."""
+    for sigma in torch.linspace(0.02, 0.98, 25, dtype=torch.float64):
+        x_t, velocities = normal(3, 1, 4, 8, 8).double(), [normal(k, 1, 4, 8, 8).double() for k in (1, 2)]
+        alpha_bar = (1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2)
+        in_space = []
+        for velocity in velocities:
+            x_0, noise = x_t - sigma * velocity, x_t + (1 - sigma) * velocity
+            torch.testing.assert_close((1 - sigma) * x_0 + sigma * noise, x_t)
+            v = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x_0
+            in_space.append({"native": velocity, "epsilon": noise, "v": v}.get(weighting, x_0))
+        of_x_0 = {"min_snr": (((1 - sigma) / sigma) ** 2).clamp(max=5).item()}.get(weighting, 1.0)
+        expected = of_x_0 * (in_space[0] - in_space[1]).square().mean().item()
+        weight = rc.output_weight(weighting, alpha_bar[None], prediction_type="flow", clip=(0.0, 1.0))
+        given = weight.item() * (velocities[0] - velocities[1]).square().mean().item()
+        assert given == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("weighting", ["native", "epsilon", "x0", "v", "min_snr"])
+def test_a_flow_has_a_finite_weight_where_nothing_is_left_of_the_image(weighting: rc.Weighting) -> None:
+    weight = rc.output_weight(weighting, torch.tensor([0.0, 0.5]), prediction_type="flow")
+    assert torch.isfinite(weight).all()
+    assert weight[0] == {"native": 1, "epsilon": 0, "x0": 1, "v": 1, "min_snr": 0}[weighting]
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_min_snr_is_the_published_weight(prediction_type: str) -> None:
     diffusion = scheduler(prediction_type)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import yaml
 
@@ -102,6 +104,25 @@ def test_the_loading_example_is_python_with_the_measured_settings() -> None:
     ast.parse(code[0])
     assert "DiffusionPipeline.from_pretrained(" in code[0]
     assert "num_inference_steps=12, guidance_scale=2.5" in code[0]
+
+
+@pytest.mark.parametrize(
+    ("pipeline_class", "asked"),
+    [
+        ("StableDiffusionXLPipeline", {"num_inference_steps", "guidance_scale"}),
+        ("StableDiffusionInpaintPipeline", {"image", "mask_image", "num_inference_steps", "guidance_scale"}),
+        ("DiTPipeline", {"class_labels", "num_inference_steps", "guidance_scale"}),
+    ],
+)
+def test_the_loading_example_asks_each_kind_of_pipeline_for_what_it_takes(pipeline_class: str, asked: set[str]) -> None:
+    card = _card(pipeline_class=pipeline_class)
+    assert f"A cheaper `{pipeline_class}`" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    named = next(call for call in calls if getattr(call.func, "id", "") == "pipeline")
+    assert {keyword.arg for keyword in named.keywords} == asked
+    taken = inspect.signature(getattr(diffusers, pipeline_class).__call__).parameters
+    assert asked <= set(taken)
 
 
 def test_the_loading_example_names_a_scale_that_the_student_is_told() -> None:

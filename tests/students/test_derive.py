@@ -94,10 +94,33 @@ def test_the_model_card_lines_say_where_each_block_comes_from(tiny):
     )
 
 
+@pytest.mark.slow
+def test_layers_that_are_kept_may_be_narrowed_and_are_compared_by_their_own_attentions(tiny, run):
+    teacher = tiny(transformer_layers_per_block=2)
+    keep = {"up_blocks.1.transformer_blocks": (1,), "mid_block": ()}
+    student = derive_student(teacher, preset=None, width=0.5, keep=keep, features="self_attention")
+    assert torch.isfinite(run(student.denoiser)).all()
+    assert student.kept[1:] == (
+        "down_blocks.0: from down_blocks.0, all layers, 16 to 8 channels",
+        "down_blocks.1: from down_blocks.1, all layers, 32 to 16 channels",
+        "down_blocks.2: from down_blocks.2, all layers, 32 to 16 channels",
+        "up_blocks.0: from up_blocks.0, all layers, 32 to 16 channels",
+        "up_blocks.1: from up_blocks.1, all layers, transformer block 1 of 2 in each attention, 32 to 16 channels",
+        "up_blocks.2: from up_blocks.2, all layers, 16 to 8 channels",
+        "mid_block: removed",
+    )
+    layer = "up_blocks.1.attentions.2.transformer_blocks"
+    assert (f"{layer}.1.attn1", f"{layer}.0.attn1") in [(pair.teacher, pair.student) for pair in student.pairs]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"preset": None, "width": None}, "give a preset, a width or both"),
+        ({"preset": None, "width": None, "keep": {"mid_blok": ()}}, r"names 'mid_blok'.*did you mean 'mid_block'\?"),
+        ({"preset": None, "width": None, "keep": {}}, r"[\d,]+ parameters and its teacher.* or fewer layers"),
+        ({"preset": "b-base", "width": None, "keep": {}}, "'b-base' says which layers are kept already"),
+        ({"preset": None, "width": 0.5, "depth": 0.5}, r"student\.depth is for transformers"),
         ({"preset": "b-smal", "width": None}, r"'b-smal' is not a preset; did you mean 'b-small'\?"),
         ({"preset": "c-tiny", "width": 0.5}, "sets the width already"),
         ({"preset": None, "width": 0.5, "weights": "zeros"}, "'teacher' or 'random', not 'zeros'"),

@@ -13,6 +13,7 @@ from condistill.students import influence
 from condistill.students.depth import layer_lists
 from condistill.students.evidence import cached_states
 from condistill.students.influence import SCORES_NAME, block_influence, kept_influence
+from condistill.teachers.family import Condition
 
 ONE = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
 
@@ -81,6 +82,22 @@ def test_a_teacher_that_is_told_its_guidance_hears_scales_of_the_range(tiny_fami
     scales = torch.cat(told)
     assert len(set(scales.tolist())) == 8
     assert ((scales >= 2) & (scales <= 3)).all()
+
+
+def test_a_teacher_that_sees_a_context_sees_what_it_is_trained_with(tiny_family, tiny_cache, monkeypatch):
+    def in_context(condition, x_0, uniform):
+        return Condition({**condition.tensors, "context": x_0[:, 0, 0, 0] + uniform})
+
+    monkeypatch.setattr(tiny_family, "has_context", True, raising=False)
+    monkeypatch.setattr(tiny_family, "in_context", in_context)
+    seen = [
+        torch.cat(
+            [s.condition.tensors["context"] for s in cached_states(tiny_family, tiny_cache, seed=0, batch_size=n)]
+        )
+        for n in (8, 64)
+    ]
+    assert torch.equal(*seen)
+    assert len(set(seen[0].tolist())) == 64
 
 
 def test_a_run_that_goes_on_chooses_by_what_was_measured_before(tiny_family, tiny_cache, tmp_path, monkeypatch):

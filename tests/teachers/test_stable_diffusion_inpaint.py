@@ -24,7 +24,8 @@ from condistill.miniature import build
 from condistill.settings import TeacherSettings
 from condistill.students.costs import macs
 from condistill.students.derive import derive_student
-from condistill.teachers.family import Condition, Family
+from condistill.teachers.condition import Condition
+from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher
 from condistill.teachers.stable_diffusion import StableDiffusion
 from condistill.teachers.stable_diffusion_inpaint import WHOLE, StableDiffusionInpaint, random_masks
@@ -65,7 +66,7 @@ def family(directory: Path) -> StableDiffusionInpaint:
 @pytest.fixture
 def likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The autoencoder says what is most likely, where the pipeline draws from what it says."""
-    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, **_: self.mode())
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, *_, **__: self.mode())
 
 
 def latents(seed: int, n: int = 2) -> torch.Tensor:

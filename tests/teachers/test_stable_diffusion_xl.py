@@ -24,7 +24,7 @@ from condistill.miniature import build
 from condistill.settings import TeacherSettings
 from condistill.students.costs import macs, parameters
 from condistill.students.width import narrow, stage_widths
-from condistill.teachers.family import Condition
+from condistill.teachers.condition import Condition
 from condistill.teachers.load import load_teacher
 from condistill.teachers.stable_diffusion_xl import StableDiffusionXL
 

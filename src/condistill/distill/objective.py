@@ -17,7 +17,8 @@ from condistill.distill.solver import SolverGrid
 from condistill.students.derive import Student
 from condistill.students.features import FeatureKind, FeaturePair, FeatureRecorder, layer_weights
 from condistill.students.guidance import guidance_kind
-from condistill.teachers.family import Condition, Family
+from condistill.teachers.condition import Condition
+from condistill.teachers.family import Family
 
 
 class StudentForward(nn.Module):

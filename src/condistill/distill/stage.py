@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from condistill.atomic import write_text
 from condistill.cache.latents import LatentCache
@@ -18,10 +18,11 @@ from condistill.progress import track
 from condistill.prompts.pool import PromptPool
 from condistill.sampling import SAMPLING_NAME
 from condistill.students.costs import macs, parameters
-from condistill.students.derive import derive_student
+from condistill.students.derive import Student, derive_student
 from condistill.students.guidance import with_guidance
 from condistill.students.importance import kept_importance
 from condistill.students.influence import kept_influence
+from condistill.students.target import settled
 from condistill.teachers.family import Family
 
 if TYPE_CHECKING:
@@ -33,25 +34,12 @@ STUDENT_NAME = "student.json"
 def distill_variant(run: Compression, name: str, directory: Path, cache: LatentCache, pool: PromptPool) -> None:
     """Train the variant `name` in `directory` and save it under the run's `pipelines/`."""
     recipe, family, accelerator = run.recipe, run.family, run.accelerator
-    student_settings, settings = recipe.variant(name)
+    settings = recipe.variant(name)[1]
     if cache.latent_shape != family.latent_shape:
         raise CondistillError(
             f"the cache holds latents of {cache.latent_shape} and the teacher makes {family.latent_shape}"
         )
-    student = derive_student(
-        family.denoiser,
-        preset=student_settings.preset,
-        width=student_settings.width,
-        keep=student_settings.keep,
-        depth=student_settings.depth,
-        channel_importance=_importance(run, name, directory, cache),
-        layer_scores=_influence(run, name, directory, cache),
-        weights=student_settings.weights,
-        seed=recipe.seed,
-        may_be_as_large=settings.draws_cheaper,
-        features=settings.features,
-    )
-    student = with_guidance(student, family.denoiser, settings)
+    student = with_guidance(_derive(run, name, directory, cache), family.denoiser, settings)
     if family.device.type == "cpu":
         student.denoiser.to(memory_format=torch.channels_last)
     if settings.tracker != "none":
@@ -100,36 +88,33 @@ def save(run: Compression, name: str, denoiser: nn.Module) -> None:
     run.family.save(denoiser, run.pipeline_path(name), card=run.card(name), scheduler=scheduler, files=files)
 
 
-def _importance(run: Compression, name: str, directory: Path, cache: LatentCache) -> dict[str, Tensor] | None:
-    """What the channels of a variant's width are chosen by; None for the norm of their weights."""
-    student, settings = run.recipe.variant(name)
-    if student.importance == "weight_norm":
-        return None
-    return kept_importance(
-        run.family,
-        student.importance,
-        cache,
-        directory,
-        run.accelerator,
-        seed=run.recipe.seed,
-        batch_size=run.recipe.cache.batch_size,
-        guidance_range=settings.guidance_range,
-    )
-
-
-def _influence(run: Compression, name: str, directory: Path, cache: LatentCache) -> dict[str, list[float]] | None:
-    """What a variant's depth is chosen by; None where nothing is to be chosen, or nothing is cached."""
-    student, settings = run.recipe.variant(name)
-    if student.depth is None:
-        return None
-    return kept_influence(
-        run.family,
-        cache,
-        directory,
-        run.accelerator,
-        seed=run.recipe.seed,
-        batch_size=run.recipe.cache.batch_size,
-        guidance_range=settings.guidance_range,
+def _derive(run: Compression, name: str, directory: Path, cache: LatentCache) -> Student:
+    """The student of a variant; what was measured to choose it is kept in `directory`."""
+    family, recipe = run.family, run.recipe
+    student, settings = recipe.variant(name)
+    student = settled(family, student, directory, run.accelerator)
+    beside: dict[str, Any] = {
+        "seed": recipe.seed,
+        "batch_size": recipe.cache.batch_size,
+        "guidance_range": settings.guidance_range,
+    }
+    importance = influence = None
+    if student.importance != "weight_norm":
+        importance = kept_importance(family, student.importance, cache, directory, run.accelerator, **beside)
+    if student.depth is not None:
+        influence = kept_influence(family, cache, directory, run.accelerator, **beside)
+    return derive_student(
+        family.denoiser,
+        preset=student.preset,
+        width=student.width,
+        keep=student.keep,
+        depth=student.depth,
+        channel_importance=importance,
+        layer_scores=influence,
+        weights=student.weights,
+        seed=recipe.seed,
+        may_be_as_large=settings.draws_cheaper,
+        features=settings.features,
     )
 
 

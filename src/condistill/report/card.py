@@ -34,6 +34,15 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$-])")
 _SCORES = {"all_right": "All right", "frechet_judge": "Fréchet distance", "latent_rmse": "Latent RMSE"}
 _EXAMPLE = {MINIATURE: "a large red star at the left on snow"}
 
+_ASKED = {
+    "DiTPipeline": ("", 'class_labels=pipeline.get_label_ids(["golden retriever"])'),
+    "StableDiffusionInpaintPipeline": (
+        "from diffusers.utils import load_image\n",
+        'PROMPT, image=load_image("image.png"), mask_image=load_image("mask.png")',
+    ),
+}
+"""Pipelines that are asked for more or other things than a prompt: what to import, and what to ask."""
+
 
 def escape(text: str) -> str:
     """Text as Markdown that shows it and does nothing else: one line, no markup, no HTML, no table cells."""
@@ -85,7 +94,7 @@ def model_card(
         _size_section(sizes),
         _kept_section(kept),
         _score_section(name, metrics),
-        _loading(name, recipe),
+        _loading(name, recipe, pipeline_class),
         _settings_section(name, recipe),
         "## Limits and licence\n\n"
         "The student can draw at most what its teacher can, and has its teacher's biases. "
@@ -153,16 +162,18 @@ def _score_section(name: str, metrics: Mapping[str, Any] | None) -> str:
     return "## Scores\n\n" + _table(["", *[shown[model] for model in columns]], rows) + "\n\n" + " ".join(notes)
 
 
-def _loading(name: str, recipe: Recipe) -> str:
+def _loading(name: str, recipe: Recipe, pipeline_class: str) -> str:
     how = planned_sampling(recipe, name)
     prompt = json.dumps(_EXAMPLE.get(recipe.teacher.pipeline, "a lighthouse at dusk, oil painting"))
+    needs, asked = _ASKED.get(pipeline_class, ("", prompt))
+    asked = asked.replace("PROMPT", prompt)
     return f"""## How to load it
 
 ```python
 from diffusers import DiffusionPipeline
-
+{needs}
 pipeline = DiffusionPipeline.from_pretrained("path/to/{name}")
-image = pipeline({prompt}, num_inference_steps={how.num_inference_steps}, guidance_scale={how.guidance_scale}).images[0]
+image = pipeline({asked}, num_inference_steps={how.num_inference_steps}, guidance_scale={how.guidance_scale}).images[0]
 ```
 
 It is an ordinary diffusers pipeline; condistill is not needed to use it."""

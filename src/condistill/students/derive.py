@@ -12,7 +12,7 @@ from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError, nearest
-from condistill.settings import BlockPreset, WidthPreset
+from condistill.settings import BlockPreset, StudentSettings, WidthPreset
 from condistill.students.blocks import (
     Layers,
     config_without_blocks,
@@ -98,33 +98,69 @@ def derive_student(
     """
     if weights not in ("teacher", "random"):
         raise CondistillError(f"weights must be 'teacher' or 'random', not {weights!r}")
-    if isinstance(teacher, UNet2DConditionModel):
-        if depth is not None:
-            raise CondistillError("student.depth is for transformers; make a U-Net smaller by preset, keep or width")
-        kept, width = _read(teacher, preset, width, keep)
-        plan = _unet_plan(teacher, kept, width, channel_importance, features=features, inherited=weights == "teacher")
-    else:
-        plan = _transformer_plan(teacher, preset, width, keep, depth, features=features, scores=layer_scores)
+    plan = _plan(
+        teacher,
+        preset,
+        width,
+        keep,
+        depth,
+        features=features,
+        inherited=weights == "teacher",
+        channel_importance=channel_importance,
+        layer_scores=layer_scores,
+    )
     skeleton = build_on_meta(type(teacher), plan.config)
-    if parameters(skeleton) >= parameters(teacher) and not may_be_as_large:
-        raise CondistillError(
-            f"the student would have {parameters(skeleton):,} parameters and its teacher has {parameters(teacher):,}; "
-            f"{plan.smaller}"
-        )
+    if not may_be_as_large:
+        _check_smaller(skeleton, teacher, plan)
     device = next(teacher.parameters()).device
     if weights == "teacher":
         denoiser = plan.inherit()
-    elif device.type == "meta":
-        denoiser = skeleton
     else:
-        with _seeded(seed):
-            denoiser = type(teacher).from_config(plan.config).to(device)
+        denoiser = skeleton if device.type == "meta" else _random(type(teacher), plan.config, seed).to(device)
     pairs = plan.pairs(denoiser)
     channels = check_pairs(teacher, denoiser, pairs)
     with _seeded(seed):
         maps = make_maps([t for t, _ in channels], [s for _, s in channels], features=features).to(device)
     origin = "weights: inherited from the teacher" if weights == "teacher" else f"weights: random, seed {seed}"
     return Student(denoiser, pairs, (origin, *plan.describe(denoiser)), maps)
+
+
+def _check_smaller(student: ModelMixin, teacher: ModelMixin, plan: _Plan) -> None:
+    if parameters(student) >= parameters(teacher):
+        raise CondistillError(
+            f"the student would have {parameters(student):,} parameters and its teacher has {parameters(teacher):,}; "
+            f"{plan.smaller}"
+        )
+
+
+def student_shapes(teacher: ModelMixin, settings: StudentSettings) -> ModelMixin:
+    """The student of these settings on the meta device, whether or not the teacher's weights can be cut so.
+
+    Raises:
+        CondistillError: the settings fit neither each other nor the teacher.
+    """
+    plan = _plan(teacher, settings.preset, settings.width, settings.keep, settings.depth)
+    return build_on_meta(type(teacher), plan.config)
+
+
+def _plan(
+    teacher: ModelMixin,
+    preset: str | None,
+    width: float | tuple[int, ...] | None,
+    keep: Mapping[str, Sequence[int]] | None,
+    depth: float | None,
+    *,
+    features: FeatureKind = "stages",
+    inherited: bool = True,
+    channel_importance: Mapping[str, Tensor] | None = None,
+    layer_scores: Mapping[str, Sequence[float]] | None = None,
+) -> _Plan:
+    if not isinstance(teacher, UNet2DConditionModel):
+        return _transformer_plan(teacher, preset, width, keep, depth, features=features, scores=layer_scores)
+    if depth is not None:
+        raise CondistillError("student.depth is for transformers; make a U-Net smaller by preset, keep or width")
+    kept, width = _read(teacher, preset, width, keep)
+    return _unet_plan(teacher, kept, width, channel_importance, features=features, inherited=inherited)
 
 
 def _unet_plan(
@@ -223,6 +259,11 @@ def _renamed(
     return {name: importance[source] for name, source in origins.items() if source in importance}
 
 
+def _random(kind: Any, config: dict[str, Any], seed: int) -> Any:
+    with _seeded(seed):
+        return kind.from_config(config)
+
+
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Random numbers of the CPU from `seed`; afterwards its generator goes on as if nothing had happened."""
@@ -270,4 +311,5 @@ def _which(kept: Sequence[int], whole: Sequence[int], noun: str) -> str:
     if len(kept) == len(whole):
         return f"all {noun}s"
     *most, last = map(str, kept) if kept else ["none"]
-    return f"{noun}{'s' if most else ''} {', '.join(most)}{' and ' if most else ''}{last} of {len(whole)}"
+    listed = f"{kept[0]} to" if len(kept) > 2 and kept[-1] - kept[0] < len(kept) else ", ".join(most) + " and"
+    return f"{noun}s {listed} {last} of {len(whole)}" if most else f"{noun} {last} of {len(whole)}"

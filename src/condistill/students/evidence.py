@@ -11,7 +11,8 @@ from torch import Tensor
 
 from condistill.cache.latents import LatentCache
 from condistill.randomness import Stream, generator
-from condistill.teachers.family import Condition, Family
+from condistill.teachers.condition import Condition
+from condistill.teachers.family import Family
 
 SAMPLES = 64
 
@@ -55,6 +56,9 @@ def cached_states(
         noise = torch.from_numpy(np.stack([rng.standard_normal(x_0.shape[1:], dtype=np.float32) for rng in rngs]))
         noise, timesteps = noise.to(family.device), family.timesteps(uniform).to(family.device)
         condition = family.encode(prompts)
+        if family.has_context:
+            places = torch.tensor([rng.random() for rng in rngs], dtype=torch.float64)
+            condition = family.in_context(condition, x_0, places)
         if guidance_range:
             low, high = guidance_range
             told = torch.tensor([rng.uniform(low, high) for rng in rngs], dtype=torch.float64)

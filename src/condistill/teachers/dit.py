@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError, nearest
+from condistill.teachers.condition import Condition
 from condistill.teachers.diffusion import Diffusion
-from condistill.teachers.family import Condition
 
 _NULL = 1000
 """The class that diffusers' own call guides against."""

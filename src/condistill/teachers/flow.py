@@ -23,23 +23,19 @@ class FlowMatching(Family):
         from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
         super().__init__(pipeline, resolution=resolution)
-        scheduler = pipeline.scheduler
+        scheduler, config = pipeline.scheduler, pipeline.scheduler.config
         flows = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
-        if not isinstance(scheduler, flows) and not scheduler.config.get("use_flow_sigmas"):
+        if not isinstance(scheduler, flows) and not config.get("use_flow_sigmas"):
             raise CondistillError(
-                f"the teacher's scheduler is {type(scheduler).__name__}; {self.name} knows "
-                f"{' and '.join(kind.__name__ for kind in flows)}, and others with use_flow_sigmas: give the pipeline "
-                "one of these"
+                f"the teacher's scheduler, a {type(scheduler).__name__}, is not set to a flow; {self.name} needs "
+                f"{' or '.join(kind.__name__ for kind in flows)}, or use_flow_sigmas: true in its scheduler_config.json"
             )
         # not from_config, which would keep the settings that other schedulers have beside: pipelines read some of them
         known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
-        settings = {name: value for name, value in scheduler.config.items() if name in known}
-        settings |= {"stochastic_sampling": False} | self._solver_settings()
+        settings = {name: value for name, value in config.items() if name in known}
+        shift = config.shift if isinstance(scheduler, flows) else config.flow_shift  # either may be told beside
+        settings |= {"stochastic_sampling": False, "shift": shift}
         self._solver = FlowMatchEulerDiscreteScheduler(**settings)
-
-    def _solver_settings(self) -> dict[str, Any]:
-        """What the solver's config has that the pipeline's own scheduler spells otherwise."""
-        return {}
 
     @property
     def _mu(self) -> float | None:

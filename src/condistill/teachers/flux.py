@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from condistill.teachers.family import Condition
+from condistill.teachers.condition import Condition
 from condistill.teachers.flow import FlowMatching
 
 T5_TOKENS = 512

@@ -157,9 +157,7 @@ def load_teacher(settings: TeacherSettings, *, device: torch.device | str = "cpu
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             place,
-            **dict.fromkeys(
-                left_out
-            ),  # Stable Diffusion 3 without T5 loads only where diffusers is told that it lacks it
+            **dict.fromkeys(left_out),  # without T5, Stable Diffusion 3 loads only where diffusers is told so
             torch_dtype=choose_dtype(settings.dtype, device),
             use_safetensors=True,
             revision=settings.revision,

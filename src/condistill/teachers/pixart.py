@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
+from condistill.teachers.condition import Condition
 from condistill.teachers.diffusion import Diffusion
-from condistill.teachers.family import Condition
 
 
 class PixArt(Diffusion):

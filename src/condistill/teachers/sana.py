@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
-from condistill.teachers.family import Condition, told_apart
+from condistill.teachers.condition import Condition, told_apart
 from condistill.teachers.flow import FlowMatching
 
 
@@ -30,17 +30,6 @@ class Sana(FlowMatching):
         super().__init__(pipeline, resolution=resolution)
         _refuse_guidance(self.denoiser.config)
         self._instruction = signature(pipeline.__call__).parameters["complex_human_instruction"].default
-
-    def _solver_settings(self) -> dict[str, Any]:
-        scheduler = self.pipeline.scheduler
-        if type(scheduler).__name__.startswith("FlowMatch"):
-            return {}
-        if not scheduler.config.get("use_flow_sigmas"):
-            raise CondistillError(
-                f"the teacher's scheduler, a {type(scheduler).__name__}, is not set to a flow; sana needs one of "
-                "diffusers' FlowMatch schedulers, or use_flow_sigmas: true in its scheduler_config.json"
-            )
-        return {"shift": scheduler.config.flow_shift, "use_dynamic_shifting": False}
 
     @property
     def text_length(self) -> int:

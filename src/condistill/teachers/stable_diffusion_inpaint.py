@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condistill.teachers.family import Condition
+from condistill.teachers.condition import Condition
 from condistill.teachers.stable_diffusion import StableDiffusion
 
 WHOLE = 0.25

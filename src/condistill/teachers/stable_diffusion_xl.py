@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
-from condistill.teachers.family import Condition
+from condistill.teachers.condition import Condition
 from condistill.teachers.stable_diffusion import SIZES, StableDiffusion
 
 
