@@ -18,6 +18,7 @@ from condistill.students.costs import build_on_meta, example_inputs, parameters,
 from condistill.students.derive import Student, derive_student
 from condistill.students.guidance import GUIDANCE_EMBEDDING
 from condistill.students.shapes import ShapesOnly
+from condistill.students.target import settle
 
 PRESETS: tuple[str, ...] = (*get_args(BlockPreset), *get_args(WidthPreset))
 WIDTHS = (0.9, 0.75, 0.25)
@@ -87,7 +88,7 @@ def derive(
 
 
 def own_students(skeleton: Skeleton, recipe: Recipe) -> dict[str, Candidate]:
-    """The recipe's variants, by name.
+    """The recipe's variants, by name; a target of latency is taken for one of multiply-accumulates.
 
     Raises:
         CondistillError: one of them cannot be made of the teacher.
@@ -97,6 +98,8 @@ def own_students(skeleton: Skeleton, recipe: Recipe) -> dict[str, Candidate]:
     for name, variant in recipe.variants.items():
         settings, distill = recipe.variant(name)
         try:
+            size, text_length = skeleton.family.latent_shape[1:], skeleton.family.text_length
+            settings = settle(denoisers[variant.teacher], settings, size=size, text_length=text_length)
             student = derive(
                 denoisers[variant.teacher],
                 settings,

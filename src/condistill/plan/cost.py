@@ -48,7 +48,7 @@ class Rates:
         device = self.device
         if dtype != torch.float32:
             return 2 * macs / (device.half_flops * self.efficiency)
-        on_tensor_cores = device.convolution_flops > device.single_flops
+        on_tensor_cores = device.convolution_flops > 1.5 * device.single_flops
         share = self.efficiency if on_tensor_cores else ORDINARY_EFFICIENCY
         rest = (macs - convolutions) / (device.single_flops * ORDINARY_EFFICIENCY)
         return 2 * (convolutions / (device.convolution_flops * share) + rest)
@@ -66,6 +66,8 @@ class Measured:
     """Of a sample's forward, in a micro-batch."""
     student_sec: float
     """Of a sample's forward and backward."""
+    text_sec: float
+    """Of encoding a prompt, in a micro-batch."""
     update_sec: float
     """Of a step: clipping, optimiser and average."""
     peak_bytes: int | None
@@ -146,13 +148,15 @@ class Job:
         teacher_macs = self.teacher.macs * teacher_forwards
         passes = 4 if settings.gradient_checkpointing else 3  # a backward is two forwards; checkpointing adds one
         student_macs = self.student.macs * student_forwards * passes
-        text_macs = self.skeleton.text_macs * _prompts_per_sample(settings)
-        per_sample = rates.seconds(text_macs, self.dtype)
+        prompts = _prompts_per_sample(settings)
+        text_macs = self.skeleton.text_macs * prompts
         update = self.student.params * UPDATE_BYTES / rates.device.bandwidth
         if measured:
-            per_sample += measured.teacher_sec * teacher_forwards + measured.student_sec * student_forwards
+            per_sample = measured.teacher_sec * teacher_forwards + measured.student_sec * student_forwards
+            per_sample += measured.text_sec * prompts
             update = measured.update_sec
         else:
+            per_sample = rates.seconds(text_macs, self.dtype)
             per_sample += rates.forward(self.teacher, self.dtype) * teacher_forwards
             per_sample += rates.forward(self.student, self.half or torch.float32) * student_forwards * passes
         step_sec = per_sample * math.ceil(settings.batch_size / rates.count) + update

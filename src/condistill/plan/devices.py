@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from condistill.errors import CondistillError, nearest
+from condistill.errors import CondistillError
 from condistill.teachers.load import choose_dtype
 
 GIB = 2**30
@@ -42,23 +43,24 @@ class Device:
         return choose_dtype("auto", present_torch_device()) if self.measured else self.half
 
 
-def _named(name: str, half: float, single: float, tf32: float, gib: float, bandwidth: float) -> Device:
-    """In TFLOP/s, GiB as the driver reports them, and GB/s."""
+def _named(name: str, flops: tuple[float, float, float], gib: float, bandwidth: float) -> Device:
+    """Half precision, float32 and TF32 in TFLOP/s, memory in GiB as the driver reports it, bandwidth in GB/s."""
     dtype = torch.float16 if name == "t4" else torch.bfloat16
-    return Device(name, half * 1e12, single * 1e12, tf32 * 1e12, int(gib * GIB), bandwidth * 1e9, dtype)
+    half, single, tf32 = (rate * 1e12 for rate in flops)
+    return Device(name, half, single, tf32, int(gib * GIB), bandwidth * 1e9, dtype)
 
 
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        _named("a100-40gb", 312, 19.5, 156, 39.4, 1555),
-        _named("a100-80gb", 312, 19.5, 156, 79.3, 2039),
-        _named("h100", 989, 67, 494, 79.1, 3350),
-        _named("h200", 989, 67, 494, 139.8, 4800),
-        _named("rtx-3090", 71, 35.6, 35.6, 23.6, 936),
-        _named("rtx-4090", 165, 82.6, 82.6, 23.5, 1008),
-        _named("l4", 121, 30.3, 60.5, 22.0, 300),
-        _named("t4", 65, 8.1, 8.1, 14.6, 320),
+        _named("a100-40gb", (312, 19.5, 156), 39.4, 1555),
+        _named("a100-80gb", (312, 19.5, 156), 79.3, 2039),
+        _named("h100", (989, 67, 494), 79.1, 3350),
+        _named("h200", (989, 67, 494), 139.8, 4800),
+        _named("rtx-3090", (71, 35.6, 35.6), 23.6, 936),
+        _named("rtx-4090", (165, 82.6, 82.6), 23.5, 1008),
+        _named("l4", (121, 30.3, 60.5), 22.0, 300),
+        _named("t4", (65, 8.1, 8.1), 14.6, 320),
     )
 }
 """Data sheets: dense tensor-core figures, SXM versions of the data-centre cards."""
@@ -73,7 +75,7 @@ def find_device(name: str) -> Device:
     if name == PRESENT:
         return present_device()
     if name not in DEVICES:
-        raise CondistillError(f"--device {name!r} is not known{nearest(name, (PRESENT, *DEVICES))}")
+        raise CondistillError(f"the device {name!r} is not known; choose one of {PRESENT}, {', '.join(DEVICES)}")
     return DEVICES[name]
 
 
@@ -103,7 +105,7 @@ def seconds_of(
     repeats: int = 5,
     prepare: Callable[[], object] = lambda: None,
 ) -> float:
-    """Shortest time of some work on a device, after a first time that warms up.
+    """Median time of some work on a device, after a first time that warms up.
 
     Args:
         prepare: done before each time, and not timed.
@@ -121,7 +123,7 @@ def seconds_of(
         work()
         wait()
         times.append(time.perf_counter() - started)
-    return min(times[1:])
+    return statistics.median(times[1:])
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:

@@ -18,6 +18,7 @@ from condistill.plan.skeleton import Skeleton, teacher_skeleton
 from condistill.quiet import quiet_libraries
 from condistill.settings import StudentSettings, TeacherSettings
 from condistill.students.costs import parameters
+from condistill.students.depth import image_stream
 from condistill.students.features import FeatureKind
 from condistill.students.shapes import ShapesOnly
 
@@ -53,9 +54,10 @@ def layers_of(skeleton: Skeleton) -> Layer:
             return hook
 
         def after(name: str) -> Any:
-            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
                 layers[name].macs += counted.macs
-                output = output[0] if isinstance(output, tuple | list) else getattr(output, "sample", output)
+                output = image_stream(module, output)
+                output = getattr(output, "sample", output)
                 layers[name].shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
 
             return hook
@@ -76,8 +78,8 @@ def layers_of(skeleton: Skeleton) -> Layer:
 
 
 def compared_layers(skeleton: Skeleton) -> dict[FeatureKind, tuple[str, ...]]:
-    """For each kind of feature the layers of the teacher that some student is compared at."""
-    asked = [{"preset": "b-base"}, {"preset": "c-micro"}, {"width": 0.5}, {"depth": 0.5}]
+    """For each kind of feature the teacher's layers that students are compared at; of a depth, that of a half."""
+    asked: list[dict[str, Any]] = [{"preset": "b-base"}, {"preset": "c-micro"}, {"width": 0.5}, {"depth": 0.5}]
     found: dict[FeatureKind, tuple[str, ...]] = {}
     for kind in get_args(FeatureKind):
         paths: dict[str, None] = {}
@@ -92,7 +94,7 @@ def compared_layers(skeleton: Skeleton) -> dict[FeatureKind, tuple[str, ...]]:
     return found
 
 
-def inspect_pipeline(settings: TeacherSettings, *, levels: int = 3) -> Tree:
+def inspect_pipeline(settings: TeacherSettings, *, levels: int = 2) -> Tree:
     """The tree of a pipeline's denoiser; nothing is loaded.
 
     Args:
@@ -109,59 +111,70 @@ def inspect_pipeline(settings: TeacherSettings, *, levels: int = 3) -> Tree:
     return tree
 
 
-def _grow(tree: Tree, layer: Layer, compared: dict[FeatureKind, tuple[str, ...]], levels: int) -> None:
+def _grow(
+    tree: Tree, layer: Layer, compared: dict[FeatureKind, tuple[str, ...]], levels: int, *, within: str = ""
+) -> None:
+    """Add the layers in a layer, by their names in it."""
     if not levels:
         return
-    for run in _runs(layer.children, compared):
+    for run in _runs(layer.children):
         first = run[0]
-        if first.kind == "ModuleList":  # its layers stand in its place, under their whole names
-            _grow(tree, first, compared, levels)
+        if first.kind == "ModuleList":  # its layers stand in its place
+            _grow(tree, first, compared, levels, within=within)
         elif first.params:
-            _grow(tree.add(_label(first, run, compared)), first, compared, levels - 1)
+            branch = tree.add(_label(first, run, compared, within=within))
+            _grow(branch, first, compared, levels - 1, within=f"{first.path}.")
 
 
-def _runs(layers: Sequence[Layer], compared: dict[FeatureKind, tuple[str, ...]]) -> Iterator[list[Layer]]:
-    """Neighbours that are alike, and compared alike."""
-    stages = compared.get("stages", ())
+def _runs(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Neighbours of a list that are alike."""
 
     def key(layer: Layer) -> Any:
-        numbered = layer.path.rpartition(".")[2].isdecimal()
-        return (layer.alike, layer.path in stages) if numbered else layer.path
+        return layer.alike if layer.path.rpartition(".")[2].isdecimal() else layer.path
 
     for _, run in groupby(layers, key):
         yield list(run)
 
 
-def _label(layer: Layer, run: Sequence[Layer], compared: dict[FeatureKind, tuple[str, ...]]) -> str:
+def _label(
+    layer: Layer, run: Sequence[Layer], compared: dict[FeatureKind, tuple[str, ...]], *, within: str = ""
+) -> str:
     """A line: where it is, what it is, what comes out of it, what it costs, what is compared in it."""
     last = run[-1].path.rpartition(".")[2]
-    name = f"{layer.path} to {last}" if len(run) > 1 else layer.path
+    name = layer.path.removeprefix(within) + (f" to {last}" if len(run) > 1 else "")
     parts = [f"[bold]{escape(name)}[/] {layer.kind}" if name else f"[bold]{layer.kind}[/]"]
     if layer.shape:
         parts.append(_width(layer.shape))
     parts.append(f"{layer.params:,} parameters")
-    parts.append(f"{layer.macs / 1e9:,.2f} GMACs")
+    parts.append(_amount(layer.macs))
     if len(run) > 1:
         parts.append("each")
-    told = []
-    for kind, paths in compared.items():
-        inside = sum(path.startswith(f"{layer.path}.") for path in paths) if layer.path else 0
-        if layer.path in paths:
-            told.append(f"[green]compared: {kind}[/]")
-        elif inside and kind != "stages":
-            told.append(f"{inside} {kind}")
-    return ", ".join(parts) + (f" ({', '.join(told)})" if told else "")
+    told = [text for kind, paths in compared.items() if (text := _compared(kind, paths, run))]
+    return ", ".join(parts) + (f" [green]({'; '.join(told)})[/]" if told else "")
+
+
+def _compared(kind: FeatureKind, paths: Sequence[str], run: Sequence[Layer]) -> str:
+    """What of a kind is compared at layers that are shown as one, or in them."""
+    here = sum(layer.path in paths for layer in run)
+    if here:
+        return f"compared: {kind}" + (f" of {here} of {len(run)}" if here < len(run) else "")
+    inside = sum(path.startswith(f"{layer.path}.") for layer in run if layer.path for path in paths)
+    return f"in it: {inside} {kind}" if inside and kind != "stages" else ""
+
+
+def _amount(macs: int) -> str:
+    return f"{macs / 1e9:,.1f} GMACs" if macs >= 1e9 else f"{macs / 1e6:,.1f} MMACs"
 
 
 def _width(shape: tuple[int, ...]) -> str:
     if len(shape) == 3:
-        return f"{shape[0]} channels at {shape[1]}x{shape[2]}"
+        return f"{shape[0]:,} channels at {shape[1]}x{shape[2]}"
     return f"{shape[0]:,} tokens of {shape[1]:,}" if len(shape) == 2 else f"{shape[-1]:,} wide"
 
 
 def _add_student(tree: Tree, candidate: Candidate, teacher: Candidate) -> None:
     share = f"{candidate.params:,} parameters ({candidate.params / teacher.params:.1%})"
-    cost = f"{candidate.macs / 1e9:,.2f} GMACs ({candidate.macs / teacher.macs:.1%})"
+    cost = f"{_amount(candidate.macs)} ({candidate.macs / teacher.macs:.1%})"
     branch = tree.add(f"[bold cyan]{candidate.name}[/] keeps {share}, {cost}")
     for line in candidate.student.kept[1:]:  # the first tells of weights
         branch.add(escape(line))

@@ -118,7 +118,7 @@ class _Planner:
         if self.measure:
             lines.append("training and cache take what steps of networks with random weights took here just now")
             lines.append(
-                f"text and evaluation reach {efficiency:.0%} of that where it is that of tensor cores, and "
+                f"the evaluation reaches {efficiency:.0%} of that where it is that of tensor cores, and "
                 f"{ORDINARY_EFFICIENCY:.0%} elsewhere"
             )
         else:
@@ -167,9 +167,9 @@ def make_plan(
     if measure and (device != PRESENT or count != 1):
         raise CondistillError("--measure times the present device alone; leave out --device and --count")
     with quiet_libraries():
+        rates = Rates(find_device(device), count, efficiency)
         skeleton = teacher_skeleton(recipe.teacher)
         students = own_students(skeleton, recipe)
-        rates = Rates(find_device(device), count, efficiency)
         dtype = rates.device.teacher_dtype(recipe.teacher.dtype)
         planner = _Planner(recipe, skeleton, the_teacher(skeleton), students, rates, dtype, measure)
         cost = planner.cost_data()

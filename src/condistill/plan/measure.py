@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from condistill.evaluate.speed import LiveMemory
 from condistill.plan.candidates import Candidate, inputs_of
 from condistill.plan.cost import Job, Measured
-from condistill.plan.devices import GIB, present_torch_device, seconds_of
+from condistill.plan.devices import present_torch_device, seconds_of
 from condistill.plan.skeleton import Skeleton
 from condistill.plan.step import batch_of
 from condistill.students.costs import plain_config
@@ -48,7 +49,19 @@ def measure_forward(skeleton: Skeleton, candidate: Candidate, dtype: torch.dtype
         with LiveMemory() as memory:
             forward()
         beyond = memory.peak
-    return {"measured_latency_ms": 1000 * seconds, "measured_memory_gib": (weights + beyond) / GIB}
+    return {"measured_latency_ms": 1000 * seconds, "measured_memory_bytes": weights + beyond}
+
+
+def _measure_text(skeleton: Skeleton, count: int, dtype: torch.dtype) -> float:
+    """Seconds of encoding one of `count` prompts, by text encoders of random weights."""
+    device, seconds = present_torch_device(), 0.0
+    for encoder, tokens in skeleton.text_encoders:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
+            made = type(encoder)._from_config(encoder.config).to(dtype).eval()
+        ids = torch.ones(count, tokens, dtype=torch.int64, device=device)
+        with torch.no_grad():
+            seconds += seconds_of(partial(made, ids), device, repeats=3)
+    return seconds / count
 
 
 def measure_training(job: Job) -> Measured:
@@ -82,4 +95,5 @@ def measure_training(job: Job) -> Measured:
         peak = torch.cuda.max_memory_allocated(device) - before
     step.release()
     load = job.load
-    return Measured(teacher_sec / load.teacher_batch, student_sec / load.student_batch, update_sec, peak)
+    text_sec = _measure_text(job.skeleton, load.compared, job.dtype)
+    return Measured(teacher_sec / load.teacher_batch, student_sec / load.student_batch, text_sec, update_sec, peak)

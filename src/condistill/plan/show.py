@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -38,6 +39,8 @@ def show_plan(plan: Mapping[str, Any], console: Console) -> None:
         console.print(f"beside it: {', '.join(others)}", markup=False, highlight=False, soft_wrap=True)
     console.print(_students(teacher, plan["students"]))
     console.print(_cost(cost))
+    for line in _whole(cost):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in plan["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
     console.print("assumed:", highlight=False)
@@ -55,45 +58,69 @@ def _table(title: str, *headings: str) -> Table:
 
 def _students(teacher: Mapping[str, Any], students: list[Mapping[str, Any]]) -> Table:
     measured = "measured_latency_ms" in teacher
-    headings = ["", "parameters", "share", "GMACs", "share", "ms, planned"]
-    table = _table("denoisers", *headings, *(["ms", "GiB"] if measured else []))
+    headings = ["", "parameters", "share", "MACs", "share"]
+    table = _table("denoisers", *headings, *(["ms", "memory"] if measured else ["ms, planned"]))
     for model in ({**teacher, "name": "teacher"}, *students):
         shares = [f"{model[key]:.1%}" if key in model else "" for key in ("share_params", "share_macs")]
-        cells = [f"{model['params']:,}", shares[0], f"{model['macs'] / 1e9:,.1f}", shares[1]]
-        cells.append(f"{model['latency_ms']:,.4g}")
+        cells = [f"{model['params']:,}", shares[0], _amount(model["macs"]), shares[1]]
         if measured:
-            cells += [f"{model['measured_latency_ms']:,.4g}", f"{model['measured_memory_gib']:.2f}"]
+            cells += [f"{model['measured_latency_ms']:,.4g}", _bytes(model["measured_memory_bytes"])]
+        else:
+            cells.append(f"{model['latency_ms']:,.4g}")
         table.add_row(escape(model["name"]), *cells, style="bold" if model.get("of_recipe") else None)
     return table
 
 
 def _cost(cost: Mapping[str, Any]) -> Table:
     device, training = cost["device"], cost["training"]
-    count = f"{device['count']} x " if device["count"] > 1 else ""
-    table = _table(f"cost on {count}{device['name']}", "", *training)
-    rows: dict[str, tuple[str, str]] = {
-        "steps x samples": ("{steps:,} x {batch_size:,}", ""),
-        "TFLOPs per sample": ("{tflops:,.3g}", ""),
-        "samples/s": ("{samples_per_sec:,.4g}", ""),
-        "hours": ("{hours:,.4g}", ""),
+    table = _table(f"training on {_devices(device)}", "", *training)
+    rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "steps": lambda each: f"{each['steps']:,}",
+        "samples a step": lambda each: f"{each['batch_size']:,} by {each['micro_batch_size']:,}",
+        "FLOPs a sample": lambda each: _amount(each["flops_per_sample"]),
+        "samples/s": lambda each: f"{each['samples_per_sec']:,.4g}",
+        "time": lambda each: _time(each["hours"]),
+        "checkpoints": lambda each: _bytes(each["checkpoint_bytes"]),
     }
-    for name, (form, _) in rows.items():
-        cells = [form.format(**each, tflops=each["flops_per_sample"] / 1e12) for each in training.values()]
-        table.add_row(name, *cells)
+    for name, tell in rows.items():
+        table.add_row(name, *map(tell, training.values()))
     for part, told in _PARTS.items():
-        cells = [f"{each['memory_bytes'][part] / GIB:,.2f}" for each in training.values()]
-        table.add_row(f"GiB: {told}", *cells, end_section=part == "total")
+        table.add_row(f"memory: {told}", *(_bytes(each["memory_bytes"][part]) for each in training.values()))
     if any("measured_memory_bytes" in each for each in training.values()):
-        measured = [each.get("measured_memory_bytes") for each in training.values()]
-        table.add_row("GiB: measured", *("" if each is None else f"{each / GIB:,.2f}" for each in measured))
-    limit = device["memory_bytes"] / GIB
-    table.add_row(f"fits in {limit:,.1f} GiB", *("yes" if each["fits"] else "[red]no[/]" for each in training.values()))
-    cache, evaluation = cost["cache"], cost["evaluation"]
-    table.caption_justify = "left"
-    table.caption = (
-        f"cache: {cache['images']:,} images, {cache['teacher_forwards']:,} forwards, {cache['disk_bytes'] / GIB:,.2f} "
-        f"GiB of disk, {cache['hours']:,.4g} hours\n"
-        f"evaluation: {evaluation['images']:,} images, {evaluation['hours']:,.4g} hours\n"
-        f"in all: {cost['hours']:,.4g} hours, {cost['device_hours']:,.4g} device-hours"
+        table.add_row("memory: measured", *(_bytes(each["measured_memory_bytes"]) for each in training.values()))
+    table.add_row(
+        f"fits in {_bytes(device['memory_bytes'])}",
+        *("yes" if each["fits"] else "[red]no[/]" for each in training.values()),
     )
     return table
+
+
+def _whole(cost: Mapping[str, Any]) -> list[str]:
+    cache, evaluation = cost["cache"], cost["evaluation"]
+    return [
+        f"cache: {cache['images']:,} images by {cache['teacher_forwards']:,} forwards of the teacher, "
+        f"{_bytes(cache['disk_bytes'])} of disk, {_time(cache['hours'])}",
+        f"evaluation: {evaluation['images']:,} images, {_time(evaluation['hours'])}",
+        f"in all: {_time(cost['hours'])}, {cost['device_hours']:,.4g} device-hours",
+    ]
+
+
+def _devices(device: Mapping[str, Any]) -> str:
+    return f"{device['count']} x {device['name']}" if device["count"] > 1 else str(device["name"])
+
+
+def _amount(number: float) -> str:
+    """A large number with the letter of its thousands."""
+    power = min(max(int(math.log10(max(number, 1)) // 3), 0), 4)
+    return f"{number / 1000**power:,.4g} {('', 'K', 'M', 'G', 'T')[power]}".rstrip()
+
+
+def _bytes(count: float) -> str:
+    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.1f} MiB"
+
+
+def _time(hours: float) -> str:
+    for unit, length in (("h", 1), ("min", 60)):
+        if hours * length >= 1:
+            return f"{hours * length:,.1f} {unit}"
+    return f"{hours * 3600:,.1f} s"

@@ -43,14 +43,19 @@ class Skeleton:
         return {name: parameters(part) for name, part in parts if isinstance(part, nn.Module)}
 
     @cached_property
-    def text_macs(self) -> int:
-        """Multiply-accumulates of encoding one prompt: every matrix once per token, attention left out."""
-        length, total = self.family.text_length, 0
+    def text_encoders(self) -> list[tuple[Any, int]]:
+        """Each text encoder, and how many tokens of a prompt it reads."""
+        length, found = self.family.text_length, []
         for name, part in self.family.pipeline.components.items():
             if name.startswith("text_encoder") and isinstance(part, nn.Module):
                 own: Any = getattr(part.config, "max_position_embeddings", None) or length
-                total += min(own, length) * weights_of_products(part)
-        return total
+                found.append((part, min(own, length)))
+        return found
+
+    @cached_property
+    def text_macs(self) -> int:
+        """Multiply-accumulates of encoding one prompt: every matrix once per token, attention left out."""
+        return sum(tokens * weights_of_products(encoder) for encoder, tokens in self.text_encoders)
 
 
 class _Preprocessor:
