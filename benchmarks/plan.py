@@ -53,6 +53,7 @@ HEADINGS = (
 
 
 def main(
+    *,
     shape: Annotated[
         str, typer.Option(help="miniature, or a teacher of tests/data, such as sd14 or sdxl.")
     ] = "miniature",

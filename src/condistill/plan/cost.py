@@ -24,7 +24,7 @@ from condistill.students.derive import Student
 EFFICIENCY = 0.3
 """Share of the peak of tensor cores that a training reaches: assumed. BK-SDM's 300 hours for 50,000 steps on one A100
 (arXiv 2305.15798) are 8 %; transformers that are fed well reach more than 40 %."""
-ORDINARY_EFFICIENCY = 0.75
+ORDINARY_EFFICIENCY = 0.5
 """The same of other arithmetic: assumed."""
 UPDATE_BYTES = 64
 """Moved per weight and step: AdamW reads 4 numbers and writes 3, clipping 3, the average 6; of 4 bytes each."""
