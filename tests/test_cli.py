@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from condistill import __version__, cli, cli_texts, doctor
 from condistill.cache.latents import write_shard
 from condistill.errors import CondistillError
 from condistill.recipe import Recipe
+from condistill.sampling import SAMPLING_NAME, Sampling
 
 GROUP: Any = typer.main.get_command(cli.app)
 COMMANDS = sorted(GROUP.commands)
@@ -251,6 +253,16 @@ def test_sample_draws_the_same_picture_for_the_same_seed(call: Call, tiny_pipeli
             drawn.append(picture.tobytes())
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
+
+
+def test_a_student_of_another_resolution_is_drawn_in_it(call: Call, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    student, out = tmp_path / "student", tmp_path / "ball.png"
+    shutil.copytree(tiny_pipeline_dir, student)
+    said = Sampling(num_inference_steps=1, guidance_scale=1.0, resolution=32).to_json()
+    (student / SAMPLING_NAME).write_text(said, encoding="utf-8")
+    assert call("sample", student, "a ball", "--out", out).code == 0
+    with Image.open(out) as picture:
+        assert picture.size == (32, 32)
 
 
 def test_sample_tells_what_it_cannot_use(call: Call, tiny_pipeline_dir: Path) -> None:

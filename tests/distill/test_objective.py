@@ -161,6 +161,7 @@ def test_a_teacher_that_is_told_its_scale_is_told_the_students_and_asked_once(
 # fewer steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_one_step_to_the_few_step_target_lands_where_the_teachers_steps_land(
     objective: Any, tiny_family: Family, count: int

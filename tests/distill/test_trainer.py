@@ -276,6 +276,7 @@ def test_paths_do_not_depend_on_how_a_batch_is_cut(make: Make, tmp_path: Path) -
     torch.testing.assert_close(cut.paths.x_t, whole.paths.x_t, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_further(make: Make, tmp_path: Path) -> None:
     first = make(tmp_path, steps=2).run()
     steps: list[int] = []
@@ -284,6 +285,7 @@ def test_a_finished_run_is_not_trained_further(make: Make, tmp_path: Path) -> No
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_begins_a_new_history(make: Make, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         make(tmp_path).run(stop_after(1))
@@ -292,6 +294,7 @@ def test_a_run_without_a_checkpoint_begins_a_new_history(make: Make, tmp_path: P
     assert [record["step"] for record in read_history(tmp_path / HISTORY_NAME)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_every_step_is_told_with_its_means_where_they_are_logged(make: Make, tmp_path: Path) -> None:
     told: list[tuple[int, bool]] = []
     make(tmp_path, steps=5, log_every=2).run(lambda step, record: told.append((step, record is not None)))
@@ -339,6 +342,7 @@ def test_a_run_in_a_thread_leaves_signals_alone(make: Make, tmp_path: Path) -> N
 # the batch
 
 
+@pytest.mark.slow
 def test_cutting_a_batch_into_micro_batches_does_not_change_the_gradient(
     make: Make, tmp_path: Path, accelerator: RecordingAccelerator
 ) -> None:
@@ -453,6 +457,7 @@ def test_attentions_may_be_compared_instead_of_stages(
     assert read_history(tmp_path / HISTORY_NAME)[0]["feature"] > 0
 
 
+@pytest.mark.slow
 def test_a_layer_of_weight_0_is_not_learned_from(make: Make, tmp_path: Path) -> None:
     whole = {"down_blocks": 0.0, "mid_block": 0.0, "up_blocks": 0.0}
     for name, weights in {"none": whole, "one": whole | {"mid_block": 1.0}}.items():
@@ -531,6 +536,7 @@ def asked(tiny_family: Family, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return prompts
 
 
+@pytest.mark.slow
 def test_plain_distillation_repairs_nothing_but_empty_prompts(
     make: Make, tmp_path: Path, tiny_cache: LatentCache, tiny_pool: PromptPool, asked: list[str]
 ) -> None:

@@ -128,6 +128,7 @@ def test_a_teacher_with_one_layer_per_block_is_refused(tiny):
         without(tiny(layers_per_block=1), "b-base")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "depth"), [("koala-1b", 6), ("koala-700m", 5)])
 def test_koala_keeps_one_layer_of_each_stage_and_the_first_transformer_blocks_of_the_innermost(
     tiny, run, preset, depth

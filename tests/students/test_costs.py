@@ -9,6 +9,7 @@ from condistill.errors import CondistillError
 from condistill.students.costs import macs, parameters
 
 
+@pytest.mark.slow
 def test_stable_diffusion_has_the_published_size_and_cost(sd14):
     assert parameters(sd14) == 859_520_964
     # BK-SDM's 338.7 G leave out the products inside attention; per transformer they are 2 L (L + 77) C.

@@ -41,11 +41,13 @@ def test_a_student_of_stable_diffusion_on_meta_has_shapes_only(sd14):
     assert [pair.student for pair in student.pairs].count("mid_block") == 1
 
 
+@pytest.mark.slow
 def test_a_teacher_on_meta_may_need_a_shortcut_that_it_only_implies(tiny):
     student = derive_student(tiny().to("meta"), preset=None, width=(8, 16, 12))
     assert {p.device.type for p in student.denoiser.parameters()} == {"meta"}
 
 
+@pytest.mark.slow
 def test_the_teacher_and_the_global_generator_stay_as_they_were(tiny):
     teacher = tiny().half().requires_grad_(False)
     before, state = {n: w.clone() for n, w in teacher.state_dict().items()}, torch.get_rng_state()
@@ -70,6 +72,7 @@ def test_random_weights_and_maps_are_a_function_of_the_seed(tiny):
     assert not torch.equal(weights(1), weights(2))
 
 
+@pytest.mark.slow
 def test_random_weights_allow_shapes_that_slicing_cannot_give(tiny):
     student = derive_student(tiny(), preset=None, width=(16, 16, 16), weights="random")
     assert tuple(student.denoiser.config.block_out_channels) == (16, 16, 16)

@@ -53,6 +53,7 @@ def test_students_without_the_innermost_stage_are_compared_with_the_outer_ones(t
     )
 
 
+@pytest.mark.slow
 def test_narrow_students_are_compared_at_every_stage(tiny):
     teacher = tiny()
     student = narrow(teacher, (8, 16, 16))
@@ -61,6 +62,7 @@ def test_narrow_students_are_compared_at_every_stage(tiny):
     assert check_pairs(teacher, student, pairs) == [(16, 8), (32, 16), (32, 16), (32, 16), (32, 16), (32, 16), (16, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "module"), [("cross_attention", "attn2"), ("self_attention", "attn1")])
 def test_every_attention_is_compared_with_the_one_it_was_made_of(tiny, kind, module):
     teacher = tiny()

@@ -30,6 +30,7 @@ def fold(teacher, scale, **student):
     return with_guidance(made, teacher, settings_of(fold_guidance=scale))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scale", "trained", "told"),
     [

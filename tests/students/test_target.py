@@ -76,6 +76,7 @@ def test_blocks_are_removed_first_and_what_is_left_is_narrowed(tiny: Any) -> Non
     assert sum(chosen.width) > sum(alone.width)
 
 
+@pytest.mark.slow
 def test_a_transformer_keeps_as_many_layers_as_fit() -> None:
     teacher = build("dit")
     layers = teacher.config.num_layers
@@ -114,6 +115,7 @@ def test_a_target_that_no_student_meets_is_told_with_the_smallest_there_is(tiny:
         settle(tiny(), StudentSettings.model_validate({"target": {"macs": 0.0001}}), **SIZE)
 
 
+@pytest.mark.slow
 def test_what_was_chosen_is_read_again_and_not_chosen_again(tiny_family: Any, tmp_path: Any) -> None:
     class Alone:
         is_main_process = True

@@ -46,6 +46,7 @@ def without_statistics(denoiser):
     return denoiser.double()
 
 
+@pytest.mark.slow
 def test_a_student_computes_what_its_teacher_does_with_the_dropped_channels_dead(teacher, run):
     # skips, shortcuts, heads and halves all line up, or the two would differ
     with torch.no_grad():

@@ -180,6 +180,7 @@ def test_a_saved_pipeline_keeps_its_labels(family: DiT, tmp_path: Path) -> None:
     assert pipeline.labels == family.pipeline.labels
 
 
+@pytest.mark.slow
 def test_a_forward_pass_is_counted_from_the_config_alone(family: DiT) -> None:
     tokens = family.text_length
     assert macs(family.denoiser, size=16, text_length=tokens) > macs(family.denoiser, text_length=tokens) > 0

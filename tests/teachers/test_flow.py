@@ -171,6 +171,7 @@ def test_a_grid_of_fractions_of_timesteps_is_walked_to_its_end(families: dict[st
     assert grid.below(torch.tensor([999.0])).item() == timesteps[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd3", "flux_dev"])
 @pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler])
 def test_a_student_of_few_steps_visits_what_it_was_trained_at_in_plain_diffusers(

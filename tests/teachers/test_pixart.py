@@ -210,6 +210,7 @@ def test_padding_says_nothing_of_a_prompt(family: PixArt) -> None:
     assert not given[1].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [{}, {"sample_size": 128}, {"use_additional_conditions": True}])
 def test_a_forward_pass_is_counted_from_the_config_alone(config: dict[str, Any]) -> None:
     transformer = build_pipeline(**config).transformer

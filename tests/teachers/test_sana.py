@@ -242,6 +242,7 @@ def test_a_resolution_is_drawn_in_latents_of_the_autoencoder(family: Family) -> 
         Sana(family.pipeline, resolution=21)
 
 
+@pytest.mark.slow
 def test_a_forward_pass_is_counted_from_the_config_alone(family: Family) -> None:
     assert macs(family.denoiser, text_length=300) > macs(family.denoiser, text_length=100) > 0
 

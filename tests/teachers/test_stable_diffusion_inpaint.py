@@ -140,6 +140,7 @@ def test_another_resolution_has_a_blank_of_its_own(directory: Path) -> None:
     assert family.encode(PROMPTS).tensors["masked_latents"].shape == (2, 4, 12, 12)
 
 
+@pytest.mark.slow
 def test_the_cost_counts_all_channels(family: StableDiffusionInpaint, tiny_family: Family) -> None:
     more = macs(family.denoiser, text_length=family.text_length) - macs(tiny_family.denoiser, text_length=20)
     assert more == 5 * 16 * 3 * 3 * 8 * 8
@@ -236,6 +237,7 @@ def test_both_models_see_the_samples_mask_with_and_without_the_prompt(
     objective.teacher_recorder.remove()
 
 
+@pytest.mark.slow
 def test_gradients_flow_after_the_first_latents_were_drawn(directory: Path) -> None:
     family = load_teacher(TeacherSettings(pipeline=str(directory)))
     family.sample(family.denoiser, PROMPTS, latents(0), num_inference_steps=1, guidance_scale=1.0)

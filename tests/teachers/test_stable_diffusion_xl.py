@@ -286,6 +286,7 @@ def test_a_refiner_is_refused(oracle: StableDiffusionXLPipeline) -> None:
 # costs
 
 
+@pytest.mark.slow
 def test_stable_diffusion_xl_has_the_published_size() -> None:
     with torch.device("meta"):
         denoiser = UNet2DConditionModel(**SDXL)
