@@ -227,3 +227,5 @@ def test_the_whole_way_ends_in_a_student_that_diffusers_draws_with(whole: Path, 
     size = {"height": 64, "width": 64}
     image = student("a small red star", num_inference_steps=2, output_type="np", **size).images[0]
     assert image.shape == (64, 64, 3)
+    (card,) = tmp_path.glob("run/pipelines/*/README.md")
+    assert "scales from 1.5 to 4 are folded in; it is told which" in card.read_text(encoding="utf-8").replace("\\", "")
