@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,14 +21,15 @@ import pytest
 import typer
 from PIL import Image
 
-from condistill import __version__, cli, doctor
+from condistill import __version__, cli, cli_texts, doctor
 from condistill.cache.latents import write_shard
 from condistill.errors import CondistillError
 from condistill.recipe import Recipe
+from condistill.sampling import SAMPLING_NAME, Sampling
 
 GROUP: Any = typer.main.get_command(cli.app)
 COMMANDS = sorted(GROUP.commands)
-EXAMPLES = [(name, line) for name, lines in cli.EXAMPLES.items() for line in lines]
+EXAMPLES = [(name, line) for name, lines in cli_texts.EXAMPLES.items() for line in lines]
 STOPPED = "stopped; what is finished is kept: run the same command again to go on"
 
 
@@ -85,12 +87,12 @@ def test_the_help_of_every_command_shows_an_example(call: Call, name: str) -> No
     result = call(name, "--help")
     assert result.code == 0
     examples = result.out.partition("Examples")[2]
-    assert examples.count(f"• condistill {name}") == len(cli.EXAMPLES[name])  # each on a line of its own
+    assert examples.count(f"• condistill {name}") == len(cli_texts.EXAMPLES[name])  # each on a line of its own
 
 
 def test_every_command_has_examples() -> None:
-    assert set(cli.EXAMPLES) == set(COMMANDS)
-    assert len(COMMANDS) == 12
+    assert set(cli_texts.EXAMPLES) == set(COMMANDS)
+    assert len(COMMANDS) == 14
 
 
 @pytest.mark.parametrize(("name", "line"), EXAMPLES)
@@ -167,6 +169,65 @@ def test_validate_prints_the_resolved_recipe_and_writes_nothing(call: Call, reci
     assert set(recipe.parent.iterdir()) == before
 
 
+def test_plan_prints_data_on_stdout_and_nothing_else(call: Call, recipe: Path) -> None:
+    before = set(recipe.parent.iterdir())
+    result = call("plan", recipe, "--device", "a100-80gb", "--json", "-s", "distill.steps=7")
+    assert (result.code, result.err) == (0, "")
+    plan = json.loads(result.out)
+    assert plan["cost"]["training"]["random_conditioning"]["steps"] == 7
+    assert plan["teacher"]["params"] > plan["students"][0]["params"] > 0
+    assert set(recipe.parent.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_plan_tells_what_it_assumes_for_people(call: Call, recipe: Path) -> None:
+    result = call("plan", recipe, "--device", "l4", "--count", 2)
+    assert result.code == 0
+    assert all(told in result.out for told in ("b-base", "training on 2 x l4", "activations", "assumed:"))
+
+
+def test_plan_of_an_unknown_device_names_all_that_are_known(call: Call, recipe: Path) -> None:
+    refused(call("plan", recipe, "--device", "a100"), "the device 'a100' is not known", "a100-40gb, a100-80gb, h100")
+    refused(call("plan", recipe, "--device", "l4", "--measure"), "--measure times the present device alone")
+
+
+@pytest.mark.parametrize("stage", ["run", "prompts", "cache", "distill", "evaluate", "report"])
+def test_a_dry_run_prints_recipe_and_plan_and_writes_nothing(
+    call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    plan = importlib.import_module("condistill.plan")
+    monkeypatch.setattr(plan, "make_plan", lambda recipe: {"of": recipe.distill.steps})
+    monkeypatch.setattr(plan, "show_plan", lambda made, console: console.print(f"the plan of {made['of']} steps"))
+    before = set(tmp_path.rglob("*"))
+    result = call(stage, recipe, "--dry-run", "-o", tmp_path / "run", "-s", "distill.steps=3")
+    assert result.code == 0
+    assert Recipe.parse(result.out).distill.steps == 3
+    assert "the plan of 3 steps" in result.err
+    assert "nothing was written" in result.err
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_a_dry_run_plans_for_real(call: Call, recipe: Path, tmp_path: Path) -> None:
+    result = call("distill", recipe, "--dry-run", "-o", tmp_path / "run")
+    assert result.code == 0
+    assert "memory: activations" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_verifies_nothing_and_says_so(call: Call, recipe: Path) -> None:
+    refused(call("cache", recipe, "--dry-run", "--verify"), "give one of the two")
+
+
+@pytest.mark.slow
+def test_inspect_shows_layers_and_what_presets_keep(call: Call, tiny_pipeline_dir: Path) -> None:
+    result = call("inspect", tiny_pipeline_dir, "--levels", 1)
+    assert (result.code, result.err) == (0, "")
+    assert all(told in result.out for told in ("UNet2DConditionModel", "down_blocks.0", "compared:", "b-base keeps"))
+    assert "resnets" not in result.out.partition("b-base")[0]
+    assert "resnets" in call("inspect", tiny_pipeline_dir).out.partition("b-base")[0]
+
+
 def test_init_writes_a_recipe_that_validates_and_never_overwrites(
     call: Call, recipe: Path, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:
@@ -211,6 +272,16 @@ def test_sample_draws_the_same_picture_for_the_same_seed(call: Call, tiny_pipeli
             drawn.append(picture.tobytes())
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
+
+
+def test_a_student_of_another_resolution_is_drawn_in_it(call: Call, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    student, out = tmp_path / "student", tmp_path / "ball.png"
+    shutil.copytree(tiny_pipeline_dir, student)
+    said = Sampling(num_inference_steps=1, guidance_scale=1.0, resolution=32).to_json()
+    (student / SAMPLING_NAME).write_text(said, encoding="utf-8")
+    assert call("sample", student, "a ball", "--out", out).code == 0
+    with Image.open(out) as picture:
+        assert picture.size == (32, 32)
 
 
 def test_sample_tells_what_it_cannot_use(call: Call, tiny_pipeline_dir: Path) -> None:

@@ -39,3 +39,6 @@ def test_a_pipelines_directory_says_how_it_draws(tmp_path: Path) -> None:
     assert read_sampling(tmp_path) == Sampling(25, 7.5)
     (tmp_path / SAMPLING_NAME).write_text(Sampling(4, 3.0).to_json(), encoding="utf-8")
     assert read_sampling(tmp_path) == Sampling(4, 3.0)
+    sized = planned_sampling(Recipe.parse(BASE, ["teacher.resolution=32"]), "a")
+    (tmp_path / SAMPLING_NAME).write_text(sized.to_json(), encoding="utf-8")
+    assert read_sampling(tmp_path).resolution == 32

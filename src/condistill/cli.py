@@ -1,109 +1,30 @@
-"""One command per stage, plus run, sweep, demo, init, validate, sample and doctor. Parses and delegates."""
+"""One command per stage, plus those for recipes, plans, sweeps and pipelines. Parses and delegates."""
 
 from __future__ import annotations
 
-import errno
+import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
 from condistill import __version__
+from condistill.cli_app import DryRun, Out, Overrides, RecipePath, Stopped, Update, app, command, console, say
+from condistill.cli_texts import told, usage
 from condistill.errors import CondistillError
 from condistill.memory import keep_freed_memory
 from condistill.quiet import quiet_environment
 
 if TYPE_CHECKING:
     from condistill.compression import StageName
+    from condistill.recipe import Recipe
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-
-EXAMPLES: dict[str, tuple[str, ...]] = {
-    "demo": ("condistill demo", "condistill demo --out runs/short -s distill.steps=300"),
-    "init": (
-        "condistill init ./my-pipeline --prompts prompts.txt",
-        "condistill init org/model -p a.parquet -p b.csv -o recipe.yaml",
-    ),
-    "validate": ("condistill validate recipe.yaml", "condistill validate recipe.yaml -s student.preset=c-small"),
-    "run": (
-        "condistill run recipe.yaml",
-        "condistill run recipe.yaml -o runs/long -s distill.steps=100000",
-        "condistill run recipe.yaml -s evaluate.prompts_per_split=500 --update",
-    ),
-    "prompts": ("condistill prompts recipe.yaml",),
-    "cache": ("condistill cache recipe.yaml", "condistill cache recipe.yaml --verify"),
-    "distill": ("condistill distill recipe.yaml",),
-    "evaluate": ("condistill evaluate recipe.yaml",),
-    "report": ("condistill report recipe.yaml --out runs/recipe",),
-    "sweep": (
-        "condistill sweep recipe.yaml --seeds 0,1,2",
-        'condistill sweep recipe.yaml --grid "student.width=[0.5, 0.25]" --grid "distill.learning_rate=[5.0e-5]"',
-        'condistill sweep recipe.yaml --case "plain: distill.random_conditioning.schedule=none" --case "as_it_is:"',
-    ),
-    "sample": (
-        'condistill sample runs/recipe/pipelines/random_conditioning "a red fox"',
-        'condistill sample miniature "a small red star" -o star.png',
-    ),
-    "doctor": ("condistill doctor",),
-}
-"""What the help of every command ends with."""
-
-
-class Stopped(Exception):  # noqa: N818 - no error
-    """Ctrl-C."""
-
-
-class Commands(TyperGroup):
-    """Tells Ctrl-C apart from other exits, of which typer makes one thing."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            raise Stopped from error
-
-
-app = typer.Typer(
-    name="condistill",
-    cls=Commands,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-console = Console(stderr=True)
-
-RecipePath = Annotated[Path, typer.Argument(help="A recipe file; `condistill init` writes one.", show_default=False)]
-Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads the annotation
-    typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Change a setting: `-s distill.steps=1000`. Repeat for more."
-    ),
-]
-Out = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--out", "-o", help="The run's directory. Default: `runs/NAME`, after the recipe's file name."),
-]
-Update = Annotated[
-    bool, typer.Option("--update", help="The directory holds another recipe's run: redo what depends on the change.")
-]
-
-
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command under its function's name, with its examples at the end of its help."""
-    examples = "\n\n".join(f"- `{line}`" for line in EXAMPLES[function.__name__])  # a line each, which a list keeps
-    return app.command(epilog=f"Examples:\n\n{examples}")(function)
-
-
-def say(text: str) -> None:
-    """A line to the user, as it is: not wrapped, so that paths can be copied."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -129,13 +50,28 @@ def condistill(
     """
 
 
-def _run_until(stage: StageName, recipe: Path, overrides: Sequence[str] | None, out: Path | None, update: bool) -> Path:
+def _run_until(
+    stage: StageName, recipe: Path, overrides: Sequence[str] | None, out: Path | None, *, update: bool, dry_run: bool
+) -> Path:
+    """Run a recipe up to a stage; or, in a dry run, tell what that means."""
     from condistill.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())  # a mistake is told before anything heavy is imported
-    from condistill.compression import compress
+    return _compress(loaded, stage, out or Path("runs") / recipe.stem, update=update, dry_run=dry_run)
 
-    return compress(loaded, out or Path("runs") / recipe.stem, until=stage, update=update, console=console)
+
+def _compress(recipe: Recipe, stage: StageName, out: Path, *, update: bool, dry_run: bool) -> Path:
+    from condistill.compression import check_inputs, compress
+
+    if not dry_run:
+        return compress(recipe, out, until=stage, update=update, console=console)
+    check_inputs(recipe)
+    from condistill.plan import make_plan, show_plan
+
+    typer.echo(recipe.to_yaml(), nl=False)
+    show_plan(make_plan(recipe), console)
+    say(f"nothing was written; without --dry-run, the {stage} stage and those before it would go to {out}")
+    return out
 
 
 @command
@@ -143,6 +79,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's directory.")] = Path("runs/demo"),
     overrides: Overrides = None,
     update: Update = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Show the whole thing on the embedded miniature: no download, about ten minutes on two cores.
 
@@ -151,10 +88,7 @@ def demo(
     """
     from condistill.miniature.demo import demo_recipe
 
-    recipe = demo_recipe(overrides or ())
-    from condistill.compression import compress
-
-    compress(recipe, out, update=update, console=console)
+    _compress(demo_recipe(overrides or ()), "report", out, update=update, dry_run=dry_run)
 
 
 @command
@@ -189,15 +123,69 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @command
-def run(recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False) -> None:
-    """Run every stage of a recipe that is missing or out of date, up to the report."""
-    _run_until("report", recipe, overrides, out, update)
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    *,
+    device: Annotated[
+        str, typer.Option(help="What it would run on: a name such as a100-80gb; `present` is what is here.")
+    ] = "present",
+    count: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
+    efficiency: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Share of the peak of tensor cores that is reached.", min=0.01, max=1),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time networks of random weights here, instead of assuming.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as data.")] = False,
+) -> None:
+    """Tell what a recipe will make and what it will cost, before a weight is loaded.
+
+    Every student that the teacher could have, and for the recipe's own: arithmetic, hours, disk, and memory by part.
+    Prompts are not looked at.
+    """
+    from condistill.recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides or ())
+    from condistill.plan import make_plan, show_plan
+
+    assumed = {} if efficiency is None else {"efficiency": efficiency}
+    made = make_plan(loaded, device=device, count=count, measure=measure, **assumed)
+    if as_json:
+        typer.echo(json.dumps(made, indent=2))
+    else:
+        show_plan(made, Console())
 
 
 @command
-def prompts(recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False) -> None:
+def inspect(
+    pipeline: Annotated[
+        str, typer.Argument(help="A pipeline directory or hub name, or `miniature`.", show_default=False)
+    ],
+    levels: Annotated[int, typer.Option(help="How deep the tree goes.", min=1)] = 2,
+) -> None:
+    """Show a pipeline's denoiser as a tree: layers, widths, costs, what is compared, what each preset keeps."""
+    from condistill.plan.inspect import inspect_pipeline
+    from condistill.settings import TeacherSettings
+
+    Console().print(inspect_pipeline(TeacherSettings(pipeline=pipeline), levels=levels))
+
+
+@command
+def run(
+    recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
+) -> None:
+    """Run every stage of a recipe that is missing or out of date, up to the report."""
+    _run_until("report", recipe, overrides, out, update=update, dry_run=dry_run)
+
+
+@command
+def prompts(
+    recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
+) -> None:
     """Build the text pool: read the prompts, drop duplicates and empty lines, split seen from unseen."""
-    _run_until("prompts", recipe, overrides, out, update)
+    _run_until("prompts", recipe, overrides, out, update=update, dry_run=dry_run)
 
 
 @command
@@ -206,10 +194,14 @@ def cache(
     overrides: Overrides = None,
     out: Out = None,
     update: Update = False,
+    dry_run: DryRun = False,
+    *,
     verify: Annotated[bool, typer.Option("--verify", help="Compare every shard with its checksum.")] = False,
 ) -> None:
     """Let the teacher draw the cached latents; goes on after the last whole shard."""
-    path = _run_until("cache", recipe, overrides, out, update) / "cache"
+    if verify and dry_run:
+        raise CondistillError("--verify reads shards and --dry-run leaves them alone; give one of the two")
+    path = _run_until("cache", recipe, overrides, out, update=update, dry_run=dry_run) / "cache"
     if verify:
         from condistill.cache.latents import LatentCache
 
@@ -219,21 +211,27 @@ def cache(
 
 
 @command
-def distill(recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False) -> None:
+def distill(
+    recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
+) -> None:
     """Derive the students and train them; goes on from the newest checkpoint."""
-    _run_until("distill", recipe, overrides, out, update)
+    _run_until("distill", recipe, overrides, out, update=update, dry_run=dry_run)
 
 
 @command
-def evaluate(recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False) -> None:
+def evaluate(
+    recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
+) -> None:
     """Draw the same prompts from the same noise with every model, and measure: `metrics.json`."""
-    _run_until("evaluate", recipe, overrides, out, update)
+    _run_until("evaluate", recipe, overrides, out, update=update, dry_run=dry_run)
 
 
 @command
-def report(recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False) -> None:
+def report(
+    recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
+) -> None:
     """Write the report: one self-contained page, `report.html`."""
-    _run_until("report", recipe, overrides, out, update)
+    _run_until("report", recipe, overrides, out, update=update, dry_run=dry_run)
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -319,42 +317,8 @@ def doctor() -> None:
         raise CondistillError("something that condistill needs is missing; see above")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _is_full(error: BaseException) -> bool:
-    """Whether a disk or a quota is full: some libraries say so in words only."""
-    numbered = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return numbered or any(words in str(error) for words in ("No space left", "quota exceeded"))
-
-
-def _told(error: Exception) -> str:
-    """What a user is told of an error."""
-    for cause in _chain(error):
-        if _is_full(cause):
-            place = f" for {cause.filename}" if isinstance(cause, OSError) and cause.filename else ""
-            return f"no space is left on the disk{place}; free some and run the same command again to go on"
-    if isinstance(error, CondistillError):
-        return str(error)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
-        return "the device is out of memory; lower cache.batch_size, distill.micro_batch_size or evaluate.batch_size"
-    what = (str(error).splitlines() or [""])[0]
-    return f"unexpected: {type(error).__name__}: {what} (a bug: run with --debug for the traceback)"
-
-
 _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[2])
 """click's, or that of typer's own copy of click."""
-
-
-def _usage(error: Any) -> str:
-    """What a user is told of a command that is not one; of no command at all, typer has printed the help."""
-    path = error.ctx.command_path if getattr(error, "ctx", None) else "condistill"
-    return f"{error.format_message().rstrip('.')}; `{path} --help` shows how it is used"
 
 
 def _split_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
@@ -387,8 +351,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code: int = getattr(error, "exit_code", 2)
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.exit(code)
-        _fail(_usage(error), code)
+        _fail(usage(error), code)
     except Exception as error:
         if debug:
             raise
-        _fail(_told(error), EXIT_FAILED)
+        _fail(told(error), EXIT_FAILED)

@@ -37,9 +37,9 @@ def draw_picture(
     if not pipeline.strip():
         raise CondistillError("no pipeline is named; give its directory, a hub name, or miniature")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    family = load_teacher(TeacherSettings(pipeline=pipeline), device=device)
-    noise = torch.from_numpy(image_noise(seed, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
     made_for = read_sampling(weights_path() / "teacher" if pipeline == MINIATURE else Path(pipeline))
+    family = load_teacher(TeacherSettings(pipeline=pipeline, resolution=made_for.resolution), device=device)
+    noise = torch.from_numpy(image_noise(seed, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
     latents = family.sample(
         family.denoiser,
         [prompt],

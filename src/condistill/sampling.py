@@ -25,6 +25,8 @@ class Sampling:
     num_inference_steps: int
     guidance_scale: float
     few_steps: ProgressiveSettings | ConsistencySettings | None = None
+    resolution: int | None = None
+    """Height and width in pixels; None: the pipeline's own."""
 
     def scheduler(self, family: Family) -> Any:
         """What draws in place of the pipeline's own scheduler; None where that one does."""
@@ -43,8 +45,11 @@ class Sampling:
 
     def to_json(self) -> str:
         """What `read_sampling` reads."""
-        said = {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
-        return json.dumps(said) + "\n"
+        said: dict[str, Any] = {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+        }
+        return json.dumps(said | ({"resolution": self.resolution} if self.resolution else {})) + "\n"
 
 
 def planned_sampling(recipe: Recipe, name: str | None) -> Sampling:
@@ -55,17 +60,22 @@ def planned_sampling(recipe: Recipe, name: str | None) -> Sampling:
     settings, cache = recipe.evaluate, recipe.cache
     steps = settings.num_inference_steps or cache.num_inference_steps
     guidance = cache.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    resolution = recipe.teacher.resolution
     if name is None:
-        return Sampling(steps, guidance)
+        return Sampling(steps, guidance, resolution=resolution)
     distill = recipe.variant(name)[1]
     steps = distill.few_steps.num_inference_steps if distill.few_steps else steps
     for each in (name, *recipe.teachers(name)):  # guidance may have been folded in by one that it is made of
         guidance = recipe.variant(each)[1].nearest_guidance(guidance)
-    return Sampling(steps, guidance, distill.few_steps)
+    return Sampling(steps, guidance, distill.few_steps, resolution)
 
 
 def read_sampling(pipeline: Path) -> Sampling:
     """How a pipeline's directory says it draws: 25 steps and the guidance of diffusers, 7.5, where it says nothing."""
     file = pipeline / SAMPLING_NAME
     said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return Sampling(int(said.get("num_inference_steps", 25)), float(said.get("guidance_scale", 7.5)))
+    return Sampling(
+        int(said.get("num_inference_steps", 25)),
+        float(said.get("guidance_scale", 7.5)),
+        resolution=said.get("resolution"),
+    )

@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 
-from condistill.evaluate.speed import GIB, _LiveMemory, peak_memory_gb, sec_per_image
+from condistill.evaluate.speed import GIB, LiveMemory, peak_memory_gb, sec_per_image
 from condistill.sampling import Sampling
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
 
 
 def test_live_memory_is_what_is_alive_at_the_worst_moment() -> None:
-    with _LiveMemory() as memory:
+    with LiveMemory() as memory:
         first = torch.zeros(1000)
         second = first + 1
         third = second + 1  # 12,000 bytes alive
@@ -24,7 +24,7 @@ def test_live_memory_is_what_is_alive_at_the_worst_moment() -> None:
 
 
 def test_views_and_changes_in_place_take_no_memory() -> None:
-    with _LiveMemory() as memory:
+    with LiveMemory() as memory:
         values = torch.zeros(1000)
         values.view(10, 100).t()[3].add_(1)
         values[:7].mul_(2)
@@ -33,7 +33,7 @@ def test_views_and_changes_in_place_take_no_memory() -> None:
 
 def test_what_was_there_before_is_not_counted() -> None:
     layer, values = torch.nn.Linear(100, 100).requires_grad_(False), torch.zeros(5, 100)
-    with _LiveMemory() as memory:
+    with LiveMemory() as memory:
         layer(values.view(1, 5, 100))
     assert memory.peak == 2000
 

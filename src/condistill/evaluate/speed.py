@@ -20,7 +20,7 @@ from condistill.teachers.family import Family
 GIB = 2**30
 
 
-class _LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages made while it is on, and their peak."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ def peak_memory_gb(family: Family, denoiser: nn.Module, *, batch_size: int = 1) 
         before = torch.cuda.memory_allocated(family.device)
         family.predict(denoiser, x_t, timesteps, condition)
         return float((weights + torch.cuda.max_memory_allocated(family.device) - before) / GIB)
-    with _LiveMemory() as memory:
+    with LiveMemory() as memory:
         family.predict(denoiser, x_t, timesteps, condition)
     return float((weights + memory.peak) / GIB)
 

@@ -167,6 +167,8 @@ def _loading(name: str, recipe: Recipe, pipeline_class: str) -> str:
     prompt = json.dumps(_EXAMPLE.get(recipe.teacher.pipeline, "a lighthouse at dusk, oil painting"))
     needs, asked = _ASKED.get(pipeline_class, ("", prompt))
     asked = asked.replace("PROMPT", prompt)
+    if how.resolution is not None:
+        asked += f", height={how.resolution}, width={how.resolution}"
     return f"""## How to load it
 
 ```python

@@ -9,15 +9,21 @@ from typing import Any
 import torch
 from diffusers import ModelMixin
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from condistill.errors import CondistillError
+from condistill.students.shapes import ShapesOnly
 from condistill.teachers.load import family_of
 
 
 def parameters(module: nn.Module) -> int:
     """Number of weights in a module."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def weights_of_products(module: nn.Module) -> int:
+    """Of these, those that every token is multiplied with: matrices and kernels, not tables of embeddings."""
+    tables = sum(parameters(part) for part in module.modules() if isinstance(part, nn.Embedding))
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1) - tables
 
 
 def plain_config(denoiser: ModelMixin) -> dict[str, Any]:
@@ -68,6 +74,7 @@ def macs(denoiser: ModelMixin, *, size: int | tuple[int, int] | None = None, tex
 def _macs(kind: type[ModelMixin], config: str, size: int | tuple[int, int] | None, text_length: int) -> int:
     copy = build_on_meta(kind, json.loads(config))
     inputs = example_inputs(copy, size=size, text_length=text_length)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), ShapesOnly() as counted:
         copy(**inputs)
-    return int(counter.get_total_flops()) // 2
+    total: int = counted.macs
+    return total

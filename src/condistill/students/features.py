@@ -17,6 +17,7 @@ from condistill.errors import CondistillError, nearest
 from condistill.students.blocks import origin
 from condistill.students.costs import build_on_meta, example_inputs, plain_config
 from condistill.students.depth import JOINT_BLOCKS, Kept, image_stream
+from condistill.students.shapes import ShapesOnly
 
 FeatureKind = Literal["stages", "cross_attention", "self_attention", "attention_maps"]
 _ATTENTIONS = {"self_attention": "attn1", "cross_attention": "attn2", "attention_maps": "attn2"}
@@ -263,7 +264,7 @@ def _output_shapes(kind: type[ModelMixin], config: str, size: int | tuple[int, i
 
     for name, module in copy.named_modules():
         module.register_forward_hook(note(name))
-    with torch.no_grad():
+    with torch.no_grad(), ShapesOnly():
         copy(**example_inputs(copy, size=size))
     return shapes
 

@@ -1,0 +1,200 @@
+"""How near a plan is to the training it plans: memory and time, planned and measured on the present device.
+
+    python benchmarks/plan.py                                # the miniature: writes benchmarks/plan.md
+    python benchmarks/plan.py --shape sd14 --micro-batch-sizes 8,32 --precision bf16      # random weights, on a GPU
+
+A real `Trainer` is measured, with its cache, prompts and text encoder. It is planned three times: from assumed
+efficiency, from `--measure`, and, for memory, on the meta device alone. On a CPU the memory is that of tensors beside
+what is loaded; on a GPU what torch allocated at most.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from accelerate import Accelerator
+
+from condistill.cache.fill import finish_cache
+from condistill.cache.latents import shard_name, write_shard
+from condistill.compression import machine
+from condistill.distill.trainer import Trainer
+from condistill.evaluate.speed import LiveMemory
+from condistill.miniature import build
+from condistill.miniature.world import all_captions
+from condistill.plan import make_plan
+from condistill.plan.devices import GIB
+from condistill.plan.skeleton import teacher_skeleton
+from condistill.prompts.pool import PromptPool
+from condistill.quiet import quiet_libraries
+from condistill.recipe import Recipe
+from condistill.students.derive import derive_student
+from condistill.teachers.family import Family
+from condistill.teachers.load import choose_dtype, load_teacher
+
+DATA = Path(__file__).parents[1] / "tests" / "data"
+HEADINGS = (
+    "micro-batch",
+    "memory",
+    "planned",
+    "off",
+    "s a step",
+    "planned",
+    "off",
+    "from --measure",
+    "off",
+    "share of peak",
+)
+
+
+def main(
+    *,
+    shape: Annotated[
+        str, typer.Option(help="miniature, or a teacher of tests/data, such as sd14 or sdxl.")
+    ] = "miniature",
+    preset: Annotated[str, typer.Option(help="The student.")] = "b-base",
+    micro_batch_sizes: Annotated[str, typer.Option(help="As in 8,32.")] = "4,16",
+    accumulate: Annotated[int, typer.Option(help="Micro-batches a step.")] = 1,
+    precision: Annotated[str, typer.Option(help="no, fp16 or bf16.")] = "no",
+    checkpointing: Annotated[bool, typer.Option(help="Recompute layers in the backward.")] = False,
+    steps: Annotated[int, typer.Option(help="Steps that are timed.")] = 8,
+) -> None:
+    """Plan a training, run it for a few steps, and write both down."""
+    rows = []
+    for micro in map(int, micro_batch_sizes.split(",")):
+        recipe = Recipe.model_validate(
+            {
+                "teacher": {"pipeline": shape if shape == "miniature" else str(DATA / shape)},
+                "prompts": {"files": ["miniature"]},
+                "student": {"preset": preset},
+                "distill": {
+                    "steps": 10**6,
+                    "batch_size": micro * accumulate,
+                    "micro_batch_size": micro,
+                    "mixed_precision": precision,
+                    "gradient_checkpointing": checkpointing,
+                },
+            }
+        )
+        with quiet_libraries():
+            seconds, memory = measure(recipe, steps)
+        rows.append([str(micro), *compare(recipe, seconds, memory)])
+        typer.echo(" | ".join(rows[-1]))
+    options = f"--shape {shape} --preset {preset} --micro-batch-sizes {micro_batch_sizes} --precision {precision}"
+    options += f" --accumulate {accumulate}" + (" --checkpointing" if checkpointing else "")
+    table = [HEADINGS, ["---"] * len(HEADINGS), *rows]
+    text = (
+        f"## {shape}, {preset}\n\nCommand: `python benchmarks/plan.py {options}`. "
+        f"Machine: {machine()}, torch {torch.__version__}. Medians of {steps} steps.\n\n"
+        + "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+    )
+    file = Path(__file__).with_suffix(".md")
+    known = file.read_text(encoding="utf-8") if file.is_file() else "# Plans against trainings\n"
+    sections = [part for part in known.split("\n## ") if not part.startswith(f"{shape}, {preset}\n")]
+    file.write_text("\n## ".join(sections).rstrip() + "\n\n" + text, encoding="utf-8")
+
+
+def compare(recipe: Recipe, seconds: float, memory: int) -> list[str]:
+    """What was measured beside what was planned."""
+    planned = make_plan(recipe)["cost"]
+    (training,) = planned["training"].values()
+    (timed,) = make_plan(recipe, measure=True)["cost"]["training"].values()
+    expected = sum(training["memory_bytes"].values()) - training["memory_bytes"]["total"]
+    half = recipe.distill.mixed_precision != "no"
+    peak = planned["device"]["peak_flops"]["half" if half else "float32"]
+    reached = training["flops_per_sample"] * recipe.distill.batch_size / seconds / peak
+    return [
+        f"{memory / GIB:.3f} GiB",
+        f"{expected / GIB:.3f} GiB",
+        f"{expected / memory - 1:+.0%}",
+        f"{seconds:.3f}",
+        f"{training['sec_per_step']:.3f}",
+        f"{training['sec_per_step'] / seconds - 1:+.0%}",
+        f"{timed['sec_per_step']:.3f}",
+        f"{timed['sec_per_step'] / seconds - 1:+.0%}",
+        f"{reached:.0%}",
+    ]
+
+
+def teacher_of(recipe: Recipe, device: torch.device) -> Family:
+    """The miniature; or a pipeline of random weights, with a tokenizer that was built here."""
+    if recipe.teacher.pipeline == "miniature":
+        return load_teacher(recipe.teacher, device=device)
+    skeleton = teacher_skeleton(recipe.teacher)
+    pipeline = skeleton.family.pipeline
+    for name, part in pipeline.components.items():
+        if name.startswith("tokenizer"):
+            tokenizer = build.build_tokenizer()
+            tokenizer.model_max_length = part.model_max_length
+            setattr(pipeline, name, tokenizer)
+        elif isinstance(part, torch.nn.Module):
+            with torch.device(device):
+                kind: Any = type(part)
+                made = kind.from_config(part.config) if hasattr(kind, "from_config") else kind(part.config)
+            setattr(pipeline, name, made.to(choose_dtype("auto", device)))
+    return type(skeleton.family)(pipeline, resolution=recipe.teacher.resolution)
+
+
+def measure(recipe: Recipe, steps: int) -> tuple[float, int]:
+    """Seconds of a step, and bytes on the device at its worst moment."""
+    settings = recipe.distill
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    device = accelerator.device
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    family = teacher_of(recipe, device)
+    if device.type == "cpu":
+        family.denoiser.to(memory_format=torch.channels_last)
+    student = derive_student(family.denoiser, preset=recipe.student.preset, width=None)
+    student.denoiser.to(device)
+    if device.type == "cpu":
+        student.denoiser.to(memory_format=torch.channels_last)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        captions = all_captions()[:64]
+        pool = PromptPool.from_prompts(captions, directory / "pool.arrow")
+        latents = np.random.default_rng(0).standard_normal((64, *family.latent_shape)).astype(np.float16)
+        (directory / "cache").mkdir()
+        write_shard(directory / "cache" / shard_name(0), latents, captions)
+        cache = finish_cache(directory / "cache", family, recipe.cache, seed=0, teacher="random")
+        trainer = Trainer(
+            family, student, cache, pool, settings, seed=0, directory=directory / "run", accelerator=accelerator
+        )
+        batches = iter(range(10**6))
+
+        def step() -> None:
+            trainer._train_step(trainer.source(next(batches)))
+
+        step()
+        step()  # the optimiser has its state from here on
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            seconds = median_of(step, steps, device)
+            return seconds, torch.cuda.max_memory_allocated(device) - before
+        with LiveMemory() as memory:
+            step()
+        parts = [part for part in family.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        held = [p for part in (*parts, trainer.trained) for p in part.parameters()]
+        held += [value for state in trainer.raw_optimizer.state.values() for value in state.values()]
+        held += trainer.ema.shadow_params if trainer.ema else []
+        return median_of(step, steps, device), sum(tensor.nbytes for tensor in held) + int(memory.peak)
+
+
+def median_of(work: Any, repeats: int, device: torch.device) -> float:
+    """Median seconds of some work."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+if __name__ == "__main__":
+    typer.run(main)

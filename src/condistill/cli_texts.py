@@ -1,0 +1,80 @@
+"""What the command tells: an example of everything, and what became of an error. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+from condistill.errors import CondistillError
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "demo": ("condistill demo", "condistill demo --out runs/short -s distill.steps=300"),
+    "init": (
+        "condistill init ./my-pipeline --prompts prompts.txt",
+        "condistill init org/model -p a.parquet -p b.csv -o recipe.yaml",
+    ),
+    "validate": ("condistill validate recipe.yaml", "condistill validate recipe.yaml -s student.preset=c-small"),
+    "plan": (
+        "condistill plan recipe.yaml",
+        "condistill plan recipe.yaml --device a100-80gb --count 8",
+        "condistill plan recipe.yaml -s student.preset=b-tiny --json",
+    ),
+    "inspect": ("condistill inspect miniature", "condistill inspect org/model --levels 3"),
+    "run": (
+        "condistill run recipe.yaml",
+        "condistill run recipe.yaml -o runs/long -s distill.steps=100000",
+        "condistill run recipe.yaml -s evaluate.prompts_per_split=500 --update",
+        "condistill run recipe.yaml --dry-run",
+    ),
+    "prompts": ("condistill prompts recipe.yaml",),
+    "cache": ("condistill cache recipe.yaml", "condistill cache recipe.yaml --verify"),
+    "distill": ("condistill distill recipe.yaml",),
+    "evaluate": ("condistill evaluate recipe.yaml",),
+    "report": ("condistill report recipe.yaml --out runs/recipe",),
+    "sweep": (
+        "condistill sweep recipe.yaml --seeds 0,1,2",
+        'condistill sweep recipe.yaml --grid "student.width=[0.5, 0.25]" --grid "distill.learning_rate=[5.0e-5]"',
+        'condistill sweep recipe.yaml --case "plain: distill.random_conditioning.schedule=none" --case "as_it_is:"',
+    ),
+    "sample": (
+        'condistill sample runs/recipe/pipelines/random_conditioning "a red fox"',
+        'condistill sample miniature "a small red star" -o star.png',
+    ),
+    "doctor": ("condistill doctor",),
+}
+"""What the help of every command ends with."""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a disk or a quota is full: some libraries say so in words only."""
+    numbered = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return numbered or any(words in str(error) for words in ("No space left", "quota exceeded"))
+
+
+def told(error: Exception) -> str:
+    """What a user is told of an error."""
+    for cause in _chain(error):
+        if _is_full(cause):
+            place = f" for {cause.filename}" if isinstance(cause, OSError) and cause.filename else ""
+            return f"no space is left on the disk{place}; free some and run the same command again to go on"
+    if isinstance(error, CondistillError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
+        return "the device is out of memory; lower cache.batch_size, distill.micro_batch_size or evaluate.batch_size"
+    what = (str(error).splitlines() or [""])[0]
+    return f"unexpected: {type(error).__name__}: {what} (a bug: run with --debug for the traceback)"
+
+
+def usage(error: Any) -> str:
+    """What a user is told of a command that is not one; of no command at all, typer has printed the help."""
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "condistill"
+    return f"{error.format_message().rstrip('.')}; `{path} --help` shows how it is used"

@@ -1,0 +1,137 @@
+"""Students a teacher could have: those of the recipe, and every preset and share that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from condistill.distill.settings import DistillSettings
+from condistill.errors import CondistillError
+from condistill.plan.skeleton import Skeleton
+from condistill.recipe import Recipe
+from condistill.settings import BlockPreset, StudentSettings, WidthPreset
+from condistill.students.costs import build_on_meta, example_inputs, parameters, plain_config
+from condistill.students.derive import Student, derive_student
+from condistill.students.guidance import GUIDANCE_EMBEDDING
+from condistill.students.shapes import ShapesOnly
+from condistill.students.target import settle
+
+PRESETS: tuple[str, ...] = (*get_args(BlockPreset), *get_args(WidthPreset))
+WIDTHS = (0.9, 0.75, 0.25)
+"""Beside those that the presets stand for."""
+DEPTHS = (0.75, 0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A denoiser of shapes only, where it would be compared with its teacher, and what it costs."""
+
+    name: str
+    student: Student
+    params: int
+    macs: int
+    """Multiply-accumulates of one forward of one sample."""
+    convolutions: int
+    """Those of `macs` that are convolutions."""
+
+    @classmethod
+    def of(cls, name: str, student: Student, skeleton: Skeleton) -> Candidate:
+        """Count a student, at the size and the length of text of the teacher."""
+        with torch.no_grad(), ShapesOnly() as counted:
+            student.denoiser(**inputs_of(skeleton, student.denoiser))
+        return cls(name, student, parameters(student.denoiser), counted.macs, counted.convolutions)
+
+    @property
+    def denoiser(self) -> Any:
+        """On the meta device."""
+        return self.student.denoiser
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it takes its guidance scale as an input, as far as a config tells.
+
+        A U-Net with a projection for it may also have one scale folded in.
+        """
+        config = self.denoiser.config
+        return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
+
+
+def the_teacher(skeleton: Skeleton) -> Candidate:
+    """The teacher's own denoiser, for comparison."""
+    return Candidate.of("teacher", Student(skeleton.denoiser, (), (), nn.ModuleList()), skeleton)
+
+
+def inputs_of(skeleton: Skeleton, denoiser: Any) -> dict[str, Any]:
+    """One sample for a denoiser, at the teacher's size and length of text, on the meta device."""
+    family = skeleton.family
+    return example_inputs(denoiser, size=family.latent_shape[1:], text_length=family.text_length)
+
+
+def derive(
+    teacher: Any, student: StudentSettings, *, features: Any = "stages", may_be_as_large: bool = False
+) -> Student:
+    """The student that the settings say, of shapes only; a depth keeps layers that are spread evenly."""
+    return derive_student(
+        teacher,
+        preset=student.preset,
+        width=student.width,
+        keep=student.keep,
+        depth=student.depth,
+        weights=student.weights,
+        may_be_as_large=may_be_as_large,
+        features=features,
+    )
+
+
+def own_students(skeleton: Skeleton, recipe: Recipe) -> dict[str, Candidate]:
+    """The recipe's variants, by name; a target of latency is taken for one of multiply-accumulates.
+
+    Raises:
+        CondistillError: one of them cannot be made of the teacher.
+    """
+    denoisers: dict[str | None, Any] = {None: skeleton.denoiser}
+    candidates: dict[str, Candidate] = {}
+    for name, variant in recipe.variants.items():
+        settings, distill = recipe.variant(name)
+        try:
+            size, text_length = skeleton.family.latent_shape[1:], skeleton.family.text_length
+            settings = settle(denoisers[variant.teacher], settings, size=size, text_length=text_length)
+            student = derive(
+                denoisers[variant.teacher],
+                settings,
+                features=distill.features,
+                may_be_as_large=distill.draws_cheaper,
+            )
+        except CondistillError as error:
+            raise CondistillError(f"the student {name!r} cannot be made: {error}") from error
+        student = _with_guidance(student, distill)
+        denoisers[name] = student.denoiser
+        candidates[name] = Candidate.of(name, student, skeleton)
+    return candidates
+
+
+def _with_guidance(student: Student, settings: DistillSettings) -> Student:
+    """With the projection that folded guidance needs in a U-Net."""
+    config = plain_config(student.denoiser)
+    if settings.fold_guidance is None or config.get("time_cond_proj_dim", 0) is not None:
+        return student
+    config["time_cond_proj_dim"] = GUIDANCE_EMBEDDING
+    return replace(student, denoiser=build_on_meta(type(student.denoiser), config))
+
+
+def possible_students(skeleton: Skeleton) -> Iterator[Candidate]:
+    """Every preset, width and depth that fits the teacher, under the name of its setting."""
+    asked: dict[str, dict[str, Any]] = {preset: {"preset": preset} for preset in PRESETS}
+    asked |= {f"width {width:g}": {"width": width} for width in WIDTHS}
+    asked |= {f"depth {depth:g}": {"depth": depth} for depth in DEPTHS}
+    for name, settings in asked.items():
+        try:
+            # of random weights: their shapes are those of inherited ones, and there is nothing to slice
+            student = derive(skeleton.denoiser, StudentSettings.model_validate({**settings, "weights": "random"}))
+        except CondistillError:
+            continue
+        yield Candidate.of(name, student, skeleton)

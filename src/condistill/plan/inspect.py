@@ -1,0 +1,180 @@
+"""A denoiser as a tree: stages, layers, widths, what each costs, what is compared, and what each preset keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, get_args
+
+import torch
+from rich.markup import escape
+from rich.tree import Tree
+from torch import Tensor, nn
+
+from condistill.errors import CondistillError
+from condistill.plan.candidates import Candidate, derive, inputs_of, possible_students, the_teacher
+from condistill.plan.skeleton import Skeleton, teacher_skeleton
+from condistill.quiet import quiet_libraries
+from condistill.settings import StudentSettings, TeacherSettings
+from condistill.students.costs import parameters
+from condistill.students.depth import image_stream
+from condistill.students.features import FeatureKind
+from condistill.students.shapes import ShapesOnly
+
+
+@dataclass
+class Layer:
+    """A module of a denoiser, and what it costs in one forward of one sample."""
+
+    path: str
+    kind: str
+    params: int
+    macs: int = 0
+    shape: tuple[int, ...] = ()
+    """Of its output, without the batch; empty where it gave none."""
+    children: list[Layer] = field(default_factory=list)
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """Layers of a list that agree in this are shown as one."""
+        return self.kind, self.params, self.macs, self.shape
+
+
+def layers_of(skeleton: Skeleton) -> Layer:
+    """The whole denoiser, each module with its share."""
+    denoiser: nn.Module = skeleton.denoiser
+    layers = {name: Layer(name, type(m).__name__, parameters(m)) for name, m in denoiser.named_modules()}
+    with torch.no_grad(), ShapesOnly() as counted:
+
+        def before(name: str) -> Any:
+            def hook(_module: nn.Module, _inputs: Any) -> None:
+                layers[name].macs -= counted.macs
+
+            return hook
+
+        def after(name: str) -> Any:
+            def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+                layers[name].macs += counted.macs
+                output = image_stream(module, output)
+                output = getattr(output, "sample", output)
+                layers[name].shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
+
+            return hook
+
+        handles = []
+        for name, module in denoiser.named_modules():
+            handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
+        denoiser(**inputs_of(skeleton, denoiser))
+        for handle in handles:
+            handle.remove()
+    for name, layer in reversed(layers.items()):
+        if name:
+            parent = layers[name.rpartition(".")[0]]
+            parent.children.insert(0, layer)
+            if not parent.shape and isinstance(denoiser.get_submodule(parent.path), nn.ModuleList):
+                parent.macs += layer.macs  # a list is not called itself
+    return layers[""]
+
+
+def compared_layers(skeleton: Skeleton) -> dict[FeatureKind, tuple[str, ...]]:
+    """For each kind of feature the teacher's layers that students are compared at; of a depth, that of a half."""
+    asked: list[dict[str, Any]] = [{"preset": "b-base"}, {"preset": "c-micro"}, {"width": 0.5}, {"depth": 0.5}]
+    found: dict[FeatureKind, tuple[str, ...]] = {}
+    for kind in get_args(FeatureKind):
+        paths: dict[str, None] = {}
+        for settings in asked:
+            try:
+                student = StudentSettings.model_validate({**settings, "weights": "random"})
+                paths |= dict.fromkeys(pair.teacher for pair in derive(skeleton.denoiser, student, features=kind).pairs)
+            except CondistillError:
+                continue
+        if paths:
+            found[kind] = tuple(paths)
+    return found
+
+
+def inspect_pipeline(settings: TeacherSettings, *, levels: int = 2) -> Tree:
+    """The tree of a pipeline's denoiser; nothing is loaded.
+
+    Args:
+        levels: how deep the tree goes.
+    """
+    with quiet_libraries():
+        skeleton = teacher_skeleton(settings)
+        whole, compared = layers_of(skeleton), compared_layers(skeleton)
+        teacher, students = the_teacher(skeleton), list(possible_students(skeleton))
+    tree = Tree(_label(whole, [whole], compared))
+    _grow(tree, whole, compared, levels)
+    for candidate in students:
+        _add_student(tree, candidate, teacher)
+    return tree
+
+
+def _grow(
+    tree: Tree, layer: Layer, compared: dict[FeatureKind, tuple[str, ...]], levels: int, *, within: str = ""
+) -> None:
+    """Add the layers in a layer, by their names in it."""
+    if not levels:
+        return
+    for run in _runs(layer.children):
+        first = run[0]
+        if first.kind == "ModuleList":  # its layers stand in its place
+            _grow(tree, first, compared, levels, within=within)
+        elif first.params:
+            branch = tree.add(_label(first, run, compared, within=within))
+            _grow(branch, first, compared, levels - 1, within=f"{first.path}.")
+
+
+def _runs(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Neighbours of a list that are alike."""
+
+    def key(layer: Layer) -> Any:
+        return layer.alike if layer.path.rpartition(".")[2].isdecimal() else layer.path
+
+    for _, run in groupby(layers, key):
+        yield list(run)
+
+
+def _label(
+    layer: Layer, run: Sequence[Layer], compared: dict[FeatureKind, tuple[str, ...]], *, within: str = ""
+) -> str:
+    """A line: where it is, what it is, what comes out of it, what it costs, what is compared in it."""
+    last = run[-1].path.rpartition(".")[2]
+    name = layer.path.removeprefix(within) + (f" to {last}" if len(run) > 1 else "")
+    parts = [f"[bold]{escape(name)}[/] {layer.kind}" if name else f"[bold]{layer.kind}[/]"]
+    if layer.shape:
+        parts.append(_width(layer.shape))
+    parts.append(f"{layer.params:,} parameters")
+    parts.append(_amount(layer.macs))
+    if len(run) > 1:
+        parts.append("each")
+    told = [text for kind, paths in compared.items() if (text := _compared(kind, paths, run))]
+    return ", ".join(parts) + (f" [green]({'; '.join(told)})[/]" if told else "")
+
+
+def _compared(kind: FeatureKind, paths: Sequence[str], run: Sequence[Layer]) -> str:
+    """What of a kind is compared at layers that are shown as one, or in them."""
+    here = sum(layer.path in paths for layer in run)
+    if here:
+        return f"compared: {kind}" + (f" of {here} of {len(run)}" if here < len(run) else "")
+    inside = sum(path.startswith(f"{layer.path}.") for layer in run if layer.path for path in paths)
+    return f"in it: {inside} {kind}" if inside and kind != "stages" else ""
+
+
+def _amount(macs: int) -> str:
+    return f"{macs / 1e9:,.1f} GMACs" if macs >= 1e9 else f"{macs / 1e6:,.1f} MMACs"
+
+
+def _width(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3:
+        return f"{shape[0]:,} channels at {shape[1]}x{shape[2]}"
+    return f"{shape[0]:,} tokens of {shape[1]:,}" if len(shape) == 2 else f"{shape[-1]:,} wide"
+
+
+def _add_student(tree: Tree, candidate: Candidate, teacher: Candidate) -> None:
+    share = f"{candidate.params:,} parameters ({candidate.params / teacher.params:.1%})"
+    cost = f"{_amount(candidate.macs)} ({candidate.macs / teacher.macs:.1%})"
+    branch = tree.add(f"[bold cyan]{candidate.name}[/] keeps {share}, {cost}")
+    for line in candidate.student.kept[1:]:  # the first tells of weights
+        branch.add(escape(line))

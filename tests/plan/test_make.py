@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from full_size import DATA
+
+from condistill.errors import CondistillError
+from condistill.plan import make_plan
+from condistill.plan.skeleton import Skeleton
+from condistill.recipe import Recipe
+from condistill.students.costs import macs, parameters
+from condistill.students.derive import derive_student
+from condistill.teachers.family import Family
+
+RecipeOf = Callable[..., Recipe]
+CACHE = {"size": 10, "num_inference_steps": 5, "guidance_scale": 2.0}
+
+
+def of_training(plan: dict[str, Any], name: str = "random_conditioning") -> dict[str, Any]:
+    training: dict[str, Any] = plan["cost"]["training"][name]
+    return training
+
+
+@pytest.fixture(scope="module")
+def tiny_plan(tiny_pipeline_dir: Path) -> dict[str, Any]:
+    whole = {"teacher": {"pipeline": str(tiny_pipeline_dir)}, "prompts": {"files": ["gone.txt"]}, "cache": CACHE}
+    recipe = Recipe.model_validate({**whole, "student": {"width": 0.5}, "distill": {"steps": 100, "batch_size": 8}})
+    return make_plan(recipe, device="a100-80gb")
+
+
+def test_a_plan_is_plain_data(tiny_plan: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(tiny_plan)) == tiny_plan
+    assert {"name", "params", "macs"} <= set(tiny_plan["teacher"])
+    assert all({"name", "params", "macs", "share_params", "share_macs"} <= set(s) for s in tiny_plan["students"])
+    assert tiny_plan["assumptions"]
+    assert tiny_plan["warnings"] == []
+
+
+def test_students_are_counted_as_they_are_derived(tiny_plan: dict[str, Any], tiny_family: Family) -> None:
+    size, length = tiny_family.latent_shape[1:], tiny_family.text_length
+    first, by_name = tiny_plan["students"][0], {s["name"]: s for s in tiny_plan["students"]}
+    assert (first["name"], first["of_recipe"]) == ("random_conditioning", True)
+    for shown, asked in (
+        (first, {"preset": None, "width": 0.5}),
+        (by_name["c-micro"], {"preset": None, "width": 0.5}),
+        (by_name["b-base"], {"preset": "b-base", "width": None}),
+    ):
+        student = derive_student(tiny_family.denoiser, **asked).denoiser
+        assert shown["params"] == parameters(student)
+        assert shown["macs"] == macs(student, size=size, text_length=length)
+    assert first["share_params"] == first["params"] / parameters(tiny_family.denoiser)
+    assert "depth 0.5" not in by_name  # a U-Net has none
+    assert "c-base" not in by_name  # 0.8 of 16 channels are no whole groups
+
+
+def test_the_cost_of_a_training_is_its_arithmetic_at_the_rate_of_the_device(
+    tiny_plan: dict[str, Any], tiny_skeleton: Skeleton
+) -> None:
+    teacher, student, training = tiny_plan["teacher"], tiny_plan["students"][0], of_training(tiny_plan)
+    assert training["flops_per_sample"] == 2 * (teacher["macs"] + 3 * student["macs"] + tiny_skeleton.text_macs)
+    at_best = 8 * training["flops_per_sample"] / 312e12
+    assert training["sec_per_step"] > at_best / 0.3
+    assert training["samples_per_sec"] == pytest.approx(8 / training["sec_per_step"])
+    assert training["hours"] == pytest.approx(100 * training["sec_per_step"] / 3600)
+
+
+def test_memory_is_told_by_part(tiny_plan: dict[str, Any]) -> None:
+    memory, teacher = of_training(tiny_plan)["memory_bytes"], tiny_plan["teacher"]
+    student = tiny_plan["students"][0]["params"]
+    assert memory["teacher"] == 2 * teacher["params"]  # bfloat16
+    assert memory["other_components"] == 2 * (sum(teacher["components"].values()) - teacher["params"])
+    assert memory["ema"] == 4 * student
+    assert memory["optimizer"] == 2 * memory["gradients"] == 2 * memory["student"] > 8 * student  # maps are trained too
+    assert memory["activations"] > 0
+    assert memory["total"] == sum(value for part, value in memory.items() if part != "total")
+
+
+def test_the_cache_costs_its_forwards_and_its_disk(tiny_plan: dict[str, Any]) -> None:
+    cache = tiny_plan["cost"]["cache"]
+    assert cache["images"] == 10
+    assert cache["teacher_forwards"] == 10 * 5 * 2
+    assert cache["disk_bytes"] == 10 * 4 * 8 * 8 * 2
+
+
+def test_the_whole_is_the_sum_of_its_stages(tiny_plan: dict[str, Any]) -> None:
+    cost = tiny_plan["cost"]
+    stages = [cost["cache"], *cost["training"].values(), cost["evaluation"]]
+    assert cost["device_hours"] == pytest.approx(sum(stage["device_hours"] for stage in stages))
+
+
+@pytest.mark.slow
+def test_the_switches_of_a_recipe_change_its_cost(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
+    def plan(count: int = 1, **distill: Any) -> dict[str, Any]:
+        settings = {"batch_size": 8, "steps": 10, **distill}
+        recipe = recipe_of(tiny_pipeline_dir, {"width": 0.5}, distill=settings)
+        return of_training(make_plan(recipe, device="a100-80gb", count=count))
+
+    plain, folded = plan(), plan(fold_guidance=3.0)
+    assert folded["teacher_forwards_per_sample"] == 2 * plain["teacher_forwards_per_sample"]
+    assert folded["memory_bytes"]["student"] > plain["memory_bytes"]["student"]  # it could be told its scale
+    checkpointed = plan(gradient_checkpointing=True)
+    assert checkpointed["flops_per_sample"] > plain["flops_per_sample"]
+    assert checkpointed["memory_bytes"]["activations"] < plain["memory_bytes"]["activations"]
+    assert plan(ema_decay=0.0)["memory_bytes"]["ema"] == 0
+    halved = plan(count=2)
+    assert halved["micro_batch_size"] == 4
+    assert plain["hours"] > halved["hours"] > plain["hours"] / 2
+    assert halved["memory_bytes"]["activations"] < plain["memory_bytes"]["activations"]
+
+
+@pytest.mark.slow
+def test_a_student_of_a_student_is_planned_with_that_one_as_its_teacher(
+    tiny_pipeline_dir: Path, recipe_of: RecipeOf
+) -> None:
+    variants = {"first": {}, "second": {"teacher": "first", "student": {"width": 0.25}}}
+    plan = make_plan(recipe_of(tiny_pipeline_dir, {"width": 0.5}, variants=variants), device="h100")
+    first, second = (of_training(plan, name) for name in variants)
+    sizes = {s["name"]: s["params"] for s in plan["students"]}
+    assert second["memory_bytes"]["teacher"] == first["memory_bytes"]["teacher"] + 2 * sizes["first"]
+    assert sizes["second"] < sizes["first"]
+
+
+def test_a_student_that_cannot_be_made_is_an_error(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
+    with pytest.raises(CondistillError, match=r"the student 'random_conditioning' cannot be made: width 0\.3"):
+        make_plan(recipe_of(tiny_pipeline_dir, {"width": 0.3}), device="h100")
+
+
+def test_only_the_present_device_can_be_measured(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
+    with pytest.raises(CondistillError, match="--measure times the present device alone"):
+        make_plan(recipe_of(tiny_pipeline_dir, {"width": 0.5}), device="h100", measure=True)
+
+
+@pytest.mark.slow
+def test_what_is_measured_stands_beside_what_is_planned(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
+    recipe = recipe_of(tiny_pipeline_dir, {"width": 0.5}, distill={"batch_size": 2, "steps": 10})
+    plan = make_plan(recipe, measure=True)
+    assert plan["cost"]["device"]["measured"]
+    for model in (plan["teacher"], *plan["students"]):
+        assert model["measured_latency_ms"] > 0
+        assert model["measured_memory_bytes"] > 4 * model["params"]
+    assert of_training(plan)["sec_per_step"] > 2e-3
+
+
+SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int]]] = {
+    "sd14": ({"preset": "b-base"}, {}, {"b-base": 579_384_964, "b-small": 482_346_884, "b-tiny": 323_384_964}),
+    "sd21": ({"preset": "c-micro"}, {}, {"b-base": 583_480_964, "c-micro": 222_984_164}),
+    "sdxl": ({"preset": "koala-700m"}, {}, {"koala-1b": 1_161_184_324, "koala-700m": 782_822_724}),
+    "pixart_sigma": ({"depth": 0.5}, {}, {"depth 0.5": 313_278_368}),
+    "sd35_medium": ({"depth": 0.5}, {}, {"depth 0.5": 1_107_717_952}),
+    "flux_dev": ({"depth": 0.5}, {"fold_guidance": [1.5, 5.0]}, {"depth 0.5": 6_152_682_304}),
+    "sana_1600m": ({"depth": 0.5}, {}, {"depth 0.5": 825_256_352}),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.slow
+def test_a_full_size_teacher_is_planned_from_its_configs(name: str, recipe_of: RecipeOf) -> None:
+    student, distill, sizes = SHAPES[name]
+    distill = {"micro_batch_size": 4, "mixed_precision": "bf16", "gradient_checkpointing": True, **distill}
+    plan = make_plan(recipe_of(DATA / name, student, distill=distill), device="h200")
+    counted = {s["name"]: s["params"] for s in plan["students"]}
+    assert {key: counted[key] for key in sizes} == sizes
+    assert plan["warnings"] == []
+    training = of_training(plan)
+    assert all(math.isfinite(training[key]) and training[key] > 0 for key in ("hours", "samples_per_sec"))
+    assert training["memory_bytes"]["activations"] > 2**28
+
+
+@pytest.mark.slow
+def test_what_a_run_would_refuse_is_told(recipe_of: RecipeOf) -> None:
+    plan = make_plan(recipe_of(DATA / "flux_dev", {"depth": 0.5}, distill={"micro_batch_size": 1}), device="h200")
+    assert any("the teacher is told its guidance scale" in line for line in plan["warnings"])

@@ -1,0 +1,87 @@
+"""What is counted on the meta device is compared with the tensors of a real step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from condistill.distill.settings import DistillSettings
+from condistill.evaluate.speed import LiveMemory
+from condistill.plan.memory import training_peak
+from condistill.plan.step import Load, SyntheticStep
+from condistill.students.costs import build_on_meta, example_inputs, parameters
+from condistill.students.derive import derive_student
+
+CONFIG: dict[str, Any] = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+    "norm_num_groups": 4,
+}
+
+
+def step_of(teacher: Any, **settings: Any) -> SyntheticStep:
+    distill = DistillSettings(batch_size=4, **settings)
+    student = derive_student(teacher, preset=None, width=0.5)
+    load = Load.of(distill, processes=1, teacher_is_told=False)
+    return SyntheticStep(teacher, student, distill, example_inputs(teacher), load)
+
+
+def planned(half: torch.dtype | None = None, **settings: Any) -> int:
+    return training_peak(step_of(build_on_meta(UNet2DConditionModel, CONFIG), **settings), half)
+
+
+def real_peak(step: SyntheticStep) -> int:
+    with LiveMemory() as memory:
+        step.loss(*step.forward_teacher()).backward()
+    return int(memory.peak)
+
+
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_peak_of_a_step_is_that_of_its_tensors(*, checkpointing: bool) -> None:
+    with torch.random.fork_rng(devices=[]):
+        real = real_peak(step_of(UNet2DConditionModel(**CONFIG), gradient_checkpointing=checkpointing))
+    assert planned(gradient_checkpointing=checkpointing) == pytest.approx(real, rel=0.08)
+
+
+@pytest.mark.slow
+def test_checkpointing_features_and_half_precision_change_the_peak_as_they_should() -> None:
+    whole = planned()
+    assert planned(gradient_checkpointing=True) < 0.7 * whole
+    assert planned(feature_weight=0.0) < whole
+    assert 0.5 * whole < planned(torch.bfloat16) < 0.9 * whole
+    assert planned(micro_batch_size=2) < 0.6 * whole
+
+
+def test_gradients_are_among_the_peak() -> None:
+    step = step_of(build_on_meta(UNet2DConditionModel, CONFIG))
+    assert training_peak(step, None) > parameters(step.student) * 4
+    assert all(parameter.grad is not None for parameter in step.student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "told", "expected"),
+    [
+        ({}, False, (4, 4, 4)),
+        ({"micro_batch_size": 2}, False, (2, 2, 2)),
+        ({"guidance_weight": 1.0}, False, (8, 8, 4)),
+        ({"fold_guidance": 3.0}, False, (8, 4, 4)),
+        ({"fold_guidance": (2.0, 3.0)}, True, (4, 4, 4)),
+    ],
+)
+def test_a_micro_batch_asks_what_the_settings_say(
+    settings: dict[str, Any], told: bool, expected: tuple[int, ...]
+) -> None:
+    load = Load.of(DistillSettings(batch_size=4, **settings), processes=1, teacher_is_told=told)
+    assert (load.teacher_batch, load.student_batch, load.compared) == expected
+
+
+def test_processes_share_a_batch() -> None:
+    assert Load.of(DistillSettings(batch_size=4), processes=4, teacher_is_told=False).student_batch == 1
