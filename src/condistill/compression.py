@@ -316,6 +316,8 @@ class Compression:
         from condistill.distill.stage import STUDENT_NAME
         from condistill.report.card import model_card
 
+        index = read_index(self.recipe.teacher)[1]
+        parts = {name: part for name, part in index.items() if name.startswith(("text_encoder", "tokenizer"))}
         described = json.loads((self.distill_path(name) / STUDENT_NAME).read_text(encoding="utf-8"))
         return model_card(
             name=name,
@@ -323,7 +325,8 @@ class Compression:
             kept=described["kept"],
             sizes=described["sizes"],
             metrics=metrics,
-            pipeline_class=read_index(self.recipe.teacher)[1]["_class_name"],
+            pipeline_class=index["_class_name"],
+            absent=[name for name, part in parts.items() if part[0] is None],
         )
 
     # evaluate and report

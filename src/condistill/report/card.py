@@ -70,6 +70,7 @@ def model_card(
     sizes: Mapping[str, Mapping[str, int]],
     metrics: Mapping[str, Any] | None,
     pipeline_class: str = "StableDiffusionPipeline",
+    absent: Sequence[str] = (),
 ) -> str:
     """README.md of a student.
 
@@ -77,6 +78,7 @@ def model_card(
         name: the variant of the recipe.
         kept: lines on what was kept of the teacher.
         sizes: of `teacher` and `student`: `parameters`, `macs` and, where known, `bytes`.
+        absent: parts that pipelines of the class may have and this one has not, which its loader must be told.
 
     Raises:
         CondistillError: the recipe has no variant of this name.
@@ -94,7 +96,7 @@ def model_card(
         _size_section(sizes),
         _kept_section(kept),
         _score_section(name, metrics),
-        _loading(name, recipe, pipeline_class),
+        _loading(name, recipe, pipeline_class, absent),
         _settings_section(name, recipe),
         "## Limits and licence\n\n"
         "The student can draw at most what its teacher can, and has its teacher's biases. "
@@ -162,19 +164,20 @@ def _score_section(name: str, metrics: Mapping[str, Any] | None) -> str:
     return "## Scores\n\n" + _table(["", *[shown[model] for model in columns]], rows) + "\n\n" + " ".join(notes)
 
 
-def _loading(name: str, recipe: Recipe, pipeline_class: str) -> str:
+def _loading(name: str, recipe: Recipe, pipeline_class: str, absent: Sequence[str]) -> str:
     how = planned_sampling(recipe, name)
     prompt = json.dumps(_EXAMPLE.get(recipe.teacher.pipeline, "a lighthouse at dusk, oil painting"))
     needs, asked = _ASKED.get(pipeline_class, ("", prompt))
     asked = asked.replace("PROMPT", prompt)
-    if how.resolution is not None:
+    if how.resolution is not None and pipeline_class != "DiTPipeline":  # which has one size
         asked += f", height={how.resolution}, width={how.resolution}"
+    without = "".join(f", {part}=None" for part in absent)
     return f"""## How to load it
 
 ```python
 from diffusers import DiffusionPipeline
 {needs}
-pipeline = DiffusionPipeline.from_pretrained("path/to/{name}")
+pipeline = DiffusionPipeline.from_pretrained("path/to/{name}"{without})
 image = pipeline({asked}, num_inference_steps={how.num_inference_steps}, guidance_scale={how.guidance_scale}).images[0]
 ```
 
