@@ -242,6 +242,25 @@ def test_init_writes_a_recipe_that_validates_and_never_overwrites(
     assert out.read_text(encoding="utf-8") == written
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "chosen"),
+    [
+        ("StableDiffusionXLPipeline", ("b-base", None, None)),
+        ("PixArtSigmaPipeline", (None, 0.5, None)),
+        ("FluxPipeline", (None, 0.5, (1.5, 5.0))),
+    ],
+)
+def test_init_writes_a_student_that_can_be_made_of_the_teacher(
+    call: Call, recipe: Path, tmp_path: Path, pipeline: str, chosen: tuple[Any, ...]
+) -> None:
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "model_index.json").write_text(json.dumps({"_class_name": pipeline}), encoding="utf-8")
+    out = tmp_path / "new.yaml"
+    assert call("init", tmp_path / "teacher", "--prompts", recipe.parent / "prompts.txt", "--out", out).code == 0
+    written = Recipe.load(out)
+    assert (written.student.preset, written.student.depth, written.distill.fold_guidance) == chosen
+
+
 def test_sample_draws_the_same_picture_for_the_same_seed(call: Call, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     drawn = []
     for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):

@@ -484,3 +484,14 @@ def test_channels_cannot_be_measured_without_a_cache_which_is_not_idle_where_the
     assert "cache.size is 0, and student.importance of random_conditioning is measured over cached latents" in line
     assert not Recipe.parse(BASE, [student, noise]).cache_is_idle
     assert Recipe.parse(BASE, ["student={width: 0.5}", noise]).cache_is_idle
+
+
+def test_a_depth_and_what_may_become_one_are_chosen_over_the_cache() -> None:
+    noise = "distill={path: {start: noise}}"
+    for student in ("{depth: 0.5}", "{target: {macs: 0.5}}"):
+        assert not Recipe.parse(BASE, [f"student={student}", noise]).cache_is_idle
+
+
+def test_a_mistyped_target_is_told_with_its_place_and_the_name_that_was_meant() -> None:
+    (line,) = mistakes(BASE, "student={target: {mac: 0.5}}")
+    assert "student.target.mac is not a setting; did you mean 'macs'?" in line

@@ -1,8 +1,10 @@
-"""What would fail only after hours of drawing is told before: students, and prompts that cannot be judged."""
+"""What would fail only after hours of drawing is told before: students, and prompts that are of no use."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from condistill.distill.solver import check_steps
 from condistill.errors import CondistillError
@@ -21,18 +23,22 @@ if TYPE_CHECKING:
 
 
 def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None:
-    """Derive every student without weights, and choose what it will be evaluated on.
+    """Derive every student without weights, look at every prompt, and choose what will be evaluated on.
 
     Raises:
-        CondistillError: a student cannot be made of this teacher, or its pictures cannot be judged.
+        CondistillError: a student cannot be made of this teacher, or a prompt cannot be encoded or its picture judged.
     """
     denoiser, evaluation = family.denoiser, recipe.evaluate
+    family.check_prompts(prompts.pool)
     shapes: dict[str | None, Any] = {None: build_on_meta(type(denoiser), plain_config(denoiser))}
     guidance: dict[str | None, Any] = {None: guidance_kind(denoiser)}
     for name, variant in recipe.variants.items():
         student, settings = recipe.variant(name)
         try:
             check_steps(family, settings)
+            if settings.random_text and settings.random_text.interpolate:
+                nothing = family.null_condition(1)
+                nothing.lerp(nothing, torch.zeros(1))
             guidance[name] = guidance_learnt(guidance[variant.teacher], denoiser, settings)
             student = settle(
                 shapes[variant.teacher], student, size=family.latent_shape[1:], text_length=family.text_length

@@ -30,6 +30,7 @@ from condistill.settings import (
     PromptSettings,
     Settings,
     StudentSettings,
+    TargetSettings,
     TeacherSettings,
     VariantSettings,
 )
@@ -60,9 +61,10 @@ class Recipe(Settings):
     @property
     def cache_is_idle(self) -> bool:
         """Whether latents are drawn that no student learns from or is chosen by."""
-        settings = map(self.variant, self.variants)
-        used = (s.depth is not None or s.importance != "weight_norm" or d.uses_cache for s, d in settings)
-        return self.cache.size > 0 and not any(used)
+        settings = [self.variant(name) for name in self.variants]
+        # the target of a transformer is met by depth, and of which kind the teacher is no recipe says
+        chosen = (bool(s.depth or s.target) or s.importance != "weight_norm" for s, _ in settings)
+        return self.cache.size > 0 and not any(chosen) and not any(d.uses_cache for _, d in settings)
 
     @model_validator(mode="after")
     def _variants_fit(self) -> Recipe:
@@ -231,6 +233,7 @@ _SETTINGS: dict[Any, type[Settings]] = {
     "prompts": PromptSettings,
     "cache": CacheSettings,
     "student": StudentSettings,
+    "target": TargetSettings,
     "distill": DistillSettings,
     "evaluate": EvaluateSettings,
     "path": PathSettings,

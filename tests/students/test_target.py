@@ -10,6 +10,7 @@ from tiny_transformers import build
 
 from condistill.errors import CondistillError, CorruptError
 from condistill.settings import StudentSettings
+from condistill.students import target as target_module
 from condistill.students.costs import macs, parameters
 from condistill.students.derive import derive_student
 from condistill.students.target import CHOICE_NAME, forward_timer, settle, settled
@@ -139,3 +140,11 @@ def test_timing_a_shape_leaves_random_numbers_alone_and_takes_time(tiny_family: 
         shapes = type(tiny_family.denoiser).from_config(dict(tiny_family.denoiser.config))
     assert forward_timer(tiny_family, repeats=1)(shapes) > 0
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_busy_machine_makes_no_forward_slower(tiny_family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        shapes = type(tiny_family.denoiser).from_config(dict(tiny_family.denoiser.config))
+    clock = iter((0, 1, 10, 15, 20, 22, 30, 37))  # the first warms up; then 5, 2 and 7 seconds
+    monkeypatch.setattr(target_module.time, "perf_counter", lambda: float(next(clock)))
+    assert forward_timer(tiny_family, repeats=3)(shapes) == 2

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contract import check_end_to_end
+from contract import check_end_to_end, run_whole
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -170,6 +170,21 @@ def test_labels_are_not_blended(family: DiT) -> None:
     one, other = family.encode(["goldfish"]), family.encode(["tench"])
     with pytest.raises(CondistillError, match=r"random_text\.interpolate .* class labels.*; set it to 0"):
         one.lerp(other, torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize(
+    ("lines", "distill", "told"),
+    [
+        (["tench", "a dog on a bench"], {}, "'a dog on a bench' is no label of this teacher"),
+        (["tench", "goldfish"], {"random_text": {"interpolate": 0.5}}, r"random_text\.interpolate .* set it to 0"),
+    ],
+)
+def test_what_a_teacher_of_labels_cannot_be_told_is_said_before_anything_is_drawn(
+    directory: Path, tmp_path: Path, lines: list[str], distill: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(CondistillError, match=told):
+        run_whole(directory, tmp_path, {"depth": 0.5}, lines=lines, distill=distill, cache={"size": 1})
+    assert not list(tmp_path.rglob("shard-*"))
 
 
 def test_a_saved_pipeline_keeps_its_labels(family: DiT, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from condistill.distill.samples import Sample
 from condistill.distill.settings import DistillSettings
 from condistill.errors import CondistillError
 from condistill.evaluate.speed import peak_memory_gb
+from condistill.evaluate.stage import _training
+from condistill.recipe import Recipe
 from condistill.settings import TeacherSettings
 from condistill.students.costs import macs
 from condistill.students.derive import Student
@@ -220,6 +223,14 @@ def test_a_saved_pipeline_is_found_to_be_of_this_family(whole: Path, dev: Flux) 
     assert torch.equal(*[each.sample(each.denoiser, PROMPTS, latents(0), **asked) for each in (loaded, dev)])
 
 
+def test_a_cache_that_was_drawn_without_a_second_call_is_not_counted_twice(schnell: Flux, tmp_path: Path) -> None:
+    sections = {"teacher": {"pipeline": "t"}, "prompts": {"files": ["p"]}, "student": {"depth": 0.5}}
+    cache = {"size": 10, "num_inference_steps": 4, "guidance_scale": 3.5}
+    run = SimpleNamespace(recipe=Recipe.model_validate(sections | {"cache": cache}), distill_path=lambda _: tmp_path)
+    spent = _training(run, "random_conditioning", {"teacher": schnell.denoiser})  # type: ignore[arg-type]
+    assert spent["cache_forwards"] == 40
+
+
 @pytest.mark.slow
 def test_the_whole_way_ends_in_a_student_that_diffusers_draws_with(whole: Path, tmp_path: Path) -> None:
     changes = {"teacher": {"resolution": 64}, "distill": {"fold_guidance": [1.5, 4.0]}}
@@ -227,3 +238,5 @@ def test_the_whole_way_ends_in_a_student_that_diffusers_draws_with(whole: Path, 
     size = {"height": 64, "width": 64}
     image = student("a small red star", num_inference_steps=2, output_type="np", **size).images[0]
     assert image.shape == (64, 64, 3)
+    (card,) = tmp_path.glob("run/pipelines/*/README.md")
+    assert "scales from 1.5 to 4 are folded in; it is told which" in card.read_text(encoding="utf-8").replace("\\", "")

@@ -99,6 +99,14 @@ def sized() -> PixArt:
     return PixArt(build_pipeline(sample_size=128), resolution=16)
 
 
+def test_a_tokenizer_that_takes_another_package_names_it(tmp_path: Path) -> None:
+    path = save(build_pipeline(), tmp_path / "pipeline")
+    (path / "tokenizer" / "tokenizer.json").unlink()
+    (path / "tokenizer" / "spiece.model").write_bytes(b"as published pipelines have it")
+    with pytest.raises(CondistillError, match=r"cannot be loaded: .* pip install sentencepiece protobuf$"):
+        load_teacher(TeacherSettings(pipeline=str(path)))
+
+
 def latents(seed: int, n: int = 2) -> torch.Tensor:
     return torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
 

@@ -98,6 +98,13 @@ def test_a_condition_on_the_way_to_another_is_their_weighted_sum() -> None:
     assert half.tensors["a"].dtype == torch.bfloat16
 
 
+def test_only_what_is_blended_attends_to_the_tokens_of_both() -> None:
+    short, long = (Condition({"mask": torch.tensor([row] * 3)}) for row in ([1, 0, 0], [0, 1, 1]))
+    between = short.lerp(long, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)).tensors["mask"]
+    assert between.dtype == torch.int64
+    assert between.tolist() == [[1, 0, 0], [1, 1, 1], [0, 1, 1]]
+
+
 def test_noise_is_added_as_the_scheduler_adds_it(family: Family) -> None:
     timesteps = torch.tensor([0, 500])
     expected = DDPMScheduler.from_config(family.pipeline.scheduler.config).add_noise(latents(0), latents(1), timesteps)

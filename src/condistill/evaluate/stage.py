@@ -104,13 +104,14 @@ def _costs(
 
 def _training(run: Compression, name: str, denoisers: Mapping[str, nn.Module]) -> dict[str, float]:
     """What a variant took to train, and those before it that it was made of; all share one cache."""
-    guided = guidance_kind(denoisers["teacher"]) == "unfolded"
+    cache = run.recipe.cache
+    guided = Sampling(1, cache.guidance_scale).denoiser_calls(denoisers["teacher"]) == 2
     spent = []
     for each in (name, *run.recipe.teachers(name)):
         _, settings = run.recipe.variant(each)
         teacher: Any = denoisers[run.recipe.variants[each].teacher or "teacher"]
         told = guidance_kind(teacher) == "told"
-        asked = compute(settings, run.recipe.cache, teacher_is_told=told, cache_is_guided=guided)
+        asked = compute(settings, cache, teacher_is_told=told, cache_is_guided=guided)
         spent.append({**asked, "train_sec": train_sec(run.distill_path(each), settings.steps)})
     return {key: (max if key == "cache_forwards" else sum)(each[key] for each in spent) for key in spent[0]}
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from torch import nn
 
 from condistill.distill.settings import ConsistencySettings, DistillSettings
@@ -23,7 +23,7 @@ GUIDANCE_EMBEDDING = 256
 GuidanceKind = Literal["unfolded", "fixed", "told"]
 
 
-def guidance_kind(denoiser: UNet2DConditionModel) -> GuidanceKind:
+def guidance_kind(denoiser: ModelMixin) -> GuidanceKind:
     """How a denoiser is guided: by asking it twice, by one scale folded in, or by a scale that it is told."""
     if denoiser.config.get("guidance_embeds"):  # FLUX.1-dev
         return "told"
@@ -76,7 +76,7 @@ def guidance_learnt(kind: GuidanceKind, denoiser: Any, settings: DistillSettings
     return "told" if settings.guidance_range else "fixed"
 
 
-def with_guidance(student: Student, teacher: UNet2DConditionModel, settings: DistillSettings) -> Student:
+def with_guidance(student: Student, teacher: ModelMixin, settings: DistillSettings) -> Student:
     """The student, made ready for the guidance it is to learn.
 
     A projection that is new is 0: a student that is told its scale begins by saying what its teacher says unguided,
@@ -91,11 +91,12 @@ def with_guidance(student: Student, teacher: UNet2DConditionModel, settings: Dis
     if fold is not None and taught_by == "unfolded":
         denoiser = _with_projection(denoiser)
     projection = _projection(denoiser)
-    if projection is None:
+    if projection is not None:
+        if taught_by != "told":
+            nn.init.zeros_(projection.weight)
+        projection.requires_grad_(learnt == "told")
+    elif fold is None:
         return student
-    if taught_by != "told":
-        nn.init.zeros_(projection.weight)
-    projection.requires_grad_(learnt == "told")
     kept = student.kept
     if isinstance(fold, tuple):
         kept = (*kept, f"guidance: scales from {fold[0]:g} to {fold[1]:g} are folded in; it is told which")
@@ -104,7 +105,7 @@ def with_guidance(student: Student, teacher: UNet2DConditionModel, settings: Dis
     return replace(student, denoiser=denoiser, kept=kept)
 
 
-def _with_projection(denoiser: UNet2DConditionModel) -> UNet2DConditionModel:
+def _with_projection(denoiser: ModelMixin) -> ModelMixin:
     """The same denoiser with a projection of the guidance scale, not yet set to anything."""
     kind: Any = type(denoiser)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -112,5 +113,5 @@ def _with_projection(denoiser: UNet2DConditionModel) -> UNet2DConditionModel:
     missing, unexpected = made.load_state_dict(denoiser.state_dict(), strict=False)
     assert missing == ["time_embedding.cond_proj.weight"]
     assert not unexpected
-    converted: UNet2DConditionModel = made.to(denoiser.device)
+    converted: ModelMixin = made.to(denoiser.device)
     return converted

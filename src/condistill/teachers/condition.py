@@ -49,13 +49,14 @@ class Condition:
         """
 
         def between(one: Tensor, two: Tensor) -> Tensor:
-            if not one.is_floating_point():  # masks: every token that either has
+            if not one.is_floating_point():  # masks: every token that any of what is blended has
                 if one.dim() == 1:
                     raise CondistillError(
                         "random_text.interpolate blends prompts, and this teacher is told class labels, which have "
                         "nothing between them; set it to 0"
                     )
-                return torch.maximum(one, two)
+                share = weight.to(one.device).view(-1, *[1] * (one.dim() - 1))
+                return torch.maximum(one * (share < 1), two * (share > 0))
             return torch.lerp(one, two, weight.to(one).view(-1, *[1] * (one.dim() - 1)))
 
         return Condition({name: between(one, other.tensors[name]) for name, one in self.tensors.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from inspect import signature
 from typing import Any
 
@@ -71,6 +71,10 @@ class DiT(Diffusion):
             CondistillError: a prompt is no label.
         """
         return Condition({"class_labels": torch.tensor([self._number(p) for p in prompts], device=self.device)})
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:
+        for prompt in prompts:
+            self._number(prompt)
 
     def _number(self, prompt: str) -> int:
         labels: dict[str, int] = self.pipeline.labels

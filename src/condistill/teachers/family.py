@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -126,6 +126,13 @@ class Family(ABC):
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Condition:
         """The condition of each prompt, length B."""
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:  # noqa: B027 - any text can be encoded
+        """Whether all prompts can be encoded.
+
+        Raises:
+            CondistillError: one cannot.
+        """
 
     def null_condition(self, n: int) -> Condition:
         """What guidance is measured against, length n: the empty prompt unless a family says otherwise."""

@@ -163,8 +163,11 @@ def load_teacher(settings: TeacherSettings, *, device: torch.device | str = "cpu
             revision=settings.revision,
             variant=settings.variant,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CondistillError(f"the teacher {place} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if "tiktoken" in reason:  # what transformers tries, and asks for, where it could not read SentencePiece's
+            reason = "its tokenizer is a SentencePiece file that cannot be read; pip install sentencepiece protobuf"
+        raise CondistillError(f"the teacher {place} cannot be loaded: {reason}") from error
     return family(pipeline, resolution=settings.resolution).to(device)
 
 
