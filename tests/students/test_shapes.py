@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from condistill.students.costs import example_inputs
 from condistill.students.shapes import ShapesOnly
 
 
@@ -44,10 +45,10 @@ def test_shapes_that_are_broadcast_are_not_taken_for_those_of_the_first() -> Non
 @pytest.mark.slow
 def test_a_whole_denoiser_costs_what_torch_counts(teacher) -> None:
     teacher = teacher.to("meta")
-    inputs = (on_meta(1, 4, 8, 8), torch.empty(1, dtype=torch.int64, device="meta"), on_meta(1, 5, 16))
+    inputs = example_inputs(teacher, text_length=5)
     with torch.no_grad(), FlopCounterMode(display=False) as oracle:
-        teacher(*inputs)
+        teacher(**inputs)
     with torch.no_grad(), ShapesOnly() as counted:
-        prediction = teacher(*inputs).sample
+        prediction = teacher(**inputs).sample
     assert counted.macs == oracle.get_total_flops() // 2
     assert prediction.shape == (1, 4, 8, 8)

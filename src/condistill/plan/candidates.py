@@ -15,15 +15,17 @@ from condistill.plan.skeleton import Skeleton
 from condistill.recipe import Recipe
 from condistill.settings import BlockPreset, StudentSettings, WidthPreset
 from condistill.students.costs import build_on_meta, example_inputs, parameters, plain_config
-from condistill.students.derive import Student, derive_student
+from condistill.students.derive import Student, derive_student, student_shapes
 from condistill.students.guidance import GUIDANCE_EMBEDDING
 from condistill.students.shapes import ShapesOnly
 from condistill.students.target import settle
 
-PRESETS: tuple[str, ...] = (*get_args(BlockPreset), *get_args(WidthPreset))
-WIDTHS = (0.9, 0.75, 0.25)
-"""Beside those that the presets stand for."""
-DEPTHS = (0.75, 0.5, 0.25)
+POSSIBLE: dict[str, dict[str, Any]] = {
+    **{preset: {"preset": preset} for preset in (*get_args(BlockPreset), *get_args(WidthPreset))},
+    **{f"width {width:g}": {"width": width} for width in (0.9, 0.75, 0.25)},
+    **{f"depth {depth:g}": {"depth": depth} for depth in (0.75, 0.5, 0.25)},
+}
+"""What is tried on every teacher, by name; widths beside those that presets stand for."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,11 @@ def _with_guidance(student: Student, settings: DistillSettings) -> Student:
 
 
 def possible_students(skeleton: Skeleton) -> Iterator[Candidate]:
-    """Every preset, width and depth that fits the teacher, under the name of its setting."""
-    asked: dict[str, dict[str, Any]] = {preset: {"preset": preset} for preset in PRESETS}
-    asked |= {f"width {width:g}": {"width": width} for width in WIDTHS}
-    asked |= {f"depth {depth:g}": {"depth": depth} for depth in DEPTHS}
-    for name, settings in asked.items():
+    """Every preset, width and depth that fits the teacher, under the name of its setting; shapes, and no pairs."""
+    for name, settings in POSSIBLE.items():
         try:
-            # of random weights: their shapes are those of inherited ones, and there is nothing to slice
-            student = derive(skeleton.denoiser, StudentSettings.model_validate({**settings, "weights": "random"}))
+            denoiser = student_shapes(skeleton.denoiser, StudentSettings.model_validate(settings))
         except CondistillError:
             continue
-        yield Candidate.of(name, student, skeleton)
+        if parameters(denoiser) < parameters(skeleton.denoiser):
+            yield Candidate.of(name, Student(denoiser, (), (), nn.ModuleList()), skeleton)

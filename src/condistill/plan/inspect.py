@@ -13,7 +13,7 @@ from rich.tree import Tree
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
-from condistill.plan.candidates import Candidate, derive, inputs_of, possible_students, the_teacher
+from condistill.plan.candidates import POSSIBLE, Candidate, derive, inputs_of, possible_students, the_teacher
 from condistill.plan.skeleton import Skeleton, teacher_skeleton
 from condistill.quiet import quiet_libraries
 from condistill.settings import StudentSettings, TeacherSettings
@@ -103,11 +103,11 @@ def inspect_pipeline(settings: TeacherSettings, *, levels: int = 2) -> Tree:
     with quiet_libraries():
         skeleton = teacher_skeleton(settings)
         whole, compared = layers_of(skeleton), compared_layers(skeleton)
-        teacher, students = the_teacher(skeleton), list(possible_students(skeleton))
-    tree = Tree(_label(whole, [whole], compared))
-    _grow(tree, whole, compared, levels)
-    for candidate in students:
-        _add_student(tree, candidate, teacher)
+        tree = Tree(_label(whole, [whole], compared))
+        _grow(tree, whole, compared, levels)
+        teacher = the_teacher(skeleton)
+        for candidate in possible_students(skeleton):
+            _add_student(tree, candidate, teacher)
     return tree
 
 
@@ -176,5 +176,6 @@ def _add_student(tree: Tree, candidate: Candidate, teacher: Candidate) -> None:
     share = f"{candidate.params:,} parameters ({candidate.params / teacher.params:.1%})"
     cost = f"{_amount(candidate.macs)} ({candidate.macs / teacher.macs:.1%})"
     branch = tree.add(f"[bold cyan]{candidate.name}[/] keeps {share}, {cost}")
-    for line in candidate.student.kept[1:]:  # the first tells of weights
+    settings = StudentSettings.model_validate({**POSSIBLE[candidate.name], "weights": "random"})
+    for line in derive(teacher.denoiser, settings).kept[1:]:  # the first tells of weights
         branch.add(escape(line))
