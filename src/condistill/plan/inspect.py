@@ -149,17 +149,25 @@ def _label(
     parts.append(_amount(layer.macs))
     if len(run) > 1:
         parts.append("each")
-    told = [text for kind, paths in compared.items() if (text := _compared(kind, paths, run))]
-    return ", ".join(parts) + (f" [green]({'; '.join(told)})[/]" if told else "")
+    told = _told(compared, run)
+    return ", ".join(parts) + (f" [green]({told})[/]" if told else "")
 
 
-def _compared(kind: FeatureKind, paths: Sequence[str], run: Sequence[Layer]) -> str:
-    """What of a kind is compared at layers that are shown as one, or in them."""
-    here = sum(layer.path in paths for layer in run)
-    if here:
-        return f"compared: {kind}" + (f" of {here} of {len(run)}" if here < len(run) else "")
-    inside = sum(path.startswith(f"{layer.path}.") for layer in run if layer.path for path in paths)
-    return f"in it: {inside} {kind}" if inside and kind != "stages" else ""
+def _told(compared: dict[FeatureKind, tuple[str, ...]], run: Sequence[Layer]) -> str:
+    """What is compared at layers that are shown as one, and how much of the other kinds in them."""
+    here: list[str] = []
+    inside: dict[int, list[str]] = {}
+    for kind, paths in compared.items():
+        count = sum(layer.path in paths for layer in run)
+        if count:
+            here.append(kind + (f" of {count} of {len(run)}" if count < len(run) else ""))
+            continue
+        count = sum(path.startswith(f"{layer.path}.") for layer in run if layer.path for path in paths)
+        if count and kind != "stages":
+            inside.setdefault(count, []).append(kind)
+    parts = [f"compared: {', '.join(here)}"] if here else []
+    parts += [f"in it: {count} {', '.join(kinds)}" for count, kinds in inside.items()]
+    return "; ".join(parts)
 
 
 def _amount(macs: int) -> str:
