@@ -184,6 +184,7 @@ def measure_in_place(
     return asked
 
 
+@pytest.mark.slow
 def test_a_judged_sweep_shows_shares_distances_and_compute(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

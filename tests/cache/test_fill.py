@@ -69,6 +69,7 @@ def test_another_seed_gives_other_noise(tiny_family: Family, tmp_path: Path, noi
     assert all(not torch.isclose(a, b).all(dim=(1, 2, 3)).any() for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.slow
 def test_an_image_is_the_same_whatever_the_batch_size(tiny_family: Family, tmp_path: Path) -> None:
     settings = {"num_inference_steps": 2, "dtype": "float32"}
     for batch_size in (1, 4):

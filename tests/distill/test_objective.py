@@ -139,6 +139,7 @@ def test_every_sample_has_the_target_of_its_own_guidance_scale(objective: Any, t
         torch.testing.assert_close(predictions.teacher[rows], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_told_its_scale_is_told_the_students_and_asked_once(
     objective: Any, tiny_family: Family
 ) -> None:

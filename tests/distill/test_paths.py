@@ -261,6 +261,7 @@ def test_the_states_of_all_processes_make_one_checkpoint_in_global_order(
     assert alone.prompts == both[1].prompts
 
 
+@pytest.mark.slow
 def test_a_state_keeps_its_guidance_scale_along_its_path(loop: Any, narrow: Student) -> None:
     walk = loop(narrow, distill={"fold_guidance": [2, 8]}, start="noise", num_inference_steps=STEPS)
     before: Sample | None = None

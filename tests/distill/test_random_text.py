@@ -199,6 +199,7 @@ def embedded(family: Family, prompts: Any) -> np.ndarray:
     return np.stack([family.text_embedding([prompt])[0].double().numpy() for prompt in prompts])
 
 
+@pytest.mark.slow
 def test_the_chosen_prompts_are_those_of_the_exact_scores(
     make: Make, tiny_family: Family, tiny_cache: LatentCache, tiny_pool: PromptPool
 ) -> None:
@@ -239,6 +240,7 @@ def test_novelty_never_keeps_a_cached_prompt_where_there_is_another(
     assert not any(prompt in cached for prompt, new in zip(chosen, open_to, strict=True) if new)
 
 
+@pytest.mark.slow
 def test_the_stretch_is_the_distance_over_its_mean_to_the_power(
     make: Make, tiny_family: Family, tiny_cache: LatentCache, tiny_pool: PromptPool
 ) -> None:

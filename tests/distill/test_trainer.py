@@ -390,6 +390,7 @@ def test_processes_share_one_global_batch(tiny_cache: LatentCache, tiny_pool: Pr
 # the losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["epsilon", "x0"])
 def test_a_step_has_the_losses_of_the_method(
     *,
@@ -498,6 +499,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(
         assert torch.equal(ours, teachers)
 
 
+@pytest.mark.slow
 def test_a_student_learns_and_its_teacher_stays_as_it_is(make: Make, tmp_path: Path, tiny_family: Family) -> None:
     teacher = [p.clone() for p in tiny_family.denoiser.parameters()]
     student = derive_student(tiny_family.denoiser, preset="b-base", width=None)
@@ -584,6 +586,7 @@ def test_the_recipes_schedule_is_the_methods(schedule: dict[str, Any], expected:
 # when it goes wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoilt", "kept"), [(0, None), (3, 2), (5, 4)])
 def test_a_loss_that_is_not_finite_is_named_and_never_saved(
     *,

@@ -18,6 +18,7 @@ def _history(count: int, **changes: Any) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ink", [plots.LIGHT, plots.DARK])
 def test_plots_are_svg_and_reproducible(ink: plots.Ink) -> None:
     history = _history(20)

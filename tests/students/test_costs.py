@@ -28,6 +28,7 @@ def test_counting_without_memory_agrees_with_counting_a_real_run(tiny):
     assert macs(denoiser, size=(16, 8), text_length=5) > macs(denoiser, text_length=5)
 
 
+@pytest.mark.slow
 def test_a_denoiser_without_a_sample_size_asks_for_one(tiny):
     with pytest.raises(CondistillError, match="no sample_size"):
         macs(tiny(sample_size=None))

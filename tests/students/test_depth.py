@@ -42,6 +42,7 @@ def student_of(teacher: Any, **settings: Any) -> Any:
     return derive_student(teacher, **{"preset": None, "width": None, **settings})
 
 
+@pytest.mark.slow
 def test_a_student_is_its_teacher_with_the_other_layers_passing_on_what_they_get(teacher, tmp_path):
     keep = KEEP | ({"single_transformer_blocks": (1, 2)} if "single_transformer_blocks" in layer_lists(teacher) else {})
     student = student_of(teacher, keep=keep).denoiser
@@ -89,6 +90,7 @@ def test_features_are_compared_where_a_layer_of_the_student_stands_for_several()
     assert all(isinstance(to_teacher, torch.nn.Identity) for to_teacher in student.maps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "features", "part"),
     [

@@ -24,6 +24,7 @@ def test_a_student_of_full_width_computes_what_its_teacher_does(teacher, run):
     assert torch.equal(run(narrow(teacher, teacher.config.block_out_channels)), run(teacher))
 
 
+@pytest.mark.slow
 def test_every_weight_is_a_part_of_the_same_weight_of_the_teacher(teacher, run):
     student, given = half(teacher), teacher.state_dict()
     assert student.state_dict().keys() == given.keys()

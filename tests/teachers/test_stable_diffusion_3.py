@@ -118,6 +118,7 @@ def test_another_resolution_is_drawn_and_one_beyond_the_positions_is_refused(fam
         StableDiffusion3(pipeline, resolution=100)
 
 
+@pytest.mark.slow
 def test_a_pipeline_without_its_third_text_encoder_is_loaded_and_saved(tmp_path: Path) -> None:
     own = StableDiffusion3(build_sd3(t5=False))
     own.save(own.denoiser, tmp_path / "pipeline", card="")
