@@ -12,7 +12,7 @@ from condistill.evaluate.run import rounds
 from condistill.evaluate.stage import choose_judge
 from condistill.recipe import Recipe
 from condistill.students.costs import build_on_meta, plain_config
-from condistill.students.derive import derive_student
+from condistill.students.derive import student_of
 from condistill.students.features import layer_weights
 from condistill.students.guidance import guidance_kind, guidance_learnt
 from condistill.students.target import settle
@@ -43,15 +43,8 @@ def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None
             student = settle(
                 shapes[variant.teacher], student, size=family.latent_shape[1:], text_length=family.text_length
             )
-            derived = derive_student(
-                shapes[variant.teacher],
-                preset=student.preset,
-                width=student.width,
-                keep=student.keep,
-                depth=student.depth,
-                weights=student.weights,
-                may_be_as_large=settings.draws_cheaper,
-                features=settings.features,
+            derived = student_of(
+                shapes[variant.teacher], student, may_be_as_large=settings.draws_cheaper, features=settings.features
             )
             layer_weights(settings.feature_layer_weights, derived.pairs)
         except CondistillError as error:

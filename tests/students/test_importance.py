@@ -12,6 +12,7 @@ from condistill.distill import stage
 from condistill.errors import CondistillError, CorruptError
 from condistill.recipe import Recipe
 from condistill.students import derive_student
+from condistill.students.derive import student_of
 from condistill.students.evidence import cached_states
 from condistill.students.importance import SCORES_NAME, channel_importance, kept_importance
 from condistill.students.width import channel_selections, narrow, shares
@@ -169,9 +170,9 @@ def test_a_run_chooses_channels_by_the_scores_that_it_keeps(tiny_pipeline_dir, t
 
     def derive(*args, **settings):
         given.append(settings["channel_importance"])
-        return derive_student(*args, **settings)
+        return student_of(*args, **settings)
 
-    monkeypatch.setattr(stage, "derive_student", derive)
+    monkeypatch.setattr(stage, "student_of", derive)
     (tmp_path / "prompts.txt").write_text("\n".join(tiny_prompts), encoding="utf-8")
     data = {
         "teacher": {"pipeline": str(tiny_pipeline_dir)},

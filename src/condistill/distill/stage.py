@@ -18,7 +18,7 @@ from condistill.progress import track
 from condistill.prompts.pool import PromptPool
 from condistill.sampling import SAMPLING_NAME
 from condistill.students.costs import macs, parameters
-from condistill.students.derive import Student, derive_student
+from condistill.students.derive import Student, student_of
 from condistill.students.guidance import with_guidance
 from condistill.students.importance import kept_importance
 from condistill.students.influence import kept_influence
@@ -103,15 +103,11 @@ def _derive(run: Compression, name: str, directory: Path, cache: LatentCache) ->
         importance = kept_importance(family, student.importance, cache, directory, run.accelerator, **beside)
     if student.depth is not None:
         influence = kept_influence(family, cache, directory, run.accelerator, **beside)
-    return derive_student(
+    return student_of(
         family.denoiser,
-        preset=student.preset,
-        width=student.width,
-        keep=student.keep,
-        depth=student.depth,
+        student,
         channel_importance=importance,
         layer_scores=influence,
-        weights=student.weights,
         seed=recipe.seed,
         may_be_as_large=settings.draws_cheaper,
         features=settings.features,

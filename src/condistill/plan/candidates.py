@@ -15,7 +15,7 @@ from condistill.plan.skeleton import Skeleton
 from condistill.recipe import Recipe
 from condistill.settings import BlockPreset, StudentSettings, WidthPreset
 from condistill.students.costs import build_on_meta, example_inputs, parameters, plain_config
-from condistill.students.derive import Student, derive_student, student_shapes
+from condistill.students.derive import Student, student_of, student_shapes
 from condistill.students.guidance import GUIDANCE_EMBEDDING
 from condistill.students.shapes import ShapesOnly
 from condistill.students.target import settle
@@ -73,22 +73,6 @@ def inputs_of(skeleton: Skeleton, denoiser: Any) -> dict[str, Any]:
     return example_inputs(denoiser, size=family.latent_shape[1:], text_length=family.text_length)
 
 
-def derive(
-    teacher: Any, student: StudentSettings, *, features: Any = "stages", may_be_as_large: bool = False
-) -> Student:
-    """The student that the settings say, of shapes only; a depth keeps layers that are spread evenly."""
-    return derive_student(
-        teacher,
-        preset=student.preset,
-        width=student.width,
-        keep=student.keep,
-        depth=student.depth,
-        weights=student.weights,
-        may_be_as_large=may_be_as_large,
-        features=features,
-    )
-
-
 def own_students(skeleton: Skeleton, recipe: Recipe) -> dict[str, Candidate]:
     """The recipe's variants, by name; a target of latency is taken for one of multiply-accumulates.
 
@@ -102,7 +86,7 @@ def own_students(skeleton: Skeleton, recipe: Recipe) -> dict[str, Candidate]:
         try:
             size, text_length = skeleton.family.latent_shape[1:], skeleton.family.text_length
             settings = settle(denoisers[variant.teacher], settings, size=size, text_length=text_length)
-            student = derive(
+            student = student_of(
                 denoisers[variant.teacher],
                 settings,
                 features=distill.features,

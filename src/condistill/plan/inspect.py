@@ -13,12 +13,13 @@ from rich.tree import Tree
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
-from condistill.plan.candidates import POSSIBLE, Candidate, derive, inputs_of, possible_students, the_teacher
+from condistill.plan.candidates import POSSIBLE, Candidate, inputs_of, possible_students, the_teacher
 from condistill.plan.skeleton import Skeleton, teacher_skeleton
 from condistill.quiet import quiet_libraries
 from condistill.settings import StudentSettings, TeacherSettings
 from condistill.students.costs import parameters
 from condistill.students.depth import image_stream
+from condistill.students.derive import student_of
 from condistill.students.features import FeatureKind
 from condistill.students.shapes import ShapesOnly
 
@@ -86,7 +87,8 @@ def compared_layers(skeleton: Skeleton) -> dict[FeatureKind, tuple[str, ...]]:
         for settings in asked:
             try:
                 student = StudentSettings.model_validate({**settings, "weights": "random"})
-                paths |= dict.fromkeys(pair.teacher for pair in derive(skeleton.denoiser, student, features=kind).pairs)
+                pairs = student_of(skeleton.denoiser, student, features=kind).pairs
+                paths |= dict.fromkeys(pair.teacher for pair in pairs)
             except CondistillError:
                 continue
         if paths:
@@ -185,5 +187,5 @@ def _add_student(tree: Tree, candidate: Candidate, teacher: Candidate) -> None:
     cost = f"{_amount(candidate.macs)} ({candidate.macs / teacher.macs:.1%})"
     branch = tree.add(f"[bold cyan]{candidate.name}[/] keeps {share}, {cost}")
     settings = StudentSettings.model_validate({**POSSIBLE[candidate.name], "weights": "random"})
-    for line in derive(teacher.denoiser, settings).kept[1:]:  # the first tells of weights
+    for line in student_of(teacher.denoiser, settings).kept[1:]:  # the first tells of weights
         branch.add(escape(line))

@@ -125,6 +125,23 @@ def derive_student(
     return Student(denoiser, pairs, (origin, *plan.describe(denoiser)), maps)
 
 
+def student_of(teacher: ModelMixin, settings: StudentSettings, **beside: Any) -> Student:
+    """The student that a recipe's settings say; `beside` are arguments of `derive_student` that no recipe knows.
+
+    Raises:
+        CondistillError: see `derive_student`.
+    """
+    return derive_student(
+        teacher,
+        preset=settings.preset,
+        width=settings.width,
+        keep=settings.keep,
+        depth=settings.depth,
+        weights=settings.weights,
+        **beside,
+    )
+
+
 def _check_smaller(student: ModelMixin, teacher: ModelMixin, plan: _Plan) -> None:
     if parameters(student) >= parameters(teacher):
         raise CondistillError(

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from condistill.atomic import atomic_file
 from condistill.cache.latents import LatentCache
+from condistill.errors import CorruptError
 from condistill.randomness import Stream, generator
 from condistill.teachers.condition import Condition
 from condistill.teachers.family import Family
 
 SAMPLES = 64
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,3 +72,25 @@ def cached_states(
         yield States(
             family.add_noise(x_0, noise, timesteps), timesteps, condition, family.target(x_0, noise, timesteps)
         )
+
+
+def kept(
+    file: Path, accelerator: Any, write: Callable[[Path], None], read: Callable[[Path], T], *, how: str = "measured"
+) -> T:
+    """What a student is made by, kept in a file: a run that goes on makes the same student, and so do all processes.
+
+    Args:
+        write: finds it and writes it; called on the main process where there is no file yet.
+        how: it is found, for the error.
+
+    Raises:
+        CorruptError: the file is not what was written.
+    """
+    if accelerator.is_main_process and not file.is_file():
+        with atomic_file(file) as partial:
+            write(partial)
+    accelerator.wait_for_everyone()
+    try:
+        return read(file)
+    except (ValueError, SafetensorError) as error:
+        raise CorruptError(f"{file} is corrupt ({error}); delete it and run again: it is {how} anew") from error

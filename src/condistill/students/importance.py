@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from condistill.atomic import atomic_file
 from condistill.cache.latents import LatentCache
-from condistill.errors import CondistillError, CorruptError
-from condistill.students.evidence import States, cached_states
+from condistill.errors import CondistillError
+from condistill.students.evidence import States, cached_states, kept
 from condistill.teachers.family import Family
 
 SCORES_NAME = "channel_importance.safetensors"
@@ -101,9 +99,7 @@ def kept_importance(
     batch_size: int,
     guidance_range: tuple[float, float] | None = None,
 ) -> dict[str, Tensor]:
-    """The scores of a run, kept in `directory`: a run that goes on makes the same student.
-
-    The main process measures, so that all processes make the same student.
+    """The scores of a run, kept in `directory`.
 
     Args:
         guidance_range: of scales, for teachers that are told one.
@@ -111,14 +107,9 @@ def kept_importance(
     Raises:
         CorruptError: the file is not what was written.
     """
-    file = directory / SCORES_NAME
-    if accelerator.is_main_process and not file.is_file():
+
+    def measure(file: Path) -> None:
         states = cached_states(family, cache, seed=seed, batch_size=batch_size, guidance_range=guidance_range)
-        with atomic_file(file) as partial:
-            save_file(channel_importance(family, kind, states), partial)
-    accelerator.wait_for_everyone()
-    try:
-        scores: dict[str, Tensor] = load_file(file)
-    except SafetensorError as error:
-        raise CorruptError(f"{file} is corrupt ({error}); delete it and run again: it is measured anew") from error
-    return scores
+        save_file(channel_importance(family, kind, states), file)
+
+    return kept(directory / SCORES_NAME, accelerator, measure, load_file)

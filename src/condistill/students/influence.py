@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condistill.atomic import write_text
 from condistill.cache.latents import LatentCache
-from condistill.errors import CorruptError
 from condistill.students.depth import image_stream, layer_lists
-from condistill.students.evidence import States, cached_states
+from condistill.students.evidence import States, cached_states, kept
 from condistill.teachers.family import Family
 
 SCORES_NAME = "layer_influence.json"
@@ -67,9 +65,7 @@ def kept_influence(
     batch_size: int,
     guidance_range: tuple[float, float] | None = None,
 ) -> dict[str, list[float]] | None:
-    """The scores of a run, kept in `directory`: a run that goes on makes the same student.
-
-    The main process measures, so that all processes make the same student. None where nothing is cached.
+    """The scores of a run, kept in `directory`; None where nothing is cached.
 
     Args:
         guidance_range: of scales, for teachers that are told one.
@@ -79,13 +75,13 @@ def kept_influence(
     """
     if not len(cache):
         return None
-    file = directory / SCORES_NAME
-    if accelerator.is_main_process and not file.is_file():
+
+    def measure(file: Path) -> None:
         states = cached_states(family, cache, seed=seed, batch_size=batch_size, guidance_range=guidance_range)
-        write_text(file, json.dumps(block_influence(family, states), indent=2) + "\n")
-    accelerator.wait_for_everyone()
-    try:
+        file.write_text(json.dumps(block_influence(family, states), indent=2) + "\n", encoding="utf-8")
+
+    def read(file: Path) -> dict[str, list[float]]:
         scores: dict[str, list[float]] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptError(f"{file} is corrupt ({error}); delete it and run again: it is measured anew") from error
-    return scores
+        return scores
+
+    return kept(directory / SCORES_NAME, accelerator, measure, read)

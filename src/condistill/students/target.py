@@ -11,12 +11,12 @@ from typing import Any, cast
 import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 
-from condistill.atomic import write_text
-from condistill.errors import CondistillError, CorruptError
+from condistill.errors import CondistillError
 from condistill.settings import StudentSettings, TargetSettings
 from condistill.students.costs import build_on_meta, macs, parameters, plain_config
 from condistill.students.depth import layer_lists
-from condistill.students.derive import derive_student, student_shapes
+from condistill.students.derive import student_of, student_shapes
+from condistill.students.evidence import kept
 from condistill.teachers.family import Family
 
 CHOICE_NAME = "student_settings.json"
@@ -69,9 +69,8 @@ def settle(
 
 def _can_be_made(teacher: ModelMixin, settings: StudentSettings) -> bool:
     """Whether the teacher's weights can be cut to these settings."""
-    made = {name: getattr(settings, name) for name in ("preset", "width", "keep", "depth", "weights")}
     try:
-        derive_student(teacher, may_be_as_large=True, **made)
+        student_of(teacher, settings, may_be_as_large=True)
     except CondistillError:
         return False
     return True
@@ -166,14 +165,15 @@ def settled(family: Family, settings: StudentSettings, directory: Path, accelera
     """
     if settings.target is None:
         return settings
-    file = directory / CHOICE_NAME
-    if accelerator.is_main_process and not file.is_file():
+    timed = settings.target.latency is not None
+
+    def choose(file: Path) -> None:
+        timer = forward_timer(family) if timed else None
         size, text_length = family.latent_shape[1:], family.text_length
-        timer = forward_timer(family) if settings.target.latency else None
         chosen = settle(family.denoiser, settings, size=size, text_length=text_length, sec_per_forward=timer)
-        write_text(file, chosen.model_dump_json() + "\n")
-    accelerator.wait_for_everyone()
-    try:
+        file.write_text(chosen.model_dump_json() + "\n", encoding="utf-8")
+
+    def read(file: Path) -> StudentSettings:
         return StudentSettings.model_validate_json(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptError(f"{file} is corrupt ({error}); delete it and run again: it is chosen anew") from error
+
+    return kept(directory / CHOICE_NAME, accelerator, choose, read, how="chosen")
