@@ -63,7 +63,7 @@ def prepare(folder: Path) -> Path:
     import torch
 
     from condistill.miniature import build
-    from condistill.quiet import quiet_libraries
+    from condistill.utils.quiet import quiet_libraries
 
     with quiet_libraries(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -178,7 +178,7 @@ def main(
     """Kill, resume, compare, and write benchmarks/kill.md."""
     import torch
 
-    from condistill.compression import machine
+    from condistill.utils.hardware import machine
 
     if out.exists() and any(out.iterdir()):
         raise SystemExit(f"{out} is not empty; choose another --out")

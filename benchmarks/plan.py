@@ -22,7 +22,6 @@ from accelerate import Accelerator
 
 from condistill.cache.fill import finish_cache
 from condistill.cache.latents import shard_name, write_shard
-from condistill.compression import machine
 from condistill.distill.trainer import Trainer
 from condistill.evaluate.speed import LiveMemory
 from condistill.miniature import build
@@ -31,11 +30,12 @@ from condistill.plan import make_plan
 from condistill.plan.devices import GIB
 from condistill.plan.skeleton import teacher_skeleton
 from condistill.prompts.pool import PromptPool
-from condistill.quiet import quiet_libraries
 from condistill.recipe import Recipe
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
 from condistill.teachers.load import choose_dtype, load_teacher
+from condistill.utils.hardware import machine
+from condistill.utils.quiet import quiet_libraries
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 HEADINGS = (

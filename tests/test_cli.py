@@ -380,7 +380,7 @@ def full(kind: str, tmp_path: Path) -> None:
     target = tmp_path / "target.arrow"
     (tmp_path / ".target.arrow.partial").symlink_to("/dev/full")
     if kind == "text":
-        from condistill.atomic import write_text
+        from condistill.utils.atomic import write_text
 
         write_text(target, "x" * 100_000)
     else:

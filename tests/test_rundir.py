@@ -7,7 +7,8 @@ import pytest
 
 from condistill.errors import CondistillError
 from condistill.recipe import Recipe
-from condistill.rundir import RunDir, Stage, hash_file, key_of
+from condistill.rundir import RunDir, Stage
+from condistill.utils.hashing import hash_file, key_of
 
 BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\n"
 

@@ -11,12 +11,12 @@ from condistill.errors import CondistillError
 from condistill.evaluate.run import rounds
 from condistill.evaluate.stage import choose_judge
 from condistill.recipe import Recipe
-from condistill.students.costs import build_on_meta, plain_config
 from condistill.students.derive import student_of
 from condistill.students.features import layer_weights
 from condistill.students.guidance import guidance_kind, guidance_learnt
 from condistill.students.target import settle
 from condistill.teachers.family import Family
+from condistill.utils.meta import build_on_meta, plain_config
 
 if TYPE_CHECKING:
     from condistill.compression import Prompts

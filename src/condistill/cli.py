@@ -16,8 +16,8 @@ from condistill import __version__
 from condistill.cli_app import DryRun, Out, Overrides, RecipePath, Stopped, Update, app, command, console, say
 from condistill.cli_texts import told, usage
 from condistill.errors import CondistillError
-from condistill.memory import keep_freed_memory
-from condistill.quiet import quiet_environment
+from condistill.utils.malloc import keep_freed_memory
+from condistill.utils.quiet import quiet_environment
 
 if TYPE_CHECKING:
     from condistill.compression import StageName

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,22 +15,23 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from condistill.atomic import write_text
 from condistill.cache.fill import Texts, fill_cache, finish_cache
 from condistill.cache.latents import MANIFEST_NAME, LatentCache, shard_name, verify_left
 from condistill.errors import CondistillError
-from condistill.progress import track
 from condistill.prompts.mix import check_pool
 from condistill.prompts.pool import PromptPool
 from condistill.prompts.readers import is_tabular, read_prompts
 from condistill.prompts.split import has_word, split_indices
-from condistill.quiet import quiet_libraries
-from condistill.randomness import Stream, generator
 from condistill.recipe import Recipe
-from condistill.rundir import RunDir, Stage, hash_file, key_of
+from condistill.rundir import RunDir, Stage
 from condistill.sampling import Sampling, planned_sampling
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, load_teacher, read_index, teacher_key
+from condistill.utils.atomic import write_text
+from condistill.utils.hashing import hash_file, key_of
+from condistill.utils.progress import track
+from condistill.utils.quiet import quiet_libraries
+from condistill.utils.randomness import Stream, generator
 
 StageName = Literal["prompts", "cache", "distill", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = ("prompts", "cache", "distill", "evaluate", "report")
@@ -378,10 +378,3 @@ def check_space(folder: Path, images: int, latent_shape: tuple[int, ...], dtype:
             f"the cache needs {needed / 2**30:,.2f} GiB more in {folder} and {free / 2**30:,.2f} GiB are free; free "
             "some space, choose another --out, or lower cache.size"
         )
-
-
-def machine() -> str:
-    """The device a figure was measured on, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -9,12 +9,12 @@ from pathlib import Path
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from condistill.atomic import write_text
 from condistill.errors import CondistillError
 from condistill.prompts.readers import is_tabular, read_prompts
 from condistill.recipe import Recipe
 from condistill.settings import TeacherSettings
 from condistill.teachers.load import family_class, read_index
+from condistill.utils.atomic import write_text
 
 
 def write_recipe(teacher: str, prompts: Sequence[Path], out: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,29 +9,14 @@ from typing import Any
 
 import yaml
 
-from condistill.atomic import remove, write_text
 from condistill.errors import CondistillError
 from condistill.recipe import Recipe
+from condistill.utils.atomic import remove, write_text
 
 RECIPE_NAME = "recipe.yaml"
 _HEAD = "# The resolved recipe of a run of condistill: every setting, defaults included.\n"
 """Tells a run's directory from one in which somebody keeps a recipe."""
 _STATE_NAME = "stage.json"
-
-
-def key_of(*parts: Any) -> str:
-    """Hash of settings and inputs: equal parts, equal key."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class Stage:

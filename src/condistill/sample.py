@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from condistill.atomic import atomic_file
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
-from condistill.quiet import quiet_libraries
-from condistill.randomness import Stream, image_noise, image_seed
 from condistill.sampling import read_sampling
 from condistill.settings import MINIATURE, TeacherSettings
 from condistill.teachers.load import load_teacher
+from condistill.utils.atomic import atomic_file
+from condistill.utils.quiet import quiet_libraries
+from condistill.utils.randomness import Stream, image_noise, image_seed
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 

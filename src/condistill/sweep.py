@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from condistill.atomic import write_text
 from condistill.errors import CondistillError, RecipeError
 from condistill.recipe import Recipe
 from condistill.report.numbers import TEACHER
 from condistill.report.sweep import RESULT_NAME, Done, flow, measured, table, write_sweep
-from condistill.rundir import key_of
+from condistill.utils.atomic import write_text
+from condistill.utils.hashing import key_of
 
 _SAME_FOR_ALL = {
     "seed": "the seeds are given with --seeds",

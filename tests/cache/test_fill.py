@@ -10,9 +10,9 @@ import torch
 from condistill.cache.fill import fill_cache, finish_cache
 from condistill.cache.latents import LatentCache, read_shard, shard_name
 from condistill.errors import CondistillError, CorruptError
-from condistill.randomness import Stream, image_noise
 from condistill.settings import CacheSettings
 from condistill.teachers.family import Family
+from condistill.utils.randomness import Stream, image_noise
 
 PROMPTS = [f"a {size} {colour} circle at the {place} on snow" for size in ("small", "large")
            for colour in ("red", "blue") for place in ("top", "left", "right")][:10]  # fmt: skip

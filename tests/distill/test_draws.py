@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from condistill.distill.draws import Draws, draw
-from condistill.randomness import Stream, generator, image_noise, image_seed
+from condistill.utils.randomness import Stream, generator, image_noise, image_seed
 
 SIZES: dict[str, Any] = {"cache_size": 1000, "pool_size": 10**9, "latent_shape": (4, 2, 2)}
 

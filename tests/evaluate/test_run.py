@@ -13,10 +13,10 @@ from PIL import Image
 from condistill.evaluate import run
 from condistill.evaluate.frechet import frechet_distance
 from condistill.evaluate.run import Round, decode_all, draw_round, measure, rounds, write_grid
-from condistill.randomness import Stream, image_noise
 from condistill.sampling import Sampling
 from condistill.settings import EvaluateSettings
 from condistill.teachers.family import Family
+from condistill.utils.randomness import Stream, image_noise
 
 PROMPTS = ["a red circle", "a blue square", "a green moon"]
 ROUND = Round(4, PROMPTS, {"seen": slice(0, 2), "unseen": slice(2, 3), "all": slice(0, 3)})

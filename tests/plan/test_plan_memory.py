@@ -12,8 +12,9 @@ from condistill.distill.settings import DistillSettings
 from condistill.evaluate.speed import LiveMemory
 from condistill.plan.memory import training_peak
 from condistill.plan.step import Load, SyntheticStep
-from condistill.students.costs import build_on_meta, example_inputs, parameters
+from condistill.students.costs import example_inputs, parameters
 from condistill.students.derive import derive_student
+from condistill.utils.meta import build_on_meta
 
 CONFIG: dict[str, Any] = {
     "sample_size": 16,

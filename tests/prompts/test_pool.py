@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from condistill.atomic import partial_path
 from condistill.errors import CondistillError, CorruptError
 from condistill.prompts import PromptPool, pool
 from condistill.prompts.pool import PoolCounts
+from condistill.utils.atomic import partial_path
 
 
 @pytest.fixture

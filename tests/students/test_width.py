@@ -5,7 +5,6 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from condistill.errors import CondistillError
-from condistill.students.costs import plain_config
 from condistill.students.width import (
     _block_sizes,
     channel_selections,
@@ -14,6 +13,7 @@ from condistill.students.width import (
     narrowed_config,
     stage_widths,
 )
+from condistill.utils.meta import plain_config
 
 
 def half(teacher):

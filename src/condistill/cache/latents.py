@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from condistill.atomic import atomic_file, write_text
 from condistill.errors import CondistillError, CorruptError
-from condistill.rundir import hash_file
+from condistill.utils.atomic import atomic_file, write_text
+from condistill.utils.hashing import hash_file
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from condistill.atomic import atomic_directory, remove
 from condistill.errors import CorruptError
+from condistill.utils.atomic import atomic_directory, remove
 
 _STATE_NAME = "state.safetensors"
 _PREFIX = "step-"

@@ -6,9 +6,9 @@ import json
 import time
 from pathlib import Path
 
-from condistill.atomic import write_text
 from condistill.distill.settings import ConsistencySettings, DistillSettings, ProgressiveSettings
 from condistill.settings import CacheSettings
+from condistill.utils.atomic import write_text
 
 _FILE_NAME = "seconds.json"
 

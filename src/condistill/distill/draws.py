@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from condistill.randomness import Stream, generator
+from condistill.utils.randomness import Stream, generator
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condistill.atomic import write_text
+from condistill.utils.atomic import write_text
 
 BINS = 10
 HISTORY_NAME = "history.jsonl"

@@ -22,8 +22,8 @@ from condistill.distill.settings import RandomTextSettings
 from condistill.errors import CondistillError
 from condistill.prompts.mix import SourceMix, check_pool
 from condistill.prompts.pool import PromptPool
-from condistill.randomness import Stream, generator
 from condistill.teachers.family import Family
+from condistill.utils.randomness import Stream, generator
 
 _SAME = 1e-5
 """Two encodings of one prompt may be this far apart by rounding."""

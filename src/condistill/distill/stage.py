@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from condistill.atomic import write_text
 from condistill.cache.latents import LatentCache
 from condistill.distill.compute import Stopwatch
 from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError
-from condistill.progress import track
 from condistill.prompts.pool import PromptPool
 from condistill.sampling import SAMPLING_NAME
 from condistill.students.costs import macs, parameters
@@ -24,6 +22,8 @@ from condistill.students.importance import kept_importance
 from condistill.students.influence import kept_influence
 from condistill.students.target import settled
 from condistill.teachers.family import Family
+from condistill.utils.atomic import write_text
+from condistill.utils.progress import track
 
 if TYPE_CHECKING:
     from condistill.compression import Compression

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 
 from condistill.cache.latents import read_shard, write_shard
-from condistill.randomness import Stream, image_noise, image_seed
 from condistill.sampling import Sampling
 from condistill.settings import EvaluateSettings
 from condistill.teachers.family import Family
+from condistill.utils.randomness import Stream, image_noise, image_seed
 
 Values = dict[str, NDArray[Any]]
 
@@ -48,7 +48,7 @@ def rounds(
     settings: EvaluateSettings, choose: Callable[[str, int, np.random.Generator], list[str]], splits: Sequence[str]
 ) -> list[Round]:
     """The prompts of every seed; `choose(split, n, generator)` draws n distinct prompts of a split."""
-    from condistill.randomness import generator
+    from condistill.utils.randomness import generator
 
     made = []
     for seed in settings.seeds:

@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from condistill.randomness import Stream, image_noise
 from condistill.sampling import Sampling
 from condistill.teachers.family import Family
+from condistill.utils.randomness import Stream, image_noise
 
 GIB = 2**30
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from condistill.atomic import write_text
 from condistill.distill.compute import compute, train_sec
 from condistill.errors import CondistillError
 from condistill.evaluate.run import ImageJudge, Round, draw_round, measure, rounds, write_grid
 from condistill.evaluate.speed import peak_memory_gb, sec_per_image
-from condistill.progress import track
 from condistill.sampling import Sampling
 from condistill.students.costs import macs, parameters
 from condistill.students.guidance import guidance_kind
 from condistill.teachers.family import Family
+from condistill.utils.atomic import write_text
+from condistill.utils.progress import track
 
 if TYPE_CHECKING:
     from condistill.compression import Compression, Prompts
@@ -30,7 +30,7 @@ METRICS_FORMAT = 1
 
 def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None:
     """Draw, measure, and leave `metrics.json`, `grid.json` and the pictures of the report in `directory`."""
-    from condistill.compression import machine
+    from condistill.utils.hardware import machine
 
     recipe, settings, family = run.recipe, run.recipe.evaluate, run.family
     sampling = {"teacher": run.sampling(), **{name: run.sampling(name) for name in recipe.variants}}

@@ -23,7 +23,6 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from condistill.atomic import write_text
 from condistill.distill.checkpoints import (
     list_checkpoints,
     load_checkpoint,
@@ -35,6 +34,7 @@ from condistill.miniature import build, weights_path
 from condistill.miniature.judge import Judge, judge_images, to_tensor
 from condistill.miniature.world import TEMPLATES, Scene, all_scenes, render
 from condistill.sampling import SAMPLING_NAME, Sampling
+from condistill.utils.atomic import write_text
 
 console = Console()
 

@@ -18,8 +18,9 @@ from condistill.plan.skeleton import Skeleton
 from condistill.plan.step import Load, SyntheticStep
 from condistill.recipe import Recipe
 from condistill.sampling import Sampling, planned_sampling
-from condistill.students.costs import build_on_meta, parameters, plain_config
+from condistill.students.costs import parameters
 from condistill.students.derive import Student
+from condistill.utils.meta import build_on_meta, plain_config
 
 EFFICIENCY = 0.3
 """Share of the peak of tensor cores that a training reaches: assumed. BK-SDM's 300 hours for 50,000 steps on one A100

@@ -12,6 +12,7 @@ import torch
 
 from condistill.errors import CondistillError
 from condistill.teachers.load import choose_dtype
+from condistill.utils.hardware import present_torch_device
 
 GIB = 2**30
 PRESENT = "present"
@@ -77,11 +78,6 @@ def find_device(name: str) -> Device:
     if name not in DEVICES:
         raise CondistillError(f"the device {name!r} is not known; choose one of {PRESENT}, {', '.join(DEVICES)}")
     return DEVICES[name]
-
-
-def present_torch_device() -> torch.device:
-    """Where a run would compute here."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def present_device() -> Device:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from condistill.errors import CondistillError
 from condistill.plan.candidates import POSSIBLE, Candidate, inputs_of, possible_students, the_teacher
 from condistill.plan.skeleton import Skeleton, teacher_skeleton
-from condistill.quiet import quiet_libraries
 from condistill.settings import StudentSettings, TeacherSettings
 from condistill.students.costs import parameters
 from condistill.students.depth import image_stream
 from condistill.students.derive import student_of
 from condistill.students.features import FeatureKind
 from condistill.students.shapes import ShapesOnly
+from condistill.utils.quiet import quiet_libraries
 
 
 @dataclass

@@ -15,9 +15,9 @@ from condistill.plan.cost import EFFICIENCY, ORDINARY_EFFICIENCY, Job, Measured,
 from condistill.plan.devices import PRESENT, find_device
 from condistill.plan.measure import measure_forward, measure_training
 from condistill.plan.skeleton import Skeleton, teacher_skeleton
-from condistill.quiet import quiet_libraries
 from condistill.recipe import Recipe
 from condistill.students.guidance import guidance_learnt
+from condistill.utils.quiet import quiet_libraries
 
 
 @dataclass(frozen=True)

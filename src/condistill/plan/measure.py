@@ -12,10 +12,11 @@ import torch
 from condistill.evaluate.speed import LiveMemory
 from condistill.plan.candidates import Candidate, inputs_of
 from condistill.plan.cost import Job, Measured
-from condistill.plan.devices import present_torch_device, seconds_of
+from condistill.plan.devices import seconds_of
 from condistill.plan.skeleton import Skeleton
 from condistill.plan.step import batch_of
-from condistill.students.costs import plain_config
+from condistill.utils.hardware import present_torch_device
+from condistill.utils.meta import plain_config
 
 
 def with_random_weights(denoiser: Any, device: torch.device, dtype: torch.dtype) -> Any:

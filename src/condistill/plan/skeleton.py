@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from condistill.errors import CondistillError
-from condistill.quiet import quiet_libraries
 from condistill.settings import TeacherSettings
 from condistill.students.costs import parameters, weights_of_products
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, read_index
+from condistill.utils.quiet import quiet_libraries
 
 _PREPROCESSORS = ("Tokenizer", "TokenizerFast", "Processor", "Extractor")
 _TOKENIZER_LENGTH = 77

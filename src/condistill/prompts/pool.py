@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from condistill.atomic import atomic_file
 from condistill.errors import CondistillError, CorruptError
 from condistill.prompts.readers import TABULAR, is_tabular, read_prompts
+from condistill.utils.atomic import atomic_file
 
 BATCH_ROWS = 65_536
 _KEY = b"condistill.prompts"

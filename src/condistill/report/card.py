@@ -13,21 +13,11 @@ import yaml
 
 from condistill.errors import CondistillError, nearest
 from condistill.recipe import Recipe
-from condistill.report.numbers import (
-    BYTE_UNITS,
-    SI_UNITS,
-    SPLITS,
-    TEACHER,
-    look,
-    models,
-    percent,
-    quantity,
-    significant,
-    splits,
-)
+from condistill.report.numbers import SPLITS, TEACHER, look, models, splits
 from condistill.report.verdict import BASELINE, PROMPTS
 from condistill.sampling import planned_sampling
 from condistill.settings import MINIATURE
+from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, significant
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$-])")

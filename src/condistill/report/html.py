@@ -14,12 +14,13 @@ from typing import Any
 
 import yaml
 
-from condistill.atomic import write_text
 from condistill.recipe import Recipe
 from condistill.report import plots
-from condistill.report.numbers import SPLITS, TEACHER, finite, look, models, percent
+from condistill.report.numbers import SPLITS, TEACHER, finite, look, models
 from condistill.report.tables import HEADINGS, attributes, cost_charts, costs, right_charts, scores
 from condistill.report.verdict import subject, verdict
+from condistill.utils.atomic import write_text
+from condistill.utils.format import percent
 
 
 @dataclass(frozen=True, slots=True)

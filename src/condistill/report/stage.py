@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condistill.atomic import write_text
 from condistill.distill.history import HISTORY_NAME, read_history
 from condistill.distill.stage import STUDENT_NAME
 from condistill.report.html import write_report
 from condistill.report.verdict import verdict
 from condistill.sampling import SAMPLING_NAME
+from condistill.utils.atomic import write_text
 
 if TYPE_CHECKING:
     from condistill.compression import Compression

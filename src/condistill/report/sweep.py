@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
-from condistill.atomic import write_text
-from condistill.report.numbers import SPLITS, TEACHER, look, quantity, significant
+from condistill.report.numbers import SPLITS, TEACHER, look
 from condistill.report.plots import dots
 from condistill.settings import MINIATURE
+from condistill.utils.atomic import write_text
+from condistill.utils.format import quantity, significant
 
 if TYPE_CHECKING:
     from condistill.sweep import Sweep, SweepRun

@@ -6,19 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from condistill.report.numbers import (
-    BYTE_UNITS,
-    SI_UNITS,
-    TEACHER,
-    look,
-    models,
-    percent,
-    quantity,
-    ratio,
-    significant,
-    splits,
-    times_as_fast,
-)
+from condistill.report.numbers import TEACHER, look, models, ratio, splits
+from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, significant, times_as_fast
 
 HEADINGS = {"seen": "Seen prompts", "unseen": "Unseen prompts", "all": "All prompts"}
 _NOT_ATTRIBUTES = ("all_right", "frechet_judge", "latent_rmse")

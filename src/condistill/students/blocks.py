@@ -16,8 +16,8 @@ from torch import Tensor
 
 from condistill.errors import CondistillError, nearest
 from condistill.settings import BlockPreset
-from condistill.students.costs import build_on_meta, plain_config
 from condistill.students.width import importance_of, inherit, keep_channels, take
+from condistill.utils.meta import build_on_meta, plain_config
 
 Layers = dict[str, tuple[int, ...]]
 """Indices by list of layers: of `down_blocks.i` and `up_blocks.i` the resnets, each with its attention; of `mid_block`

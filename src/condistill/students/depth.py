@@ -15,8 +15,8 @@ from diffusers.models.transformers.transformer_flux import FluxSingleTransformer
 from torch import nn
 
 from condistill.errors import CondistillError, nearest
-from condistill.students.costs import build_on_meta, plain_config
 from condistill.students.width import take
+from condistill.utils.meta import build_on_meta, plain_config
 
 _COUNTED_BY = {"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"}
 """Lists of layers as diffusers calls them, and the settings of the config that count them."""

@@ -12,12 +12,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from condistill.atomic import atomic_file
 from condistill.cache.latents import LatentCache
 from condistill.errors import CorruptError
-from condistill.randomness import Stream, generator
 from condistill.teachers.condition import Condition
 from condistill.teachers.family import Family
+from condistill.utils.atomic import atomic_file
+from condistill.utils.randomness import Stream, generator
 
 SAMPLES = 64
 T = TypeVar("T")

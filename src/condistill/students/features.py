@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError, nearest
 from condistill.students.blocks import origin
-from condistill.students.costs import build_on_meta, example_inputs, plain_config
+from condistill.students.costs import example_inputs
 from condistill.students.depth import JOINT_BLOCKS, Kept, image_stream
 from condistill.students.shapes import ShapesOnly
+from condistill.utils.meta import build_on_meta, plain_config
 
 FeatureKind = Literal["stages", "cross_attention", "self_attention", "attention_maps"]
 _ATTENTIONS = {"self_attention": "attn1", "cross_attention": "attn2", "attention_maps": "attn2"}

@@ -15,8 +15,8 @@ from torch import nn
 
 from condistill.distill.settings import ConsistencySettings, DistillSettings
 from condistill.errors import CondistillError
-from condistill.students.costs import plain_config
 from condistill.students.derive import Student
+from condistill.utils.meta import plain_config
 
 GUIDANCE_EMBEDDING = 256
 """Width of the guidance scale's embedding, as in latent consistency models (arXiv 2310.04378)."""

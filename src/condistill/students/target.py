@@ -13,11 +13,12 @@ from diffusers import ModelMixin, UNet2DConditionModel
 
 from condistill.errors import CondistillError
 from condistill.settings import StudentSettings, TargetSettings
-from condistill.students.costs import build_on_meta, macs, parameters, plain_config
+from condistill.students.costs import macs, parameters
 from condistill.students.depth import layer_lists
 from condistill.students.derive import student_of, student_shapes
 from condistill.students.evidence import kept
 from condistill.teachers.family import Family
+from condistill.utils.meta import build_on_meta, plain_config
 
 CHOICE_NAME = "student_settings.json"
 STEPS = 64

@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
-from condistill.students.costs import build_on_meta, plain_config
+from condistill.utils.meta import build_on_meta, plain_config
 
 Selection = tuple[Tensor | None, ...]
 """Kept indices of each leading dimension of a weight; None keeps the dimension whole."""

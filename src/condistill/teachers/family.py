@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from condistill.atomic import atomic_directory, write_text
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition, told_apart
+from condistill.utils.atomic import atomic_directory, write_text
 
 
 class Family(ABC):

@@ -10,7 +10,6 @@ import torch
 
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
-from condistill.rundir import hash_file, key_of
 from condistill.settings import MINIATURE, TeacherSettings
 from condistill.teachers.dit import DiT
 from condistill.teachers.family import Family
@@ -21,6 +20,7 @@ from condistill.teachers.stable_diffusion import StableDiffusion
 from condistill.teachers.stable_diffusion_3 import StableDiffusion3
 from condistill.teachers.stable_diffusion_inpaint import StableDiffusionInpaint
 from condistill.teachers.stable_diffusion_xl import StableDiffusionXL
+from condistill.utils.hashing import hash_file, key_of
 
 _ALL = (StableDiffusion, StableDiffusionXL, StableDiffusionInpaint, StableDiffusion3, Flux, PixArt, Sana, DiT)
 FAMILIES: dict[str, type[Family]] = {family.name: family for family in _ALL}

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from condistill.memory import keep_freed_memory
+from condistill.utils.malloc import keep_freed_memory
 
 FAULTS = """
 import ctypes, resource, sys
-from condistill.memory import keep_freed_memory
+from condistill.utils.malloc import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 libc = ctypes.CDLL(None)

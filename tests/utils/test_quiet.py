@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from condistill.quiet import quiet_environment, quiet_libraries
+from condistill.utils.quiet import quiet_environment, quiet_libraries
 
 
 def test_a_pipeline_is_loaded_and_saved_without_a_word(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from condistill.atomic import atomic_directory, atomic_file, partial_path, remove, write_text
+from condistill.utils.atomic import atomic_directory, atomic_file, partial_path, remove, write_text
 
 
 @pytest.fixture

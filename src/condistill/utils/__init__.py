@@ -1,0 +1,1 @@
+"""Helpers that know nothing of diffusion: files, hashes, random numbers, progress, devices."""
