@@ -22,6 +22,7 @@ from accelerate import Accelerator
 
 from condistill.cache.fill import finish_cache
 from condistill.cache.latents import shard_name, write_shard
+from condistill.config.recipe import Recipe
 from condistill.distill.trainer import Trainer
 from condistill.evaluate.speed import LiveMemory
 from condistill.miniature import build
@@ -30,7 +31,6 @@ from condistill.plan import make_plan
 from condistill.plan.devices import GIB
 from condistill.plan.skeleton import teacher_skeleton
 from condistill.prompts.pool import PromptPool
-from condistill.recipe import Recipe
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
 from condistill.teachers.load import choose_dtype, load_teacher

@@ -18,11 +18,11 @@ import typer
 from accelerate import Accelerator
 
 from condistill.cache.fill import fill_cache, finish_cache
-from condistill.distill.settings import DistillSettings
+from condistill.config.distill import DistillSettings
+from condistill.config.sections import CacheSettings, TeacherSettings
 from condistill.distill.trainer import Trainer
 from condistill.miniature.world import all_captions
 from condistill.prompts.pool import PromptPool
-from condistill.settings import CacheSettings, TeacherSettings
 from condistill.students.derive import derive_student
 from condistill.teachers.load import load_teacher
 from condistill.utils.hardware import machine

@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # pytest's own process reads this file as well, and has no us
     from diffusers import StableDiffusionPipeline
 
     from condistill.cache.latents import LatentCache
+    from condistill.config.sections import TeacherSettings
     from condistill.prompts.pool import PromptPool
-    from condistill.settings import TeacherSettings
     from condistill.teachers.family import Family
 
 
@@ -75,7 +75,7 @@ def tiny_v_pipeline_dir(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def tiny_settings(tiny_pipeline_dir: Path) -> TeacherSettings:
-    from condistill.settings import TeacherSettings
+    from condistill.config.sections import TeacherSettings
 
     return TeacherSettings(pipeline=str(tiny_pipeline_dir))
 
@@ -91,7 +91,7 @@ def tiny_family(tiny_settings: TeacherSettings) -> Family:
 @pytest.fixture(scope="session")
 def tiny_v_family(tiny_v_pipeline_dir: Path) -> Family:
     """The velocity-predicting teacher, loaded. Leave it as it is."""
-    from condistill.settings import TeacherSettings
+    from condistill.config.sections import TeacherSettings
     from condistill.teachers.load import load_teacher
 
     return load_teacher(TeacherSettings(pipeline=str(tiny_v_pipeline_dir)))
@@ -115,7 +115,7 @@ def tiny_cache(
 ) -> LatentCache:
     """20 latents in shards of 8, drawn in 2 steps. Read only."""
     from condistill.cache.fill import fill_cache, finish_cache
-    from condistill.settings import CacheSettings
+    from condistill.config.sections import CacheSettings
     from condistill.teachers.load import teacher_key
 
     directory = tmp_path_factory.mktemp("tiny_cache")

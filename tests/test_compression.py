@@ -16,8 +16,8 @@ import torch
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
+from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError, CorruptError
-from condistill.recipe import Recipe
 
 compress_module = importlib.import_module("condistill.compression")
 compress = compress_module.compress

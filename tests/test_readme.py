@@ -19,9 +19,9 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from condistill import cli
-from condistill.recipe import Recipe
-from condistill.settings import Settings
-from condistill.tree import merge
+from condistill.config.recipe import Recipe
+from condistill.config.sections import Settings
+from condistill.config.yaml_tree import merge
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from condistill.config.recipe import Recipe
 from condistill.plan import make_plan
-from condistill.recipe import Recipe
 
 HERE = Path(__file__).parent
 RECIPES = sorted((HERE.parent / "recipes").glob("*.yaml"))

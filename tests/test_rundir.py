@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.recipe import Recipe
 from condistill.rundir import RunDir, Stage
 from condistill.utils.hashing import hash_file, key_of
 

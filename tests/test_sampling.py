@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from condistill.recipe import Recipe
+from condistill.config.recipe import Recipe
 from condistill.sampling import SAMPLING_NAME, Sampling, planned_sampling, read_sampling
 from condistill.teachers.family import Family
 

@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from condistill import cli
+from condistill.config.recipe import Recipe
 from condistill.distill.compute import forwards_per_step
 from condistill.errors import CondistillError
-from condistill.recipe import Recipe
 from condistill.sweep import Sweep, SweepRun, grid_cases, named_case, plan, run_sweep
 
 GRID = ("distill.random_conditioning.lambda=[1, 5]",)

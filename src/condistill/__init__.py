@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from condistill.cache.latents import LatentCache
     from condistill.compression import compress
+    from condistill.config.recipe import Recipe
     from condistill.distill.random_conditioning import RandomConditioning
     from condistill.errors import CondistillError
     from condistill.prompts.pool import PromptPool
-    from condistill.recipe import Recipe
     from condistill.students.derive import derive_student
     from condistill.teachers.load import load_teacher
 
@@ -22,7 +22,7 @@ _HOMES = {
     "LatentCache": "condistill.cache.latents",
     "PromptPool": "condistill.prompts.pool",
     "RandomConditioning": "condistill.distill.random_conditioning",
-    "Recipe": "condistill.recipe",
+    "Recipe": "condistill.config.recipe",
     "compress": "condistill.compression",
     "derive_student": "condistill.students.derive",
     "load_teacher": "condistill.teachers.load",

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from condistill.config.recipe import Recipe
 from condistill.distill.solver import check_steps
 from condistill.errors import CondistillError
 from condistill.evaluate.run import rounds
 from condistill.evaluate.stage import choose_judge
-from condistill.recipe import Recipe
 from condistill.students.derive import student_of
 from condistill.students.features import layer_weights
 from condistill.students.guidance import guidance_kind, guidance_learnt

@@ -21,7 +21,7 @@ from condistill.utils.quiet import quiet_environment
 
 if TYPE_CHECKING:
     from condistill.compression import StageName
-    from condistill.recipe import Recipe
+    from condistill.config.recipe import Recipe
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -54,7 +54,7 @@ def _run_until(
     stage: StageName, recipe: Path, overrides: Sequence[str] | None, out: Path | None, *, update: bool, dry_run: bool
 ) -> Path:
     """Run a recipe up to a stage; or, in a dry run, tell what that means."""
-    from condistill.recipe import Recipe
+    from condistill.config.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())  # a mistake is told before anything heavy is imported
     return _compress(loaded, stage, out or Path("runs") / recipe.stem, update=update, dry_run=dry_run)
@@ -112,7 +112,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
     Nothing is loaded and nothing is written.
     """
-    from condistill.recipe import Recipe
+    from condistill.config.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())
     from condistill.compression import check_inputs
@@ -145,7 +145,7 @@ def plan(
     Every student that the teacher could have, and for the recipe's own: arithmetic, hours, disk, and memory by part.
     Prompts are not looked at.
     """
-    from condistill.recipe import Recipe
+    from condistill.config.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())
     from condistill.plan import make_plan, show_plan
@@ -166,8 +166,8 @@ def inspect(
     levels: Annotated[int, typer.Option(help="How deep the tree goes.", min=1)] = 2,
 ) -> None:
     """Show a pipeline's denoiser as a tree: layers, widths, costs, what is compared, what each preset keeps."""
+    from condistill.config.sections import TeacherSettings
     from condistill.plan.inspect import inspect_pipeline
-    from condistill.settings import TeacherSettings
 
     Console().print(inspect_pipeline(TeacherSettings(pipeline=pipeline), levels=levels))
 

@@ -17,12 +17,12 @@ from rich.console import Console
 
 from condistill.cache.fill import Texts, fill_cache, finish_cache
 from condistill.cache.latents import MANIFEST_NAME, LatentCache, shard_name, verify_left
+from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.prompts.mix import check_pool
 from condistill.prompts.pool import PromptPool
 from condistill.prompts.readers import is_tabular, read_prompts
 from condistill.prompts.split import has_word, split_indices
-from condistill.recipe import Recipe
 from condistill.rundir import RunDir, Stage
 from condistill.sampling import Sampling, planned_sampling
 from condistill.teachers.family import Family

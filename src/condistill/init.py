@@ -9,10 +9,10 @@ from pathlib import Path
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from condistill.config.recipe import Recipe
+from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.prompts.readers import is_tabular, read_prompts
-from condistill.recipe import Recipe
-from condistill.settings import TeacherSettings
 from condistill.teachers.load import family_class, read_index
 from condistill.utils.atomic import write_text
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.recipe import Recipe
 from condistill.utils.atomic import remove, write_text
 
 RECIPE_NAME = "recipe.yaml"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from condistill.distill.settings import ConsistencySettings, ProgressiveSettings
-    from condistill.recipe import Recipe
+    from condistill.config.distill import ConsistencySettings, ProgressiveSettings
+    from condistill.config.recipe import Recipe
     from condistill.teachers.family import Family
 
 SAMPLING_NAME = "sampling.json"

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from condistill.config.recipe import TEACHER, Recipe
+from condistill.config.yaml_tree import flow
 from condistill.errors import CondistillError, RecipeError
-from condistill.recipe import Recipe
-from condistill.report.numbers import TEACHER
-from condistill.report.sweep import RESULT_NAME, Done, flow, measured, table, write_sweep
+from condistill.report.sweep import RESULT_NAME, Done, measured, table, write_sweep
 from condistill.utils.atomic import write_text
 from condistill.utils.hashing import key_of
 

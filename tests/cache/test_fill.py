@@ -9,8 +9,8 @@ import torch
 
 from condistill.cache.fill import fill_cache, finish_cache
 from condistill.cache.latents import LatentCache, read_shard, shard_name
+from condistill.config.sections import CacheSettings
 from condistill.errors import CondistillError, CorruptError
-from condistill.settings import CacheSettings
 from condistill.teachers.family import Family
 from condistill.utils.randomness import Stream, image_noise
 

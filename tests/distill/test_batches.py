@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from condistill.cache.latents import LatentCache
+from condistill.config.distill import RandomTextSettings
 from condistill.distill.batches import Batch, BatchSource, prefetch
-from condistill.distill.settings import RandomTextSettings
 from condistill.prompts.pool import PromptPool
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from condistill.config.distill import DistillSettings
+from condistill.config.sections import CacheSettings
 from condistill.distill import compute as module
 from condistill.distill.compute import Stopwatch, compute, forwards_per_step, train_sec
-from condistill.distill.settings import DistillSettings
-from condistill.settings import CacheSettings
 
 
 @pytest.mark.parametrize(

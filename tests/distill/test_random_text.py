@@ -17,6 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from condistill.cache.latents import LatentCache
+from condistill.config.distill import RandomTextSettings
 from condistill.distill import random_text as module
 from condistill.distill.batches import Batch, BatchSource
 from condistill.distill.random_conditioning import exponential
@@ -31,7 +32,6 @@ from condistill.distill.random_text import (
     pick,
     probabilities,
 )
-from condistill.distill.settings import RandomTextSettings
 from condistill.errors import CondistillError
 from condistill.prompts.mix import check_pool
 from condistill.prompts.pool import PromptPool

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from condistill.cache.latents import LatentCache
+from condistill.config.distill import RandomTextSettings
 from condistill.distill.batches import Batch, BatchSource
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.samples import noised_latents
-from condistill.distill.settings import RandomTextSettings
 from condistill.prompts.pool import PromptPool
 from condistill.teachers.family import Family
 

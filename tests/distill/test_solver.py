@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from condistill.distill.settings import DistillSettings
+from condistill.config.distill import DistillSettings
 from condistill.distill.solver import END, SolverGrid, check_steps
 from condistill.errors import CondistillError
 from condistill.teachers.family import Family

@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from condistill.cache.latents import LatentCache
+from condistill.config.distill import DistillSettings
 from condistill.distill import random_conditioning as rc
 from condistill.distill.batches import BatchSource
 from condistill.distill.checkpoints import list_checkpoints, load_checkpoint
 from condistill.distill.history import HISTORY_NAME, read_history
-from condistill.distill.settings import DistillSettings
 from condistill.distill.trainer import Trainer, batch_source, random_conditioning
 from condistill.errors import CondistillError, NonFiniteLossError
 from condistill.prompts.pool import PromptPool

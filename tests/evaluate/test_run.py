@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from condistill.config.sections import EvaluateSettings
 from condistill.evaluate import run
 from condistill.evaluate.frechet import frechet_distance
 from condistill.evaluate.run import Round, decode_all, draw_round, measure, rounds, write_grid
 from condistill.sampling import Sampling
-from condistill.settings import EvaluateSettings
 from condistill.teachers.family import Family
 from condistill.utils.randomness import Stream, image_noise
 

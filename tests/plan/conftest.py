@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from condistill.config.recipe import Recipe
+from condistill.config.sections import TeacherSettings
 from condistill.plan.skeleton import Skeleton, teacher_skeleton
-from condistill.recipe import Recipe
-from condistill.settings import TeacherSettings
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from condistill.config.sections import TeacherSettings
 from condistill.plan.inspect import Layer, compared_layers, inspect_pipeline, layers_of
 from condistill.plan.skeleton import Skeleton
-from condistill.settings import TeacherSettings
 from condistill.students.costs import macs, parameters
 from condistill.students.derive import derive_student
 

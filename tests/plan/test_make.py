@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from full_size import DATA
 
+from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.plan import make_plan
 from condistill.plan.skeleton import Skeleton
-from condistill.recipe import Recipe
 from condistill.students.costs import macs, parameters
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from condistill.distill.settings import DistillSettings
+from condistill.config.distill import DistillSettings
 from condistill.evaluate.speed import LiveMemory
 from condistill.plan.memory import training_peak
 from condistill.plan.step import Load, SyntheticStep

@@ -10,9 +10,9 @@ import torch
 from full_size import DATA, SIZES
 from torch import nn
 
+from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.plan.skeleton import Skeleton, teacher_skeleton
-from condistill.settings import TeacherSettings
 from condistill.teachers.family import Family
 
 

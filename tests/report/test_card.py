@@ -10,8 +10,8 @@ import diffusers
 import pytest
 import yaml
 
+from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.recipe import Recipe
 from condistill.report import model_card
 from condistill.report.card import escape
 

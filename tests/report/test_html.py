@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from condistill.recipe import Recipe
+from condistill.config.recipe import Recipe
 from condistill.report import write_report
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=y>'

@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from condistill.config.sections import BlockPreset, WidthPreset
 from condistill.errors import CondistillError
 from condistill.miniature.build import build_denoiser
-from condistill.settings import BlockPreset, WidthPreset
 from condistill.students import derive_student, parameters
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "students.md"

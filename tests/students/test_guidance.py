@@ -5,7 +5,7 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import nn
 
-from condistill.distill.settings import DistillSettings
+from condistill.config.distill import DistillSettings
 from condistill.errors import CondistillError
 from condistill.students.derive import derive_student
 from condistill.students.guidance import guidance_kind, guidance_learnt, with_guidance

@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from condistill import compress
+from condistill.config.recipe import Recipe
 from condistill.distill import stage
 from condistill.errors import CondistillError, CorruptError
-from condistill.recipe import Recipe
 from condistill.students import derive_student
 from condistill.students.derive import student_of
 from condistill.students.evidence import cached_states

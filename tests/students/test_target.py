@@ -8,8 +8,8 @@ import torch
 from pydantic import ValidationError
 from tiny_transformers import build
 
+from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError, CorruptError
-from condistill.settings import StudentSettings
 from condistill.students import target as target_module
 from condistill.students.costs import macs, parameters
 from condistill.students.derive import derive_student

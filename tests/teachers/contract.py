@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from rich.console import Console
 
 from condistill.compression import compress
-from condistill.recipe import Recipe
+from condistill.config.recipe import Recipe
 
 PROMPTS = ("a small red star", "a large blue box", "two green rings", "a heart on snow", "a black cube", "a white cone")
 

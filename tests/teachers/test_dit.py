@@ -18,8 +18,8 @@ from diffusers import (
     LCMScheduler,
 )
 
+from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.settings import TeacherSettings
 from condistill.students.costs import macs
 from condistill.teachers.dit import DiT
 from condistill.teachers.load import load_teacher

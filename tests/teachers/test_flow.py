@@ -22,12 +22,12 @@ from tiny import build_flux, build_sd3
 from torch import Tensor, nn
 
 from condistill.cache.latents import LatentCache
+from condistill.config.distill import DistillSettings, PathSettings
 from condistill.distill.batches import BatchSource
 from condistill.distill.objective import Objective, StudentForward
 from condistill.distill.paths import Paths
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.samples import Sample, noised_latents
-from condistill.distill.settings import DistillSettings, PathSettings
 from condistill.distill.solver import END, SolverGrid, check_steps
 from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptPool

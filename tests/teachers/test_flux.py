@@ -13,14 +13,14 @@ from contract import check_end_to_end
 from tiny import build_flux, heard_by
 from torch import Tensor, nn
 
+from condistill.config.distill import DistillSettings
+from condistill.config.recipe import Recipe
+from condistill.config.sections import TeacherSettings
 from condistill.distill.objective import Objective, StudentForward
 from condistill.distill.samples import Sample
-from condistill.distill.settings import DistillSettings
 from condistill.errors import CondistillError
 from condistill.evaluate.speed import peak_memory_gb
 from condistill.evaluate.stage import _training
-from condistill.recipe import Recipe
-from condistill.settings import TeacherSettings
 from condistill.students.costs import macs
 from condistill.students.derive import Student
 from condistill.students.guidance import guidance_kind, guidance_learnt

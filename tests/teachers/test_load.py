@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
-from condistill.settings import TeacherSettings
 from condistill.teachers.family import Family
 from condistill.teachers.load import FAMILIES, choose_dtype, load_teacher, locate, teacher_key
 

@@ -19,9 +19,9 @@ from diffusers import (
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
+from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.sampling import Sampling
-from condistill.settings import TeacherSettings
 from condistill.students.costs import macs
 from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher

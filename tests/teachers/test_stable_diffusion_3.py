@@ -11,8 +11,8 @@ from diffusers import StableDiffusion3Pipeline
 from tiny import build_sd3, heard_by
 from torch import Tensor
 
+from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.settings import TeacherSettings
 from condistill.students.costs import macs
 from condistill.teachers.load import load_teacher
 from condistill.teachers.stable_diffusion_3 import StableDiffusion3

@@ -13,15 +13,15 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
+from condistill.config.distill import DistillSettings
+from condistill.config.sections import TeacherSettings
 from condistill.distill.batches import BatchSource
 from condistill.distill.objective import Objective
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.samples import Sample, noised_latents
-from condistill.distill.settings import DistillSettings
 from condistill.distill.solver import check_steps
 from condistill.errors import CondistillError
 from condistill.miniature import build
-from condistill.settings import TeacherSettings
 from condistill.students.costs import macs
 from condistill.students.derive import derive_student
 from condistill.teachers.condition import Condition

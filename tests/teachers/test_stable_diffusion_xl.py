@@ -19,9 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import build
-from condistill.settings import TeacherSettings
 from condistill.students.costs import macs, parameters
 from condistill.students.width import narrow, stage_widths
 from condistill.teachers.condition import Condition

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from condistill.cache.latents import MANIFEST_NAME, LatentCache, read_shard, shard_name, write_manifest, write_shard
+from condistill.config.sections import CacheSettings
 from condistill.errors import CondistillError
-from condistill.settings import CacheSettings
 from condistill.teachers.family import Family
 from condistill.utils.atomic import partial_path, remove
 from condistill.utils.randomness import Stream, image_noise, image_seed

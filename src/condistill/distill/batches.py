@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from condistill.cache.latents import LatentCache
+from condistill.config.distill import RandomTextSettings
 from condistill.distill.draws import Draws, draw
-from condistill.distill.settings import RandomTextSettings
 from condistill.prompts.mix import SourceMix
 from condistill.prompts.pool import PromptPool
 

@@ -6,8 +6,8 @@ import json
 import time
 from pathlib import Path
 
-from condistill.distill.settings import ConsistencySettings, DistillSettings, ProgressiveSettings
-from condistill.settings import CacheSettings
+from condistill.config.distill import ConsistencySettings, DistillSettings, ProgressiveSettings
+from condistill.config.sections import CacheSettings
 from condistill.utils.atomic import write_text
 
 _FILE_NAME = "seconds.json"

@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from condistill.config.distill import ConsistencySettings, DistillSettings, ProgressiveSettings
 from condistill.distill import random_conditioning as rc
 from condistill.distill.samples import Sample
-from condistill.distill.settings import ConsistencySettings, DistillSettings, ProgressiveSettings
 from condistill.distill.solver import SolverGrid
 from condistill.students.derive import Student
 from condistill.students.features import FeatureKind, FeaturePair, FeatureRecorder, layer_weights

@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from condistill.config.distill import PathSettings
 from condistill.distill.batches import Batch
 from condistill.distill.objective import Moves
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.samples import Sample, pure_noise
-from condistill.distill.settings import PathSettings
 from condistill.distill.solver import END, SolverGrid
 from condistill.teachers.family import Family
 

@@ -16,9 +16,9 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from condistill.cache.latents import LatentCache
+from condistill.config.distill import RandomTextSettings
 from condistill.distill.batches import Batch
 from condistill.distill.history import BINS
-from condistill.distill.settings import RandomTextSettings
 from condistill.errors import CondistillError
 from condistill.prompts.mix import SourceMix, check_pool
 from condistill.prompts.pool import PromptPool

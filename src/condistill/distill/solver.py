@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from condistill.distill.settings import DistillSettings
+from condistill.config.distill import DistillSettings
 from condistill.errors import CondistillError
 from condistill.teachers.family import Family
 

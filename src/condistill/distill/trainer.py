@@ -17,6 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from condistill.cache.latents import LatentCache
+from condistill.config.distill import Constant, DistillSettings, Exponential, Never, Sigmoid
 from condistill.distill import random_conditioning as rc
 from condistill.distill.batches import Batch, BatchSource, prefetch
 from condistill.distill.checkpoints import (
@@ -31,7 +32,6 @@ from condistill.distill.objective import Objective, StudentForward
 from condistill.distill.paths import Paths
 from condistill.distill.random_text import RandomText
 from condistill.distill.samples import noised_latents
-from condistill.distill.settings import Constant, DistillSettings, Exponential, Never, Sigmoid
 from condistill.errors import CondistillError, NonFiniteLossError
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import Student

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 
 from condistill.cache.latents import read_shard, write_shard
+from condistill.config.sections import EvaluateSettings
 from condistill.sampling import Sampling
-from condistill.settings import EvaluateSettings
 from condistill.teachers.family import Family
 from condistill.utils.randomness import Stream, image_noise, image_seed
 

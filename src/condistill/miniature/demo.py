@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 
-from condistill.recipe import Recipe
+from condistill.config.recipe import Recipe
 
 
 def demo_text() -> str:

@@ -9,11 +9,11 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from condistill.distill.settings import DistillSettings
+from condistill.config.distill import DistillSettings
+from condistill.config.recipe import Recipe
+from condistill.config.sections import BlockPreset, StudentSettings, WidthPreset
 from condistill.errors import CondistillError
 from condistill.plan.skeleton import Skeleton
-from condistill.recipe import Recipe
-from condistill.settings import BlockPreset, StudentSettings, WidthPreset
 from condistill.students.costs import example_inputs, parameters
 from condistill.students.derive import Student, student_of, student_shapes
 from condistill.students.guidance import GUIDANCE_EMBEDDING

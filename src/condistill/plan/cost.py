@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from condistill.config.distill import DistillSettings
+from condistill.config.recipe import Recipe
 from condistill.distill.compute import forwards_per_step
-from condistill.distill.settings import DistillSettings
 from condistill.plan.candidates import Candidate, inputs_of
 from condistill.plan.devices import Device
 from condistill.plan.memory import training_peak
 from condistill.plan.skeleton import Skeleton
 from condistill.plan.step import Load, SyntheticStep
-from condistill.recipe import Recipe
 from condistill.sampling import Sampling, planned_sampling
 from condistill.students.costs import parameters
 from condistill.students.derive import Student

@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.tree import Tree
 from torch import Tensor, nn
 
+from condistill.config.sections import StudentSettings, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.plan.candidates import POSSIBLE, Candidate, inputs_of, possible_students, the_teacher
 from condistill.plan.skeleton import Skeleton, teacher_skeleton
-from condistill.settings import StudentSettings, TeacherSettings
 from condistill.students.costs import parameters
 from condistill.students.depth import image_stream
 from condistill.students.derive import student_of

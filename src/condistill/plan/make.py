@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from condistill.config.recipe import Recipe
 from condistill.distill.solver import check_steps
 from condistill.errors import CondistillError
 from condistill.plan.candidates import Candidate, own_students, possible_students, the_teacher
@@ -15,7 +16,6 @@ from condistill.plan.cost import EFFICIENCY, ORDINARY_EFFICIENCY, Job, Measured,
 from condistill.plan.devices import PRESENT, find_device
 from condistill.plan.measure import measure_forward, measure_training
 from condistill.plan.skeleton import Skeleton, teacher_skeleton
-from condistill.recipe import Recipe
 from condistill.students.guidance import guidance_learnt
 from condistill.utils.quiet import quiet_libraries
 

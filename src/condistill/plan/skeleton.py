@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.settings import TeacherSettings
 from condistill.students.costs import parameters, weights_of_products
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, read_index

@@ -14,8 +14,8 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from condistill.config.distill import DistillSettings
 from condistill.distill import random_conditioning as rc
-from condistill.distill.settings import DistillSettings
 from condistill.students.derive import Student
 from condistill.students.features import FeatureRecorder
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from condistill.distill.settings import RandomTextSettings
-from condistill.errors import CondistillError, nearest
+from condistill.config.distill import RandomTextSettings
+from condistill.config.recipe import check_sources
+from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptPool
 
 
@@ -48,22 +49,6 @@ class SourceMix:
         """Places in the pool `[...]`, from numbers in [0, 1) for the source and for the place in it `[..., 2]`."""
         source = np.searchsorted(self.shares, uniform[..., 0], side="right")
         return self.starts[source] + (uniform[..., 1] * self.counts[source]).astype(np.int64)
-
-
-def check_sources(weights: Mapping[str, float], names: tuple[str, ...]) -> None:
-    """Whether every source has a weight and every weight a source.
-
-    Raises:
-        CondistillError: names the first that has not.
-    """
-    for name in weights:
-        if name not in names:
-            near = nearest(name, names) if names else "; it was built from no files"
-            raise CondistillError(f"source_weights names {name!r}, which is no file of the prompt pool{near}")
-    if missing := [name for name in names if name not in weights]:
-        raise CondistillError(
-            f"source_weights leaves out {', '.join(map(repr, missing))}; give every file of the prompt pool a weight"
-        )
 
 
 def check_pool(pool: PromptPool, settings: RandomTextSettings | None) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from condistill.config.sections import MINIATURE
 from condistill.errors import CondistillError, nearest
-from condistill.settings import MINIATURE
 
 TABULAR = (".csv", ".jsonl", ".parquet")
 EXTENSIONS = (".txt", *TABULAR)

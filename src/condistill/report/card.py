@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
+from condistill.config.recipe import SPLITS, TEACHER, Recipe
+from condistill.config.sections import MINIATURE
 from condistill.errors import CondistillError, nearest
-from condistill.recipe import Recipe
-from condistill.report.numbers import SPLITS, TEACHER, look, models, splits
+from condistill.report.numbers import look, models, splits
 from condistill.report.verdict import BASELINE, PROMPTS
 from condistill.sampling import planned_sampling
-from condistill.settings import MINIATURE
 from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, significant
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from condistill.recipe import Recipe
+from condistill.config.recipe import SPLITS, TEACHER, Recipe
 from condistill.report import plots
-from condistill.report.numbers import SPLITS, TEACHER, finite, look, models
+from condistill.report.numbers import finite, look, models
 from condistill.report.tables import HEADINGS, attributes, cost_charts, costs, right_charts, scores
 from condistill.report.verdict import subject, verdict
 from condistill.utils.atomic import write_text

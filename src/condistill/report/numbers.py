@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-TEACHER = "teacher"
-SPLITS = ("seen", "unseen", "all")
+from condistill.config.recipe import SPLITS, TEACHER
 
 
 def finite(number: Any) -> float | None:

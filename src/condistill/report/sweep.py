@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import yaml
-
-from condistill.report.numbers import SPLITS, TEACHER, look
+from condistill.config.recipe import SPLITS, TEACHER
+from condistill.config.sections import MINIATURE
+from condistill.config.yaml_tree import flow
+from condistill.report.numbers import look
 from condistill.report.plots import dots
-from condistill.settings import MINIATURE
 from condistill.utils.atomic import write_text
 from condistill.utils.format import quantity, significant
 
@@ -29,12 +29,6 @@ Rows = dict[str, dict[int, Mapping[str, Any]]]
 """What was measured of each model, by label and seed."""
 Column = tuple[tuple[str, str], Callable[[float, int], str]]
 """Where a figure stands among what was measured, and how it is written with so many digits."""
-
-
-def flow(value: Any) -> str:
-    """A value as YAML in one line."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-    return text.removesuffix("\n...\n").strip()
 
 
 def measured(done: Sequence[Done]) -> Rows:

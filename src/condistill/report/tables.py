@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from condistill.report.numbers import TEACHER, look, models, ratio, splits
+from condistill.config.recipe import TEACHER
+from condistill.report.numbers import look, models, ratio, splits
 from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, significant, times_as_fast
 
 HEADINGS = {"seen": "Seen prompts", "unseen": "Unseen prompts", "all": "All prompts"}

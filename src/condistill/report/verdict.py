@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from condistill.report.numbers import TEACHER, look, ratio, splits, students
+from condistill.config.recipe import TEACHER
+from condistill.report.numbers import look, ratio, splits, students
 from condistill.utils.format import percent, significant
 
 BASELINE = "plain"

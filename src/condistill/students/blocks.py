@@ -14,8 +14,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from condistill.config.sections import BlockPreset
 from condistill.errors import CondistillError, nearest
-from condistill.settings import BlockPreset
 from condistill.students.width import importance_of, inherit, keep_channels, take
 from condistill.utils.meta import build_on_meta, plain_config
 

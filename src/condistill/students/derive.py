@@ -11,8 +11,8 @@ import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
+from condistill.config.sections import BlockPreset, StudentSettings, WidthPreset
 from condistill.errors import CondistillError, nearest
-from condistill.settings import BlockPreset, StudentSettings, WidthPreset
 from condistill.students.blocks import (
     Layers,
     config_without_blocks,

@@ -13,7 +13,7 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
-from condistill.distill.settings import ConsistencySettings, DistillSettings
+from condistill.config.distill import ConsistencySettings, DistillSettings
 from condistill.errors import CondistillError
 from condistill.students.derive import Student
 from condistill.utils.meta import plain_config

@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 
+from condistill.config.sections import StudentSettings, TargetSettings
 from condistill.errors import CondistillError
-from condistill.settings import StudentSettings, TargetSettings
 from condistill.students.costs import macs, parameters
 from condistill.students.depth import layer_lists
 from condistill.students.derive import student_of, student_shapes

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
-from condistill.settings import MINIATURE, TeacherSettings
 from condistill.teachers.dit import DiT
 from condistill.teachers.family import Family
 from condistill.teachers.flux import Flux

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from condistill.errors import RecipeError
+
+if TYPE_CHECKING:
+    pass
 
 _KINDS = {"schedule": "exponential", "method": "progressive"}
 """Settings that say which others there are, and what they are where nothing is said."""
@@ -74,3 +77,9 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
             if all(value.get(kind, given) == given for kind, given in kinds.items()):
                 merged[key] = merge(before, value)
     return merged
+
+
+def flow(value: Any) -> str:
+    """A value as YAML in one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.removesuffix("\n...\n").strip()

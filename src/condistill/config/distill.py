@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from condistill.settings import Probability, Settings
+from condistill.config.sections import Probability, Settings
 
 
 class Exponential(Settings):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from condistill.distill.settings import ConsistencySettings, Constant, Exponential, Never, ProgressiveSettings, Sigmoid
+from condistill.config.distill import ConsistencySettings, Constant, Exponential, Never, ProgressiveSettings, Sigmoid
+from condistill.config.recipe import Recipe
 from condistill.errors import RecipeError
-from condistill.recipe import Recipe
 
 BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\n"
 

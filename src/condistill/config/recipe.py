@@ -8,33 +8,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from condistill.distill.settings import (
+from condistill.config.distill import (
     ConsistencySettings,
-    Constant,
     DistillSettings,
-    Exponential,
-    Never,
-    PathSettings,
-    ProgressiveSettings,
-    RandomTextSettings,
-    Sigmoid,
 )
-from condistill.errors import CondistillError, RecipeError, nearest
-from condistill.prompts.mix import check_sources
-from condistill.settings import (
+from condistill.config.messages import mistakes, variant_mistakes
+from condistill.config.sections import (
     MINIATURE,
     CacheSettings,
     EvaluateSettings,
     PromptSettings,
     Settings,
     StudentSettings,
-    TargetSettings,
     TeacherSettings,
     VariantSettings,
 )
-from condistill.tree import merge, override, read_yaml
+from condistill.config.yaml_tree import merge, override, read_yaml
+from condistill.errors import CondistillError, RecipeError, nearest
 
 
 def _student_name(name: str) -> str:
@@ -199,9 +191,9 @@ class Recipe(Settings):
     ) -> Recipe:
         """Validate a mapping; all mistakes at once, each with where `places` says its dotted key was given."""
         data, places = dict(data), places or {}
-        mistakes = [*_mistakes(cls, data, places).values(), *_variant_mistakes(data, places)]
-        if mistakes:
-            raise RecipeError(f"{source} has {len(mistakes)} mistake(s):\n" + "\n".join(mistakes))
+        found = [*mistakes(cls, data, places).values(), *variant_mistakes(data, places)]
+        if found:
+            raise RecipeError(f"{source} has {len(found)} mistake(s):\n" + "\n".join(found))
         return cls.model_validate(data)
 
     def to_yaml(self) -> str:
@@ -228,85 +220,23 @@ def _resolve_files(data: dict[str, Any], folder: Path) -> None:
             teacher["pipeline"] = str(local.resolve())
 
 
-_SETTINGS: dict[Any, type[Settings]] = {
-    "teacher": TeacherSettings,
-    "prompts": PromptSettings,
-    "cache": CacheSettings,
-    "student": StudentSettings,
-    "target": TargetSettings,
-    "distill": DistillSettings,
-    "evaluate": EvaluateSettings,
-    "path": PathSettings,
-    "random_text": RandomTextSettings,
-    "progressive": ProgressiveSettings,
-    "consistency": ConsistencySettings,
-    "exponential": Exponential,
-    "sigmoid": Sigmoid,
-    "constant": Constant,
-    "none": Never,
-}
+def check_sources(weights: Mapping[str, float], names: tuple[str, ...]) -> None:
+    """Whether every source has a weight and every weight a source.
+
+    Raises:
+        CondistillError: names the first that has not.
+    """
+    for name in weights:
+        if name not in names:
+            near = nearest(name, names) if names else "; it was built from no files"
+            raise CondistillError(f"source_weights names {name!r}, which is no file of the prompt pool{near}")
+    if missing := [name for name in names if name not in weights]:
+        raise CondistillError(
+            f"source_weights leaves out {', '.join(map(repr, missing))}; give every file of the prompt pool a weight"
+        )
 
 
-def _mistakes(
-    model: type[Settings], data: Mapping[str, Any], places: Mapping[str, str], at: tuple[str, ...] = ()
-) -> dict[tuple[Any, str], str]:
-    """A line for every mistake, by its location and message; `at` is where `data` stands in the recipe."""
-    try:
-        model.model_validate(data)
-    except ValidationError as error:
-        return {(m["loc"], m["msg"]): _tell(m, data, places, at) for m in error.errors()}
-    return {}
+TEACHER = "teacher"
 
 
-def _variant_mistakes(data: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[str]:
-    """Mistakes that a variant brings into a section; those of the section itself are told there."""
-    variants = data.get("variants")
-    for name, changes in variants.items() if isinstance(variants, Mapping) else ():
-        for section in ("student", "distill") if isinstance(changes, Mapping) else ():
-            base, change = data.get(section, {}), changes.get(section)
-            if isinstance(base, Mapping) and isinstance(change, Mapping):
-                known = _mistakes(_SETTINGS[section], base, places)
-                found = _mistakes(_SETTINGS[section], merge(base, change), places, ("variants", str(name), section))
-                yield from (line for key, line in found.items() if key not in known)
-
-
-def _valid_names(location: tuple[Any, ...]) -> list[str]:
-    """Names of the settings that may stand where the last part of a location stands."""
-    match location:
-        case (_,):
-            model: type[Settings] = Recipe
-        case ("variants", _, _):
-            model = VariantSettings
-        case _:
-            model = _SETTINGS[location[-2]]
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _tell(mistake: Any, data: Any, places: Mapping[str, str], at: tuple[str, ...]) -> str:
-    """One line: the place of a mistake, what was given, what is allowed."""
-    kind, location = mistake["type"], mistake["loc"]
-    keys = [*at]
-    for part in location:  # it also names members of unions, which the recipe does not hold
-        if (isinstance(data, Mapping) and part in data) or (isinstance(data, list | tuple) and isinstance(part, int)):
-            keys.append(str(part))
-            data = data[part]
-    if kind == "missing":
-        keys.append(str(location[-1]))
-    elif kind == "union_tag_invalid":
-        keys.append(mistake["ctx"]["discriminator"].strip("'"))
-    key = place = ".".join(keys)
-    while key and key not in places:
-        key = key.rpartition(".")[0]
-    where = f"  {places[key]}: {place}" if key else f"  {place or 'recipe'}"
-    if kind == "extra_forbidden":
-        return f"{where} is not a setting{nearest(str(location[-1]), _valid_names((*at, *location)))}"
-    if kind == "missing":
-        return f"{where} is missing; it has no default"
-    if kind == "union_tag_invalid":
-        return f"{where}: {mistake['ctx']['tag']!r} is unknown; use {mistake['ctx']['expected_tags']}"
-    message = mistake["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    message = re.sub(r"valid dictionary( or .*)?", "mapping", message)
-    message = re.sub(r"(valid )?tuple", "list", message)
-    given = "" if isinstance(mistake["input"], dict | BaseModel) else f" (given: {mistake['input']!r})"
-    return f"{where}: {message}{given}"
+SPLITS = ("seen", "unseen", "all")
