@@ -24,12 +24,12 @@ from condistill.cache.fill import finish_cache
 from condistill.cache.latents import shard_name, write_shard
 from condistill.config.recipe import Recipe
 from condistill.distill.trainer import Trainer
-from condistill.evaluate.speed import LiveMemory
 from condistill.miniature import build
 from condistill.miniature.world import all_captions
 from condistill.plan import make_plan
 from condistill.plan.devices import GIB
 from condistill.plan.skeleton import teacher_skeleton
+from condistill.profiling.memory import LiveMemory
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from condistill import cli
 from condistill.config.recipe import Recipe
-from condistill.distill.compute import forwards_per_step
 from condistill.errors import CondistillError
+from condistill.profiling.forwards import forwards_per_step
 from condistill.sweep import Sweep, SweepRun, grid_cases, named_case, plan, run_sweep
 
 GRID = ("distill.random_conditioning.lambda=[1, 5]",)

@@ -212,7 +212,7 @@ def plan(sweep: Sweep) -> list[SweepRun]:
 
 def _with_equal_steps(case: Case, recipe: Recipe, base: Recipe) -> Case:
     """The case with the steps that cost as many forwards, of teacher and student together, as the recipe's own."""
-    from condistill.distill.compute import forwards_per_step
+    from condistill.profiling.forwards import forwards_per_step
 
     if "steps" in recipe.variants[case.name].distill:
         raise CondistillError("it sets distill.steps, which --equal-forwards chooses; leave out one of the two")

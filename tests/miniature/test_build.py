@@ -10,8 +10,8 @@ from transformers import CLIPTokenizer
 
 from condistill.miniature.build import DEFAULT_STEPS, MAX_TOKENS, build_denoiser, build_scheduler, build_tokenizer
 from condistill.miniature.world import IMAGE_SIZE, TEMPLATES, all_captions, all_scenes
-from condistill.students.costs import parameters
 from condistill.teachers.family import Family
+from condistill.utils.meta import parameters
 
 
 @pytest.fixture(scope="module")

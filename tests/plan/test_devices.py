@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from condistill.errors import CondistillError
-from condistill.plan.devices import DEVICES, GIB, find_device, present_device, seconds_of
+from condistill.plan.devices import DEVICES, GIB, find_device, present_device
+from condistill.profiling.timing import seconds_of
 
 
 def test_every_device_is_plausible() -> None:
@@ -50,7 +51,7 @@ def test_the_present_device_is_measured() -> None:
 
 def test_the_median_time_is_taken_and_preparing_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("condistill.plan.devices.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("condistill.profiling.timing.time.perf_counter", lambda: now[0])
     lengths = iter([9.0, 3.0, 2.0, 4.0])  # the first warms up
 
     def pass_time(seconds: float) -> None:

@@ -13,9 +13,10 @@ from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.plan import make_plan
 from condistill.plan.skeleton import Skeleton
-from condistill.students.costs import macs, parameters
+from condistill.profiling.macs import macs
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
+from condistill.utils.meta import parameters
 
 RecipeOf = Callable[..., Recipe]
 CACHE = {"size": 10, "num_inference_steps": 5, "guidance_scale": 2.0}

@@ -9,12 +9,13 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from condistill.config.distill import DistillSettings
-from condistill.evaluate.speed import LiveMemory
 from condistill.plan.memory import training_peak
-from condistill.plan.step import Load, SyntheticStep
-from condistill.students.costs import example_inputs, parameters
+from condistill.plan.step import SyntheticStep
+from condistill.profiling.forwards import Load
+from condistill.profiling.macs import example_inputs
+from condistill.profiling.memory import LiveMemory
 from condistill.students.derive import derive_student
-from condistill.utils.meta import build_on_meta
+from condistill.utils.meta import build_on_meta, parameters
 
 CONFIG: dict[str, Any] = {
     "sample_size": 16,

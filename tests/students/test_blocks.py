@@ -13,7 +13,7 @@ from condistill.students.blocks import (
     preset_layers,
     remove_blocks,
 )
-from condistill.students.costs import parameters
+from condistill.utils.meta import parameters
 
 SDXL_LIKE = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),

@@ -24,7 +24,7 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
         return inputs_of(denoiser, size, device="meta")
 
     family = SimpleNamespace(example_inputs=example_inputs)
-    monkeypatch.setattr("condistill.students.costs.family_of", lambda _: family)
+    monkeypatch.setattr("condistill.profiling.macs.family_of", lambda _: family)
 
 
 @pytest.fixture(params=KINDS)

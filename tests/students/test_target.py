@@ -10,10 +10,12 @@ from tiny_transformers import build
 
 from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError, CorruptError
+from condistill.profiling.macs import macs
+from condistill.profiling.timing import forward_timer
 from condistill.students import target as target_module
-from condistill.students.costs import macs, parameters
 from condistill.students.derive import derive_student
-from condistill.students.target import CHOICE_NAME, forward_timer, settle, settled
+from condistill.students.target import CHOICE_NAME, settle, settled
+from condistill.utils.meta import parameters
 
 WIDE = {"block_out_channels": (32, 64, 64)}
 SIZE = {"size": (8, 8), "text_length": 4}

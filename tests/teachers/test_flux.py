@@ -19,9 +19,9 @@ from condistill.config.sections import TeacherSettings
 from condistill.distill.objective import Objective, StudentForward
 from condistill.distill.samples import Sample
 from condistill.errors import CondistillError
-from condistill.evaluate.speed import peak_memory_gb
 from condistill.evaluate.stage import _training
-from condistill.students.costs import macs
+from condistill.profiling.macs import macs
+from condistill.profiling.memory import peak_memory_gb
 from condistill.students.derive import Student
 from condistill.students.guidance import guidance_kind, guidance_learnt
 from condistill.teachers.flux import Flux

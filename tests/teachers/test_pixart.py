@@ -21,7 +21,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.students.costs import macs
+from condistill.profiling.macs import macs
 from condistill.teachers.load import load_teacher
 from condistill.teachers.pixart import PixArt
 

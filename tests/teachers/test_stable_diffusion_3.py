@@ -13,7 +13,7 @@ from torch import Tensor
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.students.costs import macs
+from condistill.profiling.macs import macs
 from condistill.teachers.load import load_teacher
 from condistill.teachers.stable_diffusion_3 import StableDiffusion3
 

@@ -22,7 +22,7 @@ from condistill.distill.samples import Sample, noised_latents
 from condistill.distill.solver import check_steps
 from condistill.errors import CondistillError
 from condistill.miniature import build
-from condistill.students.costs import macs
+from condistill.profiling.macs import macs
 from condistill.students.derive import derive_student
 from condistill.teachers.condition import Condition
 from condistill.teachers.family import Family

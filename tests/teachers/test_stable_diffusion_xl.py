@@ -22,11 +22,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import build
-from condistill.students.costs import macs, parameters
+from condistill.profiling.macs import macs
 from condistill.students.width import narrow, stage_widths
 from condistill.teachers.condition import Condition
 from condistill.teachers.load import load_teacher
 from condistill.teachers.stable_diffusion_xl import StableDiffusionXL
+from condistill.utils.meta import parameters
 
 PROMPTS = ["a large red star at the top on snow", "a small blue box"]
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

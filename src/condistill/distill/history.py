@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,31 @@ def read_history(file: Path) -> list[dict[str, Any]]:
         if line.endswith("\n"):
             records.append(json.loads(line))
     return records
+
+
+_FILE_NAME = "seconds.json"
+
+
+class Stopwatch:
+    """Seconds of a training up to its last checkpoint, over all the runs it took."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / _FILE_NAME
+        self._began: float | None = None
+
+    def on_step(self, step: int, *, checkpoint: bool) -> None:
+        """Call before the first step, and after each with whether a checkpoint was made of it."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now - train_sec(self._file.parent, step)
+        if checkpoint:
+            write_text(self._file, json.dumps({"step": step, "train_sec": now - self._began}) + "\n")
+
+
+def train_sec(directory: Path, step: int) -> float:
+    """Seconds noted in a directory by a `Stopwatch` that had come no further than `step`; 0 where there are none."""
+    file = directory / _FILE_NAME
+    if not file.is_file():
+        return 0.0
+    noted = json.loads(file.read_text(encoding="utf-8"))
+    return float(noted["train_sec"]) if noted["step"] <= step else 0.0

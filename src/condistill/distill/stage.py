@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from condistill.cache.latents import LatentCache
-from condistill.distill.compute import Stopwatch
+from condistill.distill.history import Stopwatch
 from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError
+from condistill.profiling.macs import macs
 from condistill.prompts.pool import PromptPool
 from condistill.sampling import SAMPLING_NAME
-from condistill.students.costs import macs, parameters
 from condistill.students.derive import Student, student_of
 from condistill.students.guidance import with_guidance
 from condistill.students.importance import kept_importance
@@ -23,6 +23,7 @@ from condistill.students.influence import kept_influence
 from condistill.students.target import settled
 from condistill.teachers.family import Family
 from condistill.utils.atomic import write_text
+from condistill.utils.meta import parameters
 from condistill.utils.progress import track
 
 if TYPE_CHECKING:

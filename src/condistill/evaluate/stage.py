@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from condistill.distill.compute import compute, train_sec
+from condistill.distill.history import train_sec
 from condistill.errors import CondistillError
 from condistill.evaluate.run import ImageJudge, Round, draw_round, measure, rounds, write_grid
-from condistill.evaluate.speed import peak_memory_gb, sec_per_image
+from condistill.profiling.forwards import compute
+from condistill.profiling.macs import macs
+from condistill.profiling.memory import peak_memory_gb
+from condistill.profiling.timing import sec_per_image
 from condistill.sampling import Sampling
-from condistill.students.costs import macs, parameters
 from condistill.students.guidance import guidance_kind
 from condistill.teachers.family import Family
 from condistill.utils.atomic import write_text
+from condistill.utils.meta import parameters
 from condistill.utils.progress import track
 
 if TYPE_CHECKING:

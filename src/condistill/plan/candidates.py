@@ -14,12 +14,12 @@ from condistill.config.recipe import Recipe
 from condistill.config.sections import BlockPreset, StudentSettings, WidthPreset
 from condistill.errors import CondistillError
 from condistill.plan.skeleton import Skeleton
-from condistill.students.costs import example_inputs, parameters
+from condistill.profiling.macs import example_inputs
+from condistill.profiling.shapes import ShapesOnly
 from condistill.students.derive import Student, student_of, student_shapes
 from condistill.students.guidance import GUIDANCE_EMBEDDING
-from condistill.students.shapes import ShapesOnly
 from condistill.students.target import settle
-from condistill.utils.meta import build_on_meta, plain_config
+from condistill.utils.meta import build_on_meta, parameters, plain_config
 
 POSSIBLE: dict[str, dict[str, Any]] = {
     **{preset: {"preset": preset} for preset in (*get_args(BlockPreset), *get_args(WidthPreset))},

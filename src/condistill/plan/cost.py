@@ -11,16 +11,15 @@ import torch
 
 from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
-from condistill.distill.compute import forwards_per_step
 from condistill.plan.candidates import Candidate, inputs_of
 from condistill.plan.devices import Device
 from condistill.plan.memory import training_peak
 from condistill.plan.skeleton import Skeleton
-from condistill.plan.step import Load, SyntheticStep
+from condistill.plan.step import SyntheticStep
+from condistill.profiling.forwards import Load, forwards_per_step, prompts_per_sample
 from condistill.sampling import Sampling, planned_sampling
-from condistill.students.costs import parameters
 from condistill.students.derive import Student
-from condistill.utils.meta import build_on_meta, plain_config
+from condistill.utils.meta import build_on_meta, parameters, plain_config
 
 EFFICIENCY = 0.3
 """Share of the peak of tensor cores that a training reaches: assumed. BK-SDM's 300 hours for 50,000 steps on one A100
@@ -149,7 +148,7 @@ class Job:
         teacher_macs = self.teacher.macs * teacher_forwards
         passes = 4 if settings.gradient_checkpointing else 3  # a backward is two forwards; checkpointing adds one
         student_macs = self.student.macs * student_forwards * passes
-        prompts = _prompts_per_sample(settings)
+        prompts = prompts_per_sample(settings)
         text_macs = self.skeleton.text_macs * prompts
         update = self.student.params * UPDATE_BYTES / rates.device.bandwidth
         if measured:
@@ -180,13 +179,6 @@ class Job:
             "fits": memory.total <= rates.device.memory_bytes,
             **told,
         }
-
-
-def _prompts_per_sample(settings: DistillSettings) -> int:
-    """Prompts that are encoded for a sample: its own or a random one, the empty one, and what it is blended with."""
-    guided = settings.guidance_weight or settings.fold_guidance or (settings.path and settings.path.guidance_scale != 1)
-    blended = settings.random_text is not None and settings.random_text.interpolate > 0
-    return 1 + bool(guided) + blended
 
 
 def cache_cost(

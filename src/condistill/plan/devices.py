@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from condistill.errors import CondistillError
+from condistill.profiling.timing import seconds_of
 from condistill.teachers.load import choose_dtype
 from condistill.utils.hardware import present_torch_device
 
@@ -92,34 +90,6 @@ def present_device() -> Device:
     rates = {dtype: _product_rate(device, dtype, size) for dtype in {half, torch.float32}}
     convolution = _convolution_rate(device, size // 16)
     return Device(name, rates[half], rates[torch.float32], convolution, memory, _copy_rate(device), half, measured=True)
-
-
-def seconds_of(
-    work: Callable[[], object],
-    device: torch.device,
-    *,
-    repeats: int = 5,
-    prepare: Callable[[], object] = lambda: None,
-) -> float:
-    """Median time of some work on a device, after a first time that warms up.
-
-    Args:
-        prepare: done before each time, and not timed.
-    """
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    times = []
-    for _ in range(repeats + 1):
-        prepare()
-        wait()
-        started = time.perf_counter()
-        work()
-        wait()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:

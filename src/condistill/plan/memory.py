@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from condistill.evaluate.speed import LiveMemory
 from condistill.plan.step import SyntheticStep
+from condistill.profiling.memory import LiveMemory
 
 _HALF = {F.linear, F.conv2d, F.scaled_dot_product_attention, torch.matmul, Tensor.matmul, Tensor.__matmul__}
 _HALF |= {torch.bmm, torch.baddbmm, torch.addmm, torch.einsum}

@@ -14,9 +14,9 @@ from torch import nn
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.students.costs import parameters, weights_of_products
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, read_index
+from condistill.utils.meta import parameters, weights_of_products
 from condistill.utils.quiet import quiet_libraries
 
 _PREPROCESSORS = ("Tokenizer", "TokenizerFast", "Processor", "Extractor")

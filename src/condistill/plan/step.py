@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from condistill.config.distill import DistillSettings
 from condistill.distill import random_conditioning as rc
+from condistill.profiling.forwards import Load
 from condistill.students.derive import Student
 from condistill.students.features import FeatureRecorder
 
@@ -31,24 +31,6 @@ def batch_of(inputs: Any, count: int, *, device: torch.device, dtype: torch.dtyp
     shape = (count, *inputs.shape[1:]) if inputs.dim() and len(inputs) == 1 else tuple(inputs.shape)
     kind = dtype if inputs.is_floating_point() else inputs.dtype
     return torch.ones(shape, device=device, dtype=kind)
-
-
-@dataclass(frozen=True)
-class Load:
-    """How much a step asks of each network at once."""
-
-    teacher_batch: int
-    student_batch: int
-    compared: int
-    """Samples whose features are compared: the unguided half of a batch is not."""
-
-    @classmethod
-    def of(cls, settings: DistillSettings, *, processes: int, teacher_is_told: bool) -> Load:
-        """Of one forward of a micro-batch."""
-        count = settings.micro_batch_size or -(-settings.batch_size // processes)
-        doubled = count * (2 if settings.guidance_weight else 1)
-        guided = settings.fold_guidance is not None and not teacher_is_told
-        return cls(doubled * 2 if guided else doubled, doubled, count)
 
 
 class SyntheticStep:

@@ -23,7 +23,6 @@ from condistill.students.blocks import (
     preset_layers,
     remove_blocks,
 )
-from condistill.students.costs import parameters
 from condistill.students.depth import (
     describe_layers,
     listed_layers,
@@ -33,7 +32,7 @@ from condistill.students.depth import (
 )
 from condistill.students.features import FeatureKind, FeaturePair, check_pairs, feature_pairs, layer_pairs, make_maps
 from condistill.students.width import narrow, narrowed_config, stage_widths
-from condistill.utils.meta import build_on_meta, plain_config
+from condistill.utils.meta import build_on_meta, parameters, plain_config
 
 WIDTH_FRACTIONS: dict[WidthPreset, float] = {"c-base": 0.8, "c-small": 0.7, "c-tiny": 0.6, "c-micro": 0.5}
 """The paper's channel-reduced students: (256, 512, 1024, 1024) to (160, 320, 640, 640) for SD-1.4."""

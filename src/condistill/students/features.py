@@ -14,10 +14,10 @@ from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError, nearest
+from condistill.profiling.macs import example_inputs
+from condistill.profiling.shapes import ShapesOnly
 from condistill.students.blocks import origin
-from condistill.students.costs import example_inputs
 from condistill.students.depth import JOINT_BLOCKS, Kept, image_stream
-from condistill.students.shapes import ShapesOnly
 from condistill.utils.meta import build_on_meta, plain_config
 
 FeatureKind = Literal["stages", "cross_attention", "self_attention", "attention_maps"]

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 
 from condistill.config.sections import StudentSettings, TargetSettings
 from condistill.errors import CondistillError
-from condistill.students.costs import macs, parameters
+from condistill.profiling.macs import macs
+from condistill.profiling.timing import forward_timer
 from condistill.students.depth import layer_lists
 from condistill.students.derive import student_of, student_shapes
 from condistill.students.evidence import kept
 from condistill.teachers.family import Family
-from condistill.utils.meta import build_on_meta, plain_config
+from condistill.utils.meta import build_on_meta, parameters, plain_config
 
 CHOICE_NAME = "student_settings.json"
 STEPS = 64
@@ -125,36 +124,6 @@ class _Costs:
     def fit(self, denoiser: ModelMixin) -> bool:
         """Whether a student costs no more than is wanted."""
         return all(share <= self.wanted[name] for name, share in self.shares(denoiser).items())
-
-
-def forward_timer(family: Family, *, repeats: int = 5) -> Callable[[ModelMixin], float]:
-    """What times one forward of one sample on the family's device, in seconds: the fastest, after one to warm up.
-
-    Whatever else the machine does only adds to it, and students of nearly the same size must not change places.
-    """
-    x_t = torch.zeros(1, *family.latent_shape, device=family.device)
-    timesteps = family.timesteps(torch.full((1,), 0.5)).to(family.device)
-    condition = family.null_condition(1)
-
-    @torch.no_grad()
-    def sec_per_forward(shapes: ModelMixin) -> float:
-        kind, usual = cast("Any", type(shapes)), torch.get_default_dtype()
-        torch.set_default_dtype(family.denoiser.dtype)  # made in it: float32 would take twice the room first
-        try:
-            with torch.random.fork_rng(devices=[]), torch.device(family.device):
-                denoiser = kind.from_config(plain_config(shapes))
-        finally:
-            torch.set_default_dtype(usual)
-        times = []
-        for _ in range(repeats + 1):
-            started = time.perf_counter()
-            family.predict(denoiser, x_t, timesteps, condition)
-            if family.device.type == "cuda":
-                torch.cuda.synchronize(family.device)
-            times.append(time.perf_counter() - started)
-        return min(times[1:])
-
-    return sec_per_forward
 
 
 def settled(family: Family, settings: StudentSettings, directory: Path, accelerator: Any) -> StudentSettings:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
+from torch import nn
 
 
 def plain_config(denoiser: ModelMixin) -> dict[str, Any]:
@@ -17,3 +18,14 @@ def build_on_meta(kind: type[ModelMixin], config: dict[str, Any]) -> ModelMixin:
     """A denoiser of shapes only: no memory, no random numbers."""
     with torch.device("meta"):
         return kind.from_config(config)
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of weights in a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def weights_of_products(module: nn.Module) -> int:
+    """Of these, those that every token is multiplied with: matrices and kernels, not tables of embeddings."""
+    tables = sum(parameters(part) for part in module.modules() if isinstance(part, nn.Embedding))
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1) - tables

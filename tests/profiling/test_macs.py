@@ -6,7 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from condistill.errors import CondistillError
-from condistill.students.costs import macs, parameters
+from condistill.profiling.macs import macs
+from condistill.utils.meta import parameters
 
 
 @pytest.mark.slow

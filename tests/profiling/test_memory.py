@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from condistill.evaluate.speed import GIB, LiveMemory, peak_memory_gb, sec_per_image
+from condistill.profiling.memory import GIB, LiveMemory, peak_memory_gb
+from condistill.profiling.timing import sec_per_image
 from condistill.sampling import Sampling
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
@@ -62,7 +63,7 @@ def test_models_take_turns_and_the_first_round_is_not_counted(
     clock = iter([0, 100, 0, 1, 1, 11, 0, 3, 3, 15, 0, 2, 2, 13])
     order: list[object] = []
     a, b = torch.nn.Identity(), torch.nn.Identity()
-    monkeypatch.setattr("condistill.evaluate.speed.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("condistill.profiling.timing.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(tiny_family, "sample", lambda denoiser, *_, **__: order.append(denoiser))
     times = sec_per_image(tiny_family, {"a": a, "b": b}, {"a": Sampling(1, 1.0), "b": Sampling(1, 1.0)}, repeats=3)
     assert order == [a, b] * 4

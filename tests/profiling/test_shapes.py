@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from condistill.students.costs import example_inputs
-from condistill.students.shapes import ShapesOnly
+from condistill.profiling.macs import example_inputs
+from condistill.profiling.shapes import ShapesOnly
 
 
 def on_meta(*shape: int) -> torch.Tensor:

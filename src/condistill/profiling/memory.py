@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,9 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from condistill.sampling import Sampling
 from condistill.teachers.family import Family
-from condistill.utils.randomness import Stream, image_noise
 
 GIB = 2**30
 
@@ -62,32 +57,3 @@ def peak_memory_gb(family: Family, denoiser: nn.Module, *, batch_size: int = 1) 
     with LiveMemory() as memory:
         family.predict(denoiser, x_t, timesteps, condition)
     return float((weights + memory.peak) / GIB)
-
-
-def sec_per_image(
-    family: Family,
-    denoisers: Mapping[str, nn.Module],
-    sampling: Mapping[str, Sampling],
-    *,
-    repeats: int = 3,
-) -> dict[str, float]:
-    """Median seconds for one latent at batch size 1; models take turns, so that a busy machine is fair to all."""
-    noise = torch.from_numpy(image_noise(0, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
-    times: dict[str, list[float]] = {name: [] for name in denoisers}
-    for repeat in range(repeats + 1):
-        for name, denoiser in denoisers.items():
-            started = time.perf_counter()
-            family.sample(
-                denoiser,
-                [""],
-                noise,
-                num_inference_steps=sampling[name].num_inference_steps,
-                guidance_scale=sampling[name].guidance_scale,
-                seeds=[0],
-                scheduler=sampling[name].scheduler(family),
-            )
-            if family.device.type == "cuda":
-                torch.cuda.synchronize(family.device)
-            if repeat:  # the first warms up
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(taken) for name, taken in times.items()}

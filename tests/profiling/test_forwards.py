@@ -8,7 +8,8 @@ import pytest
 from condistill.config.distill import DistillSettings
 from condistill.config.sections import CacheSettings
 from condistill.distill import compute as module
-from condistill.distill.compute import Stopwatch, compute, forwards_per_step, train_sec
+from condistill.distill.history import Stopwatch, train_sec
+from condistill.profiling.forwards import compute, forwards_per_step
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import time
-from pathlib import Path
+from dataclasses import dataclass
 
 from condistill.config.distill import ConsistencySettings, DistillSettings, ProgressiveSettings
 from condistill.config.sections import CacheSettings
-from condistill.utils.atomic import write_text
-
-_FILE_NAME = "seconds.json"
 
 
 def forwards_per_step(settings: DistillSettings, *, teacher_is_told: bool = False) -> tuple[float, float]:
@@ -59,26 +54,26 @@ def compute(
     }
 
 
-class Stopwatch:
-    """Seconds of a training up to its last checkpoint, over all the runs it took."""
+@dataclass(frozen=True)
+class Load:
+    """How much a step asks of each network at once."""
 
-    def __init__(self, directory: Path) -> None:
-        self._file = directory / _FILE_NAME
-        self._began: float | None = None
+    teacher_batch: int
+    student_batch: int
+    compared: int
+    """Samples whose features are compared: the unguided half of a batch is not."""
 
-    def on_step(self, step: int, *, checkpoint: bool) -> None:
-        """Call before the first step, and after each with whether a checkpoint was made of it."""
-        now = time.monotonic()
-        if self._began is None:
-            self._began = now - train_sec(self._file.parent, step)
-        if checkpoint:
-            write_text(self._file, json.dumps({"step": step, "train_sec": now - self._began}) + "\n")
+    @classmethod
+    def of(cls, settings: DistillSettings, *, processes: int, teacher_is_told: bool) -> Load:
+        """Of one forward of a micro-batch."""
+        count = settings.micro_batch_size or -(-settings.batch_size // processes)
+        doubled = count * (2 if settings.guidance_weight else 1)
+        guided = settings.fold_guidance is not None and not teacher_is_told
+        return cls(doubled * 2 if guided else doubled, doubled, count)
 
 
-def train_sec(directory: Path, step: int) -> float:
-    """Seconds noted in a directory by a `Stopwatch` that had come no further than `step`; 0 where there are none."""
-    file = directory / _FILE_NAME
-    if not file.is_file():
-        return 0.0
-    noted = json.loads(file.read_text(encoding="utf-8"))
-    return float(noted["train_sec"]) if noted["step"] <= step else 0.0
+def prompts_per_sample(settings: DistillSettings) -> int:
+    """Prompts that are encoded for a sample: its own or a random one, the empty one, and what it is blended with."""
+    guided = settings.guidance_weight or settings.fold_guidance or (settings.path and settings.path.guidance_scale != 1)
+    blended = settings.random_text is not None and settings.random_text.interpolate > 0
+    return 1 + bool(guided) + blended

@@ -8,23 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from torch import nn
 
 from condistill.errors import CondistillError
-from condistill.students.shapes import ShapesOnly
+from condistill.profiling.shapes import ShapesOnly
 from condistill.teachers.load import family_of
 from condistill.utils.meta import build_on_meta, plain_config
-
-
-def parameters(module: nn.Module) -> int:
-    """Number of weights in a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def weights_of_products(module: nn.Module) -> int:
-    """Of these, those that every token is multiplied with: matrices and kernels, not tables of embeddings."""
-    tables = sum(parameters(part) for part in module.modules() if isinstance(part, nn.Embedding))
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1) - tables
 
 
 def example_inputs(

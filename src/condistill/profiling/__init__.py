@@ -1,0 +1,1 @@
+"""Everything that counts or times: multiply-accumulates, shapes, memory, seconds, forwards."""
