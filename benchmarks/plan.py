@@ -28,12 +28,12 @@ from condistill.miniature import build
 from condistill.miniature.world import all_captions
 from condistill.plan import make_plan
 from condistill.plan.devices import GIB
-from condistill.plan.skeleton import teacher_skeleton
 from condistill.profiling.memory import LiveMemory
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
 from condistill.teachers.load import choose_dtype, load_teacher
+from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.hardware import machine
 from condistill.utils.quiet import quiet_libraries
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,9 +13,11 @@ if TYPE_CHECKING:  # pytest's own process reads this file as well, and has no us
     from diffusers import StableDiffusionPipeline
 
     from condistill.cache.latents import LatentCache
+    from condistill.config.recipe import Recipe
     from condistill.config.sections import TeacherSettings
     from condistill.prompts.pool import PromptPool
     from condistill.teachers.family import Family
+    from condistill.teachers.skeleton import Skeleton
 
 
 # Tests run on every core at once, and so do the commands that they start: threads would only get in each other's way.
@@ -136,3 +138,24 @@ def tiny_pool(tiny_prompts: list[str], tmp_path_factory: pytest.TempPathFactory)
     return PromptPool.from_prompts(
         [*tiny_prompts, *captions[:: len(captions) // 100]], tmp_path_factory.mktemp("tiny_pool") / "prompts.arrow"
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_skeleton(tiny_pipeline_dir: Path) -> Skeleton:
+    """The tiny teacher, of shapes only."""
+    from condistill.config.sections import TeacherSettings
+    from condistill.teachers.skeleton import teacher_skeleton
+
+    return teacher_skeleton(TeacherSettings(pipeline=str(tiny_pipeline_dir)))
+
+
+@pytest.fixture
+def recipe_of() -> Callable[..., Recipe]:
+    """A recipe for a pipeline; its prompts are nowhere."""
+    from condistill.config.recipe import Recipe
+
+    def make(pipeline: Path | str, student: dict[str, Any], **sections: Any) -> Recipe:
+        whole = {"teacher": {"pipeline": str(pipeline)}, "prompts": {"files": ["gone.txt"]}, "student": student}
+        return Recipe.model_validate({**whole, **sections})
+
+    return make

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
-from condistill.distill.solver import check_steps
 from condistill.errors import CondistillError
 from condistill.evaluate.run import rounds
 from condistill.evaluate.stage import choose_judge
@@ -51,3 +51,24 @@ def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None
             raise CondistillError(f"the student {name!r} cannot be made: {error}") from error
         shapes[name] = derived.denoiser
     choose_judge(evaluation.judge, rounds(evaluation, prompts.choose, prompts.splits))
+
+
+def check_steps(family: Family, settings: DistillSettings) -> None:
+    """Whether the teacher has the timesteps that paths and few steps ask for, and can be followed along a path.
+
+    Raises:
+        CondistillError: says which numbers of steps it can be cut into.
+    """
+    total = family.total_timesteps
+    path, few = settings.path, settings.few_steps
+    if path and family.has_context:
+        raise CondistillError(
+            f"distill.path is not for a teacher of family {family.name}: the part of the image that is kept does not "
+            "move along with a state; leave out distill.path"
+        )
+    if path and path.num_inference_steps > total:
+        raise CondistillError(
+            f"path.num_inference_steps is {path.num_inference_steps}; the teacher has {total} timesteps"
+        )
+    if few:
+        family.check_few_steps(few)

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from condistill.config.sections import TeacherSettings
 from condistill.plan.inspect import Layer, compared_layers, inspect_pipeline, layers_of
-from condistill.plan.skeleton import Skeleton
 from condistill.profiling.macs import macs
 from condistill.students.derive import derive_student
+from condistill.teachers.skeleton import Skeleton
 from condistill.utils.meta import parameters
 
 

@@ -12,10 +12,10 @@ from full_size import DATA
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.plan import make_plan
-from condistill.plan.skeleton import Skeleton
 from condistill.profiling.macs import macs
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
+from condistill.teachers.skeleton import Skeleton
 from condistill.utils.meta import parameters
 
 RecipeOf = Callable[..., Recipe]

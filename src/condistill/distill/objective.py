@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from condistill.config.distill import ConsistencySettings, DistillSettings, ProgressiveSettings
 from condistill.distill import random_conditioning as rc
 from condistill.distill.samples import Sample
-from condistill.distill.solver import SolverGrid
 from condistill.students.derive import Student
 from condistill.students.features import FeatureKind, FeaturePair, FeatureRecorder, layer_weights
 from condistill.students.guidance import guidance_kind
 from condistill.teachers.condition import Condition
 from condistill.teachers.family import Family
+from condistill.teachers.noise.grid import SolverGrid
 
 
 class StudentForward(nn.Module):

@@ -19,8 +19,8 @@ from condistill.distill.batches import Batch
 from condistill.distill.objective import Moves
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.samples import Sample, pure_noise
-from condistill.distill.solver import END, SolverGrid
 from condistill.teachers.family import Family
+from condistill.teachers.noise.grid import END, SolverGrid
 
 
 class Paths:

@@ -10,8 +10,8 @@ from torch import Tensor
 from condistill.distill.batches import Batch, Blend
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.random_text import apparent_level
-from condistill.distill.solver import SolverGrid
 from condistill.teachers.family import Family
+from condistill.teachers.noise.grid import SolverGrid
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
 from condistill.config.sections import BlockPreset, StudentSettings, WidthPreset
 from condistill.errors import CondistillError
-from condistill.plan.skeleton import Skeleton
 from condistill.profiling.macs import example_inputs
 from condistill.profiling.shapes import ShapesOnly
 from condistill.students.derive import Student, student_of, student_shapes
 from condistill.students.guidance import GUIDANCE_EMBEDDING
 from condistill.students.target import settle
+from condistill.teachers.skeleton import Skeleton
 from condistill.utils.meta import build_on_meta, parameters, plain_config
 
 POSSIBLE: dict[str, dict[str, Any]] = {

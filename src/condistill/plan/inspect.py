@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from condistill.config.sections import StudentSettings, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.plan.candidates import POSSIBLE, Candidate, inputs_of, possible_students, the_teacher
-from condistill.plan.skeleton import Skeleton, teacher_skeleton
 from condistill.profiling.shapes import ShapesOnly
 from condistill.students.depth import image_stream
 from condistill.students.derive import student_of
 from condistill.students.features import FeatureKind
+from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.meta import parameters
 from condistill.utils.quiet import quiet_libraries
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
+from condistill.checks import check_steps
 from condistill.config.recipe import Recipe
-from condistill.distill.solver import check_steps
 from condistill.errors import CondistillError
 from condistill.plan.candidates import Candidate, own_students, possible_students, the_teacher
 from condistill.plan.cost import EFFICIENCY, ORDINARY_EFFICIENCY, Job, Measured, Rates, cache_cost, evaluation_cost
 from condistill.plan.devices import PRESENT, find_device
 from condistill.plan.measure import measure_forward, measure_training
-from condistill.plan.skeleton import Skeleton, teacher_skeleton
 from condistill.students.guidance import guidance_learnt
+from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.quiet import quiet_libraries
 
 

@@ -11,10 +11,10 @@ import torch
 
 from condistill.plan.candidates import Candidate, inputs_of
 from condistill.plan.cost import Job, Measured
-from condistill.plan.skeleton import Skeleton
 from condistill.plan.step import batch_of
 from condistill.profiling.memory import LiveMemory
 from condistill.profiling.timing import seconds_of
+from condistill.teachers.skeleton import Skeleton
 from condistill.utils.hardware import present_torch_device
 from condistill.utils.meta import plain_config
 

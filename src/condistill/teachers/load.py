@@ -11,15 +11,15 @@ import torch
 from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
-from condistill.teachers.dit import DiT
+from condistill.teachers.families.dit import DiT
+from condistill.teachers.families.flux import Flux
+from condistill.teachers.families.pixart import PixArt
+from condistill.teachers.families.sana import Sana
+from condistill.teachers.families.stable_diffusion import StableDiffusion
+from condistill.teachers.families.stable_diffusion_3 import StableDiffusion3
+from condistill.teachers.families.stable_diffusion_inpaint import StableDiffusionInpaint
+from condistill.teachers.families.stable_diffusion_xl import StableDiffusionXL
 from condistill.teachers.family import Family
-from condistill.teachers.flux import Flux
-from condistill.teachers.pixart import PixArt
-from condistill.teachers.sana import Sana
-from condistill.teachers.stable_diffusion import StableDiffusion
-from condistill.teachers.stable_diffusion_3 import StableDiffusion3
-from condistill.teachers.stable_diffusion_inpaint import StableDiffusionInpaint
-from condistill.teachers.stable_diffusion_xl import StableDiffusionXL
 from condistill.utils.hashing import hash_file, key_of
 
 _ALL = (StableDiffusion, StableDiffusionXL, StableDiffusionInpaint, StableDiffusion3, Flux, PixArt, Sana, DiT)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from condistill.teachers.condition import Condition
-from condistill.teachers.stable_diffusion import StableDiffusion
+from condistill.teachers.families.stable_diffusion import StableDiffusion
 
 WHOLE = 0.25
 """Share of the training's masks that cover the image."""

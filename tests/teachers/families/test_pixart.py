@@ -22,8 +22,8 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.profiling.macs import macs
+from condistill.teachers.families.pixart import PixArt
 from condistill.teachers.load import load_teacher
-from condistill.teachers.pixart import PixArt
 
 TWO = ["A large red star", "two green rings and a small black cube"]
 

@@ -25,8 +25,8 @@ from condistill.miniature import build
 from condistill.profiling.macs import macs
 from condistill.students.width import narrow, stage_widths
 from condistill.teachers.condition import Condition
+from condistill.teachers.families.stable_diffusion_xl import StableDiffusionXL
 from condistill.teachers.load import load_teacher
-from condistill.teachers.stable_diffusion_xl import StableDiffusionXL
 from condistill.utils.meta import parameters
 
 PROMPTS = ["a large red star at the top on snow", "a small blue box"]

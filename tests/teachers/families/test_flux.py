@@ -24,7 +24,7 @@ from condistill.profiling.macs import macs
 from condistill.profiling.memory import peak_memory_gb
 from condistill.students.derive import Student
 from condistill.students.guidance import guidance_kind, guidance_learnt
-from condistill.teachers.flux import Flux
+from condistill.teachers.families.flux import Flux
 from condistill.teachers.load import load_teacher
 
 PROMPTS = ["a large red star at the top on snow", "a cube"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condistill.teachers.condition import Condition
-from condistill.teachers.flow import FlowMatching
+from condistill.teachers.noise.flow import FlowMatching
 
 T5_TOKENS = 512
 """What the pipeline's own call asks of T5."""

@@ -12,8 +12,8 @@ from torch import nn
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.plan.skeleton import Skeleton, teacher_skeleton
 from condistill.teachers.family import Family
+from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 
 
 def models(skeleton: Skeleton) -> dict[str, nn.Module]:

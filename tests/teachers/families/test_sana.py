@@ -23,9 +23,9 @@ from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.profiling.macs import macs
 from condistill.sampling import Sampling
+from condistill.teachers.families.sana import Sana
 from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher
-from condistill.teachers.sana import Sana
 
 TWO = ["a large red star", "two green rings and a small black cube"]
 

@@ -5,10 +5,11 @@ import re
 import pytest
 import torch
 
+from condistill.checks import check_steps
 from condistill.config.distill import DistillSettings
-from condistill.distill.solver import END, SolverGrid, check_steps
 from condistill.errors import CondistillError
 from condistill.teachers.family import Family
+from condistill.teachers.noise.grid import END, SolverGrid
 
 
 def test_the_grid_is_what_ddim_visits_from_the_noisiest_timestep_on(tiny_family: Family) -> None:

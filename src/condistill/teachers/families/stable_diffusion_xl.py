@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
-from condistill.teachers.stable_diffusion import SIZES, StableDiffusion
+from condistill.teachers.families.stable_diffusion import SIZES, StableDiffusion
 
 
 class StableDiffusionXL(StableDiffusion):

@@ -5,33 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from condistill.config.distill import DistillSettings
-from condistill.errors import CondistillError
 from condistill.teachers.family import Family
 
 END = -1
 """The timestep of the finished latent: what follows a solver's last one."""
-
-
-def check_steps(family: Family, settings: DistillSettings) -> None:
-    """Whether the teacher has the timesteps that paths and few steps ask for, and can be followed along a path.
-
-    Raises:
-        CondistillError: says which numbers of steps it can be cut into.
-    """
-    total = family.total_timesteps
-    path, few = settings.path, settings.few_steps
-    if path and family.has_context:
-        raise CondistillError(
-            f"distill.path is not for a teacher of family {family.name}: the part of the image that is kept does not "
-            "move along with a state; leave out distill.path"
-        )
-    if path and path.num_inference_steps > total:
-        raise CondistillError(
-            f"path.num_inference_steps is {path.num_inference_steps}; the teacher has {total} timesteps"
-        )
-    if few:
-        family.check_few_steps(few)
 
 
 class SolverGrid:

@@ -14,8 +14,8 @@ from torch import Tensor
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.profiling.macs import macs
+from condistill.teachers.families.stable_diffusion_3 import StableDiffusion3
 from condistill.teachers.load import load_teacher
-from condistill.teachers.stable_diffusion_3 import StableDiffusion3
 
 PROMPTS = ["a large red star at the top on snow", "a cube"]
 

@@ -21,7 +21,7 @@ from diffusers import (
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.profiling.macs import macs
-from condistill.teachers.dit import DiT
+from condistill.teachers.families.dit import DiT
 from condistill.teachers.load import load_teacher
 
 LABELS = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
-from condistill.teachers.diffusion import Diffusion
+from condistill.teachers.noise.diffusion import Diffusion
 
 
 class PixArt(Diffusion):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
-from condistill.teachers.flow import FlowMatching
+from condistill.teachers.noise.flow import FlowMatching
 
 T5_TOKENS = 256
 """What the pipeline's own call asks of T5, and fills with zeros where it has none."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
-from condistill.teachers.diffusion import Diffusion
+from condistill.teachers.noise.diffusion import Diffusion
 
 SIZES = 6
 """Numbers that Stable Diffusion XL is told of an image: its own size, where it was cropped and the size asked for."""

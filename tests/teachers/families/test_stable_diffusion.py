@@ -25,8 +25,8 @@ from diffusers import (
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
+from condistill.teachers.families.stable_diffusion import StableDiffusion
 from condistill.teachers.family import Family
-from condistill.teachers.stable_diffusion import StableDiffusion
 
 PROMPTS = ["a large red star at the top on snow", ""]
 

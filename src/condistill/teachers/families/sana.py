@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition, told_apart
-from condistill.teachers.flow import FlowMatching
+from condistill.teachers.noise.flow import FlowMatching
 
 
 class Sana(FlowMatching):

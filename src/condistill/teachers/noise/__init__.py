@@ -1,0 +1,1 @@
+"""Noise schedules: diffusion and flow matching, and the timesteps of a solver."""
