@@ -25,7 +25,7 @@ from condistill import __version__, cli, cli_texts, doctor
 from condistill.cache.latents import write_shard
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.sampling import SAMPLING_NAME, Sampling
+from condistill.pipelines.sampling import SAMPLING_NAME, Sampling
 
 GROUP: Any = typer.main.get_command(cli.app)
 COMMANDS = sorted(GROUP.commands)

@@ -303,7 +303,7 @@ def sample(
     ] = None,
 ) -> None:
     """Draw one picture with a finished pipeline; the same seed is the same noise for teacher and student."""
-    from condistill.sample import draw_picture
+    from condistill.pipelines.generate import draw_picture
 
     say(f"wrote {draw_picture(pipeline, prompt, out, seed=seed, steps=steps, guidance=guidance)}")
 

@@ -19,12 +19,12 @@ from condistill.cache.fill import Texts, fill_cache, finish_cache
 from condistill.cache.latents import MANIFEST_NAME, LatentCache, shard_name, verify_left
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
+from condistill.pipelines.sampling import Sampling, planned_sampling
 from condistill.prompts.mix import check_pool
 from condistill.prompts.pool import PromptPool
 from condistill.prompts.readers import is_tabular, read_prompts
 from condistill.prompts.split import has_word, split_indices
 from condistill.rundir import RunDir, Stage
-from condistill.sampling import Sampling, planned_sampling
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, load_teacher, read_index, teacher_key
 from condistill.utils.atomic import write_text
@@ -314,7 +314,7 @@ class Compression:
     def card(self, name: str, metrics: Mapping[str, Any] | None = None) -> str:
         """The model card of a variant, with scores once there are any."""
         from condistill.distill.stage import STUDENT_NAME
-        from condistill.report.card import model_card
+        from condistill.pipelines.card import model_card
 
         index = read_index(self.recipe.teacher)[1]
         parts = {name: part for name, part in index.items() if name.startswith(("text_encoder", "tokenizer"))}

@@ -14,7 +14,7 @@ from condistill.config.sections import EvaluateSettings
 from condistill.evaluate import run
 from condistill.evaluate.frechet import frechet_distance
 from condistill.evaluate.run import Round, decode_all, draw_round, measure, rounds, write_grid
-from condistill.sampling import Sampling
+from condistill.pipelines.sampling import Sampling
 from condistill.teachers.family import Family
 from condistill.utils.randomness import Stream, image_noise
 

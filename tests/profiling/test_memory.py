@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
+from condistill.pipelines.sampling import Sampling
 from condistill.profiling.memory import GIB, LiveMemory, peak_memory_gb
 from condistill.profiling.timing import sec_per_image
-from condistill.sampling import Sampling
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
 

@@ -13,9 +13,10 @@ from condistill.cache.latents import LatentCache
 from condistill.distill.history import Stopwatch
 from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError
+from condistill.pipelines.sampling import SAMPLING_NAME
+from condistill.pipelines.save import save_pipeline
 from condistill.profiling.macs import macs
 from condistill.prompts.pool import PromptPool
-from condistill.sampling import SAMPLING_NAME
 from condistill.students.derive import Student, student_of
 from condistill.students.guidance import with_guidance
 from condistill.students.importance import kept_importance
@@ -86,7 +87,7 @@ def save(run: Compression, name: str, denoiser: nn.Module) -> None:
     how = run.sampling(name)
     scheduler = how.scheduler(run.family)
     files = {SAMPLING_NAME: how.to_json()}
-    run.family.save(denoiser, run.pipeline_path(name), card=run.card(name), scheduler=scheduler, files=files)
+    save_pipeline(run.family, denoiser, run.pipeline_path(name), card=run.card(name), scheduler=scheduler, files=files)
 
 
 def _derive(run: Compression, name: str, directory: Path, cache: LatentCache) -> Student:

@@ -16,7 +16,7 @@ from torch import nn
 
 from condistill.cache.latents import read_shard, write_shard
 from condistill.config.sections import EvaluateSettings
-from condistill.sampling import Sampling
+from condistill.pipelines.sampling import Sampling
 from condistill.teachers.family import Family
 from condistill.utils.randomness import Stream, image_noise, image_seed
 

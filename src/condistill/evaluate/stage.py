@@ -14,11 +14,11 @@ from torch import nn
 from condistill.distill.history import train_sec
 from condistill.errors import CondistillError
 from condistill.evaluate.run import ImageJudge, Round, draw_round, measure, rounds, write_grid
+from condistill.pipelines.sampling import Sampling
 from condistill.profiling.forwards import compute
 from condistill.profiling.macs import macs
 from condistill.profiling.memory import peak_memory_gb
 from condistill.profiling.timing import sec_per_image
-from condistill.sampling import Sampling
 from condistill.students.guidance import guidance_kind
 from condistill.teachers.family import Family
 from condistill.utils.atomic import write_text

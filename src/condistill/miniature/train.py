@@ -33,7 +33,7 @@ from condistill.distill.checkpoints import (
 from condistill.miniature import build, weights_path
 from condistill.miniature.judge import Judge, judge_images, to_tensor
 from condistill.miniature.world import TEMPLATES, Scene, all_scenes, render
-from condistill.sampling import SAMPLING_NAME, Sampling
+from condistill.pipelines.sampling import SAMPLING_NAME, Sampling
 from condistill.utils.atomic import write_text
 
 console = Console()

@@ -11,12 +11,12 @@ import torch
 
 from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
+from condistill.pipelines.sampling import Sampling, planned_sampling
 from condistill.plan.candidates import Candidate, inputs_of
 from condistill.plan.devices import Device
 from condistill.plan.memory import training_peak
 from condistill.plan.step import SyntheticStep
 from condistill.profiling.forwards import Load, forwards_per_step, prompts_per_sample
-from condistill.sampling import Sampling, planned_sampling
 from condistill.students.derive import Student
 from condistill.teachers.skeleton import Skeleton
 from condistill.utils.meta import build_on_meta, parameters, plain_config

@@ -11,7 +11,7 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
-from condistill.sampling import Sampling
+from condistill.pipelines.sampling import Sampling
 from condistill.teachers.family import Family
 from condistill.utils.meta import plain_config
 from condistill.utils.randomness import Stream, image_noise

@@ -1,7 +1,6 @@
 """What a person looks at: the HTML report, its plots and its verdict, and the model card."""
 
-from condistill.report.card import model_card
 from condistill.report.html import write_report
 from condistill.report.verdict import gap_closed, verdict
 
-__all__ = ["gap_closed", "model_card", "verdict", "write_report"]
+__all__ = ["gap_closed", "verdict", "write_report"]

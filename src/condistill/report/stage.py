@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from condistill.distill.history import HISTORY_NAME, read_history
 from condistill.distill.stage import STUDENT_NAME
+from condistill.pipelines.sampling import SAMPLING_NAME
 from condistill.report.html import write_report
 from condistill.report.verdict import verdict
-from condistill.sampling import SAMPLING_NAME
 from condistill.utils.atomic import write_text
 
 if TYPE_CHECKING:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition, told_apart
-from condistill.utils.atomic import atomic_directory, write_text
 
 
 class Family(ABC):
@@ -314,31 +311,6 @@ class Family(ABC):
     def _dtype(module: nn.Module) -> torch.dtype:
         return next(module.parameters()).dtype
 
-    def save(
-        self,
-        denoiser: nn.Module,
-        directory: Path,
-        *,
-        card: str,
-        scheduler: Any = None,
-        files: Mapping[str, str] | None = None,
-    ) -> None:
-        """Write the teacher's pipeline with `denoiser` in place, whole or not at all.
-
-        Args:
-            card: the README.md.
-            scheduler: in place of the teacher's.
-            files: more texts, by name.
-        """
-        denoiser = denoiser.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        with atomic_directory(directory) as partial:
-            with self.using(denoiser, scheduler) as pipeline:
-                pipeline.save_pretrained(partial, safe_serialization=True)
-            for file in partial.rglob("*.json"):
-                _forget_origin(file)
-            for name, text in {"README.md": card, **(files or {})}.items():
-                write_text(partial / name, text)
-
 
 def _per_sample(factor: Tensor) -> Tensor:
     return factor.view(-1, 1, 1, 1)
@@ -349,11 +321,3 @@ def to_pixels(images: Tensor) -> NDArray[np.uint8]:
     clamped = images.float().clamp(-1, 1)
     pixels: NDArray[np.uint8] = ((clamped + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return pixels
-
-
-def _forget_origin(file: Path) -> None:
-    """Take out where the weights were loaded from: a private folder's name means nothing elsewhere."""
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if isinstance(config, dict) and "_name_or_path" in config:
-        del config["_name_or_path"]
-        write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")

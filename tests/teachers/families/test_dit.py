@@ -20,6 +20,7 @@ from diffusers import (
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
+from condistill.pipelines.save import save_pipeline
 from condistill.profiling.macs import macs
 from condistill.teachers.families.dit import DiT
 from condistill.teachers.load import load_teacher
@@ -188,7 +189,7 @@ def test_what_a_teacher_of_labels_cannot_be_told_is_said_before_anything_is_draw
 
 
 def test_a_saved_pipeline_keeps_its_labels(family: DiT, tmp_path: Path) -> None:
-    family.save(family.denoiser, tmp_path / "pipeline", card="A card")
+    save_pipeline(family, family.denoiser, tmp_path / "pipeline", card="A card")
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "pipeline", use_safetensors=True)
     assert type(pipeline) is DiTPipeline
     assert pipeline.get_label_ids(["Tinca tinca", "toilet paper"]) == [0, 999]

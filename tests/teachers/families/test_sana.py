@@ -21,8 +21,8 @@ from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
+from condistill.pipelines.sampling import Sampling
 from condistill.profiling.macs import macs
-from condistill.sampling import Sampling
 from condistill.teachers.families.sana import Sana
 from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher

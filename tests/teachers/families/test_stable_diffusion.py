@@ -24,6 +24,7 @@ from diffusers import (
 )
 
 from condistill.errors import CondistillError
+from condistill.pipelines.save import save_pipeline
 from condistill.teachers.condition import Condition
 from condistill.teachers.families.stable_diffusion import StableDiffusion
 from condistill.teachers.family import Family
@@ -260,7 +261,7 @@ def saved(tiny_family: Family, tmp_path_factory: pytest.TempPathFactory) -> tupl
             parameter.mul_(0.5)
     weights = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     directory = tmp_path_factory.mktemp("saved") / "pipeline"
-    tiny_family.save(student, directory, card="# A card\n")
+    save_pipeline(tiny_family, student, directory, card="# A card\n")
     return directory, weights
 
 
@@ -311,7 +312,7 @@ def test_a_save_that_fails_leaves_the_old_pipeline(
 
     monkeypatch.setattr(tiny_family.pipeline.text_encoder, "save_pretrained", fail)
     with pytest.raises(OSError, match="No space left"):
-        tiny_family.save(tiny_family.denoiser, directory, card="new")
+        save_pipeline(tiny_family, tiny_family.denoiser, directory, card="new")
     assert (directory / "README.md").read_text() == "# A card\n"
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
+from condistill.pipelines.save import save_pipeline
 from condistill.profiling.macs import macs
 from condistill.teachers.families.stable_diffusion_3 import StableDiffusion3
 from condistill.teachers.load import load_teacher
@@ -121,7 +122,7 @@ def test_another_resolution_is_drawn_and_one_beyond_the_positions_is_refused(fam
 @pytest.mark.slow
 def test_a_pipeline_without_its_third_text_encoder_is_loaded_and_saved(tmp_path: Path) -> None:
     own = StableDiffusion3(build_sd3(t5=False))
-    own.save(own.denoiser, tmp_path / "pipeline", card="")
+    save_pipeline(own, own.denoiser, tmp_path / "pipeline", card="")
     loaded = load_teacher(TeacherSettings(pipeline=str(tmp_path / "pipeline")))
     assert isinstance(loaded, StableDiffusion3)
     assert loaded.pipeline.text_encoder_3 is None

@@ -22,6 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import build
+from condistill.pipelines.save import save_pipeline
 from condistill.profiling.macs import macs
 from condistill.students.width import narrow, stage_widths
 from condistill.teachers.condition import Condition
@@ -270,7 +271,7 @@ def test_latents_are_decoded_in_float32_where_float16_would_overflow(oracle: Sta
 
 def test_a_saved_pipeline_loads_with_plain_diffusers_bit_for_bit(family: StableDiffusionXL, tmp_path: Path) -> None:
     student = narrow(family.denoiser, stage_widths(family.denoiser.config, 0.5))
-    family.save(student, tmp_path / "student", card="# A card\n")
+    save_pipeline(family, student, tmp_path / "student", card="# A card\n")
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", use_safetensors=True)
     assert type(pipeline) is StableDiffusionXLPipeline
     loaded = pipeline.unet.state_dict()

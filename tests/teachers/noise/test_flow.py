@@ -30,6 +30,7 @@ from condistill.distill.paths import Paths
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.samples import Sample, noised_latents
 from condistill.errors import CondistillError
+from condistill.pipelines.save import save_pipeline
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import Student
 from condistill.teachers.families.flux import Flux
@@ -183,7 +184,7 @@ def test_a_student_of_few_steps_visits_what_it_was_trained_at_in_plain_diffusers
     settings = {"stochastic_sampling": True} if scheduler is FlowMatchEulerDiscreteScheduler else {}
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **settings)
     family: FlowMatching = type(families[kind])(pipeline, resolution=64)
-    family.save(family.denoiser, tmp_path / "student", card="", scheduler=family.solver)
+    save_pipeline(family, family.denoiser, tmp_path / "student", card="", scheduler=family.solver)
     student = DiffusionPipeline.from_pretrained(tmp_path / "student", use_safetensors=True)
     student.set_progress_bar_config(disable=True)
     noise = family._pack(latents(0, 1))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from condistill.config.recipe import Recipe
-from condistill.sampling import SAMPLING_NAME, Sampling, planned_sampling, read_sampling
+from condistill.pipelines.sampling import SAMPLING_NAME, Sampling, planned_sampling, read_sampling
 from condistill.teachers.family import Family
 
 BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\nvariants: {a: {}}\n"

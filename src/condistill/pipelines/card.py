@@ -14,9 +14,9 @@ import yaml
 from condistill.config.recipe import SPLITS, TEACHER, Recipe
 from condistill.config.sections import MINIATURE
 from condistill.errors import CondistillError, nearest
+from condistill.pipelines.sampling import planned_sampling
 from condistill.report.numbers import look, models, splits
 from condistill.report.verdict import BASELINE, PROMPTS
-from condistill.sampling import planned_sampling
 from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, significant
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

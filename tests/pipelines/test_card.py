@@ -12,8 +12,7 @@ import yaml
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.report import model_card
-from condistill.report.card import escape
+from condistill.pipelines.card import escape, model_card
 
 SIZES = {
     "teacher": {"parameters": 6978372, "macs": 123_000_000},

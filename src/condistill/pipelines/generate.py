@@ -10,7 +10,7 @@ from PIL import Image
 from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
-from condistill.sampling import read_sampling
+from condistill.pipelines.sampling import read_sampling
 from condistill.teachers.load import load_teacher
 from condistill.utils.atomic import atomic_file
 from condistill.utils.quiet import quiet_libraries

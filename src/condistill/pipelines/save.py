@@ -1,0 +1,48 @@
+"""Write a finished pipeline: the teacher with another denoiser in place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from condistill.teachers.family import Family
+from condistill.utils.atomic import atomic_directory, write_text
+
+
+def save_pipeline(
+    family: Family,
+    denoiser: nn.Module,
+    directory: Path,
+    *,
+    card: str,
+    scheduler: Any = None,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Write the teacher's pipeline with `denoiser` in place of its own, whole or not at all.
+
+    Args:
+        card: text of README.md.
+        scheduler: in place of the teacher's.
+        files: text of more files, by name.
+    """
+    denoiser = denoiser.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    with atomic_directory(directory) as partial:
+        with family.using(denoiser, scheduler) as pipeline:
+            pipeline.save_pretrained(partial, safe_serialization=True)
+        for file in partial.rglob("*.json"):
+            _remove_name_or_path(file)
+        for name, text in {"README.md": card, **(files or {})}.items():
+            write_text(partial / name, text)
+
+
+def _remove_name_or_path(file: Path) -> None:
+    """Remove `_name_or_path` from a config: a private folder's name means nothing elsewhere."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(config, dict) and "_name_or_path" in config:
+        del config["_name_or_path"]
+        write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
