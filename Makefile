@@ -25,7 +25,7 @@ check: $(INSTALLED)  ## lint, format and types
 	$(BIN)/mypy
 
 miniature: $(INSTALLED)  ## train the embedded miniature anew, from scratch; hours on a CPU
-	$(BIN)/python -m condistill.miniature.train
+	$(BIN)/python tools/train_miniature.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -18,12 +18,12 @@ import typer
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from condistill.compression import Compression
 from condistill.config.recipe import Recipe
-from condistill.evaluate.run import draw_round, measure, rounds
+from condistill.evaluate.generate import draw_round, measure, rounds
 from condistill.evaluate.stage import choose_judge, load_student
 from condistill.utils.hardware import machine
 from condistill.utils.malloc import keep_freed_memory
+from condistill.workflow.compress import Compression
 
 console = Console()
 HERE = Path(__file__).parent

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # pytest's own process reads this file as well, and has no us
     from condistill.teachers.skeleton import Skeleton
 
 
+pytest_plugins = ["unets"]
+
 # Tests run on every core at once, and so do the commands that they start: threads would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import condistill
-from condistill import doctor
+from condistill.cli import doctor
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "condistill"

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from condistill.cache.latents import LatentCache
-    from condistill.compression import compress
     from condistill.config.recipe import Recipe
     from condistill.distill.random_conditioning import RandomConditioning
     from condistill.errors import CondistillError
     from condistill.prompts.pool import PromptPool
     from condistill.students.derive import derive_student
     from condistill.teachers.load import load_teacher
+    from condistill.workflow.compress import compress
 
 __version__ = "0.1.0"
 
@@ -23,7 +23,7 @@ _HOMES = {
     "PromptPool": "condistill.prompts.pool",
     "RandomConditioning": "condistill.distill.random_conditioning",
     "Recipe": "condistill.config.recipe",
-    "compress": "condistill.compression",
+    "compress": "condistill.workflow.compress",
     "derive_student": "condistill.students.derive",
     "load_teacher": "condistill.teachers.load",
 }

@@ -16,7 +16,7 @@ from condistill.config.distill import DistillSettings
 from condistill.distill import random_conditioning as rc
 from condistill.distill.batches import Blend
 from condistill.distill.objective import Objective
-from condistill.distill.samples import Sample
+from condistill.distill.states import Sample
 from condistill.students.derive import derive_student
 from condistill.students.guidance import with_guidance
 from condistill.teachers.condition import Condition

@@ -17,7 +17,7 @@ from condistill.distill.batches import BatchSource, Blend
 from condistill.distill.objective import Objective, StudentForward
 from condistill.distill.paths import Paths, on_path
 from condistill.distill.random_conditioning import RandomConditioning
-from condistill.distill.samples import Sample, noised_latents
+from condistill.distill.states import Sample, noised_latents
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import Student, derive_student
 from condistill.students.features import feature_pairs, make_maps

@@ -10,8 +10,8 @@ import torch
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
-from condistill.compression import compress
 from condistill.config.recipe import Recipe
+from condistill.workflow.compress import compress
 
 PROMPTS = ("a small red star", "a large blue box", "two green rings", "a heart on snow", "a black cube", "a white cone")
 

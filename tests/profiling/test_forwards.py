@@ -7,7 +7,7 @@ import pytest
 
 from condistill.config.distill import DistillSettings
 from condistill.config.sections import CacheSettings
-from condistill.distill import compute as module
+from condistill.distill import history as module
 from condistill.distill.history import Stopwatch, train_sec
 from condistill.profiling.forwards import compute, forwards_per_step
 

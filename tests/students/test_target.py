@@ -10,9 +10,9 @@ from tiny_transformers import build
 
 from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError, CorruptError
+from condistill.profiling import timing as target_module
 from condistill.profiling.macs import macs
 from condistill.profiling.timing import forward_timer
-from condistill.students import target as target_module
 from condistill.students.derive import derive_student
 from condistill.students.target import CHOICE_NAME, settle, settled
 from condistill.utils.meta import parameters

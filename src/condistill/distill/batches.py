@@ -15,8 +15,8 @@ from torch import Tensor
 from condistill.cache.latents import LatentCache
 from condistill.config.distill import RandomTextSettings
 from condistill.distill.draws import Draws, draw
-from condistill.prompts.mix import SourceMix
 from condistill.prompts.pool import PromptPool
+from condistill.prompts.sources import SourceMix
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from condistill.config.distill import ConsistencySettings, DistillSettings, ProgressiveSettings
 from condistill.distill import random_conditioning as rc
-from condistill.distill.samples import Sample
+from condistill.distill.states import Sample
 from condistill.students.derive import Student
 from condistill.students.features import FeatureKind, FeaturePair, FeatureRecorder, layer_weights
 from condistill.students.guidance import guidance_kind

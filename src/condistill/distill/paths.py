@@ -18,7 +18,7 @@ from condistill.config.distill import PathSettings
 from condistill.distill.batches import Batch
 from condistill.distill.objective import Moves
 from condistill.distill.random_conditioning import RandomConditioning
-from condistill.distill.samples import Sample, pure_noise
+from condistill.distill.states import Sample, pure_noise
 from condistill.teachers.family import Family
 from condistill.teachers.noise.grid import END, SolverGrid
 

@@ -19,8 +19,8 @@ from condistill.profiling.macs import macs
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import Student, student_of
 from condistill.students.guidance import with_guidance
-from condistill.students.importance import kept_importance
-from condistill.students.influence import kept_influence
+from condistill.students.scores.channels import kept_importance
+from condistill.students.scores.layers import kept_influence
 from condistill.students.target import settled
 from condistill.teachers.family import Family
 from condistill.utils.atomic import write_text
@@ -28,7 +28,7 @@ from condistill.utils.meta import parameters
 from condistill.utils.progress import track
 
 if TYPE_CHECKING:
-    from condistill.compression import Compression
+    from condistill.workflow.compress import Compression
 
 STUDENT_NAME = "student.json"
 

@@ -30,8 +30,8 @@ from condistill.distill.checkpoints import (
 from condistill.distill.history import HISTORY_NAME, History
 from condistill.distill.objective import Objective, StudentForward
 from condistill.distill.paths import Paths
-from condistill.distill.random_text import RandomText
-from condistill.distill.samples import noised_latents
+from condistill.distill.prompt_choice import RandomText
+from condistill.distill.states import noised_latents
 from condistill.errors import CondistillError, NonFiniteLossError
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import Student

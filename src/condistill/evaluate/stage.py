@@ -13,7 +13,7 @@ from torch import nn
 
 from condistill.distill.history import train_sec
 from condistill.errors import CondistillError
-from condistill.evaluate.run import ImageJudge, Round, draw_round, measure, rounds, write_grid
+from condistill.evaluate.generate import ImageJudge, Round, draw_round, measure, rounds, write_grid
 from condistill.pipelines.sampling import Sampling
 from condistill.profiling.forwards import compute
 from condistill.profiling.macs import macs
@@ -26,7 +26,7 @@ from condistill.utils.meta import parameters
 from condistill.utils.progress import track
 
 if TYPE_CHECKING:
-    from condistill.compression import Compression, Prompts
+    from condistill.workflow.compress import Compression, Prompts
 
 METRICS_FORMAT = 1
 
@@ -140,7 +140,7 @@ def choose_judge(name: str, made: list[Round]) -> ImageJudge | None:
     """
     if name == "none":
         return None
-    from condistill.miniature.judge import MiniatureJudge
+    from condistill.miniature.classifier import MiniatureJudge
     from condistill.miniature.world import parse
 
     for this in made:

@@ -14,8 +14,8 @@ import yaml
 from condistill.config.recipe import SPLITS, TEACHER, Recipe
 from condistill.config.sections import MINIATURE
 from condistill.errors import CondistillError, nearest
+from condistill.evaluate.record import look, models, splits
 from condistill.pipelines.sampling import planned_sampling
-from condistill.report.numbers import look, models, splits
 from condistill.report.verdict import BASELINE, PROMPTS
 from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, significant
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from condistill.checks import check_steps
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.plan.candidates import Candidate, own_students, possible_students, the_teacher
@@ -18,6 +17,7 @@ from condistill.plan.measure import measure_forward, measure_training
 from condistill.students.guidance import guidance_learnt
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.quiet import quiet_libraries
+from condistill.workflow.preflight import check_steps
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from condistill.config.recipe import SPLITS, TEACHER, Recipe
+from condistill.evaluate.record import finite, look, models
 from condistill.report import plots
-from condistill.report.numbers import finite, look, models
 from condistill.report.tables import HEADINGS, attributes, cost_charts, costs, right_charts, scores
 from condistill.report.verdict import subject, verdict
 from condistill.utils.atomic import write_text

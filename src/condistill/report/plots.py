@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from condistill.report.numbers import finite
+from condistill.evaluate.record import finite
 
 Array = NDArray[np.float64]
 History = Sequence[Mapping[str, Any]]

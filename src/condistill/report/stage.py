@@ -14,7 +14,7 @@ from condistill.report.verdict import verdict
 from condistill.utils.atomic import write_text
 
 if TYPE_CHECKING:
-    from condistill.compression import Compression
+    from condistill.workflow.compress import Compression
 
 REPORT_NAME = "report.html"
 

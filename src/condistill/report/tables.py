@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from condistill.config.recipe import TEACHER
-from condistill.report.numbers import look, models, ratio, splits
+from condistill.evaluate.record import look, models, ratio, splits
 from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, significant, times_as_fast
 
 HEADINGS = {"seen": "Seen prompts", "unseen": "Unseen prompts", "all": "All prompts"}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from condistill.config.recipe import TEACHER
-from condistill.report.numbers import look, ratio, splits, students
+from condistill.evaluate.record import look, ratio, splits, students
 from condistill.utils.format import percent, significant
 
 BASELINE = "plain"

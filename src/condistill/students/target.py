@@ -15,7 +15,7 @@ from condistill.profiling.macs import macs
 from condistill.profiling.timing import forward_timer
 from condistill.students.depth import layer_lists
 from condistill.students.derive import student_of, student_shapes
-from condistill.students.evidence import kept
+from condistill.students.scores.calibration import kept
 from condistill.teachers.family import Family
 from condistill.utils.meta import build_on_meta, parameters, plain_config
 

@@ -17,7 +17,7 @@ from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
 from condistill.config.sections import TeacherSettings
 from condistill.distill.objective import Objective, StudentForward
-from condistill.distill.samples import Sample
+from condistill.distill.states import Sample
 from condistill.errors import CondistillError
 from condistill.evaluate.stage import _training
 from condistill.profiling.macs import macs

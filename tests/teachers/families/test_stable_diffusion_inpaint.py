@@ -13,13 +13,12 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
-from condistill.checks import check_steps
 from condistill.config.distill import DistillSettings
 from condistill.config.sections import TeacherSettings
 from condistill.distill.batches import BatchSource
 from condistill.distill.objective import Objective
 from condistill.distill.random_conditioning import RandomConditioning
-from condistill.distill.samples import Sample, noised_latents
+from condistill.distill.states import Sample, noised_latents
 from condistill.errors import CondistillError
 from condistill.miniature import build
 from condistill.profiling.macs import macs
@@ -29,6 +28,7 @@ from condistill.teachers.families.stable_diffusion import StableDiffusion
 from condistill.teachers.families.stable_diffusion_inpaint import WHOLE, StableDiffusionInpaint, random_masks
 from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher
+from condistill.workflow.preflight import check_steps
 
 PROMPTS = ["a large red star at the top on snow", "a small blue box"]
 

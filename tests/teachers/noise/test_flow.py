@@ -22,13 +22,12 @@ from tiny import build_flux, build_sd3
 from torch import Tensor, nn
 
 from condistill.cache.latents import LatentCache
-from condistill.checks import check_steps
 from condistill.config.distill import DistillSettings, PathSettings
 from condistill.distill.batches import BatchSource
 from condistill.distill.objective import Objective, StudentForward
 from condistill.distill.paths import Paths
 from condistill.distill.random_conditioning import RandomConditioning
-from condistill.distill.samples import Sample, noised_latents
+from condistill.distill.states import Sample, noised_latents
 from condistill.errors import CondistillError
 from condistill.pipelines.save import save_pipeline
 from condistill.prompts.pool import PromptPool
@@ -37,6 +36,7 @@ from condistill.teachers.families.flux import Flux
 from condistill.teachers.families.stable_diffusion_3 import StableDiffusion3
 from condistill.teachers.noise.flow import FlowMatching
 from condistill.teachers.noise.grid import END, SolverGrid
+from condistill.workflow.preflight import check_steps
 
 PROMPTS = ["a large red star at the top on snow", ""]
 KINDS = ("sd3", "sd3_dynamic", "flux_dev", "flux_schnell")

@@ -1,0 +1,1 @@
+"""A run: its directory, and what its stages share."""

@@ -1,0 +1,1 @@
+"""Scores of channels and of layers, measured over cached latents: which of them a student keeps."""

@@ -1,0 +1,1 @@
+"""The stages in order, what is checked before them, and many runs in one table."""

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from condistill.config.recipe import Recipe
+from condistill.errors import CondistillError
+from condistill.run.directory import RunDir, Stage
+from condistill.utils.hashing import hash_file, key_of
+
+BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\n"
+
+
+def recipe(*overrides: str) -> Recipe:
+    return Recipe.parse(BASE, overrides)
+
+
+def test_equal_parts_have_equal_keys_whatever_the_order_of_settings() -> None:
+    assert key_of({"a": 1, "b": (2, 3)}, Path("x")) == key_of({"b": [2, 3], "a": 1}, Path("x"))
+    assert key_of({"a": 1}) != key_of({"a": 2})
+    assert key_of("a", "b") != key_of("ab")
+
+
+def test_hash_file_is_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 3_000_000)
+    assert hash_file(tmp_path / "a") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+def test_a_run_writes_its_resolved_recipe_and_is_opened_again(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "a"
+    RunDir.open(path, recipe("distill.steps=7"))
+    assert Recipe.load(path / "recipe.yaml") == recipe("distill.steps=7")
+    RunDir.open(path, recipe("distill.steps=7"))
+
+
+def test_another_recipe_is_refused_and_named_unless_updating(tmp_path: Path) -> None:
+    RunDir.open(tmp_path / "run", recipe())
+    held = (tmp_path / "run" / "recipe.yaml").read_text()
+    other = recipe("distill.steps=7", "seed=3", "variants.plain.distill.learning_rate=0.1")
+    with pytest.raises(
+        CondistillError, match=r"another recipe \(it differs in distill.steps, seed, variants.*--update"
+    ):
+        RunDir.open(tmp_path / "run", other)
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == held
+    RunDir.open(tmp_path / "run", other, update=True)
+    RunDir.open(tmp_path / "run", other)
+
+
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for path in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(CondistillError, match="holds no run of condistill; choose another --out"):
+            RunDir.open(path, recipe(), update=True)
+    with pytest.raises(CondistillError, match=r"cannot be made .*choose another --out"):
+        RunDir.open(tmp_path / "thesis.tex" / "run", recipe())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_in_which_somebody_keeps_a_recipe_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe().to_yaml(), encoding="utf-8")
+    for update in (False, True):
+        with pytest.raises(CondistillError, match="holds no run of condistill; choose another --out"):
+            RunDir.open(tmp_path, recipe(), update=update)
+    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == recipe().to_yaml()
+
+
+def test_a_stage_whose_file_is_lost_is_not_done(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "cache", "one")
+    (stage.begin() / "pool").touch()
+    stage.finish()
+    assert stage.is_done("pool")
+    assert not stage.is_done("pool", "other")
+
+
+def test_an_empty_folder_becomes_a_run(tmp_path: Path) -> None:
+    assert RunDir.open(tmp_path, recipe()).stage("cache", "k").path == tmp_path / "cache"
+
+
+def test_a_stage_is_done_only_when_finished_with_the_same_key(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "cache", "one")
+    assert not stage.is_done()
+    assert stage.begin() == tmp_path / "cache"
+    assert not stage.is_done()
+    stage.finish()
+    assert stage.is_done()
+    assert Stage(tmp_path / "cache", "one").is_done()
+    assert not Stage(tmp_path / "cache", "two").is_done()
+
+
+def test_another_key_empties_the_stage(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "cache", "one")
+    (stage.begin() / "shard").touch()
+    stage.finish()
+    other = Stage(tmp_path / "cache", "two")
+    assert [path.name for path in other.begin().iterdir()] == ["stage.json"]
+    assert not stage.is_done()
+
+
+def test_files_of_no_known_key_do_not_survive_the_beginning_of_a_stage(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "shard").touch()
+    assert not (Stage(tmp_path / "cache", "one").begin() / "shard").exists()
+
+
+def test_an_interrupted_stage_keeps_what_was_there(tmp_path: Path) -> None:
+    (Stage(tmp_path / "cache", "one").begin() / "shard").touch()
+    assert (Stage(tmp_path / "cache", "one").begin() / "shard").exists()

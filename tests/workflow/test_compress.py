@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import json
+import random
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from rich.console import Console
+
+from condistill.config.recipe import Recipe
+from condistill.errors import CondistillError, CorruptError
+
+compress_module = importlib.import_module("condistill.workflow.compress")
+compress = compress_module.compress
+VARIANTS = ("plain", "random_conditioning")
+pytestmark = pytest.mark.slow  # whole runs
+
+
+def tiny_recipe(folder: Path, teacher: Path, *overrides: str) -> Recipe:
+    """A whole run in seconds: 12 cached latents, two students, 6 steps each."""
+    prompts = [f"a {size} {shape}" for size in ("small", "large", "huge", "tiny") for shape in ("box", "ball", "star")]
+    prompts += [f"two {shape}s" for shape in ("box", "ball", "cone", "star")]
+    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    data = {
+        "teacher": {"pipeline": str(teacher)},
+        "prompts": {"files": ["prompts.txt"], "unseen_words": ["star"]},
+        "cache": {"size": 11, "num_inference_steps": 2, "guidance_scale": 3.0, "batch_size": 4, "shard_size": 4},
+        "student": {"width": 0.5},
+        "distill": {"steps": 6, "batch_size": 2, "ema_decay": 0.5, "checkpoint_every": 3, "log_every": 2},
+        "variants": {"plain": {"distill": {"random_conditioning": {"schedule": "none"}}}, "random_conditioning": {}},
+        "evaluate": {"prompts_per_split": 2, "batch_size": 4, "grid": 1},
+    }
+    return Recipe.parse(json.dumps(data), overrides, folder=folder)
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+
+
+class Run:
+    """A finished run that a test may change."""
+
+    def __init__(self, folder: Path, teacher: Path) -> None:
+        self.folder, self.teacher, self.out = folder, teacher, folder / "run"
+        self.printed = ""
+
+    def again(self, *overrides: str, **options: Any) -> Path:
+        console = Console(record=True, width=80, file=io.StringIO())
+        try:
+            return compress(tiny_recipe(self.folder, self.teacher, *overrides), self.out, console=console, **options)
+        finally:
+            self.printed = console.export_text()
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One run to the end. Read only."""
+    run = Run(tmp_path_factory.mktemp("finished"), tiny_pipeline_dir)
+    run.again()
+    return run
+
+
+@pytest.fixture
+def run(finished: Run, tmp_path: Path) -> Run:
+    """The finished run again, at the same place to itself, free to be changed."""
+    kept = tmp_path / "kept"
+    shutil.copytree(finished.out, kept)
+    copy = Run(finished.folder, finished.teacher)
+    copy.out = kept
+    return copy
+
+
+@pytest.fixture
+def no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the teacher was loaded")
+
+    monkeypatch.setattr(compress_module, "load_teacher", refuse)
+
+
+def test_a_run_leaves_a_report_and_figures_of_every_model_and_split(finished: Run) -> None:
+    metrics = json.loads((finished.out / "metrics.json").read_text(encoding="utf-8"))
+    assert set(metrics["models"]) == {"teacher", *VARIANTS}
+    for name in VARIANTS:
+        assert all(metrics["models"][name][split]["latent_rmse"] > 0 for split in ("seen", "unseen", "all"))
+        compute = metrics["models"][name]["compute"]
+        assert compute["teacher_forwards"] == compute["student_forwards"] > 0
+        assert compute["train_sec"] > 0
+        assert metrics["models"][name]["size"]["parameters"] < metrics["models"]["teacher"]["size"]["parameters"]
+    page = (finished.out / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in VARIANTS)
+    assert "5 of them never cached; 11 to cache" in finished.printed
+
+
+def test_lines_are_not_wrapped_where_there_is_no_terminal(finished: Run) -> None:
+    assert f"pipeline: {finished.out / 'pipelines' / 'random_conditioning'}\n" in finished.printed
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_student_is_a_pipeline_that_diffusers_alone_loads_and_draws_with(finished: Run, name: str) -> None:
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(finished.out / "pipelines" / name, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    assert pipeline("a small star", num_inference_steps=1, generator=generator).images[0].size == (64, 64)
+    assert tuple(pipeline.unet.config.block_out_channels) == (8, 16, 16)
+
+
+def test_a_finished_run_is_not_done_again(run: Run, no_teacher: None) -> None:
+    stages = ("prompts", "cache", "distill", "evaluation")
+    before = times(run.out)
+    run.again()
+    assert {f: t for f, t in times(run.out).items() if f.relative_to(run.out).parts[0] in stages} == {
+        f: t for f, t in before.items() if f.relative_to(run.out).parts[0] in stages
+    }
+    assert not list(run.out.rglob("*.partial"))
+
+
+def test_a_changed_evaluation_redoes_the_evaluation_only(run: Run) -> None:
+    before = {part: times(run.out / part) for part in ("prompts", "cache", "distill")}
+    weights = {name: times(run.out / "pipelines" / name / "unet") for name in VARIANTS}
+    run.again("evaluate.prompts_per_split=3", update=True)
+    assert {part: times(run.out / part) for part in before} == before
+    assert {name: times(run.out / "pipelines" / name / "unet") for name in VARIANTS} == weights
+    assert json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))["images_per_split"]["unseen"] == 3
+
+
+def test_another_recipe_is_refused_without_update(run: Run) -> None:
+    before = times(run.out)
+    with pytest.raises(CondistillError, match=r"another recipe \(it differs in distill.steps\).*--update"):
+        run.again("distill.steps=7")
+    assert times(run.out) == before
+
+
+def test_a_deleted_pipeline_is_made_again_from_the_last_checkpoint(run: Run) -> None:
+    weights = run.out / "pipelines" / "plain" / "unet" / "diffusion_pytorch_model.safetensors"
+    before, history = weights.read_bytes(), times(run.out / "cache")
+    shutil.rmtree(run.out / "pipelines" / "plain")
+    run.again(until="distill")
+    assert weights.read_bytes() == before
+    assert times(run.out / "cache") == history
+    assert "random_conditioning: done already" in run.printed
+
+
+def test_a_lost_shard_is_drawn_again_and_the_others_are_kept(run: Run) -> None:
+    lost, *others = sorted((run.out / "cache").glob("shard-*.arrow"))
+    before, kept = lost.read_bytes(), times(run.out / "cache")
+    lost.unlink()
+    run.again(until="cache")
+    assert lost.read_bytes() == before
+    assert all(times(run.out / "cache")[other] == kept[other] for other in others)
+
+
+def test_a_corrupt_shard_is_not_taken_for_good_when_another_is_drawn_again(run: Run) -> None:
+    lost, corrupt, _ = sorted((run.out / "cache").glob("shard-*.arrow"))
+    lost.unlink()
+    flip_a_byte(corrupt)
+    with pytest.raises(CorruptError, match=corrupt.name):
+        run.again(until="cache")
+
+
+def flip_a_byte(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def fresh(tmp_path: Path, teacher: Path) -> Run:
+    return Run(tmp_path, teacher)
+
+
+def test_unseen_words_that_no_prompt_has_are_refused(tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None) -> None:
+    with pytest.raises(CondistillError, match=r"no prompt of the pool has 'dog' or 'cat' of prompts.unseen_words"):
+        fresh(tmp_path, tiny_pipeline_dir).again("prompts.unseen_words=[dog, cat]")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{source_weights: {prompts.txt: 1.0, same.txt: 1.0}}", "'same.txt' has no prompt of its own: .* and it 0"),
+        ("{candidates: 2, disagreement: 1.0, clusters: 17}", "clusters is 17 and the pool has 16 prompts"),
+    ],
+)
+def test_random_texts_that_the_pool_cannot_give_are_told_before_the_teacher_is_loaded(
+    tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None, text: str, message: str
+) -> None:
+    (tmp_path / "same.txt").write_text("two stars\n")
+    changes = [f"prompts.unseen_files=[{tmp_path}/same.txt]"] if "same" in text else []
+    with pytest.raises(CondistillError, match=message):
+        fresh(tmp_path, tiny_pipeline_dir).again(*changes, f"variants.random_conditioning.distill.random_text={text}")
+
+
+def test_an_unseen_word_that_no_prompt_has_is_told(tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None) -> None:
+    run = fresh(tmp_path, tiny_pipeline_dir)
+    run.again("prompts.unseen_words=[star, cat]", until="prompts")
+    assert "warning: no prompt of the pool has 'cat'" in run.printed
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("prompts.files=[gone.txt]", "there is no prompt file .*gone.txt"),
+        ("teacher.pipeline=./gone", "there is no teacher at .*gone"),
+        ("cache.size=12", "cache.size is 12 and only 11 prompts may be cached"),
+        ("distill.mixed_precision=fp16", "distill.mixed_precision 'fp16' cannot be used here"),
+        ("distill.tracker=wandb", "distill.tracker is 'wandb', which is not installed: pip install wandb"),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_the_teacher_is_loaded(
+    tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None, override: str, told: str
+) -> None:
+    if "fp16" in override and torch.cuda.is_available():
+        pytest.skip("fp16 can be used on this machine")
+    if "wandb" in override and importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed on this machine")
+    with pytest.raises(CondistillError, match=told):
+        fresh(tmp_path, tiny_pipeline_dir).again(override)
+
+
+def test_what_would_fail_late_is_told_before_anything_is_trained_though_the_cache_is_there(run: Run) -> None:
+    before = times(run.out)
+    student = (
+        "{distill: {fold_guidance: 3.0, few_steps: {method: consistency, num_inference_steps: 2, solver_steps: 30}}}"
+    )
+    with pytest.raises(CondistillError, match=r"the student 'late' cannot be made: .*solver_steps is 30"):
+        run.again(f"variants.late={student}", update=True)
+    assert {file: time for file, time in times(run.out).items() if file.name != "recipe.yaml"} == {
+        file: time for file, time in before.items() if file.name != "recipe.yaml"
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("variants.plain.student={width: [4, 8]}", "the student 'plain' cannot be made: "),
+        (
+            "variants.plain.student={width: null, keep: {down_block.0: [0]}}",
+            "the student 'plain' cannot be made: student.keep names 'down_block.0', .* did you mean 'down_blocks.0'",
+        ),
+        (
+            "variants.plain.distill={feature_layer_weights: {mid_blok: 2.0}}",
+            "the student 'plain' cannot be made: .*'mid_blok', and no such layer is compared; did you mean 'mid_block'",
+        ),
+        (
+            "variants.plain.distill={few_steps: {method: consistency, num_inference_steps: 2}}",
+            "the student 'plain' cannot be made: few_steps.method 'consistency' learns where guided paths end",
+        ),
+        ("evaluate.judge=miniature", "evaluate.judge is 'miniature', and "),
+    ],
+)
+def test_what_would_fail_after_the_cache_is_told_before_anything_is_drawn(
+    tmp_path: Path, tiny_pipeline_dir: Path, override: str, told: str
+) -> None:
+    run = fresh(tmp_path, tiny_pipeline_dir)
+    with pytest.raises(CondistillError, match=told):
+        run.again(override)
+    assert not list(run.out.rglob("shard-*"))
+
+
+def test_a_cache_that_the_disk_cannot_hold_is_refused_before_anything_is_drawn(
+    tmp_path: Path, tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(compress_module.shutil, "disk_usage", lambda _: usage(10**6, 10**6, 100))
+    run = fresh(tmp_path, tiny_pipeline_dir)
+    with pytest.raises(CondistillError, match=r"the cache needs 0\.00 GiB more in .*cache and 0\.00 GiB are free"):
+        run.again()
+    assert not list(run.out.rglob("shard-*"))
+
+
+def test_space_is_asked_for_what_is_still_to_be_drawn_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(compress_module.shutil, "disk_usage", lambda _: usage(0, 0, 1000))
+    check: Callable[..., None] = compress_module.check_space
+    check(tmp_path, 5, (1, 10, 10), "float16")
+    with pytest.raises(CondistillError):
+        check(tmp_path, 6, (1, 10, 10), "float16")
+    (tmp_path / "shard-00000.arrow").write_bytes(b"x" * 200)
+    check(tmp_path, 6, (1, 10, 10), "float16")
+
+
+def test_brackets_in_a_path_are_shown(tmp_path: Path, tiny_pipeline_dir: Path) -> None:
+    run = fresh(tmp_path, tiny_pipeline_dir)
+    run.out = tmp_path / "run[1]"
+    run.again(until="prompts")
+    assert f"condistill {run.out}\n" in run.printed
+
+
+def test_a_run_killed_at_random_moments_ends_equal_to_one_left_in_peace(tmp_path: Path) -> None:
+    import kill
+
+    recipe, rng = kill.prepare(tmp_path), random.Random(0)
+    seconds = kill.run_in_peace(recipe, tmp_path / "peaceful")
+    moments = [kill.Moment(stage, rng.random()) for stage in ("cache", "distill/random_conditioning", "evaluation")]
+    kills = list(kill.kill_and_resume(recipe, tmp_path / "killed", moments, seconds))
+    assert any(each.reached for each in kills)
+    assert kill.differences(tmp_path / "killed", tmp_path / "peaceful") == []
+
+
+ROLLING = ("cache.size=0", "distill.path={start: noise, num_inference_steps: 3}", "variants={rolling: {}}")
+
+
+def test_paths_from_pure_noise_need_no_cache(run: Run) -> None:
+    run.out = run.out.with_name("rolling")
+    run.again(*ROLLING)
+    assert "0 to cache" in run.printed
+    assert not list((run.out / "cache").glob("*.arrow"))
+    models = json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))["models"]
+    assert models["rolling"]["compute"]["cache_forwards"] == 0
+    assert (run.out / "report.html").is_file()
+    before = times(run.out / "distill")
+    run.again(*ROLLING)
+    assert times(run.out / "distill") == before
+
+
+FAST = (
+    "distill.fold_guidance=3.0",
+    "distill.few_steps={num_inference_steps: 2}",
+    "distill.empty_prompt_probability=0.0",
+    """variants={
+        fast: {},
+        full: {distill: {few_steps: null}},
+        faster: {
+            teacher: fast,
+            student: {width: 1.0},
+            distill: {fold_guidance: null, few_steps: {num_inference_steps: 1}},
+        },
+    }""",
+)
+
+
+def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> None:
+    run.out = run.out.with_name("fast")
+    run.again(*FAST)
+    models = json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))["models"]
+    assert models["teacher"]["sampling"] == {"num_inference_steps": 2, "guidance_scale": 3.0, "denoiser_calls": 4}
+    assert models["fast"]["sampling"] == {"num_inference_steps": 2, "guidance_scale": 3.0, "denoiser_calls": 2}
+    assert models["fast"]["compute"]["teacher_forwards"] == 4 * models["fast"]["compute"]["student_forwards"]
+    assert models["full"]["compute"]["teacher_forwards"] == 2 * models["full"]["compute"]["student_forwards"]
+    folder = run.out / "pipelines" / "fast"
+    assert json.loads((folder / "sampling.json").read_text(encoding="utf-8"))["num_inference_steps"] == 2
+    assert "num_inference_steps=2" in (folder / "README.md").read_text(encoding="utf-8")
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
+    assert pipeline.scheduler.config.timestep_spacing == "trailing"
+    calls: list[int] = []
+    pipeline.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    pipeline("a ball", num_inference_steps=2, guidance_scale=7.5, output_type="latent")
+    assert calls == [1, 1]  # guidance is folded in: a batch of one, whatever scale is asked for
+    assert models["faster"]["size"] == models["fast"]["size"]
+    assert models["faster"]["sampling"] == {"num_inference_steps": 1, "guidance_scale": 3.0, "denoiser_calls": 1}
+    alone = {key: models["fast"]["compute"][key] for key in ("teacher_forwards", "student_forwards", "cache_forwards")}
+    whole = models["faster"]["compute"]
+    assert whole["student_forwards"] == 2 * alone["student_forwards"]  # its own training, and that of its teacher
+    assert whole["teacher_forwards"] == alone["teacher_forwards"] + 2 * alone["student_forwards"]
+    assert whole["cache_forwards"] == alone["cache_forwards"]
+    assert whole["train_sec"] > models["fast"]["compute"]["train_sec"]
+    assert "the student 'fast' of this run" in (run.out / "pipelines" / "faster" / "README.md").read_text("utf-8")
+
+
+SCALES = (
+    "distill.fold_guidance=[2, 8]",
+    "distill.learning_rate=0.01",
+    "distill.empty_prompt_probability=0.0",
+    """variants={
+        told: {},
+        fixed: {distill: {fold_guidance: 3.0}},
+        quick: {
+            teacher: told,
+            student: {width: 1.0},
+            distill: {few_steps: {method: consistency, num_inference_steps: 2, solver_steps: 10}},
+        },
+        quick_fixed: {
+            teacher: fixed,
+            student: {width: 1.0},
+            distill: {
+                fold_guidance: null,
+                few_steps: {method: consistency, num_inference_steps: 1, solver_steps: 10},
+            },
+        },
+    }""",
+    "cache.guidance_scale=9.0",
+)
+
+
+def test_students_draw_in_one_forward_with_the_scale_they_are_told_and_in_few_steps(run: Run) -> None:
+    run.out = run.out.with_name("scales")
+    run.again(*SCALES)
+    models = json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))["models"]
+    calls = {name: model["sampling"]["denoiser_calls"] for name, model in models.items()}
+    assert calls == {"teacher": 4, "told": 2, "fixed": 2, "quick": 2, "quick_fixed": 1}
+    asked = {name: models[name]["compute"] for name in ("told", "fixed", "quick", "quick_fixed")}
+    assert {name: (a["teacher_forwards"], a["student_forwards"]) for name, a in asked.items()} == {
+        "told": (24, 12),
+        "fixed": (24, 12),
+        "quick": (36, 36),  # with the training of its teacher
+        "quick_fixed": (36, 36),
+    }
+    for name, hears in (("told", True), ("fixed", False), ("quick", True), ("quick_fixed", False)):
+        folder = run.out / "pipelines" / name
+        said = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
+        assert said["guidance_scale"] == (8.0 if hears else 3.0)
+        pipeline = DiffusionPipeline.from_pretrained(folder)
+        assert (type(pipeline.scheduler).__name__ == "LCMScheduler") == name.startswith("quick")
+        sizes: list[int] = []
+        pipeline.unet.register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.append(len(args[0])))
+
+        def draw(scale: float, pipeline: Any = pipeline, steps: int = said["num_inference_steps"]) -> torch.Tensor:
+            seed = torch.Generator().manual_seed(0)
+            how = {"num_inference_steps": steps, "guidance_scale": scale, "generator": seed, "output_type": "latent"}
+            drawn: torch.Tensor = pipeline("a ball", **how).images
+            return drawn
+
+        two, eight = draw(2.0), draw(8.0)
+        assert two.isfinite().all()
+        assert torch.equal(two, eight) != hears
+        assert sizes == [1] * 2 * said["num_inference_steps"]
+    assert "scales from 2 to 8 are folded in" in (run.out / "pipelines" / "told" / "README.md").read_text("utf-8")
