@@ -20,7 +20,7 @@ from rich.console import Console
 
 from condistill.config.recipe import Recipe
 from condistill.evaluate.generate import draw_round, measure, rounds
-from condistill.evaluate.stage import choose_judge, load_student
+from condistill.evaluate.stage import choose_classifier, load_student
 from condistill.utils.hardware import machine
 from condistill.utils.malloc import keep_freed_memory
 from condistill.workflow.compress import Compression
@@ -36,7 +36,7 @@ def draw(path: Path, steps: list[int]) -> dict[Point, dict[str, float]]:
     run = Compression(Recipe.load(path / "recipe.yaml"), path, update=False, console=console)
     prompts, settings = run.prompts(), run.recipe.evaluate
     made = rounds(settings, prompts.choose, prompts.splits)
-    judge = choose_judge(settings.judge, made)
+    classifier = choose_classifier(settings.classifier, made)
     kept = run._evaluate_stage().path / "curve"
     kept.mkdir(parents=True, exist_ok=True)
     scores: dict[Point, dict[str, float]] = {}
@@ -59,11 +59,13 @@ def draw(path: Path, steps: list[int]) -> dict[Point, dict[str, float]]:
                 )
                 for this in made
             ]
-            measured, _ = measure({"teacher": latents}, run.family, made, settings, judge)  # no difference is asked for
+            measured, _ = measure(
+                {"teacher": latents}, run.family, made, settings, classifier
+            )  # no difference is asked for
             found: dict[str, Any] = measured["teacher"]
             scores[name, how.denoiser_calls(denoiser)] = {
-                **{split: found[split]["all_right"] for split in ("seen", "unseen")},
-                "frechet": found["all"]["frechet_judge"],
+                **{split: found[split]["all_correct"] for split in ("seen", "unseen")},
+                "frechet": found["all"]["frechet_classifier"],
             }
     return scores
 

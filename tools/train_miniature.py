@@ -1,4 +1,4 @@
-"""Train the miniature from scratch: its judge, its autoencoder, its text encoder and denoiser.
+"""Train the miniature from scratch: its classifier, its autoencoder, its text encoder and denoiser.
 
 Run as `python tools/train_miniature.py` (or `make miniature`). Every stage has a fixed seed, shows its
 progress, keeps checkpoints in the work directory and goes on where it was stopped.
@@ -31,14 +31,14 @@ from condistill.distill.checkpoints import (
     save_checkpoint,
 )
 from condistill.miniature import build, weights_path
-from condistill.miniature.classifier import Judge, judge_images, to_tensor
+from condistill.miniature.classifier import Classifier, classify_images, to_tensor
 from condistill.miniature.world import TEMPLATES, Scene, all_scenes, render
 from condistill.pipelines.sampling import SAMPLING_NAME, Sampling
 from condistill.utils.atomic import write_text
 
 console = Console()
 
-JUDGE_STEPS, JUDGE_BATCH = 1500, 64
+CLASSIFIER_STEPS, CLASSIFIER_BATCH = 1500, 64
 AUTOENCODER_STEPS, AUTOENCODER_BATCH = 3200, 16
 DENOISER_STEPS, DENOISER_BATCH = 3600, 64
 NOISY_FROM = 800  # half of the timesteps are drawn from here on, where the prompt alone says what goes where
@@ -105,24 +105,24 @@ def train(
     module.eval().requires_grad_(False)
 
 
-def train_judge(work: Path, device: str) -> Judge:
+def train_classifier(work: Path, device: str) -> Classifier:
     """Rendered scenes, a little noise and brightness change, one cross-entropy per attribute."""
     torch.manual_seed(0)
-    judge = Judge().to(device)
+    classifier = Classifier().to(device)
     scenes = all_scenes()
 
     def loss_at(step: int) -> Tensor:
         rng = draw(1, step)
-        picked = [scenes[i] for i in rng.integers(0, len(scenes), JUDGE_BATCH)]
+        picked = [scenes[i] for i in rng.integers(0, len(scenes), CLASSIFIER_BATCH)]
         images = to_tensor(render(picked, seed=1_000_000 + step))
         noise = rng.normal(0, 1, images.shape).astype(np.float32) * rng.uniform(0, 0.15)
-        logits = judge((images + torch.from_numpy(noise)).to(device))
+        logits = classifier((images + torch.from_numpy(noise)).to(device))
         labels = torch.tensor([scene.labels() for scene in picked], device=device)
         losses = [nn.functional.cross_entropy(head, labels[:, i]) for i, head in enumerate(logits.values())]
         return torch.stack(losses).sum()
 
-    train("judge", {"judge": judge}, loss_at, steps=JUDGE_STEPS, learning_rate=2e-3, work=work)
-    return judge.cpu()
+    train("classifier", {"classifier": classifier}, loss_at, steps=CLASSIFIER_STEPS, learning_rate=2e-3, work=work)
+    return classifier.cpu()
 
 
 def training_scenes() -> tuple[list[Scene], NDArray[np.uint8]]:
@@ -213,15 +213,15 @@ def train_denoiser(
     return denoiser, text_encoder, tokenizer
 
 
-def judge_accuracy(judge: Judge, images: NDArray[np.uint8], scenes: list[Scene]) -> dict[str, float]:
+def judge_accuracy(classifier: Classifier, images: NDArray[np.uint8], scenes: list[Scene]) -> dict[str, float]:
     """Share of images with each attribute right, and with all right."""
-    right, _ = judge_images(judge, images, scenes)
+    right, _ = classify_images(classifier, images, scenes)
     return {name: round(float(values.mean()), 4) for name, values in right.items()}
 
 
 @torch.no_grad()
-def score_pipeline(pipeline: Any, judge: Judge, *, images: int = 1000, guidance: float) -> dict[str, float]:
-    """Judged accuracy of `images` captions drawn with the pipeline's own call."""
+def score_pipeline(pipeline: Any, classifier: Classifier, *, images: int = 1000, guidance: float) -> dict[str, float]:
+    """Classified accuracy of `images` captions drawn with the pipeline's own call."""
     scenes = all_scenes()
     rng = draw(5, 0)
     picked = [scenes[i] for i in rng.permutation(len(scenes))[:images]]
@@ -239,7 +239,7 @@ def score_pipeline(pipeline: Any, judge: Judge, *, images: int = 1000, guidance:
             output_type="np",
         ).images
         drawn.append(np.rint(batch * 255).astype(np.uint8))
-    return judge_accuracy(judge, np.concatenate(drawn), picked)
+    return judge_accuracy(classifier, np.concatenate(drawn), picked)
 
 
 def write_card(out: Path, scores: Mapping[str, Mapping[str, float]]) -> None:
@@ -256,11 +256,11 @@ A Stable Diffusion pipeline in miniature, for demos and tests: 64x64 pixels, 8x8
 of 7,200 captioned scenes (one object with a shape, colour, size, place and background). Trained from scratch on
 procedurally drawn scenes by `make miniature` with fixed seeds; no image or text of anybody else was used.
 
-Judge: {JUDGE_STEPS} steps of {JUDGE_BATCH}. Autoencoder: {AUTOENCODER_STEPS} of {AUTOENCODER_BATCH}. Denoiser
-and text encoder: {DENOISER_STEPS} of {DENOISER_BATCH}, epsilon prediction, 10 % empty prompts. Weights are float16
-safetensors. Licence: Apache-2.0.
+Classifier: {CLASSIFIER_STEPS} steps of {CLASSIFIER_BATCH}. Autoencoder: {AUTOENCODER_STEPS} of {AUTOENCODER_BATCH}.
+Denoiser and text encoder: {DENOISER_STEPS} of {DENOISER_BATCH}, epsilon prediction, 10 % empty
+prompts. Weights are float16 safetensors. Licence: Apache-2.0.
 
-Judged accuracy over 1,000 captions, {build.DEFAULT_STEPS} steps, guidance {build.DEFAULT_GUIDANCE}; the judge
+Classified accuracy over 1,000 captions, {build.DEFAULT_STEPS} steps, guidance {build.DEFAULT_GUIDANCE}; the classifier
 itself on 2,000 held-out renders. These are miniature figures, not FID on MS-COCO.
 
 | | {heads} |
@@ -275,11 +275,11 @@ def main(
     work: Annotated[Path, typer.Option(help="Checkpoints; training goes on from here.")] = Path("runs/miniature"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
-    """Train the miniature's judge, autoencoder, text encoder and denoiser from scratch."""
-    judge = train_judge(work, device)
+    """Train the miniature's classifier, autoencoder, text encoder and denoiser from scratch."""
+    classifier = train_classifier(work, device)
     held_out = [all_scenes()[i] for i in draw(6, 0).permutation(7200)[:2000]]
-    scores = {"judge": judge_accuracy(judge, render(held_out, seed=7), held_out)}
-    console.print("judge", scores["judge"])
+    scores = {"classifier": judge_accuracy(classifier, render(held_out, seed=7), held_out)}
+    console.print("classifier", scores["classifier"])
 
     scenes, images = training_scenes()
     autoencoder = train_autoencoder(images, work, device)
@@ -287,19 +287,19 @@ def main(
     with torch.no_grad():
         decoded = autoencoder.decode(latents[:500].to(device) / autoencoder.config.scaling_factor).sample.cpu()
     restored = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    console.print("restored", judge_accuracy(judge, restored, scenes[:500]))
+    console.print("restored", judge_accuracy(classifier, restored, scenes[:500]))
     denoiser, text_encoder, tokenizer = train_denoiser(latents, scenes, work, device)
 
     pipeline = build.assemble(autoencoder, text_encoder, tokenizer, denoiser)
     pipeline.to("cpu", torch.float16).save_pretrained(out / "teacher", safe_serialization=True)
     write_text(out / "teacher" / SAMPLING_NAME, Sampling(build.DEFAULT_STEPS, build.DEFAULT_GUIDANCE).to_json())
-    judge.save(out)
+    classifier.save(out)
     pipeline.to(torch.float32)
-    scores["teacher"] = score_pipeline(pipeline, judge, guidance=build.DEFAULT_GUIDANCE)
+    scores["teacher"] = score_pipeline(pipeline, classifier, guidance=build.DEFAULT_GUIDANCE)
     console.print("teacher", scores["teacher"])
     write_card(out, scores)
-    if not math.isclose(1.0, scores["judge"]["all_right"], abs_tol=0.01):
-        raise SystemExit("the judge is below 99 % on held-out renders; train it longer")
+    if not math.isclose(1.0, scores["classifier"]["all_correct"], abs_tol=0.01):
+        raise SystemExit("the classifier is below 99 % on held-out renders; train it longer")
 
 
 if __name__ == "__main__":

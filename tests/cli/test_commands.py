@@ -260,7 +260,7 @@ def test_init_writes_a_student_that_can_be_made_of_the_teacher(
     out = tmp_path / "new.yaml"
     assert call("init", tmp_path / "teacher", "--prompts", recipe.parent / "prompts.txt", "--out", out).code == 0
     written = Recipe.load(out)
-    assert (written.student.preset, written.student.depth, written.distill.fold_guidance) == chosen
+    assert (written.student.preset, written.student.depth, written.distill.guidance_distillation) == chosen
 
 
 def test_sample_draws_the_same_picture_for_the_same_seed(call: Call, tiny_pipeline_dir: Path, tmp_path: Path) -> None:

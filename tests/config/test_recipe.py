@@ -144,7 +144,8 @@ variants:
         ),
         ("variants={small: {}, b: {teacher: smal}}", "is 'smal', and it must be a variant above 'b': small"),
         (
-            "variants={a: {distill: {fold_guidance: 2.0}}, b: {teacher: a, distill: {fold_guidance: 2.0}}}",
+            "variants={a: {distill: {guidance_distillation: 2.0}}, "
+            "b: {teacher: a, distill: {guidance_distillation: 2.0}}}",
             "variants.b: guidance is folded into its teacher 'a' already",
         ),
         (
@@ -152,37 +153,44 @@ variants:
             "variants.b: its teacher knows 4 steps only",
         ),
         (
-            "variants={a: {distill: {fold_guidance: [2, 8]}}, b: {teacher: a}}",
+            "variants={a: {distill: {guidance_distillation: [2, 8]}}, b: {teacher: a}}",
             "variants.b: its teacher 'a' is told guidance scales of [2.0, 8.0], so it must be as well",
         ),
         (
-            "variants={a: {distill: {fold_guidance: [2, 8]}}, b: {teacher: a, distill: {fold_guidance: [2, 9]}}}",
-            "set distill.fold_guidance to [2.0, 8.0] or a part of it",
+            "variants={a: {distill: {guidance_distillation: [2, 8]}}, "
+            "b: {teacher: a, distill: {guidance_distillation: [2, 9]}}}",
+            "set distill.guidance_distillation to [2.0, 8.0] or a part of it",
         ),
         (
-            "variants={a: {distill: {fold_guidance: [2, 8]}}, b: {teacher: a, distill: {fold_guidance: 3}}}",
-            "set distill.fold_guidance to [2.0, 8.0] or a part of it",
+            "variants={a: {distill: {guidance_distillation: [2, 8]}}, "
+            "b: {teacher: a, distill: {guidance_distillation: 3}}}",
+            "set distill.guidance_distillation to [2.0, 8.0] or a part of it",
         ),
         (
-            "variants={a: {distill: {fold_guidance: 2.0}}, b: {teacher: a, distill: {fold_guidance: [2, 3]}}}",
+            "variants={a: {distill: {guidance_distillation: 2.0}}, "
+            "b: {teacher: a, distill: {guidance_distillation: [2, 3]}}}",
             "variants.b: guidance is folded into its teacher 'a' already",
         ),
         (
-            "variants={a: {distill: {fold_guidance: 2, few_steps: {method: consistency, num_inference_steps: 4}}},"
+            "variants={a: {distill: {guidance_distillation: 2, few_steps: {method: consistency, "
+            "num_inference_steps: 4}}},"
             " b: {teacher: a}}",
             "variants.b: its teacher learnt consistency, and knows where a path ends but not how it goes on",
         ),
         (
             "variants={a: {distill: {few_steps: {num_inference_steps: 10}}}, b: {teacher: a, distill: "
-            "{fold_guidance: 2, few_steps: {method: consistency, num_inference_steps: 4}}}}",
+            "{guidance_distillation: 2, few_steps: {method: consistency, num_inference_steps: 4}}}}",
             "num_inference_steps x teacher_steps = 10, or as many solver_steps",
         ),
-        ("distill.fold_guidance=1", "a guidance scale to fold in is above 1, a range of them is [low, high] with 1 <"),
-        ("distill.fold_guidance=true", "a guidance scale to fold in is above 1"),
-        ("distill.fold_guidance=[8, 2]", "a guidance scale to fold in is above 1"),
-        ("distill.fold_guidance=[2]", "a guidance scale to fold in is above 1"),
-        ("distill.fold_guidance=[1, 2]", "a guidance scale to fold in is above 1"),
-        ("distill.fold_guidance=[2, .inf]", "a guidance scale to fold in is above 1"),
+        (
+            "distill.guidance_distillation=1",
+            "a guidance scale to fold in is above 1, a range of them is [low, high] with 1 <",
+        ),
+        ("distill.guidance_distillation=true", "a guidance scale to fold in is above 1"),
+        ("distill.guidance_distillation=[8, 2]", "a guidance scale to fold in is above 1"),
+        ("distill.guidance_distillation=[2]", "a guidance scale to fold in is above 1"),
+        ("distill.guidance_distillation=[1, 2]", "a guidance scale to fold in is above 1"),
+        ("distill.guidance_distillation=[2, .inf]", "a guidance scale to fold in is above 1"),
         ("distill.few_steps={method: consitency}", "'consitency' is unknown; use 'progressive', 'consistency'"),
         ("distill.few_steps={method: consistency}", "distill.few_steps.num_inference_steps is missing"),
         (
@@ -200,58 +208,64 @@ variants:
         ),
         ("distill.path={share: 0.001}", "path.share 0.001 of batch_size 256 is 0.256 samples"),
         ("distill.path={steps: 30}", "path.steps 30 is more than the path has: 25"),
-        ("distill={path: {guidance_scale: 2.0}, fold_guidance: 2.0}", "leave out path.guidance_scale"),
+        ("distill={path: {guidance_scale: 2.0}, guidance_distillation: 2.0}", "leave out path.guidance_scale"),
         ("distill={path: {start: noise}, timestep_bias: 1.0}", "timestep_bias is of isolated samples"),
-        ("distill={fold_guidance: 3.0, guidance_weight: 1.0}", "choose one"),
+        ("distill={guidance_distillation: 3.0, guidance_weight: 1.0}", "choose one"),
         ("distill={few_steps: {num_inference_steps: 4}, path: {}}", "path.num_inference_steps is 25"),
         ("distill={few_steps: {num_inference_steps: 4}, task_weight: 1.0}", "few_steps has targets of its own"),
         ("distill.few_steps={num_inference_steps: 4, teacher_stps: 2}", "did you mean 'teacher_steps'?"),
-        ("distill.random_text={candidats: 2}", "did you mean 'candidates'?"),
-        ("distill.random_text={candidates: 0}", "distill.random_text.candidates: input should be greater than 0"),
-        ("distill.random_text={interpolate: 1.5}", "interpolate: input should be less than or equal to 1"),
-        ("distill.random_text={distance: -1.0}", "distance: input should be greater than or equal to 0"),
-        ("distill.random_text={distance: .inf}", "distance: input should be a finite number"),
-        ("distill.random_text={clusters: 1}", "clusters: input should be greater than or equal to 2"),
-        ("distill.random_text={source_weights: {miniature: -1}}", "input should be greater than or equal to 0"),
-        ("distill.random_text={source_weights: {miniature: 0}}", "source_weights has no weight above 0"),
+        ("distill.prompt_choice={candidats: 2}", "did you mean 'candidates'?"),
+        ("distill.prompt_choice={candidates: 0}", "distill.prompt_choice.candidates: input should be greater than 0"),
+        ("distill.prompt_choice={interpolate: 1.5}", "interpolate: input should be less than or equal to 1"),
+        ("distill.prompt_choice={distance: -1.0}", "distance: input should be greater than or equal to 0"),
+        ("distill.prompt_choice={distance: .inf}", "distance: input should be a finite number"),
+        ("distill.prompt_choice={clusters: 1}", "clusters: input should be greater than or equal to 2"),
+        ("distill.prompt_choice={source_weights: {miniature: -1}}", "input should be greater than or equal to 0"),
+        ("distill.prompt_choice={source_weights: {miniature: 0}}", "source_weights has no weight above 0"),
         (
-            "distill.random_text={candidates: 2, disagreement: 1, interpolate: 1}",
+            "distill.prompt_choice={candidates: 2, disagreement: 1, interpolate: 1}",
             "disagreement learns from prompts that are not blended; set interpolate below 1",
         ),
-        ("distill.random_text={source_weights: {}}", "source_weights has no weight above 0"),
+        ("distill.prompt_choice={source_weights: {}}", "source_weights has no weight above 0"),
         (
-            "distill.random_text={source_weights: {minature: 1.0}}",
+            "distill.prompt_choice={source_weights: {minature: 1.0}}",
             "source_weights names 'minature', which is no file of the prompt pool; did you mean 'miniature'?",
         ),
-        ("distill.random_text={novelty: 1.0}", "choose among candidates, and there is 1; set candidates to 2 or more"),
-        ("distill.random_text={candidates: 4}", "candidates is 4, and nothing tells them apart"),
         (
-            "distill.random_text={candidates: 4, novelty: 1.0, clusters: 8}",
+            "distill.prompt_choice={novelty: 1.0}",
+            "choose among candidates, and there is 1; set candidates to 2 or more",
+        ),
+        ("distill.prompt_choice={candidates: 4}", "candidates is 4, and nothing tells them apart"),
+        (
+            "distill.prompt_choice={candidates: 4, novelty: 1.0, clusters: 8}",
             "clusters is 8 and serves disagreement, which is 0; leave it out",
         ),
-        ("distill={random_text: {}, random_conditioning: {schedule: none}}", "no sample is given one; set it to null"),
         (
-            "distill={random_text: {}, random_conditioning: {schedule: constant, probability: 0}}",
+            "distill={prompt_choice: {}, random_conditioning: {schedule: none}}",
             "no sample is given one; set it to null",
         ),
         (
-            "distill={random_text: {distance: 1.0}, random_conditioning: {schedule: constant}}",
+            "distill={prompt_choice: {}, random_conditioning: {schedule: constant, probability: 0}}",
+            "no sample is given one; set it to null",
+        ),
+        (
+            "distill={prompt_choice: {distance: 1.0}, random_conditioning: {schedule: constant}}",
             "use it with the schedules 'exponential' and 'sigmoid'",
         ),
-        ("distill={random_text: {distance: 1.0}, path: {start: noise}}", "of cached latents; use it with"),
-        ("distill={random_text: {interpolate: 0.5}, path: {}}", "random_text.interpolate is of re-paired samples"),
+        ("distill={prompt_choice: {distance: 1.0}, path: {start: noise}}", "of cached latents; use it with"),
+        ("distill={prompt_choice: {interpolate: 0.5}, path: {}}", "prompt_choice.interpolate is of re-paired samples"),
         (
-            "distill={random_text: {candidates: 2, disagreement: 1.0}, path: {}}",
-            "random_text.disagreement is of re-paired samples that are on no path, and there are none",
+            "distill={prompt_choice: {candidates: 2, disagreement: 1.0}, path: {}}",
+            "prompt_choice.disagreement is of re-paired samples that are on no path, and there are none",
         ),
         (
-            "distill={random_text: {interpolate: 0.5}, path: {start: noise, share: 0.5}, "
+            "distill={prompt_choice: {interpolate: 0.5}, path: {start: noise, share: 0.5}, "
             "random_conditioning: {schedule: none}}",
-            "random_text.interpolate is of re-paired samples",
+            "prompt_choice.interpolate is of re-paired samples",
         ),
         (
-            "distill={random_text: {candidates: 2, novelty: 1.0}, path: {start: noise}}",
-            "random_text.novelty is the distance to cached prompts, and none is used",
+            "distill={prompt_choice: {candidates: 2, novelty: 1.0}, path: {start: noise}}",
+            "prompt_choice.novelty is the distance to cached prompts, and none is used",
         ),
         ("teacher=miniature", "teacher: input should be a mapping (given: 'miniature')"),
     ],
@@ -264,11 +278,14 @@ def test_a_value_of_the_wrong_type_or_range_is_told(override: str, message: str)
 
 
 def test_a_student_is_not_evaluated_with_a_scale_it_was_never_told() -> None:
-    changes = ("distill.fold_guidance=[2, 8]", "evaluate.guidance_scale=9")
+    changes = ("distill.guidance_distillation=[2, 8]", "evaluate.guidance_scale=9")
     (line,) = mistakes(BASE, *changes)
     assert "evaluate.guidance_scale is 9, and random_conditioning is told scales of [2.0, 8.0]" in line
     assert Recipe.parse(BASE, [*changes, "evaluate.guidance_scale=8"]).evaluate.guidance_scale == 8
-    assert Recipe.parse(BASE, ["distill.fold_guidance=3", "evaluate.guidance_scale=9"]).evaluate.guidance_scale == 9
+    assert (
+        Recipe.parse(BASE, ["distill.guidance_distillation=3", "evaluate.guidance_scale=9"]).evaluate.guidance_scale
+        == 9
+    )
 
 
 def test_another_method_of_few_steps_replaces_the_recipes_and_the_same_one_is_laid_over_it() -> None:
@@ -285,15 +302,15 @@ def test_another_method_of_few_steps_replaces_the_recipes_and_the_same_one_is_la
 
 
 def test_students_of_a_student_that_is_told_its_scale_may_be_told_a_part_of_its_range() -> None:
-    Recipe.parse(BASE, ["distill.fold_guidance=[2, 8]", "variants={a: {}, b: {teacher: a}}"])
-    part = "variants={a: {}, b: {teacher: a, distill: {fold_guidance: [3, 4]}}}"
-    recipe = Recipe.parse(BASE, ["distill.fold_guidance=[2, 8]", part])
+    Recipe.parse(BASE, ["distill.guidance_distillation=[2, 8]", "variants={a: {}, b: {teacher: a}}"])
+    part = "variants={a: {}, b: {teacher: a, distill: {guidance_distillation: [3, 4]}}}"
+    recipe = Recipe.parse(BASE, ["distill.guidance_distillation=[2, 8]", part])
     assert recipe.variant("b")[1].guidance_range == (3, 4)
 
 
 def test_consistency_may_be_learnt_from_a_teacher_of_as_many_steps() -> None:
     chain = """variants={
-        ten: {distill: {fold_guidance: 3.0, few_steps: {num_inference_steps: 10}}},
+        ten: {distill: {guidance_distillation: 3.0, few_steps: {num_inference_steps: 10}}},
         four: {teacher: ten, distill: {few_steps: {method: consistency, num_inference_steps: 4, solver_steps: 10}}},
     }"""
     Recipe.parse(BASE, [chain])
@@ -302,30 +319,32 @@ def test_consistency_may_be_learnt_from_a_teacher_of_as_many_steps() -> None:
 @pytest.mark.parametrize(
     "distill",
     [
-        "{random_text: {distance: 1.0}, path: {start: cache}}",
-        "{random_text: {distance: 1.0, interpolate: 0.5}, path: {start: noise, share: 0.5}}",
-        "{random_text: {}, path: {start: noise}, random_conditioning: {schedule: none}}",
-        "{random_text: {candidates: 2, disagreement: 1.0, clusters: 8}, random_conditioning: {schedule: constant}}",
-        "{random_text: {source_weights: {miniature: 2.0}}}",
+        "{prompt_choice: {distance: 1.0}, path: {start: cache}}",
+        "{prompt_choice: {distance: 1.0, interpolate: 0.5}, path: {start: noise, share: 0.5}}",
+        "{prompt_choice: {}, path: {start: noise}, random_conditioning: {schedule: none}}",
+        "{prompt_choice: {candidates: 2, disagreement: 1.0, clusters: 8}, random_conditioning: {schedule: constant}}",
+        "{prompt_choice: {source_weights: {miniature: 2.0}}}",
     ],
 )
-def test_random_texts_are_chosen_wherever_there_are_any(distill: str) -> None:
+def test_prompt_choices_are_chosen_wherever_there_are_any(distill: str) -> None:
     recipe = Recipe.parse(BASE, [f"distill={distill}"])
-    assert recipe.distill.random_text is not None
+    assert recipe.distill.prompt_choice is not None
     assert Recipe.parse(recipe.to_yaml()) == recipe
 
 
 def test_every_file_of_the_pool_needs_a_weight_and_a_name_of_its_own() -> None:
     files = "prompts={files: [x/a.txt], cached_files: [x/a.txt, b.csv], unseen_files: [c.txt]}"
-    weights = "distill.random_text.source_weights"
+    weights = "distill.prompt_choice.source_weights"
     recipe = Recipe.parse(BASE, [files, f"{weights}={{a.txt: 1.0, b.csv: 2.0, c.txt: 3.0}}"])
-    assert recipe.distill.random_text is not None
+    assert recipe.distill.prompt_choice is not None
     (line,) = mistakes(BASE, files, f"{weights}={{a.txt: 1.0}}")
-    assert "random_text.source_weights leaves out 'b.csv', 'c.txt'; give every file of the prompt pool a weight" in line
+    assert (
+        "prompt_choice.source_weights leaves out 'b.csv', 'c.txt'; give every file of the prompt pool a weight" in line
+    )
     (line,) = mistakes(BASE, "prompts.files=[x/a.txt, y/a.txt]", f"{weights}={{a.txt: 1.0}}")
     assert "needs file names, and two files are called 'a.txt'; rename one" in line
-    (line,) = mistakes(BASE, files, "variants={b: {distill: {random_text: {source_weights: {a.txt: 1.0}}}}}")
-    assert "'b': random_text.source_weights leaves out 'b.csv', 'c.txt'" in line
+    (line,) = mistakes(BASE, files, "variants={b: {distill: {prompt_choice: {source_weights: {a.txt: 1.0}}}}}")
+    assert "'b': prompt_choice.source_weights leaves out 'b.csv', 'c.txt'" in line
 
 
 def test_a_key_given_twice_is_told_with_both_lines() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import RandomTextSettings
+from condistill.config.distill import PromptChoiceSettings
 from condistill.distill.batches import Batch, BatchSource, prefetch
 from condistill.prompts.pool import PromptPool
 
@@ -54,7 +54,7 @@ def test_latents_come_with_the_prompt_they_were_drawn_for(tiny_cache: LatentCach
 
 
 def source_of(cache: LatentCache, pool: PromptPool, size: int, **text: object) -> BatchSource:
-    return BatchSource(cache, pool, 5, size, size, text=RandomTextSettings.model_validate(text))
+    return BatchSource(cache, pool, 5, size, size, text=PromptChoiceSettings.model_validate(text))
 
 
 def test_settings_that_change_nothing_leave_the_samples_as_they_are(
@@ -69,7 +69,7 @@ def test_settings_that_change_nothing_leave_the_samples_as_they_are(
 def test_candidates_are_of_the_whole_pool_however_the_batch_is_cut(
     tiny_cache: LatentCache, tiny_pool: PromptPool
 ) -> None:
-    text = RandomTextSettings(candidates=40, novelty=1.0, interpolate=0.5)
+    text = PromptChoiceSettings(candidates=40, novelty=1.0, interpolate=0.5)
     (whole,) = BatchSource(tiny_cache, tiny_pool, 5, 12, 12, text=text)(3)
     parts = [BatchSource(tiny_cache, tiny_pool, 5, 12, 2, process, 3, text)(3) for process in range(3)]
     in_order = [part[i] for i in range(2) for part in parts]

@@ -15,9 +15,9 @@ def same(sums: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-def terms(output: list[float], repaired: list[bool] | None = None) -> dict[str, torch.Tensor]:
+def terms(output: list[float], replaced_prompt: list[bool] | None = None) -> dict[str, torch.Tensor]:
     values = torch.tensor(output, requires_grad=True)
-    flags = torch.tensor(repaired or [False] * len(output))
+    flags = torch.tensor(replaced_prompt or [False] * len(output))
     zero = 0 * values
     return {
         "loss": 2 * values,
@@ -25,7 +25,7 @@ def terms(output: list[float], repaired: list[bool] | None = None) -> dict[str, 
         "feature": 3 * values,
         "task": zero,
         "guidance": zero,
-        "repaired": flags,
+        "replaced_prompt": flags,
     }
 
 
@@ -46,7 +46,7 @@ def test_a_record_holds_means_over_samples_since_the_last(tmp_path: Path) -> Non
         "feature": 9.0,
         "task": 0.0,
         "guidance": 0.0,
-        "repaired": 0.5,
+        "replaced_prompt": 0.5,
         "bins": [1.5, *[None] * 8, 4.5],
     }
     history.add(terms([5.0]), torch.tensor([0.45]))

@@ -90,7 +90,7 @@ def test_both_models_are_told_the_blend_of_two_prompts(objective: Any, tiny_fami
 def test_the_folded_target_is_the_guided_teacher(objective: Any, tiny_family: Family) -> None:
     sample = sample_at([999, 500, 20, 0])
     target = guided(tiny_family, sample.x_t, sample.timesteps, sample.prompts, 3.0)
-    terms, predictions = objective(fold_guidance=3.0)(Says(target), sample)
+    terms, predictions = objective(guidance_distillation=3.0)(Says(target), sample)
     torch.testing.assert_close(predictions.teacher, target, rtol=1e-4, atol=1e-5)
     assert terms["loss"].max() < 1e-9
     plain, _ = objective()(Says(target), sample)
@@ -132,7 +132,7 @@ def test_every_sample_has_the_target_of_its_own_guidance_scale(objective: Any, t
     scales = [2.0, 7.5, 3.25, 8.0]
     sample = sample_at([999, 500, 20, 700])
     told = replace(sample, guidance_scale=torch.tensor(scales, dtype=torch.float64))
-    _, predictions = objective(fold_guidance=[2, 8])(Says(sample.x_t), told)
+    _, predictions = objective(guidance_distillation=[2, 8])(Says(sample.x_t), told)
     for i, scale in enumerate(scales):
         rows = slice(i, i + 1)
         expected = guided(tiny_family, sample.x_t[rows], sample.timesteps[rows], sample.prompts[rows], scale)
@@ -143,7 +143,7 @@ def test_every_sample_has_the_target_of_its_own_guidance_scale(objective: Any, t
 def test_a_teacher_that_is_told_its_scale_is_told_the_students_and_asked_once(
     objective: Any, tiny_family: Family
 ) -> None:
-    settings = DistillSettings.model_validate({"fold_guidance": [2, 8]})
+    settings = DistillSettings.model_validate({"guidance_distillation": [2, 8]})
     made = derive_student(tiny_family.denoiser, preset=None, width=1.0, may_be_as_large=True)
     teacher: Any = with_guidance(made, tiny_family.denoiser, settings).denoiser
     nn.init.normal_(teacher.time_embedding.cond_proj.weight)
@@ -153,7 +153,7 @@ def test_a_teacher_that_is_told_its_scale_is_told_the_students_and_asked_once(
     sizes: list[int] = []
     teacher.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     with tiny_family.using(teacher), torch.no_grad():
-        _, predictions = objective(fold_guidance=[2, 8])(Says(sample.x_t), sample)
+        _, predictions = objective(guidance_distillation=[2, 8])(Says(sample.x_t), sample)
         expected = tiny_family.predict(teacher, sample.x_t, sample.timesteps, condition)
     torch.testing.assert_close(predictions.teacher, expected)
     assert sizes == [2, 2]
@@ -169,7 +169,7 @@ def test_one_step_to_the_few_step_target_lands_where_the_teachers_steps_land(
 ) -> None:
     sample = sample_at([999, 749, 499, 249])
     few = {"num_inference_steps": 4, "teacher_steps": count}
-    _, predictions = objective(few_steps=few, fold_guidance=2.0)(Says(sample.x_t), sample)
+    _, predictions = objective(few_steps=few, guidance_distillation=2.0)(Says(sample.x_t), sample)
     scheduler = DDIMScheduler.from_config(tiny_family.pipeline.scheduler.config)
     for i, start in enumerate(sample.timesteps.tolist()):
         end = start - 250
@@ -241,7 +241,7 @@ def test_the_consistent_target_sees_the_end_that_the_student_sees_one_guided_ste
 ) -> None:
     sample = sample_at([999, 549, 99, 49])
     student = Answers(wave)
-    _, predictions = objective(few_steps=CONSISTENCY, fold_guidance=2.0)(student, sample)
+    _, predictions = objective(few_steps=CONSISTENCY, guidance_distillation=2.0)(student, sample)
     assert student.asked == [([949, 499, 49, 0], False), ([999, 549, 99, 49], True)]
     ddim_scheduler = DDIMScheduler.from_config(tiny_family.pipeline.scheduler.config)
     lcm = LCMScheduler.from_config(tiny_family.pipeline.scheduler.config, original_inference_steps=20)
@@ -279,7 +279,7 @@ def test_a_student_that_knows_the_end_of_every_path_has_no_loss(
     noise = sample_at([999, 499, 99, 49])
     a = scheduler.alphas_cumprod[noise.timesteps].view(-1, 1, 1, 1)
     sample = replace(noise, x_t=a.sqrt() * latent + (1 - a).sqrt() * noise.noise)
-    terms, _ = objective(few_steps=CONSISTENCY, fold_guidance=2.0)(Answers(knows), sample)
+    terms, _ = objective(few_steps=CONSISTENCY, guidance_distillation=2.0)(Answers(knows), sample)
     assert terms["loss"].max() < 1e-6
-    off, _ = objective(few_steps=CONSISTENCY, fold_guidance=2.0)(Answers(wave), sample)
+    off, _ = objective(few_steps=CONSISTENCY, guidance_distillation=2.0)(Answers(wave), sample)
     assert off["loss"].min() > 1e-2

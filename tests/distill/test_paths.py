@@ -263,7 +263,7 @@ def test_the_states_of_all_processes_make_one_checkpoint_in_global_order(
 
 @pytest.mark.slow
 def test_a_state_keeps_its_guidance_scale_along_its_path(loop: Any, narrow: Student) -> None:
-    walk = loop(narrow, distill={"fold_guidance": [2, 8]}, start="noise", num_inference_steps=STEPS)
+    walk = loop(narrow, distill={"guidance_distillation": [2, 8]}, start="noise", num_inference_steps=STEPS)
     before: Sample | None = None
     kept = begun = 0
     for step in range(2 * STEPS):

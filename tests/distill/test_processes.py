@@ -51,5 +51,5 @@ def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(
             # gradients are summed in another order: float32 keeps 7 digits, and four steps lose one or two
             for term in ("loss", "output", "feature"):
                 assert two[term] == pytest.approx(one[term], rel=1e-5)
-            assert two["repaired"] == one["repaired"]
+            assert two["replaced_prompt"] == one["replaced_prompt"]
             assert one["feature"] > 0

@@ -17,14 +17,14 @@ from scipy import stats
 from torch import Tensor
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import RandomTextSettings
+from condistill.config.distill import PromptChoiceSettings
 from condistill.distill import prompt_choice as module
 from condistill.distill.batches import Batch, BatchSource
 from condistill.distill.prompt_choice import (
     Disagreement,
-    RandomText,
+    PromptChoice,
     RunningMeans,
-    apparent_level,
+    effective_noise_level,
     k_means,
     mean_distance,
     nearest_distance,
@@ -38,7 +38,7 @@ from condistill.prompts.sources import check_pool
 from condistill.teachers.family import Family
 
 SEED = 5
-Make = Callable[..., RandomText]
+Make = Callable[..., PromptChoice]
 
 
 def unit(seed: int, *shape: int) -> Tensor:
@@ -75,7 +75,7 @@ def test_the_mean_distance_is_over_all_pairs_of_two() -> None:
 
 def test_the_level_that_p_is_asked_at_is_its_closed_form_kept_in_0_to_1() -> None:
     u, stretch = torch.tensor([0.0, 0.25, 0.5, 0.9, 1.0]), torch.tensor([2.0, 0.5, 1.5, 20.0, 9.0])
-    assert apparent_level(u, stretch).tolist() == pytest.approx([0.0, 0.625, 0.25, 0.0, 1.0])
+    assert effective_noise_level(u, stretch).tolist() == pytest.approx([0.0, 0.625, 0.25, 0.0, 1.0])
 
 
 @hypothesis_settings(max_examples=50, deadline=None)
@@ -84,7 +84,7 @@ def test_p_is_the_papers_at_the_mean_distance_and_falls_with_it(u: float, distan
     p, mean = exponential(5.0), 0.8
     level = torch.full((len(distances) + 1,), u, dtype=torch.float64)
     stretch = (torch.tensor([mean, *sorted(distances)], dtype=torch.float64) / mean) ** power
-    asked = p(apparent_level(level, stretch))
+    asked = p(effective_noise_level(level, stretch))
     assert asked[0].item() == pytest.approx(p(level)[0].item(), rel=1e-12)
     assert (asked[1:].diff() <= 0).all()
     for d, now in zip(sorted(distances), asked[1:], strict=True):
@@ -163,7 +163,7 @@ def test_a_running_mean_is_of_the_last_hundred_or_so_values_however_many_come_at
     assert one.means[0] == pytest.approx((0.99 * 1 + 5) / 1.99)
 
 
-def test_a_cluster_is_judged_against_others_at_its_noise_level() -> None:
+def test_a_cluster_is_classified_against_others_at_its_noise_level() -> None:
     found = Disagreement(torch.eye(3))
     for _ in range(300):  # cluster 1 is twice as wrong as cluster 0 at both levels, one of which is far harder
         clusters, tenths = torch.tensor([0, 1, 0, 1]), torch.tensor([1, 1, 9, 9])
@@ -182,15 +182,15 @@ def test_a_student_that_is_right_everywhere_leaves_all_clusters_alike() -> None:
 
 @pytest.fixture
 def make(tiny_family: Family, tiny_cache: LatentCache, tiny_pool: PromptPool) -> Make:
-    def build(pool: PromptPool = tiny_pool, accelerator: Any = None, **settings: Any) -> RandomText:
-        of = RandomTextSettings.model_validate(settings)
+    def build(pool: PromptPool = tiny_pool, accelerator: Any = None, **settings: Any) -> PromptChoice:
+        of = PromptChoiceSettings.model_validate(settings)
         accelerator = accelerator or Accelerator(cpu=True)
-        return RandomText(tiny_family, of, tiny_cache, pool, seed=SEED, accelerator=accelerator)
+        return PromptChoice(tiny_family, of, tiny_cache, pool, seed=SEED, accelerator=accelerator)
 
     return build
 
 
-def batch_of(text: RandomText, cache: LatentCache, pool: PromptPool, size: int = 24) -> Batch:
+def batch_of(text: PromptChoice, cache: LatentCache, pool: PromptPool, size: int = 24) -> Batch:
     return BatchSource(cache, pool, SEED, size, size, text=text.settings)(0)[0]
 
 
@@ -323,9 +323,9 @@ def test_what_was_learned_is_restored(make: Make) -> None:
 
 def test_a_pool_of_fewer_prompts_than_clusters_is_told(make: Make, tmp_path: Path) -> None:
     pool = PromptPool.from_prompts(["a", "b", "c"], tmp_path / "pool.arrow")
-    with pytest.raises(CondistillError, match=r"random_text.clusters is 4 and the pool has 3 prompts; lower it"):
+    with pytest.raises(CondistillError, match=r"prompt_choice.clusters is 4 and the pool has 3 prompts; lower it"):
         make(pool, candidates=2, disagreement=1.0, clusters=4)
-    check_pool(pool, RandomTextSettings(candidates=2, disagreement=1.0, clusters=3))
+    check_pool(pool, PromptChoiceSettings(candidates=2, disagreement=1.0, clusters=3))
 
 
 def test_clusters_of_prompts_that_are_hardly_drawn_are_told(make: Make, tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_clusters_of_prompts_that_are_hardly_drawn_are_told(make: Make, tmp_path
 
 def test_prompts_that_are_all_alike_have_no_distances(make: Make, tmp_path: Path) -> None:
     pool = PromptPool.from_prompts(["a star"], tmp_path / "pool.arrow")
-    with pytest.raises(CondistillError, match=r"random_text.distance needs prompts that differ.*set it to 0"):
+    with pytest.raises(CondistillError, match=r"prompt_choice.distance needs prompts that differ.*set it to 0"):
         make(pool, distance=1.0)
 
 

@@ -124,11 +124,11 @@ def test_every_prompt_is_its_own_a_random_one_or_empty_and_known_to_be(
     u = torch.tensor(noise_levels, dtype=torch.float64)
     conditioning = rc.RandomConditioning(rc.constant(p), p_empty)
     prompts, replaced = pair(conditioning, u, seed, empty=True)
-    before, repaired = pair(conditioning, u, seed)
+    before, replaced_prompt = pair(conditioning, u, seed)
     for i, prompt in enumerate(prompts):
         assert prompt in ("", before[i])
         assert replaced[i].item() == (prompt != f"own {i}")
-    assert (replaced | ~repaired).all()
+    assert (replaced | ~replaced_prompt).all()
 
 
 def test_prompts_are_emptied_after_repairing() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import RandomTextSettings
+from condistill.config.distill import PromptChoiceSettings
 from condistill.distill.batches import Batch, BatchSource
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.states import noised_latents
@@ -19,7 +19,7 @@ CONDITIONING = RandomConditioning(empty_prompt_probability=0.3)
 @pytest.fixture
 def batch(tiny_cache: LatentCache, tiny_pool: PromptPool) -> Batch:
     """All random prompts are to be blended."""
-    return BatchSource(tiny_cache, tiny_pool, 5, 64, 64, text=RandomTextSettings(interpolate=1.0))(0)[0]
+    return BatchSource(tiny_cache, tiny_pool, 5, 64, 64, text=PromptChoiceSettings(interpolate=1.0))(0)[0]
 
 
 def test_repairing_is_decided_at_the_stretched_noise_level(tiny_family: Family, batch: Batch) -> None:
@@ -41,10 +41,10 @@ def test_only_random_prompts_are_blended(tiny_family: Family, batch: Batch) -> N
     assert sample.blend is not None
     assert batch.blend is not None
     empty = torch.tensor([prompt == "" for prompt in sample.prompts])
-    repaired = sample.replaced & ~empty
+    replaced_prompt = sample.replaced & ~empty
     assert empty.any()
-    assert repaired.any()
-    assert torch.equal(sample.repaired, repaired)
-    assert torch.equal(sample.blend.weight > 0, repaired)
-    assert torch.equal(sample.blend.weight[repaired], batch.blend.weight[repaired])
+    assert replaced_prompt.any()
+    assert torch.equal(sample.replaced_prompt, replaced_prompt)
+    assert torch.equal(sample.blend.weight > 0, replaced_prompt)
+    assert torch.equal(sample.blend.weight[replaced_prompt], batch.blend.weight[replaced_prompt])
     assert sample.blend.partners == batch.blend.partners

@@ -129,7 +129,7 @@ def test_what_a_student_hears_of_its_guidance_scale_is_trained_averaged_and_resu
     make: Make, tiny_family: Family, narrow: Student, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     how = {
-        "fold_guidance": [2, 8],
+        "guidance_distillation": [2, 8],
         "ema_decay": 0.5,
         "feature_weight": 0.0,
         "steps": 2,
@@ -183,7 +183,7 @@ def test_a_resumed_run_has_its_moving_states_where_they_were(make: Make, tmp_pat
 
 
 LEARNING: dict[str, Any] = {
-    "random_text": {
+    "prompt_choice": {
         "candidates": 3, "novelty": 0.5, "disagreement": 2.0, "clusters": 4, "distance": 0.5, "interpolate": 0.5
     },
     "empty_prompt_probability": 0.0,
@@ -202,15 +202,15 @@ def test_a_resumed_run_has_learned_which_prompts_to_choose(
         make(tmp_path / "cut", **learning).run(stop_after(3))
     make(tmp_path / "cut", **learning).run()
     assert_same_state(tmp_path / "whole", tmp_path / "cut")
-    learned = state(tmp_path / "cut")["random_text"]
+    learned = state(tmp_path / "cut")["prompt_choice"]
     assert (learned["loss_sums"] != 1).any()
     assert learned["level_weights"].sum() > 0
 
 
 @pytest.mark.slow
-def test_random_texts_that_are_not_chosen_are_the_papers(make: Make, tmp_path: Path) -> None:
+def test_prompt_choices_that_are_not_chosen_are_the_papers(make: Make, tmp_path: Path) -> None:
     make(tmp_path / "paper", steps=2, ema_decay=0.9).run()
-    make(tmp_path / "text", steps=2, ema_decay=0.9, random_text={}).run()
+    make(tmp_path / "text", steps=2, ema_decay=0.9, prompt_choice={}).run()
     assert_same_state(tmp_path / "paper", tmp_path / "text")
 
 
@@ -221,7 +221,7 @@ def test_clusters_learn_from_isolated_samples_that_were_repaired(
 ) -> None:
     path = {"start": "cache", "share": share} if share else None
     trainer = make(tmp_path, steps=3, batch_size=8, path=path, **{**LEARNING, "empty_prompt_probability": 0.3})
-    text, noted, placed = trainer.random_text, [], []
+    text, noted, placed = trainer.prompt_choice, [], []
     assert text is not None
     note, losses = text.note, trainer.objective._losses
     monkeypatch.setattr(text, "note", lambda *given: (noted.append(given[-1]), note(*given)))
@@ -241,11 +241,11 @@ def test_paths_from_pure_noise_begin_with_a_chosen_prompt(
 ) -> None:
     text = {"candidates": 3, "novelty": 1.0}
     trainer = make(
-        tmp_path, steps=1, random_text=text, path={"start": "noise", "share": 0.5}, empty_prompt_probability=0.0
+        tmp_path, steps=1, prompt_choice=text, path={"start": "noise", "share": 0.5}, empty_prompt_probability=0.0
     )
     (batch,) = trainer.source(0)
-    assert trainer.random_text is not None
-    chosen = trainer.random_text.choose(batch).random
+    assert trainer.prompt_choice is not None
+    chosen = trainer.prompt_choice.choose(batch).random
     assert chosen != batch.random
     trainer.run()
     assert trainer.paths is not None
@@ -427,8 +427,8 @@ def test_a_step_has_the_losses_of_the_method(
     losses, parts = [], []
     for i in range(6):
         t = int(batch.draws.uniform[i] * 1000)
-        repaired, empty = bool(batch.draws.coin[i] < 0.5), bool(batch.draws.empty_coin[i] < 0.1)
-        prompt = "" if empty else (batch.random if repaired else batch.own)[i]
+        replaced_prompt, empty = bool(batch.draws.coin[i] < 0.5), bool(batch.draws.empty_coin[i] < 0.1)
+        prompt = "" if empty else (batch.random if replaced_prompt else batch.own)[i]
         noise = batch.draws.noise[i : i + 1]
         x_t = alphas[t].sqrt() * batch.x_0[i : i + 1] + (1 - alphas[t]).sqrt() * noise
         embeds = tiny_family.encode([prompt]).tensors["prompt_embeds"]
@@ -439,13 +439,13 @@ def test_a_step_has_the_losses_of_the_method(
                 (mapping(outputs[f"student {k}"]).double() - outputs[f"teacher {k}"]).square().mean().item()
                 for k, mapping in enumerate(student.maps)
             )
-            task = 0.0 if repaired or empty else (said.double() - noise).square().mean().item()
+            task = 0.0 if replaced_prompt or empty else (said.double() - noise).square().mean().item()
         factor = 1.0 if weighting == "epsilon" else min(max(((1 - alphas[t]) / alphas[t]).item(), 0.1), 10.0)
         losses.append(0.5 * factor * output + 2.0 * feature + 3.0 * task)
-        parts.append((output, feature, task, repaired or empty))
+        parts.append((output, feature, task, replaced_prompt or empty))
     assert 0 < sum(part[3] for part in parts) < 6
     means = [sum(column) / 6 for column in zip(*parts, strict=True)]
-    assert [record[name] for name in ("output", "feature", "task", "repaired")] == pytest.approx(means, rel=1e-4)
+    assert [record[name] for name in ("output", "feature", "task", "replaced_prompt")] == pytest.approx(means, rel=1e-4)
     assert record["loss"] == pytest.approx(sum(losses) / 6, rel=1e-4)
 
 
@@ -552,7 +552,7 @@ def test_plain_distillation_repairs_nothing_but_empty_prompts(
     assert any(flags)
     assert asked == ["" if flag else prompt for flag, prompt in zip(flags, own, strict=True)]
     history = read_history(tmp_path / HISTORY_NAME)
-    assert [record["repaired"] for record in history] == [sum(step) / 4 for step in emptied]
+    assert [record["replaced_prompt"] for record in history] == [sum(step) / 4 for step in emptied]
 
 
 @pytest.mark.slow
@@ -563,7 +563,7 @@ def test_always_repairing_never_asks_for_an_images_own_prompt(
     make(tmp_path, steps=2, **always).run()
     source = BatchSource(tiny_cache, tiny_pool, SEED, 4, 4)
     assert asked == [prompt for step in range(2) for prompt in source(step)[0].random]
-    assert [record["repaired"] for record in read_history(tmp_path / HISTORY_NAME)] == [1, 1]
+    assert [record["replaced_prompt"] for record in read_history(tmp_path / HISTORY_NAME)] == [1, 1]
 
 
 @pytest.mark.parametrize(

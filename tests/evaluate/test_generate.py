@@ -111,11 +111,11 @@ class BrightnessJudge:
 
     name = "brightness"
 
-    def judge(
+    def classify(
         self, images: NDArray[np.uint8], _prompts: Sequence[str]
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:
         first = images[:, 0, 0, 0].astype(np.float64)
-        return {"bright": first > 100, "all_right": first > 100}, np.stack([first, first**2], 1)
+        return {"bright": first > 100, "all_correct": first > 100}, np.stack([first, first**2], 1)
 
     def reference(self, prompts: Sequence[str], *, seed: int) -> NDArray[np.float64]:
         return np.random.Generator(np.random.Philox(seed)).normal(size=(len(prompts), 2))
@@ -153,25 +153,25 @@ def test_the_distance_to_the_teacher_is_the_mean_over_images(measured: Any) -> N
     assert "latent_rmse" not in models["teacher"]["all"]
 
 
-def test_judged_attributes_are_shares_of_images(measured: Any) -> None:
+def test_classified_attributes_are_shares_of_images(measured: Any) -> None:
     latents, models, shown = measured
     right = [part[:, 0, 0, 0].astype(np.uint8) > 100 for part in latents["student"]]
     assert models["student"]["unseen"]["bright"] == pytest.approx(np.mean([r[2:].mean() for r in right]))
-    assert 0 < models["student"]["all"]["all_right"] < 1
+    assert 0 < models["student"]["all"]["all_correct"] < 1
     np.testing.assert_array_equal(shown["student"]["right"], right[0])
 
 
 def test_the_frechet_distance_is_over_the_images_of_all_seeds_in_a_split(measured: Any) -> None:
     latents, models, _ = measured
-    judge = BrightnessJudge()
+    classifier = BrightnessJudge()
     for split, part in (("seen", slice(0, 2)), ("unseen", slice(2, 6))):
-        here = [judge.judge(decode(None, seeds, batch_size=1), [])[1][part] for seeds in latents["student"]]
-        true = [judge.reference(["p"] * 6, seed=seed)[part] for seed in (7, 8)]
+        here = [classifier.classify(decode(None, seeds, batch_size=1), [])[1][part] for seeds in latents["student"]]
+        true = [classifier.reference(["p"] * 6, seed=seed)[part] for seed in (7, 8)]
         expected = frechet_distance(np.concatenate(here), np.concatenate(true))
-        assert models["student"][split]["frechet_judge"] == pytest.approx(expected)
+        assert models["student"][split]["frechet_classifier"] == pytest.approx(expected)
 
 
-def test_one_seed_has_no_spread_and_no_judge_judges_nothing(
+def test_one_seed_has_no_spread_and_no_classifier_judges_nothing(
     tiny_family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "decode_all", decode)

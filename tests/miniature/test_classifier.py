@@ -9,17 +9,17 @@ import torch
 from safetensors import safe_open
 
 from condistill.miniature import weights_path
-from condistill.miniature.classifier import WEIGHTS_NAME, Judge, MiniatureJudge, judge_images, to_tensor
+from condistill.miniature.classifier import WEIGHTS_NAME, Classifier, MiniatureClassifier, classify_images, to_tensor
 from condistill.miniature.world import ATTRIBUTES, all_scenes, render
 
 SCENES = all_scenes()[::233]
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def classifier() -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Judge(width=24).eval().requires_grad_(False)
+        return Classifier(width=24).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -35,67 +35,69 @@ def test_images_become_numbers_between_minus_1_and_1() -> None:
     assert tensor[0, :, 0, 1].tolist() == pytest.approx([1, -1, -0.6])
 
 
-def test_there_is_one_answer_per_word_of_every_attribute(judge: Judge, images: np.ndarray) -> None:
+def test_there_is_one_answer_per_word_of_every_attribute(classifier: Classifier, images: np.ndarray) -> None:
     tensor = to_tensor(images[:2])
-    assert judge.features(tensor).shape == (2, 128)
-    assert {name: tuple(logits.shape) for name, logits in judge(tensor).items()} == {
+    assert classifier.features(tensor).shape == (2, 128)
+    assert {name: tuple(logits.shape) for name, logits in classifier(tensor).items()} == {
         name: (2, len(words)) for name, words in ATTRIBUTES.items()
     }
 
 
-def test_an_image_is_right_where_the_best_answer_is_its_scenes_word(judge: Judge, images: np.ndarray) -> None:
-    right, features = judge_images(judge, images, SCENES)
-    logits = judge(to_tensor(images))
+def test_an_image_is_right_where_the_best_answer_is_its_scenes_word(classifier: Classifier, images: np.ndarray) -> None:
+    right, features = classify_images(classifier, images, SCENES)
+    logits = classifier(to_tensor(images))
     for attribute in ATTRIBUTES:
         best = [ATTRIBUTES[attribute][i] for i in logits[attribute].argmax(1).tolist()]
         expected = [word == getattr(scene, attribute) for word, scene in zip(best, SCENES, strict=True)]
         assert right[attribute].tolist() == expected
     everything = np.array([right[attribute] for attribute in ATTRIBUTES]).all(0)
-    np.testing.assert_array_equal(right["all_right"], everything)
+    np.testing.assert_array_equal(right["all_correct"], everything)
     assert features.dtype == np.float64
     assert features.shape == (len(SCENES), 128)
 
 
-def test_judging_does_not_depend_on_the_batch_size(judge: Judge, images: np.ndarray) -> None:
-    (one_right, one), (all_right, everything) = (judge_images(judge, images, SCENES, batch_size=n) for n in (3, 100))
+def test_judging_does_not_depend_on_the_batch_size(classifier: Classifier, images: np.ndarray) -> None:
+    (one_right, one), (all_correct, everything) = (
+        classify_images(classifier, images, SCENES, batch_size=n) for n in (3, 100)
+    )
     np.testing.assert_allclose(one, everything, rtol=1e-4, atol=1e-5)
     for attribute, flags in one_right.items():
-        np.testing.assert_array_equal(flags, all_right[attribute])
+        np.testing.assert_array_equal(flags, all_correct[attribute])
 
 
-def test_every_image_needs_a_scene(judge: Judge, images: np.ndarray) -> None:
+def test_every_image_needs_a_scene(classifier: Classifier, images: np.ndarray) -> None:
     with pytest.raises(ValueError, match="2 images for 1 scenes"):
-        judge_images(judge, images[:2], SCENES[:1])
+        classify_images(classifier, images[:2], SCENES[:1])
 
 
-def test_a_judge_is_kept_in_float16_and_comes_back(judge: Judge, tmp_path: Path) -> None:
-    judge.save(tmp_path)
+def test_a_classifier_is_kept_in_float16_and_comes_back(classifier: Classifier, tmp_path: Path) -> None:
+    classifier.save(tmp_path)
     with safe_open(tmp_path / WEIGHTS_NAME, framework="pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
         assert {k: tuple(v) for k, v in json.loads(file.metadata()["attributes"]).items()} == ATTRIBUTES
-    loaded = Judge.load(tmp_path)
+    loaded = Classifier.load(tmp_path)
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
-    for name, tensor in judge.state_dict().items():
+    for name, tensor in classifier.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.half().float())
 
 
-def test_captions_are_judged_by_what_they_say(judge: Judge, images: np.ndarray, tmp_path: Path) -> None:
-    judge.save(tmp_path)
+def test_captions_are_classified_by_what_they_say(classifier: Classifier, images: np.ndarray, tmp_path: Path) -> None:
+    classifier.save(tmp_path)
     captions = [scene.caption(i % 6) for i, scene in enumerate(SCENES)]
-    mine = MiniatureJudge(tmp_path)
-    right, features = mine.judge(images, captions)
-    expected, expected_features = judge_images(Judge.load(tmp_path), images, SCENES)
-    np.testing.assert_array_equal(right["all_right"], expected["all_right"])
+    mine = MiniatureClassifier(tmp_path)
+    right, features = mine.classify(images, captions)
+    expected, expected_features = classify_images(Classifier.load(tmp_path), images, SCENES)
+    np.testing.assert_array_equal(right["all_correct"], expected["all_correct"])
     np.testing.assert_array_equal(features, expected_features)
     np.testing.assert_array_equal(mine.reference(captions, seed=9), expected_features)
     with pytest.raises(ValueError, match="names no shape"):
-        mine.judge(images[:1], ["a dog"])
+        mine.classify(images[:1], ["a dog"])
 
 
-def test_the_judge_that_ships_knows_its_world() -> None:
+def test_the_classifier_that_ships_knows_its_world() -> None:
     if not (weights_path() / WEIGHTS_NAME).exists():
-        pytest.skip("the judge's weights are not there; `python tools/train_miniature.py` makes them")
+        pytest.skip("the classifier's weights are not there; `python tools/train_miniature.py` makes them")
     some = all_scenes()[::72]
-    right, _ = MiniatureJudge().judge(render(some, seed=123), [scene.caption() for scene in some])
-    assert right["all_right"].mean() >= 0.97
+    right, _ = MiniatureClassifier().classify(render(some, seed=123), [scene.caption() for scene in some])
+    assert right["all_correct"].mean() >= 0.97

@@ -19,14 +19,14 @@ SIZES = {
     "student": {"parameters": 1884160, "macs": 36_000_000},
 }
 METRICS: dict[str, Any] = {
-    "judge": "miniature",
+    "classifier": "miniature",
     "num_inference_steps": 12,
     "guidance_scale": 2.5,
     "images_per_split": {"all": 200},
     "models": {
-        "teacher": {"unseen": {"all_right": 0.88}},
-        "plain": {"unseen": {"all_right": 0.23, "latent_rmse": 0.7}},
-        "small": {"unseen": {"all_right": 0.67, "latent_rmse": 0.42}},
+        "teacher": {"unseen": {"all_correct": 0.88}},
+        "plain": {"unseen": {"all_correct": 0.23, "latent_rmse": 0.7}},
+        "small": {"unseen": {"all_correct": 0.67, "latent_rmse": 0.42}},
     },
 }
 
@@ -131,7 +131,7 @@ def test_the_loading_example_names_a_scale_that_the_student_is_told() -> None:
             "prompts": {"files": ["miniature"]},
             "cache": {"guidance_scale": 2.5},
             "student": {"preset": "b-small"},
-            "variants": {"small": {"distill": {"fold_guidance": fold}}},
+            "variants": {"small": {"distill": {"guidance_distillation": fold}}},
         }
         assert f"guidance_scale={scale})" in _card(recipe=Recipe.from_dict(data))
 

@@ -18,7 +18,7 @@ def test_a_student_is_told_the_teachers_guidance_or_the_nearest_it_learnt(
     cached: float, evaluated: float | None, drawn: float
 ) -> None:
     changes = [f"cache.guidance_scale={cached}", f"evaluate.guidance_scale={evaluated or 'null'}"]
-    recipe = Recipe.parse(BASE, [*changes, "distill.fold_guidance=[2, 8]"])
+    recipe = Recipe.parse(BASE, [*changes, "distill.guidance_distillation=[2, 8]"])
     assert planned_sampling(recipe, "a").guidance_scale == drawn
     assert planned_sampling(recipe, None).guidance_scale == (evaluated or cached)
 
@@ -28,7 +28,7 @@ def test_few_steps_say_which_scheduler_draws(tiny_family: Family) -> None:
     few = "distill.few_steps={num_inference_steps: 4}"
     assert planned_sampling(Recipe.parse(BASE, [few]), "a").scheduler(tiny_family) is tiny_family.solver
     few = "distill.few_steps={method: consistency, num_inference_steps: 4, solver_steps: 20}"
-    how = planned_sampling(Recipe.parse(BASE, [few, "distill.fold_guidance=3.0"]), "a")
+    how = planned_sampling(Recipe.parse(BASE, [few, "distill.guidance_distillation=3.0"]), "a")
     scheduler = how.scheduler(tiny_family)
     assert type(scheduler).__name__ == "LCMScheduler"
     assert scheduler.config.original_inference_steps == 20

@@ -101,7 +101,7 @@ def test_the_switches_of_a_recipe_change_its_cost(tiny_pipeline_dir: Path, recip
         recipe = recipe_of(tiny_pipeline_dir, {"width": 0.5}, distill=settings)
         return of_training(make_plan(recipe, device="a100-80gb", count=count))
 
-    plain, folded = plan(), plan(fold_guidance=3.0)
+    plain, folded = plan(), plan(guidance_distillation=3.0)
     assert folded["teacher_forwards_per_sample"] == 2 * plain["teacher_forwards_per_sample"]
     assert folded["memory_bytes"]["student"] > plain["memory_bytes"]["student"]  # it could be told its scale
     checkpointed = plan(gradient_checkpointing=True)
@@ -172,7 +172,7 @@ def test_a_full_size_teacher_is_planned_from_its_configs(name: str, recipe_of: R
     told, student = SHAPES[name]
     distill: dict[str, Any] = {"micro_batch_size": 4, "mixed_precision": "bf16", "gradient_checkpointing": True}
     if name == "flux_dev":
-        distill["fold_guidance"] = [1.5, 5.0]
+        distill["guidance_distillation"] = [1.5, 5.0]
     plan = make_plan(recipe_of(DATA / name, student, distill=distill), device="h200")
     models = [{**plan["teacher"], "name": "-"}, *(s for s in plan["students"] if not s["of_recipe"])]
     assert documented(told) == [(m["name"], f"{m['params']:,}", f"{m['macs'] / 1e9:,.1f}") for m in models]

@@ -32,7 +32,7 @@ CONFIG: dict[str, Any] = {
 def step_of(teacher: Any, **settings: Any) -> SyntheticStep:
     distill = DistillSettings(batch_size=4, **settings)
     student = derive_student(teacher, preset=None, width=0.5)
-    load = Load.of(distill, processes=1, teacher_is_told=False)
+    load = Load.of(distill, processes=1, teacher_takes_guidance=False)
     return SyntheticStep(teacher, student, distill, example_inputs(teacher), load)
 
 
@@ -74,16 +74,16 @@ def test_gradients_are_among_the_peak() -> None:
         ({}, False, (4, 4, 4)),
         ({"micro_batch_size": 2}, False, (2, 2, 2)),
         ({"guidance_weight": 1.0}, False, (8, 8, 4)),
-        ({"fold_guidance": 3.0}, False, (8, 4, 4)),
-        ({"fold_guidance": (2.0, 3.0)}, True, (4, 4, 4)),
+        ({"guidance_distillation": 3.0}, False, (8, 4, 4)),
+        ({"guidance_distillation": (2.0, 3.0)}, True, (4, 4, 4)),
     ],
 )
 def test_a_micro_batch_asks_what_the_settings_say(
     settings: dict[str, Any], told: bool, expected: tuple[int, ...]
 ) -> None:
-    load = Load.of(DistillSettings(batch_size=4, **settings), processes=1, teacher_is_told=told)
+    load = Load.of(DistillSettings(batch_size=4, **settings), processes=1, teacher_takes_guidance=told)
     assert (load.teacher_batch, load.student_batch, load.compared) == expected
 
 
 def test_processes_share_a_batch() -> None:
-    assert Load.of(DistillSettings(batch_size=4), processes=4, teacher_is_told=False).student_batch == 1
+    assert Load.of(DistillSettings(batch_size=4), processes=4, teacher_takes_guidance=False).student_batch == 1

@@ -23,9 +23,9 @@ from condistill.profiling.forwards import compute, forwards_per_step
         ({"path": {"guidance_scale": 3.0, "follow": "student"}}, 8, 16),
         ({"path": {"guidance_scale": 3.0, "follow": "moving"}}, 12, 12),
         ({"path": {"guidance_scale": 3.0}, "guidance_weight": 1.0}, 16, 16),
-        ({"fold_guidance": 3.0}, 16, 8),
-        ({"fold_guidance": [2, 8], "few_steps": {"num_inference_steps": 4, "teacher_steps": 3}}, 48, 8),
-        ({"fold_guidance": [2, 8], "few_steps": {"method": "consistency", "num_inference_steps": 4}}, 16, 16),
+        ({"guidance_distillation": 3.0}, 16, 8),
+        ({"guidance_distillation": [2, 8], "few_steps": {"num_inference_steps": 4, "teacher_steps": 3}}, 48, 8),
+        ({"guidance_distillation": [2, 8], "few_steps": {"method": "consistency", "num_inference_steps": 4}}, 16, 16),
     ],
 )
 def test_a_step_counts_every_sample_that_passes_through_a_network(
@@ -35,9 +35,9 @@ def test_a_step_counts_every_sample_that_passes_through_a_network(
 
 
 def test_a_teacher_that_is_told_its_scale_is_asked_once_for_what_is_guided() -> None:
-    settings = DistillSettings.model_validate({"steps": 3, "batch_size": 8, "fold_guidance": [2, 8]})
-    assert forwards_per_step(settings, teacher_is_told=True) == (8, 8)
-    assert compute(settings, CacheSettings(), teacher_is_told=True)["teacher_forwards"] == 24
+    settings = DistillSettings.model_validate({"steps": 3, "batch_size": 8, "guidance_distillation": [2, 8]})
+    assert forwards_per_step(settings, teacher_takes_guidance=True) == (8, 8)
+    assert compute(settings, CacheSettings(), teacher_takes_guidance=True)["teacher_forwards"] == 24
 
 
 def test_a_cache_drawn_with_folded_guidance_took_one_forward_a_step() -> None:

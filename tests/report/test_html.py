@@ -27,7 +27,7 @@ RECIPE = Recipe.parse(
 
 
 def _split(right: float, rmse: float | None) -> dict[str, float]:
-    scores = {"all_right": right, "shape": right, "colour": 0.95, "frechet_judge": 30 * (1 - right)}
+    scores = {"all_correct": right, "shape": right, "colour": 0.95, "frechet_classifier": 30 * (1 - right)}
     return scores if rmse is None else {**scores, "latent_rmse": rmse}
 
 
@@ -40,13 +40,13 @@ def _metrics() -> dict[str, Any]:
             "seen": _split(seen, None if name == "teacher" else 0.3),
             "unseen": _split(unseen, None if name == "teacher" else 1 - unseen),
             "all": _split((seen + unseen) / 2, None if name == "teacher" else 0.5),
-            "spread": {"seen": {"all_right": 0.013}},
+            "spread": {"seen": {"all_correct": 0.013}},
             "size": {"parameters": int(6978372 * share), "macs": int(123e6 * share), "bytes": int(27e6 * share)},
             "speed": {"sec_per_image": 0.14 * share, "relative_time": share, "peak_memory_gb": 0.5},
         }
     return {
         "format": 1,
-        "judge": "miniature",
+        "classifier": "miniature",
         "seeds": [3, 7],
         "images_per_split": {"seen": 100, "unseen": 100, "all": 200},
         "num_inference_steps": 25,
@@ -59,7 +59,8 @@ def _metrics() -> dict[str, Any]:
 
 def _history() -> list[dict[str, Any]]:
     return [
-        {"step": 50 * i, "loss": 1 / i, "repaired": 0.19, "bins": [None, math.nan, *[0.5 / i] * 8]} for i in range(1, 6)
+        {"step": 50 * i, "loss": 1 / i, "replaced_prompt": 0.19, "bins": [None, math.nan, *[0.5 / i] * 8]}
+        for i in range(1, 6)
     ]
 
 
@@ -192,7 +193,7 @@ def test_right_and_wrong_are_said_in_words(whole: tuple[str, _Page]) -> None:
 
 def test_miniature_figures_are_labelled(tmp_path: Path) -> None:
     assert "not FID on MS-COCO" in _render(tmp_path)[0]
-    assert "MS-COCO" not in _render(tmp_path, metrics={**_metrics(), "judge": "none"})[0]
+    assert "MS-COCO" not in _render(tmp_path, metrics={**_metrics(), "classifier": "none"})[0]
 
 
 def test_how_the_figures_were_made_is_said(whole: tuple[str, _Page]) -> None:
@@ -201,9 +202,9 @@ def test_how_the_figures_were_made_is_said(whole: tuple[str, _Page]) -> None:
         assert word in page.text
 
 
-def test_renders_without_a_judge_and_without_unseen_prompts(tmp_path: Path) -> None:
+def test_renders_without_a_classifier_and_without_unseen_prompts(tmp_path: Path) -> None:
     metrics = _metrics()
-    metrics |= {"judge": "none", "images_per_split": {"all": 8}}
+    metrics |= {"classifier": "none", "images_per_split": {"all": 8}}
     for name, model in metrics["models"].items():
         for key in ("seen", "unseen", "spread"):
             del model[key]
@@ -232,7 +233,7 @@ def test_a_run_with_nothing_but_a_recipe_still_renders(tmp_path: Path) -> None:
 
 def test_nan_and_null_figures_become_dashes(tmp_path: Path) -> None:
     metrics = _metrics()
-    metrics["models"]["plain"]["unseen"] |= {"all_right": math.nan, "frechet_judge": None}
+    metrics["models"]["plain"]["unseen"] |= {"all_correct": math.nan, "frechet_classifier": None}
     metrics["models"]["plain"]["speed"] = None
     _, page = _render(tmp_path, metrics=metrics)
     assert "–" in page.text

@@ -12,8 +12,8 @@ def _metrics(split: str = "unseen", *, images: int = 100, **rights: float) -> di
     models = {}
     for name, right in rights.items():
         parameters = 1000 if name == "teacher" else 270
-        models[name] = {split: {"all_right": right}, "size": {"parameters": parameters}}
-    return {"judge": "miniature", "images_per_split": {split: images}, "models": models}
+        models[name] = {split: {"all_correct": right}, "size": {"parameters": parameters}}
+    return {"classifier": "miniature", "images_per_split": {split: images}, "models": models}
 
 
 def test_the_share_of_the_gap_is_exact() -> None:
@@ -41,7 +41,7 @@ def test_a_difference_within_the_noise_is_no_success() -> None:
     assert "too close to plain to call" in verdict(_metrics(teacher=0.9, plain=0.5, random_conditioning=0.6))[0]
     many = _metrics(teacher=0.9, plain=0.5, random_conditioning=0.6, images=10_000)
     assert "closes 25 % of the gap" in verdict(many)[0]
-    many["models"]["plain"]["spread"] = {"unseen": {"all_right": 0.06}}
+    many["models"]["plain"]["spread"] = {"unseen": {"all_correct": 0.06}}
     assert "too close to plain to call" in verdict(many)[0]
     assert "closes 25 % of the gap" in verdict({**many, "seeds": [0, 1, 2, 3]})[0]  # the error of a mean of four
 
@@ -69,9 +69,9 @@ def test_among_other_students_the_best_is_told() -> None:
     assert verdict(_metrics(teacher=0.8, plain=0.2, small=0.5, large=0.7))[0].startswith("large ")
 
 
-def test_without_a_judge_size_speed_and_distance_are_told() -> None:
+def test_without_a_classifier_size_speed_and_distance_are_told() -> None:
     metrics = {
-        "judge": "none",
+        "classifier": "none",
         "models": {
             "teacher": {"size": {"parameters": 1000}, "speed": {"sec_per_image": 0.2}},
             "plain": {"unseen": {"latent_rmse": 0.61}},
@@ -88,10 +88,10 @@ def test_without_a_judge_size_speed_and_distance_are_told() -> None:
         "are 0.420 (RMSE) away from the teacher's on unseen prompts, against 0.610 for plain."
     )
     assert "0.10 s instead of 0.20 s" in detail
-    assert "No judge" in detail
+    assert "No classifier" in detail
 
 
-def test_without_a_judge_a_student_further_away_than_plain_is_told() -> None:
+def test_without_a_classifier_a_student_further_away_than_plain_is_told() -> None:
     models = {"plain": {"all": {"latent_rmse": 0.2}}, "random_conditioning": {"all": {"latent_rmse": 0.4}}}
     assert "0.200 for plain, which is nearer" in verdict({"models": models})[0]
 
@@ -99,11 +99,11 @@ def test_without_a_judge_a_student_further_away_than_plain_is_told() -> None:
 def test_the_second_line_tells_the_seen_prompts() -> None:
     metrics = _metrics(teacher=0.88, plain=0.23, random_conditioning=0.67)
     for name, right in {"teacher": 0.93, "plain": 0.91, "random_conditioning": 0.9}.items():
-        metrics["models"][name]["seen"] = {"all_right": right}
+        metrics["models"][name]["seen"] = {"all_correct": right}
     assert verdict(metrics)[1] == "On seen prompts: 90 %, against 91 % for plain and 93 % for the teacher."
 
 
-@pytest.mark.parametrize("metrics", [{}, {"models": {}}, {"models": {"teacher": {"all": {"all_right": 0.8}}}}])
+@pytest.mark.parametrize("metrics", [{}, {"models": {}}, {"models": {"teacher": {"all": {"all_correct": 0.8}}}}])
 def test_without_a_student_nothing_is_claimed(metrics: dict[str, Any]) -> None:
     assert verdict(metrics) == ("No student has been measured yet.", "")
 

@@ -27,7 +27,7 @@ def projection_of(denoiser):
 
 def fold(teacher, scale, **student):
     made = derive_student(teacher, **{"preset": None, "width": 0.5, "may_be_as_large": True, **student})
-    return with_guidance(made, teacher, settings_of(fold_guidance=scale))
+    return with_guidance(made, teacher, settings_of(guidance_distillation=scale))
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_folded_guidance_changes_a_students_config_and_not_what_it_says(tiny, ru
 def test_without_folding_a_student_stays_as_it_is(tiny):
     student = derive_student(tiny(), preset=None, width=0.5)
     assert with_guidance(student, tiny(), settings_of()) is student
-    assert guidance_kind(student.denoiser) == "unfolded"
+    assert guidance_kind(student.denoiser) == "cfg"
 
 
 @pytest.mark.parametrize("weights", ["teacher", "random"])
@@ -73,9 +73,9 @@ def test_the_student_of_a_teacher_with_one_scale_hears_none_either(tiny, weights
 def test_the_student_of_a_teacher_that_is_told_its_scale_begins_with_a_projection_of_its_own(tiny, width, weights):
     teacher = fold(tiny(), [2, 8], width=1.0).denoiser
     nn.init.normal_(projection_of(teacher))
-    assert guidance_kind(teacher) == "told"
+    assert guidance_kind(teacher) == "embedded"
     student = fold(teacher, [3, 5], width=width, weights=weights)
-    assert guidance_kind(student.denoiser) == "told"
+    assert guidance_kind(student.denoiser) == "embedded"
     assert projection_of(student.denoiser).requires_grad
     if width == 1.0:
         assert torch.equal(projection_of(student.denoiser), projection_of(teacher))
@@ -84,12 +84,12 @@ def test_the_student_of_a_teacher_that_is_told_its_scale_begins_with_a_projectio
 @pytest.mark.parametrize(
     ("kind", "settings", "learnt"),
     [
-        ("unfolded", {}, "unfolded"),
-        ("unfolded", {"fold_guidance": 3}, "fixed"),
-        ("unfolded", {"fold_guidance": [2, 8]}, "told"),
+        ("cfg", {}, "cfg"),
+        ("cfg", {"guidance_distillation": 3}, "fixed"),
+        ("cfg", {"guidance_distillation": [2, 8]}, "embedded"),
         ("fixed", {}, "fixed"),
         ("fixed", {"few_steps": CONSISTENCY}, "fixed"),
-        ("told", {"fold_guidance": [2, 8], "few_steps": CONSISTENCY}, "told"),
+        ("embedded", {"guidance_distillation": [2, 8], "few_steps": CONSISTENCY}, "embedded"),
     ],
 )
 def test_a_student_is_guided_as_its_teacher_unless_guidance_is_folded_in(kind, settings, learnt):
@@ -99,12 +99,20 @@ def test_a_student_is_guided_as_its_teacher_unless_guidance_is_folded_in(kind, s
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("fixed", {"fold_guidance": 3.0}, "folded into the teacher already; leave out distill.fold_guidance"),
-        ("fixed", {"fold_guidance": [2, 8]}, "folded into the teacher already"),
-        ("fixed", {"path": {"guidance_scale": 2.0}}, "leave out distill.fold_guidance, guidance_weight and path"),
-        ("told", {}, r"set distill.fold_guidance to a range \[low, high\]"),
-        ("told", {"fold_guidance": 3.0}, r"set distill.fold_guidance to a range \[low, high\]"),
-        ("unfolded", {"few_steps": CONSISTENCY}, "'consistency' learns where guided paths end; set distill.fold_gui"),
+        (
+            "fixed",
+            {"guidance_distillation": 3.0},
+            "folded into the teacher already; leave out distill.guidance_distillation",
+        ),
+        ("fixed", {"guidance_distillation": [2, 8]}, "folded into the teacher already"),
+        (
+            "fixed",
+            {"path": {"guidance_scale": 2.0}},
+            "leave out distill.guidance_distillation, guidance_weight and path",
+        ),
+        ("embedded", {}, r"set distill.guidance_distillation to a range \[low, high\]"),
+        ("embedded", {"guidance_distillation": 3.0}, r"set distill.guidance_distillation to a range \[low, high\]"),
+        ("cfg", {"few_steps": CONSISTENCY}, "'consistency' learns where guided paths end; set distill.guidance_di"),
     ],
 )
 def test_guidance_that_does_not_fit_the_teacher_is_refused(kind, settings, message):
@@ -118,4 +126,4 @@ def test_a_transformer_that_cannot_be_told_a_guidance_scale_is_not_asked_to_fold
             num_layers=1, num_attention_heads=1, attention_head_dim=8, norm_num_groups=1
         )
     with pytest.raises(CondistillError, match="a DiTTransformer2DModel cannot; leave it out"):
-        guidance_learnt(guidance_kind(transformer), transformer, settings_of(fold_guidance=3.0))
+        guidance_learnt(guidance_kind(transformer), transformer, settings_of(guidance_distillation=3.0))

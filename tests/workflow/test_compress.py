@@ -191,13 +191,13 @@ def test_unseen_words_that_no_prompt_has_are_refused(tmp_path: Path, tiny_pipeli
         ("{candidates: 2, disagreement: 1.0, clusters: 17}", "clusters is 17 and the pool has 16 prompts"),
     ],
 )
-def test_random_texts_that_the_pool_cannot_give_are_told_before_the_teacher_is_loaded(
+def test_prompt_choices_that_the_pool_cannot_give_are_told_before_the_teacher_is_loaded(
     tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None, text: str, message: str
 ) -> None:
     (tmp_path / "same.txt").write_text("two stars\n")
     changes = [f"prompts.unseen_files=[{tmp_path}/same.txt]"] if "same" in text else []
     with pytest.raises(CondistillError, match=message):
-        fresh(tmp_path, tiny_pipeline_dir).again(*changes, f"variants.random_conditioning.distill.random_text={text}")
+        fresh(tmp_path, tiny_pipeline_dir).again(*changes, f"variants.random_conditioning.distill.prompt_choice={text}")
 
 
 def test_an_unseen_word_that_no_prompt_has_is_told(tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None) -> None:
@@ -230,7 +230,8 @@ def test_what_cannot_be_used_is_told_before_the_teacher_is_loaded(
 def test_what_would_fail_late_is_told_before_anything_is_trained_though_the_cache_is_there(run: Run) -> None:
     before = times(run.out)
     student = (
-        "{distill: {fold_guidance: 3.0, few_steps: {method: consistency, num_inference_steps: 2, solver_steps: 30}}}"
+        "{distill: {guidance_distillation: 3.0, "
+        "few_steps: {method: consistency, num_inference_steps: 2, solver_steps: 30}}}"
     )
     with pytest.raises(CondistillError, match=r"the student 'late' cannot be made: .*solver_steps is 30"):
         run.again(f"variants.late={student}", update=True)
@@ -255,7 +256,7 @@ def test_what_would_fail_late_is_told_before_anything_is_trained_though_the_cach
             "variants.plain.distill={few_steps: {method: consistency, num_inference_steps: 2}}",
             "the student 'plain' cannot be made: few_steps.method 'consistency' learns where guided paths end",
         ),
-        ("evaluate.judge=miniature", "evaluate.judge is 'miniature', and "),
+        ("evaluate.classifier=miniature", "evaluate.classifier is 'miniature', and "),
     ],
 )
 def test_what_would_fail_after_the_cache_is_told_before_anything_is_drawn(
@@ -324,7 +325,7 @@ def test_paths_from_pure_noise_need_no_cache(run: Run) -> None:
 
 
 FAST = (
-    "distill.fold_guidance=3.0",
+    "distill.guidance_distillation=3.0",
     "distill.few_steps={num_inference_steps: 2}",
     "distill.empty_prompt_probability=0.0",
     """variants={
@@ -333,7 +334,7 @@ FAST = (
         faster: {
             teacher: fast,
             student: {width: 1.0},
-            distill: {fold_guidance: null, few_steps: {num_inference_steps: 1}},
+            distill: {guidance_distillation: null, few_steps: {num_inference_steps: 1}},
         },
     }""",
 )
@@ -369,12 +370,12 @@ def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> N
 
 
 SCALES = (
-    "distill.fold_guidance=[2, 8]",
+    "distill.guidance_distillation=[2, 8]",
     "distill.learning_rate=0.01",
     "distill.empty_prompt_probability=0.0",
     """variants={
         told: {},
-        fixed: {distill: {fold_guidance: 3.0}},
+        fixed: {distill: {guidance_distillation: 3.0}},
         quick: {
             teacher: told,
             student: {width: 1.0},
@@ -384,7 +385,7 @@ SCALES = (
             teacher: fixed,
             student: {width: 1.0},
             distill: {
-                fold_guidance: null,
+                guidance_distillation: null,
                 few_steps: {method: consistency, num_inference_steps: 1, solver_steps: 10},
             },
         },

@@ -185,12 +185,12 @@ def measure_in_place(
 
 
 @pytest.mark.slow
-def test_a_judged_sweep_shows_shares_distances_and_compute(
+def test_a_classified_sweep_shows_shares_distances_and_compute(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = {"all_right": 0.5, "latent_rmse": 0.3}
+    split = {"all_correct": 0.5, "latent_rmse": 0.3}
     compute = {"teacher_forwards": 3200, "student_forwards": 1600, "train_sec": 12.5}
-    model = {"seen": split, "unseen": split, "all": {**split, "frechet_judge": 2.5}, "compute": compute}
+    model = {"seen": split, "unseen": split, "all": {**split, "frechet_classifier": 2.5}, "compute": compute}
     measure_in_place(monkeypatch, lambda _: model)
     run_sweep(Sweep(recipe, seeds=SEEDS), tmp_path / "out", console=Console(file=io.StringIO()))
     text = (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
@@ -342,7 +342,9 @@ def test_a_teacher_that_is_told_its_scale_is_counted_as_asked_once(recipe: Path)
         again: {teacher: told, student: {width: 1.0}},
     }"""
     (run,) = plan(
-        Sweep(recipe, overrides=["distill.steps=100", "distill.fold_guidance=[2, 8]", text], equal_forwards=True)
+        Sweep(
+            recipe, overrides=["distill.steps=100", "distill.guidance_distillation=[2, 8]", text], equal_forwards=True
+        )
     )
     assert [run.recipe.variant(name)[1].steps for name in ("told", "again")] == [100, 150]
 

@@ -84,7 +84,7 @@ def demo(
     """Show the whole thing on the embedded miniature: no download, about ten minutes on two cores.
 
     A quarter of the shapes are left out of the cached prompts. The same student is distilled twice, plainly and
-    with random conditioning, and a judge tells which of them can draw the shapes it never saw.
+    with random conditioning, and a classifier tells which of them can draw the shapes it never saw.
     """
     from condistill.miniature.demo import demo_recipe
 

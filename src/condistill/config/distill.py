@@ -42,7 +42,7 @@ class Never(Settings):
 RandomConditioningSettings = Annotated[Exponential | Sigmoid | Constant | Never, Field(discriminator="schedule")]
 
 
-class RandomTextSettings(Settings):
+class PromptChoiceSettings(Settings):
     """Which random prompt a sample is re-paired with; with the defaults any of the pool, as in the paper."""
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -63,7 +63,7 @@ class RandomTextSettings(Settings):
     """How often a re-paired sample is told a blend of two random prompts."""
 
     @model_validator(mode="after")
-    def _choice(self) -> RandomTextSettings:
+    def _choice(self) -> PromptChoiceSettings:
         if self.source_weights is not None and not any(self.source_weights.values()):
             raise ValueError("source_weights has no weight above 0; give one to a file of the prompt pool")
         powers = self.novelty or self.disagreement
@@ -78,7 +78,7 @@ class RandomTextSettings(Settings):
             )
         if self.disagreement and self.interpolate == 1:
             raise ValueError("disagreement learns from prompts that are not blended; set interpolate below 1")
-        if self.clusters != RandomTextSettings.model_fields["clusters"].default and not self.disagreement:
+        if self.clusters != PromptChoiceSettings.model_fields["clusters"].default and not self.disagreement:
             raise ValueError(f"clusters is {self.clusters} and serves disagreement, which is 0; leave it out")
         return self
 
@@ -169,7 +169,7 @@ class DistillSettings(Settings):
     ema_decay: Probability = 0.9999
     """0 ships the last weights instead of their average."""
     random_conditioning: RandomConditioningSettings = Field(default_factory=Exponential)
-    random_text: RandomTextSettings | None = None
+    prompt_choice: PromptChoiceSettings | None = None
     """Which random prompt it is; empty: any of the pool, as in the paper."""
     empty_prompt_probability: Probability = 0.1
     timestep_bias: Annotated[float, Field(ge=0)] = 0.0
@@ -198,7 +198,7 @@ class DistillSettings(Settings):
     """Space the output loss is measured in: `native`, the teacher's own, as in the paper; `x0` favours noisy steps."""
     x0_clip: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] | None = None
     """Smallest and largest weight of `output_weighting: x0`; empty: 0.1 and 10."""
-    fold_guidance: float | Annotated[tuple[float, float], Field(strict=False)] | None = None
+    guidance_distillation: float | Annotated[tuple[float, float], Field(strict=False)] | None = None
     """Guidance scale to fold in (Meng et al., CVPR 2023, arXiv 2210.03142): the student learns the guided prediction,
     so that one forward replaces two when it draws. Costs another forward of the teacher. `[low, high]`: the student is
     told a scale between the two, drawn anew for every sample, and draws with any of them."""
@@ -222,7 +222,7 @@ class DistillSettings(Settings):
     def _default_method(cls, given: Any) -> Any:
         return {"method": "progressive", **given} if isinstance(given, Mapping) else given
 
-    @field_validator("fold_guidance", mode="before")
+    @field_validator("guidance_distillation", mode="before")
     @classmethod
     def _scale_or_range(cls, given: Any) -> Any:
         ends = list(given) if isinstance(given, list | tuple) else [given]
@@ -237,18 +237,18 @@ class DistillSettings(Settings):
     @property
     def guidance_range(self) -> tuple[float, float] | None:
         """Lowest and highest guidance scale that the student is told; None where it is told none."""
-        return self.fold_guidance if isinstance(self.fold_guidance, tuple) else None
+        return self.guidance_distillation if isinstance(self.guidance_distillation, tuple) else None
 
     def nearest_guidance(self, scale: float) -> float:
         """Of the scales that the student draws with, the nearest; all, unless guidance is folded in."""
-        fold = self.fold_guidance
+        fold = self.guidance_distillation
         low, high = fold if isinstance(fold, tuple) else (fold or scale, fold or scale)
         return min(max(scale, low), high)
 
     @property
     def draws_cheaper(self) -> bool:
         """Whether the student is asked less often per image than its teacher, so that it need not be smaller."""
-        return self.fold_guidance is not None or self.few_steps is not None
+        return self.guidance_distillation is not None or self.few_steps is not None
 
     @property
     def uses_cache(self) -> bool:
@@ -257,12 +257,14 @@ class DistillSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> DistillSettings:
-        if self.fold_guidance and self.guidance_weight:
-            raise ValueError("guidance_weight compares predictions before guidance and fold_guidance after; choose one")
+        if self.guidance_distillation and self.guidance_weight:
+            raise ValueError(
+                "guidance_weight compares predictions before guidance and guidance_distillation after; choose one"
+            )
         if self.path:
             self._check_path(self.path)
-        if self.random_text:
-            self._check_random_text(self.random_text)
+        if self.prompt_choice:
+            self._check_prompt_choice(self.prompt_choice)
         if self.few_steps and (self.task_weight or self.guidance_weight):
             raise ValueError("few_steps has targets of its own; task_weight and guidance_weight must be 0")
         if self.task_weight and not self.uses_cache:
@@ -289,26 +291,27 @@ class DistillSettings(Settings):
             raise ValueError("every loss weight is 0: nothing would be learned")
         return self
 
-    def _check_random_text(self, text: RandomTextSettings) -> None:
+    def _check_prompt_choice(self, text: PromptChoiceSettings) -> None:
         """Whether there are samples that each part of it can change."""
         schedule, path = self.random_conditioning, self.path
         repairs = not isinstance(schedule, Never) and schedule != Constant(schedule="constant", probability=0.0)
         isolated = path is None or path.share < 1
         if not repairs and not (path and path.start == "noise"):
-            raise ValueError("random_text chooses random prompts, and no sample is given one; set it to null")
+            raise ValueError("prompt_choice chooses random prompts, and no sample is given one; set it to null")
         if text.distance and (not isinstance(schedule, Exponential | Sigmoid) or not self.uses_cache):
             raise ValueError(
-                "random_text.distance changes a p(u) that depends on the noise level, of cached latents; use it with "
+                "prompt_choice.distance changes a p(u) that depends on the noise level, of cached latents; use it with "
                 "the schedules 'exponential' and 'sigmoid', or set it to 0"
             )
         for name in ("disagreement", "interpolate"):
             if getattr(text, name) and not (repairs and isolated):
                 raise ValueError(
-                    f"random_text.{name} is of re-paired samples that are on no path, and there are none; set it to 0, "
+                    f"prompt_choice.{name} is of re-paired samples that are on no path, and there are none; "
+                    f"set it to 0, "
                     "or path.share below 1 with a schedule other than 'none'"
                 )
         if text.novelty and not self.uses_cache:
-            raise ValueError("random_text.novelty is the distance to cached prompts, and none is used; set it to 0")
+            raise ValueError("prompt_choice.novelty is the distance to cached prompts, and none is used; set it to 0")
 
     def _check_path(self, path: PathSettings) -> None:
         if isinstance(self.few_steps, ConsistencySettings):
@@ -326,9 +329,10 @@ class DistillSettings(Settings):
             raise ValueError(f"path.steps {path.steps} is more than the path has: {path.num_inference_steps}")
         if self.timestep_bias and not self.uses_cache:
             raise ValueError("timestep_bias is of isolated samples, and all are on paths from pure noise; leave it out")
-        if path.guidance_scale != 1 and (self.fold_guidance or self.few_steps):
+        if path.guidance_scale != 1 and (self.guidance_distillation or self.few_steps):
             raise ValueError(
-                "fold_guidance guides paths as well, and few_steps needs it for that; leave out path.guidance_scale"
+                "guidance_distillation guides paths as well, and few_steps needs it for that; leave out "
+                "path.guidance_scale"
             )
         if self.few_steps and path.num_inference_steps != self.few_steps.num_inference_steps:
             raise ValueError(

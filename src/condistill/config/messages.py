@@ -16,7 +16,7 @@ from condistill.config.distill import (
     Never,
     PathSettings,
     ProgressiveSettings,
-    RandomTextSettings,
+    PromptChoiceSettings,
     Sigmoid,
 )
 from condistill.config.sections import (
@@ -41,7 +41,7 @@ _SETTINGS: dict[Any, type[Settings]] = {
     "distill": DistillSettings,
     "evaluate": EvaluateSettings,
     "path": PathSettings,
-    "random_text": RandomTextSettings,
+    "prompt_choice": PromptChoiceSettings,
     "progressive": ProgressiveSettings,
     "consistency": ConsistencySettings,
     "exponential": Exponential,

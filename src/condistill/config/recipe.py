@@ -98,33 +98,33 @@ class Recipe(Settings):
 
     def _check_sources(self, name: str, settings: DistillSettings) -> None:
         """Weights of prompt sources go by the names of their files."""
-        if settings.random_text is None or settings.random_text.source_weights is None:
+        if settings.prompt_choice is None or settings.prompt_choice.source_weights is None:
             return
         files = [Path(file).name for file in dict.fromkeys(self.prompts.every_file)]
         if twice := next((file for file in files if files.count(file) > 1), None):
             raise ValueError(
-                f"random_text.source_weights of {name!r} needs file names, and two files are called {twice!r}; "
+                f"prompt_choice.source_weights of {name!r} needs file names, and two files are called {twice!r}; "
                 "rename one"
             )
         try:
-            check_sources(settings.random_text.source_weights, tuple(files))
+            check_sources(settings.prompt_choice.source_weights, tuple(files))
         except CondistillError as error:
-            raise ValueError(f"{name!r}: random_text.{error}") from error
+            raise ValueError(f"{name!r}: prompt_choice.{error}") from error
 
     def _check_chain(self, name: str, distilled: Mapping[str, DistillSettings]) -> None:
         """A student of a student must fit what that one can do."""
         mine, above = distilled[name], [*self.teachers(name)]
-        folded = next((teacher for teacher in above if distilled[teacher].fold_guidance), None)
+        folded = next((teacher for teacher in above if distilled[teacher].guidance_distillation), None)
         told = distilled[folded].guidance_range if folded else None
         if told and not (mine.guidance_range and told[0] <= mine.guidance_range[0] < mine.guidance_range[1] <= told[1]):
             raise ValueError(
                 f"variants.{name}: its teacher {folded!r} is told guidance scales of {list(told)}, so it must be as "
-                f"well; set distill.fold_guidance to {list(told)} or a part of it"
+                f"well; set distill.guidance_distillation to {list(told)} or a part of it"
             )
-        if folded and not told and (mine.fold_guidance or (mine.path and mine.path.guidance_scale != 1)):
+        if folded and not told and (mine.guidance_distillation or (mine.path and mine.path.guidance_scale != 1)):
             raise ValueError(
                 f"variants.{name}: guidance is folded into its teacher {folded!r} already; "
-                "set distill.fold_guidance to null and distill.path.guidance_scale to 1"
+                "set distill.guidance_distillation to null and distill.path.guidance_scale to 1"
             )
         few = next((few for teacher in above if (few := distilled[teacher].few_steps)), None)
         if isinstance(few, ConsistencySettings):

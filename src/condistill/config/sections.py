@@ -23,7 +23,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Words = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 MINIATURE = "miniature"
-"""The name that stands for the embedded teacher, its captions and its judge."""
+"""The name that stands for the embedded teacher, its captions and its classifier."""
 
 BlockPreset = Literal["b-base", "b-small", "b-tiny", "koala-1b", "koala-700m"]
 WidthPreset = Literal["c-base", "c-small", "c-tiny", "c-micro"]
@@ -180,8 +180,8 @@ class EvaluateSettings(Settings):
     batch_size: PositiveInt = 8
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)] = (0,)
     """One whole evaluation per seed, each with its own prompts and noise; the spread is over these."""
-    judge: Literal["none", "miniature"] = "none"
-    """`miniature`: every attribute of every image is judged; only for the miniature's world."""
+    classifier: Literal["none", "miniature"] = "none"
+    """`miniature`: every attribute of every image is classified; only for the miniature's world."""
     grid: PositiveInt = 6
     """Prompts shown per split in the report."""
 

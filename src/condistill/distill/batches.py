@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import RandomTextSettings
+from condistill.config.distill import PromptChoiceSettings
 from condistill.distill.draws import Draws, draw
 from condistill.prompts.pool import PromptPool
 from condistill.prompts.sources import SourceMix
@@ -50,7 +50,7 @@ class Batch:
     blend: Blend | None = None
     """What random prompts are blended with; None: nothing."""
     stretch: Tensor | None = None
-    """Factor of 1 - u that p(u) is asked with, `[B]`; None: 1. See `random_text.apparent_level`."""
+    """Factor of 1 - u that p(u) is asked with, `[B]`; None: 1. See `prompt_choice.effective_noise_level`."""
     clusters: Tensor | None = None
     """Which cluster the random prompts belong to, `[B]`; None: there are no clusters."""
 
@@ -69,7 +69,7 @@ class BatchSource:
     micro_batch_size: int
     process: int = 0
     processes: int = 1
-    text: RandomTextSettings | None = None
+    text: PromptChoiceSettings | None = None
     guidance_range: tuple[float, float] | None = None
     """Between which guidance scales are drawn, where the student is told one."""
 

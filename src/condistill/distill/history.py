@@ -15,7 +15,7 @@ from condistill.utils.atomic import write_text
 
 BINS = 10
 HISTORY_NAME = "history.jsonl"
-_TERMS = ("loss", "output", "feature", "task", "guidance", "repaired")
+_TERMS = ("loss", "output", "feature", "task", "guidance", "replaced_prompt")
 
 
 class History:

@@ -72,7 +72,7 @@ class Objective:
         few = settings.few_steps
         self.grid = SolverGrid(family, few.grid_steps) if few else None
         """The student's timesteps, where it takes few."""
-        self._teacher_is_told = guidance_kind(family.denoiser) == "told"
+        self._teacher_is_told = guidance_kind(family.denoiser) == "embedded"
 
     def __call__(self, model: Any, sample: Sample) -> tuple[dict[str, Tensor], Predictions]:
         """Run both models at the sample's states.
@@ -96,7 +96,7 @@ class Objective:
         with_null = self.settings.guidance_weight > 0
         if with_null:
             x_t, timesteps = x_t.repeat(2, 1, 1, 1), timesteps.repeat(2)
-            condition = Condition.cat([condition, family.without_prompt(condition)])
+            condition = Condition.cat([condition, family.unconditional(condition)])
         with torch.no_grad(), self.accelerator.autocast():
             with self.teacher_recorder as recorder:
                 taught = self._ask_teacher(x_t, timesteps, condition, sample.guidance_scale)
@@ -117,10 +117,10 @@ class Objective:
         Args:
             guidance_scale: what the condition tells the student, if it does.
         """
-        family, fold = self.family, self.settings.fold_guidance
+        family, fold = self.family, self.settings.guidance_distillation
         if fold is None or self._teacher_is_told:
             return family.predict(family.denoiser, x_t, timesteps, condition)
-        null_condition = family.without_prompt(condition)
+        null_condition = family.unconditional(condition)
         scale: Any = fold
         if guidance_scale is not None:
             null_condition = null_condition.with_guidance_scale(guidance_scale)

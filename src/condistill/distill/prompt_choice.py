@@ -16,7 +16,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import RandomTextSettings
+from condistill.config.distill import PromptChoiceSettings
 from condistill.distill.batches import Batch
 from condistill.distill.history import BINS
 from condistill.errors import CondistillError
@@ -51,7 +51,7 @@ def mean_distance(embeddings: Tensor) -> Tensor:
     return 1 - (rows.sum(0).square().sum() - norms) / (n * (n - 1))
 
 
-def apparent_level(noise_level: Tensor, stretch: Tensor) -> Tensor:
+def effective_noise_level(noise_level: Tensor, stretch: Tensor) -> Tensor:
     """u' = 1 - (1 - u) * stretch in [0, 1], `[B]`: the level p(u) is asked at, with stretch = (d / mean d)**distance.
 
     A prompt that is nearer to a sample's own than usual is allowed at less noise, a farther one at more only.
@@ -147,13 +147,13 @@ class Disagreement:
             means.weights = tensors[f"{name}_weights"].to(means.weights)
 
 
-class RandomText:
+class PromptChoice:
     """Chooses the random prompts of a training; what that takes is computed once, when it is made."""
 
     def __init__(
         self,
         family: Family,
-        settings: RandomTextSettings,
+        settings: PromptChoiceSettings,
         cache: LatentCache,
         pool: PromptPool,
         *,
@@ -175,13 +175,13 @@ class RandomText:
         self._noted: list[Tensor] = []
         if settings.novelty:
             self.known = self.embed(list(dict.fromkeys(cache[i][1] for i in range(len(cache)))))
-        rng = generator(seed, Stream.RANDOM_TEXT)
+        rng = generator(seed, Stream.PROMPT_CHOICE)
         if settings.distance:
             embeddings, inverse = self._sample(pool, _SAMPLED, rng)
             self.mean_distance = broadcast(mean_distance(embeddings[inverse]))
             if self.mean_distance < _SAME:
                 raise CondistillError(
-                    "random_text.distance needs prompts that differ, and the teacher embeds all of the pool alike; "
+                    "prompt_choice.distance needs prompts that differ, and the teacher embeds all of the pool alike; "
                     "set it to 0 or give more prompts"
                 )
         if settings.disagreement:
@@ -198,7 +198,7 @@ class RandomText:
         points, _ = self._sample(pool, max(4 * k, min(_SAMPLED_PER_CLUSTER * k, _MOST_SAMPLED)), rng)
         if len(points) < k:
             raise CondistillError(
-                f"random_text.clusters is {k}, and a large sample of the pool has {len(points)} different prompts; "
+                f"prompt_choice.clusters is {k}, and a large sample of the pool has {len(points)} different prompts; "
                 "lower it, or make the source weights more alike"
             )
         return k_means(points.cpu(), k, rng).to(points.device)  # on the CPU sums have one order

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from condistill.distill.batches import Batch, Blend
-from condistill.distill.prompt_choice import apparent_level
+from condistill.distill.prompt_choice import effective_noise_level
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.teachers.family import Family
 from condistill.teachers.noise.grid import SolverGrid
@@ -36,7 +36,7 @@ class Sample:
     """What is random of a condition beside its prompt, see `Family.in_context`; None: it is the prompt alone."""
 
     @property
-    def repaired(self) -> Tensor:
+    def replaced_prompt(self) -> Tensor:
         """Of isolated samples, those with a random prompt: bool `[B]`."""
         return self.replaced & torch.tensor([bool(prompt) for prompt in self.prompts])
 
@@ -62,12 +62,12 @@ def noised_latents(
     timesteps = grid.draw(uniform) if grid else family.timesteps(uniform)
     level = family.noise_level(timesteps)
     if batch.stretch is not None:
-        level = apparent_level(level, batch.stretch)
+        level = effective_noise_level(level, batch.stretch)
     prompts, replaced = conditioning(batch.own, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
     x_t = family.add_noise(x_0, noise, timesteps.to(family.device))
     context = draws.path_coin if family.has_context else None  # where there is a context, there are no paths
     sample = Sample(x_t, timesteps, prompts, replaced, x_0, noise, batch.guidance_scale, context=context)
-    return replace(sample, blend=batch.blend.where(sample.repaired)) if batch.blend else sample
+    return replace(sample, blend=batch.blend.where(sample.replaced_prompt)) if batch.blend else sample
 
 
 def pure_noise(family: Family, conditioning: RandomConditioning, batch: Batch, first_timestep: Tensor) -> Sample:

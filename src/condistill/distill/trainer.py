@@ -30,7 +30,7 @@ from condistill.distill.checkpoints import (
 from condistill.distill.history import HISTORY_NAME, History
 from condistill.distill.objective import Objective, StudentForward
 from condistill.distill.paths import Paths
-from condistill.distill.prompt_choice import RandomText
+from condistill.distill.prompt_choice import PromptChoice
 from condistill.distill.states import noised_latents
 from condistill.errors import CondistillError, NonFiniteLossError
 from condistill.prompts.pool import PromptPool
@@ -97,8 +97,10 @@ class Trainer:
         self.family, self.settings, self.directory, self.accelerator = family, settings, directory, accelerator
         self.conditioning = random_conditioning(settings)
         self.source = batch_source(cache, pool, settings, seed=seed, accelerator=accelerator)
-        text = settings.random_text
-        self.random_text = RandomText(family, text, cache, pool, seed=seed, accelerator=accelerator) if text else None
+        text = settings.prompt_choice
+        self.prompt_choice = (
+            PromptChoice(family, text, cache, pool, seed=seed, accelerator=accelerator) if text else None
+        )
         features = settings.features if settings.feature_weight > 0 else None
         self.objective = Objective(family, settings, accelerator, student.pairs if features else ())
         self.paths: Paths | None = None
@@ -195,22 +197,22 @@ class Trainer:
         self.schedule.step()
         if self.ema is not None:
             self.ema.step(self.trained.denoiser.parameters())
-        if self.random_text:
-            self.random_text.update()
+        if self.prompt_choice:
+            self.prompt_choice.update()
         self.step += 1
 
     def _loss(self, number: int, batch: Batch, pending: _Pending) -> Tensor:
         """Micro-batch `number` of a step: choose its states, compare both models there, and move on what moves."""
         family, settings, paths = self.family, self.settings, self.paths
         rows = slice(number * len(batch.own), (number + 1) * len(batch.own))
-        if self.random_text:
-            batch = self.random_text.choose(batch)
+        if self.prompt_choice:
+            batch = self.prompt_choice.choose(batch)
         sample = noised_latents(
             family, self.conditioning, batch, timestep_bias=settings.timestep_bias, grid=self.objective.grid
         )
-        repaired = sample.repaired
+        replaced_prompt = sample.replaced_prompt
         if sample.blend:
-            repaired &= sample.blend.weight == 0  # a blend is of no cluster
+            replaced_prompt &= sample.blend.weight == 0  # a blend is of no cluster
         if paths:
             sample = paths.place(self.step, rows, sample, batch)
         terms, predictions = self.objective(self.model, sample)
@@ -218,11 +220,11 @@ class Trainer:
             moves, scale = paths.moves(self.step, rows, batch), paths.settings.guidance_scale
             direction = self.objective.direction(self.trained.denoiser, sample, predictions, moves, scale)
             paths.advance(self.step, rows, sample, direction)
-            repaired &= ~moves.on_path
+            replaced_prompt &= ~moves.on_path
         level = family.noise_level(sample.timesteps).to(family.device)
-        if self.random_text:
-            self.random_text.note(batch, terms["output"], level, repaired)
-        self.history.add({**terms, "repaired": sample.replaced.to(family.device)}, level)
+        if self.prompt_choice:
+            self.prompt_choice.note(batch, terms["output"], level, replaced_prompt)
+        self.history.add({**terms, "replaced_prompt": sample.replaced.to(family.device)}, level)
         pending.losses.append(terms["loss"].detach())
         pending.timesteps.append(sample.timesteps)
         pending.prompts.append(sample.prompts)
@@ -277,8 +279,8 @@ class Trainer:
             if self.paths:
                 parts["paths"] = moving
                 meta["path_prompts"] = prompts
-            if self.random_text:
-                parts["random_text"] = self.random_text.state()
+            if self.prompt_choice:
+                parts["prompt_choice"] = self.prompt_choice.state()
             save_checkpoint(self.directory, self.step, parts, keep=self.settings.keep_checkpoints, meta=meta)
         self.accelerator.wait_for_everyone()
 
@@ -301,8 +303,8 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         if self.paths:
             self.paths.restore(parts["paths"], meta["path_prompts"])
-        if self.random_text:
-            self.random_text.restore(parts.get("random_text", {}))
+        if self.prompt_choice:
+            self.prompt_choice.restore(parts.get("prompt_choice", {}))
         self.schedule.last_epoch = self.step - 1
         self.raw_optimizer._opt_called = True  # type: ignore[attr-defined]  # the schedule warns otherwise
         self.schedule.step()
@@ -325,7 +327,7 @@ def batch_source(
             f"micro_batch_size {micro}; make it a multiple of {processes * micro}"
         )
     place = (accelerator.process_index, processes)
-    asked = (settings.random_text, settings.guidance_range)
+    asked = (settings.prompt_choice, settings.guidance_range)
     return BatchSource(cache, pool, seed, settings.batch_size, micro, *place, *asked)
 
 

@@ -1,1 +1,1 @@
-"""How well a student draws: judged attributes, Fréchet distance, distance to the teacher, size and speed."""
+"""How well a student draws: classified attributes, Fréchet distance, distance to the teacher, size and speed."""

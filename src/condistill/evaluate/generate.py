@@ -23,13 +23,13 @@ from condistill.utils.randomness import Stream, image_noise, image_seed
 Values = dict[str, NDArray[Any]]
 
 
-class ImageJudge(Protocol):
-    """Knows what an image should show for a prompt; the miniature's judge is one."""
+class ImageClassifier(Protocol):
+    """Knows what an image should show for a prompt; the miniature's classifier is one."""
 
     name: str
 
-    def judge(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> tuple[Values, NDArray[np.float64]]:
-        """Per attribute and for `all_right` a boolean `[N]`; features `[N, D]`."""
+    def classify(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> tuple[Values, NDArray[np.float64]]:
+        """Per attribute and for `all_correct` a boolean `[N]`; features `[N, D]`."""
 
     def reference(self, prompts: Sequence[str], *, seed: int) -> NDArray[np.float64]:
         """Features `[N, D]` of true images of the prompts."""
@@ -110,39 +110,39 @@ def measure(
     family: Family,
     rounds: Sequence[Round],
     settings: EvaluateSettings,
-    judge: ImageJudge | None,
+    classifier: ImageClassifier | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Metrics of every model and split: `models[name][split][metric]`, with the spread over seeds beside them.
 
-    Also what a picture grid needs of the first round: images and, with a judge, right or wrong.
+    Also what a picture grid needs of the first round: images and, with a classifier, right or wrong.
     """
     from condistill.evaluate.metrics.frechet import frechet_distance
 
     models: dict[str, dict[str, Any]] = {}
     shown: dict[str, Any] = {}
-    references = [judge.reference(r.prompts, seed=r.seed) for r in rounds] if judge else []
+    references = [classifier.reference(r.prompts, seed=r.seed) for r in rounds] if classifier else []
     for name, latents_of_rounds in drawn.items():
-        judged: list[tuple[Values, NDArray[np.float64]]] = []
+        classified: list[tuple[Values, NDArray[np.float64]]] = []
         values: list[Values] = []
         for number, (this, latents) in enumerate(zip(rounds, latents_of_rounds, strict=True)):
             per_image: Values = {}
             if name != "teacher":
                 difference = (latents - drawn["teacher"][number]).astype(np.float64)
                 per_image["latent_rmse"] = np.sqrt((difference**2).mean((1, 2, 3)))
-            if judge or number == 0:
+            if classifier or number == 0:
                 images = decode_all(family, latents, batch_size=settings.batch_size)
-            if judge:
-                judged.append(judge.judge(images, this.prompts))
-                per_image |= judged[-1][0]
+            if classifier:
+                classified.append(classifier.classify(images, this.prompts))
+                per_image |= classified[-1][0]
             values.append(per_image)
             if number == 0:
-                shown[name] = {"images": images, "right": per_image.get("all_right")}
+                shown[name] = {"images": images, "right": per_image.get("all_correct")}
         models[name] = _summarise(values, rounds)
-        for split in models[name].keys() - {"spread"} if judge else ():
+        for split in models[name].keys() - {"spread"} if classifier else ():
             parts = [r.splits[split] for r in rounds]
-            here = np.concatenate([features[part] for (_, features), part in zip(judged, parts, strict=True)])
+            here = np.concatenate([features[part] for (_, features), part in zip(classified, parts, strict=True)])
             true = np.concatenate([features[part] for features, part in zip(references, parts, strict=True)])
-            models[name][split]["frechet_judge"] = frechet_distance(here, true)
+            models[name][split]["frechet_classifier"] = frechet_distance(here, true)
     return models, shown
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from condistill.distill.history import train_sec
 from condistill.errors import CondistillError
-from condistill.evaluate.generate import ImageJudge, Round, draw_round, measure, rounds, write_grid
+from condistill.evaluate.generate import ImageClassifier, Round, draw_round, measure, rounds, write_grid
 from condistill.pipelines.sampling import Sampling
 from condistill.profiling.forwards import compute
 from condistill.profiling.macs import macs
@@ -38,7 +38,7 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
     recipe, settings, family = run.recipe, run.recipe.evaluate, run.family
     sampling = {"teacher": run.sampling(), **{name: run.sampling(name) for name in recipe.variants}}
     made = rounds(settings, prompts.choose, prompts.splits)
-    judge = choose_judge(settings.judge, made)
+    classifier = choose_classifier(settings.classifier, made)
     denoisers: dict[str, nn.Module] = {"teacher": family.denoiser}
     denoisers |= {name: load_student(run, name) for name in recipe.variants}
     total = len(denoisers) * sum(len(this.prompts) for this in made)
@@ -56,7 +56,7 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
                     on_images=partial(advance, note=name),
                 )
                 drawn[name].append(latents)
-    models, shown = measure(drawn, family, made, settings, judge)
+    models, shown = measure(drawn, family, made, settings, classifier)
     for name, costs in _costs(run, denoisers, sampling).items():
         models[name] |= costs
     first = made[0]
@@ -64,7 +64,7 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
     write_text(directory / "grid.json", json.dumps(grid, indent=2, ensure_ascii=False) + "\n")
     metrics = {
         "format": METRICS_FORMAT,
-        "judge": settings.judge,
+        "classifier": settings.classifier,
         "seeds": list(settings.seeds),
         "images_per_split": {
             split: sum(this.splits[split].stop - this.splits[split].start for this in made) for split in first.splits
@@ -113,8 +113,8 @@ def _training(run: Compression, name: str, denoisers: Mapping[str, nn.Module]) -
     for each in (name, *run.recipe.teachers(name)):
         _, settings = run.recipe.variant(each)
         teacher: Any = denoisers[run.recipe.variants[each].teacher or "teacher"]
-        told = guidance_kind(teacher) == "told"
-        asked = compute(settings, cache, teacher_is_told=told, cache_is_guided=guided)
+        told = guidance_kind(teacher) == "embedded"
+        asked = compute(settings, cache, teacher_takes_guidance=told, cache_is_guided=guided)
         spent.append({**asked, "train_sec": train_sec(run.distill_path(each), settings.steps)})
     return {key: (max if key == "cache_forwards" else sum)(each[key] for each in spent) for key in spent[0]}
 
@@ -132,15 +132,15 @@ def load_student(run: Compression, name: str) -> nn.Module:
     return denoiser
 
 
-def choose_judge(name: str, made: list[Round]) -> ImageJudge | None:
-    """The judge of `evaluate.judge`.
+def choose_classifier(name: str, made: list[Round]) -> ImageClassifier | None:
+    """The classifier of `evaluate.classifier`.
 
     Raises:
-        CondistillError: a prompt is not of the judge's world.
+        CondistillError: a prompt is not of the classifier's world.
     """
     if name == "none":
         return None
-    from condistill.miniature.classifier import MiniatureJudge
+    from condistill.miniature.classifier import MiniatureClassifier
     from condistill.miniature.world import parse
 
     for this in made:
@@ -148,8 +148,8 @@ def choose_judge(name: str, made: list[Round]) -> ImageJudge | None:
             try:
                 parse(prompt)
             except ValueError as error:
-                raise CondistillError(f"evaluate.judge is 'miniature', and {error}; set it to 'none'") from error
-    return MiniatureJudge()
+                raise CondistillError(f"evaluate.classifier is 'miniature', and {error}; set it to 'none'") from error
+    return MiniatureClassifier()
 
 
 def _size(denoiser: Any, family: Family) -> dict[str, int]:

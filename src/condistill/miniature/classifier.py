@@ -1,4 +1,4 @@
-"""The judge: a small classifier that names every attribute of an image of the miniature's world."""
+"""The classifier: a small classifier that names every attribute of an image of the miniature's world."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from condistill.miniature import weights_path
 from condistill.miniature.world import ATTRIBUTES, Scene, parse, render
 
-WEIGHTS_NAME = "judge.safetensors"
+WEIGHTS_NAME = "classifier.safetensors"
 
 
-class Judge(nn.Module):
+class Classifier(nn.Module):
     """Convolutions, one feature vector, one linear head per attribute.
 
     `features` is where the Fréchet distance of the miniature is measured.
@@ -52,12 +52,12 @@ class Judge(nn.Module):
         save_file(tensors, directory / WEIGHTS_NAME, metadata={"attributes": json.dumps(ATTRIBUTES)})
 
     @classmethod
-    def load(cls, directory: Path) -> Judge:
+    def load(cls, directory: Path) -> Classifier:
         """Read what `save` wrote; weights become float32."""
-        judge = cls()
+        classifier = cls()
         state = load_file(directory / WEIGHTS_NAME)
-        judge.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-        return judge.eval().requires_grad_(False)
+        classifier.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        return classifier.eval().requires_grad_(False)
 
 
 def to_tensor(images: NDArray[np.uint8]) -> Tensor:
@@ -66,17 +66,17 @@ def to_tensor(images: NDArray[np.uint8]) -> Tensor:
 
 
 @torch.no_grad()
-def judge_images(
-    judge: Judge, images: NDArray[np.uint8], scenes: Sequence[Scene], *, batch_size: int = 128
+def classify_images(
+    classifier: Classifier, images: NDArray[np.uint8], scenes: Sequence[Scene], *, batch_size: int = 128
 ) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.float64]]:
-    """Which attributes of each image are as its scene says, and the judge's features.
+    """Which attributes of each image are as its scene says, and the classifier's features.
 
     Args:
         images: uint8 `[N, 64, 64, 3]`.
         scenes: what each of the N images should show.
 
     Returns:
-        per attribute, and under `all_right`, a boolean `[N]`; features float64 `[N, 128]`.
+        per attribute, and under `all_correct`, a boolean `[N]`; features float64 `[N, 128]`.
     """
     if len(images) != len(scenes):
         raise ValueError(f"{len(images)} images for {len(scenes)} scenes; give one scene per image")
@@ -85,31 +85,31 @@ def judge_images(
     features = []
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
-        seen = judge.features(to_tensor(images[part]))
+        seen = classifier.features(to_tensor(images[part]))
         features.append(seen.double().numpy())
-        for column, (attribute, head) in enumerate(judge.heads.items()):
+        for column, (attribute, head) in enumerate(classifier.heads.items()):
             predicted = head(nn.functional.silu(seen)).argmax(1).numpy()
             right[attribute].append(predicted == labels[part, column])
     joined = {attribute: np.concatenate(parts) for attribute, parts in right.items()}
-    joined["all_right"] = np.logical_and.reduce(list(joined.values()))
+    joined["all_correct"] = np.logical_and.reduce(list(joined.values()))
     return joined, np.concatenate(features)
 
 
-class MiniatureJudge:
-    """What `evaluate.judge: miniature` means: images are judged by what their captions say."""
+class MiniatureClassifier:
+    """What `evaluate.classifier: miniature` means: images are classified by what their captions say."""
 
     name = "miniature"
 
     def __init__(self, directory: Path | None = None) -> None:
-        self._judge = Judge.load(directory or weights_path())
+        self._classifier = Classifier.load(directory or weights_path())
 
-    def judge(
+    def classify(
         self, images: NDArray[np.uint8], prompts: Sequence[str]
     ) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.float64]]:
-        """See `judge_images`; raises ValueError for a prompt that is no caption of the miniature's world."""
-        return judge_images(self._judge, images, [parse(prompt) for prompt in prompts])
+        """See `classify_images`; raises ValueError for a prompt that is no caption of the miniature's world."""
+        return classify_images(self._classifier, images, [parse(prompt) for prompt in prompts])
 
     def reference(self, prompts: Sequence[str], *, seed: int) -> NDArray[np.float64]:
         """Features float64 `[N, 128]` of renders of the same prompts."""
         scenes = [parse(prompt) for prompt in prompts]
-        return judge_images(self._judge, render(scenes, seed=seed), scenes)[1]
+        return classify_images(self._classifier, render(scenes, seed=seed), scenes)[1]

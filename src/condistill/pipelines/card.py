@@ -21,7 +21,7 @@ from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, sig
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$-])")
-_SCORES = {"all_right": "All right", "frechet_judge": "Fréchet distance", "latent_rmse": "Latent RMSE"}
+_SCORES = {"all_correct": "All right", "frechet_classifier": "Fréchet distance", "latent_rmse": "Latent RMSE"}
 _EXAMPLE = {MINIATURE: "a large red star at the left on snow"}
 
 _ASKED = {
@@ -140,7 +140,7 @@ def _score_section(name: str, metrics: Mapping[str, Any] | None) -> str:
     for split in [split for split in SPLITS if split in splits(metrics)]:
         for key, label in _SCORES.items():
             values = [look(metrics, "models", model, split, key) for model in columns]
-            write = percent if key == "all_right" else significant
+            write = percent if key == "all_correct" else significant
             if any(value is not None for value in values):
                 cells = ["–" if value is None else write(value) for value in values]
                 rows.append([f"{label}, {'all prompts' if split == 'all' else PROMPTS[split]}", *cells])
@@ -149,8 +149,8 @@ def _score_section(name: str, metrics: Mapping[str, Any] | None) -> str:
     images = look(metrics, "images_per_split", "all") or look(metrics, "images_per_split", "seen")
     notes = ["A latent RMSE is the distance to the teacher's latents from the same noise."]
     notes += [f"Measured on {images:.0f} images in all."] if images else []
-    if metrics.get("judge") == "miniature":
-        notes.insert(0, "Miniature figures, given by a small judge of drawn scenes: not FID on MS-COCO.")
+    if metrics.get("classifier") == "miniature":
+        notes.insert(0, "Miniature figures, given by a small classifier of drawn scenes: not FID on MS-COCO.")
     return "## Scores\n\n" + _table(["", *[shown[model] for model in columns]], rows) + "\n\n" + " ".join(notes)
 
 

@@ -54,7 +54,7 @@ class Candidate:
         return self.student.denoiser
 
     @property
-    def is_told(self) -> bool:
+    def takes_guidance(self) -> bool:
         """Whether it takes its guidance scale as an input, as far as a config tells.
 
         A U-Net with a projection for it may also have one scale folded in.
@@ -104,7 +104,7 @@ def own_students(skeleton: Skeleton, recipe: Recipe) -> dict[str, Candidate]:
 def _with_guidance(student: Student, settings: DistillSettings) -> Student:
     """With the projection that folded guidance needs in a U-Net."""
     config = plain_config(student.denoiser)
-    if settings.fold_guidance is None or config.get("time_cond_proj_dim", 0) is not None:
+    if settings.guidance_distillation is None or config.get("time_cond_proj_dim", 0) is not None:
         return student
     config["time_cond_proj_dim"] = GUIDANCE_EMBEDDING
     return replace(student, denoiser=build_on_meta(type(student.denoiser), config))

@@ -107,7 +107,7 @@ class Job:
     @property
     def load(self) -> Load:
         """What a forward of a micro-batch asks."""
-        return Load.of(self.settings, processes=self.processes, teacher_is_told=self.teacher.is_told)
+        return Load.of(self.settings, processes=self.processes, teacher_takes_guidance=self.teacher.takes_guidance)
 
     @property
     def half(self) -> torch.dtype | None:
@@ -143,7 +143,7 @@ class Job:
     def cost(self, rates: Rates, measured: Measured | None = None) -> dict[str, Any]:
         """What the training costs."""
         settings, load = self.settings, self.load
-        per_step = forwards_per_step(settings, teacher_is_told=self.teacher.is_told)
+        per_step = forwards_per_step(settings, teacher_takes_guidance=self.teacher.takes_guidance)
         teacher_forwards, student_forwards = (forwards / settings.batch_size for forwards in per_step)
         teacher_macs = self.teacher.macs * teacher_forwards
         passes = 4 if settings.gradient_checkpointing else 3  # a backward is two forwards; checkpointing adds one
@@ -211,7 +211,7 @@ def cache_cost(
 def evaluation_cost(
     teacher: Candidate, students: Mapping[str, Candidate], recipe: Recipe, rates: Rates, *, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """What drawing the pictures of the evaluation costs, on one device; decoding and judging are left out."""
+    """What drawing the pictures of the evaluation costs, on one device; decoding and classifying are left out."""
     settings = recipe.evaluate
     splits = 2 if recipe.prompts.unseen_words or recipe.prompts.unseen_files else 1
     images = len(settings.seeds) * splits * settings.prompts_per_split

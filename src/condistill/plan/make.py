@@ -143,7 +143,9 @@ class _Planner:
             try:
                 check_steps(self.skeleton.family, settings)
                 if self.recipe.variants[name].teacher is None and config.get("time_cond_proj_dim") is None:
-                    guidance_learnt("told" if self.teacher.is_told else "unfolded", self.teacher.denoiser, settings)
+                    guidance_learnt(
+                        "embedded" if self.teacher.takes_guidance else "cfg", self.teacher.denoiser, settings
+                    )
             except CondistillError as error:
                 yield f"{name}: `condistill run` will refuse this: {error}"
 

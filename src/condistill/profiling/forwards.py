@@ -8,7 +8,7 @@ from condistill.config.distill import ConsistencySettings, DistillSettings, Prog
 from condistill.config.sections import CacheSettings
 
 
-def forwards_per_step(settings: DistillSettings, *, teacher_is_told: bool = False) -> tuple[float, float]:
+def forwards_per_step(settings: DistillSettings, *, teacher_takes_guidance: bool = False) -> tuple[float, float]:
     """Samples that pass forward through (teacher, student) in a step; the student's come with a backward.
 
     A guided path costs one forward more of the model that is followed, for every state on the path, unless the
@@ -17,10 +17,10 @@ def forwards_per_step(settings: DistillSettings, *, teacher_is_told: bool = Fals
     The student's extra forward has no backward, and is counted as if it had.
 
     Args:
-        teacher_is_told: the teacher takes the guidance scale as an input, and is asked once for what is guided.
+        teacher_takes_guidance: the teacher takes the guidance scale as an input, and is asked once for what is guided.
     """
     teacher = student = float(settings.batch_size * (2 if settings.guidance_weight else 1))
-    if settings.fold_guidance and not teacher_is_told:
+    if settings.guidance_distillation and not teacher_takes_guidance:
         teacher *= 2
     if isinstance(settings.few_steps, ProgressiveSettings):
         teacher *= settings.few_steps.teacher_steps
@@ -35,17 +35,21 @@ def forwards_per_step(settings: DistillSettings, *, teacher_is_told: bool = Fals
 
 
 def compute(
-    settings: DistillSettings, cache: CacheSettings, *, teacher_is_told: bool = False, cache_is_guided: bool = True
+    settings: DistillSettings,
+    cache: CacheSettings,
+    *,
+    teacher_takes_guidance: bool = False,
+    cache_is_guided: bool = True,
 ) -> dict[str, float]:
     """Samples that pass forward through the networks in a whole training.
 
     Beside the two of the loop, `cache_forwards`: of the teacher, to draw the latents the training uses, if it does.
 
     Args:
-        teacher_is_told: as `forwards_per_step` has it.
+        teacher_takes_guidance: as `forwards_per_step` has it.
         cache_is_guided: guidance is not folded into what drew the cache, and asked it twice.
     """
-    teacher, student = forwards_per_step(settings, teacher_is_told=teacher_is_told)
+    teacher, student = forwards_per_step(settings, teacher_takes_guidance=teacher_takes_guidance)
     per_image = cache.num_inference_steps * (2 if cache_is_guided and cache.guidance_scale > 1 else 1)
     return {
         "teacher_forwards": settings.steps * teacher,
@@ -64,16 +68,20 @@ class Load:
     """Samples whose features are compared: the unguided half of a batch is not."""
 
     @classmethod
-    def of(cls, settings: DistillSettings, *, processes: int, teacher_is_told: bool) -> Load:
+    def of(cls, settings: DistillSettings, *, processes: int, teacher_takes_guidance: bool) -> Load:
         """Of one forward of a micro-batch."""
         count = settings.micro_batch_size or -(-settings.batch_size // processes)
         doubled = count * (2 if settings.guidance_weight else 1)
-        guided = settings.fold_guidance is not None and not teacher_is_told
+        guided = settings.guidance_distillation is not None and not teacher_takes_guidance
         return cls(doubled * 2 if guided else doubled, doubled, count)
 
 
 def prompts_per_sample(settings: DistillSettings) -> int:
     """Prompts that are encoded for a sample: its own or a random one, the empty one, and what it is blended with."""
-    guided = settings.guidance_weight or settings.fold_guidance or (settings.path and settings.path.guidance_scale != 1)
-    blended = settings.random_text is not None and settings.random_text.interpolate > 0
+    guided = (
+        settings.guidance_weight
+        or settings.guidance_distillation
+        or (settings.path and settings.path.guidance_scale != 1)
+    )
+    blended = settings.prompt_choice is not None and settings.prompt_choice.interpolate > 0
     return 1 + bool(guided) + blended

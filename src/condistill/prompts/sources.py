@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from condistill.config.distill import RandomTextSettings
+from condistill.config.distill import PromptChoiceSettings
 from condistill.config.recipe import check_sources
 from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptPool
@@ -51,7 +51,7 @@ class SourceMix:
         return self.starts[source] + (uniform[..., 1] * self.counts[source]).astype(np.int64)
 
 
-def check_pool(pool: PromptPool, settings: RandomTextSettings | None) -> None:
+def check_pool(pool: PromptPool, settings: PromptChoiceSettings | None) -> None:
     """Whether random prompts can be drawn from a pool as the settings say.
 
     Raises:
@@ -62,5 +62,5 @@ def check_pool(pool: PromptPool, settings: RandomTextSettings | None) -> None:
     SourceMix.of(pool, settings.source_weights)
     if settings.disagreement and len(pool) < settings.clusters:
         raise CondistillError(
-            f"random_text.clusters is {settings.clusters} and the pool has {len(pool)} prompts; lower it"
+            f"prompt_choice.clusters is {settings.clusters} and the pool has {len(pool)} prompts; lower it"
         )

@@ -25,7 +25,7 @@ from condistill.utils.format import percent
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image of the grid; `right` is `right`, `wrong` or empty where nobody judged; no `uri`: not found."""
+    """One image of the grid; `right` is `right`, `wrong` or empty where nobody classified; no `uri`: not found."""
 
     model: str
     uri: str
@@ -88,7 +88,7 @@ def write_report(
         "title": title,
         "verdict": _unbroken(headline),
         "detail": _unbroken(detail),
-        "miniature": metrics.get("judge") == "miniature",
+        "miniature": metrics.get("classifier") == "miniature",
         "models": [(name, colours[name]) for name in models(metrics)],
         "scores": groups,
         "attributes": attributes(metrics),
@@ -191,10 +191,10 @@ def _noise_curves(histories: Mapping[str, plots.History]) -> list[Curve]:
 def _trained(history: plots.History) -> str:
     """How long a student was trained, and on how many samples without a true target."""
     steps = [step for entry in history if (step := finite(entry.get("step"))) is not None]
-    repaired = [share for entry in history if (share := finite(entry.get("repaired"))) is not None]
+    replaced_prompt = [share for entry in history if (share := finite(entry.get("replaced_prompt"))) is not None]
     told = [f"{int(max(steps)):,} steps".replace(",", "\u202f")] if steps else []
-    if repaired:
-        share = math.fsum(repaired) / len(repaired)
+    if replaced_prompt:
+        share = math.fsum(replaced_prompt) / len(replaced_prompt)
         told.append(f"{percent(share)} of samples with another prompt than their own, none, or on a path")
     return ", ".join(told)
 
@@ -212,7 +212,7 @@ def _made(recipe: Recipe, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How the figures came about, as far as it is known."""
     images = {s: n for s in SPLITS if (n := look(metrics, "images_per_split", s)) is not None}
     fewest = min((n for n in images.values() if n > 0), default=None)
-    judged = metrics.get("judge", "none") != "none"
+    classified = metrics.get("classifier", "none") != "none"
     spread = any(model.get("spread") for model in models(metrics).values())
     lines = [
         ("Teacher", recipe.teacher.pipeline),
@@ -222,7 +222,7 @@ def _made(recipe: Recipe, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "Sampling error",
             f"a share measured on {fewest:.0f} images has a standard error of up to {50 / math.sqrt(fewest):.1f} points"
-            if fewest and judged
+            if fewest and classified
             else "",
         ),
         ("Inference steps", _plain(metrics.get("num_inference_steps"))),

@@ -11,7 +11,7 @@ from condistill.evaluate.record import look, models, ratio, splits
 from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, significant, times_as_fast
 
 HEADINGS = {"seen": "Seen prompts", "unseen": "Unseen prompts", "all": "All prompts"}
-_NOT_ATTRIBUTES = ("all_right", "frechet_judge", "latent_rmse")
+_NOT_ATTRIBUTES = ("all_correct", "frechet_classifier", "latent_rmse")
 _TIMER = 0.05
 """Relative difference of two times, or of two peaks of memory, that says nothing."""
 
@@ -119,8 +119,8 @@ def scores(metrics: Mapping[str, Any]) -> list[Group]:
     groups = []
     for split in splits(metrics):
         rows = [
-            row("All right", split, "all_right", percent, higher=True),
-            row("Fréchet distance", split, "frechet_judge", significant),
+            row("All right", split, "all_correct", percent, higher=True),
+            row("Fréchet distance", split, "frechet_classifier", significant),
             row("Latent RMSE", split, "latent_rmse", significant),
         ]
         groups += _group(HEADINGS[split], rows)
@@ -155,7 +155,7 @@ def costs(metrics: Mapping[str, Any]) -> list[Group]:
 
 
 def attributes(metrics: Mapping[str, Any]) -> list[Group]:
-    """Every attribute the judge looked at, per split."""
+    """Every attribute the classifier looked at, per split."""
     groups = []
     for split in splits(metrics):
         names = dict.fromkeys(key for model in models(metrics).values() for key in model.get(split) or {})
@@ -190,7 +190,8 @@ def _chart(
 
 def right_charts(metrics: Mapping[str, Any], colours: Mapping[str, str]) -> list[Chart]:
     charts = [
-        _chart(metrics, colours, HEADINGS[split], (split, "all_right"), percent, full=1.0) for split in splits(metrics)
+        _chart(metrics, colours, HEADINGS[split], (split, "all_correct"), percent, full=1.0)
+        for split in splits(metrics)
     ]
     return [chart for found in charts for chart in found]
 

@@ -13,7 +13,7 @@ from condistill.utils.format import percent, significant
 BASELINE = "plain"
 SUBJECT = "random_conditioning"
 PROMPTS = {"seen": "seen prompts", "unseen": "unseen prompts", "all": "prompts"}
-_RIGHT = "all_right"
+_RIGHT = "all_correct"
 
 
 def gap_closed(plain: float, student: float, teacher: float) -> float | None:
@@ -53,12 +53,12 @@ def verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
         return "No student has been measured yet.", ""
     split = hardest_split(metrics)
     if look(metrics, "models", name, split, _RIGHT) is None:
-        return _unjudged(metrics, name, split), _second_line(metrics, name, "", judged=False)
+        return _unclassified(metrics, name, split), _second_line(metrics, name, "", classified=False)
     other = "seen" if split == "unseen" and "seen" in splits(metrics) else ""
-    return _judged(metrics, name, split), _second_line(metrics, name, other, judged=True)
+    return _classified(metrics, name, split), _second_line(metrics, name, other, classified=True)
 
 
-def _judged(metrics: Mapping[str, Any], name: str, split: str) -> str:
+def _classified(metrics: Mapping[str, Any], name: str, split: str) -> str:
     student = look(metrics, "models", name, split, _RIGHT)
     teacher = look(metrics, "models", TEACHER, split, _RIGHT)
     plain = look(metrics, "models", BASELINE, split, _RIGHT) if name != BASELINE else None
@@ -109,7 +109,7 @@ def _noise(metrics: Mapping[str, Any], split: str, *names: str) -> float:
     return 2 * max(sampling, spread / math.sqrt(seeds))
 
 
-def _unjudged(metrics: Mapping[str, Any], name: str, split: str) -> str:
+def _unclassified(metrics: Mapping[str, Any], name: str, split: str) -> str:
     parts = []
     parameters = ratio(metrics, name, "size", "parameters")
     if parameters is not None:
@@ -134,7 +134,7 @@ def _in_time(time: float) -> str:
     return f"draws an image in {percent(time)} of the teacher's time"
 
 
-def _second_line(metrics: Mapping[str, Any], name: str, split: str, *, judged: bool) -> str:
+def _second_line(metrics: Mapping[str, Any], name: str, split: str, *, classified: bool) -> str:
     lines = []
     share = look(metrics, "models", name, split, _RIGHT) if split else None
     if share is not None:
@@ -145,6 +145,6 @@ def _second_line(metrics: Mapping[str, Any], name: str, split: str, *, judged: b
     teachers = look(metrics, "models", TEACHER, "speed", "sec_per_image")
     if mine is not None and teachers is not None:
         lines.append(f"An image takes {significant(mine, 2)} s instead of {significant(teachers, 2)} s.")
-    if not judged and any(look(metrics, "models", name, s, "latent_rmse") is not None for s in splits(metrics)):
-        lines.append("No judge looked at the images: the distance says how near the student stays to its teacher.")
+    if not classified and any(look(metrics, "models", name, s, "latent_rmse") is not None for s in splits(metrics)):
+        lines.append("No classifier looked at the images: the distance says how near the student stays to its teacher.")
     return " ".join(lines)

@@ -20,17 +20,17 @@ from condistill.utils.meta import plain_config
 
 GUIDANCE_EMBEDDING = 256
 """Width of the guidance scale's embedding, as in latent consistency models (arXiv 2310.04378)."""
-GuidanceKind = Literal["unfolded", "fixed", "told"]
+GuidanceKind = Literal["cfg", "fixed", "embedded"]
 
 
 def guidance_kind(denoiser: ModelMixin) -> GuidanceKind:
     """How a denoiser is guided: by asking it twice, by one scale folded in, or by a scale that it is told."""
     if denoiser.config.get("guidance_embeds"):  # FLUX.1-dev
-        return "told"
+        return "embedded"
     projection = _projection(denoiser)
     if projection is None:
-        return "unfolded"
-    return "told" if bool(projection.weight.any()) else "fixed"
+        return "cfg"
+    return "embedded" if bool(projection.weight.any()) else "fixed"
 
 
 def _can_fold(denoiser: Any) -> bool:
@@ -47,33 +47,35 @@ def guidance_learnt(kind: GuidanceKind, denoiser: Any, settings: DistillSettings
     """How the student of a teacher of this kind will be guided.
 
     Raises:
-        CondistillError: the settings do not fit the teacher; says which `distill.fold_guidance` does.
+        CondistillError: the settings do not fit the teacher; says which `distill.guidance_distillation` does.
     """
     path = settings.path
-    guided_again = settings.fold_guidance or settings.guidance_weight or (path and path.guidance_scale != 1)
+    guided_again = settings.guidance_distillation or settings.guidance_weight or (path and path.guidance_scale != 1)
     if kind == "fixed" and guided_again:
         raise CondistillError(
-            "guidance is folded into the teacher already; leave out distill.fold_guidance, guidance_weight and "
+            "guidance is folded into the teacher already; leave out distill.guidance_distillation, guidance_weight and "
             "path.guidance_scale"
         )
-    if kind == "told" and not settings.guidance_range:
+    if kind == "embedded" and not settings.guidance_range:
         raise CondistillError(
-            "the teacher is told its guidance scale, so its student must be as well; set distill.fold_guidance to a "
+            "the teacher is told its guidance scale, so its student must be as well; set "
+            "distill.guidance_distillation to a "
             "range [low, high] of scales that the teacher knows"
         )
-    if kind == "unfolded" and not settings.fold_guidance and isinstance(settings.few_steps, ConsistencySettings):
+    if kind == "cfg" and not settings.guidance_distillation and isinstance(settings.few_steps, ConsistencySettings):
         raise CondistillError(
-            "few_steps.method 'consistency' learns where guided paths end; set distill.fold_guidance to a scale or a "
+            "few_steps.method 'consistency' learns where guided paths end; set distill.guidance_distillation to a "
+            "scale or a "
             "range, or give a teacher that has guidance folded in"
         )
-    if settings.fold_guidance is None:
+    if settings.guidance_distillation is None:
         return kind
-    if kind == "unfolded" and not _can_fold(denoiser):
+    if kind == "cfg" and not _can_fold(denoiser):
         raise CondistillError(
-            "distill.fold_guidance needs a denoiser that can be told a guidance scale, and "
+            "distill.guidance_distillation needs a denoiser that can be told a guidance scale, and "
             f"a {type(denoiser).__name__} cannot; leave it out"
         )
-    return "told" if settings.guidance_range else "fixed"
+    return "embedded" if settings.guidance_range else "fixed"
 
 
 def with_guidance(student: Student, teacher: ModelMixin, settings: DistillSettings) -> Student:
@@ -87,14 +89,14 @@ def with_guidance(student: Student, teacher: ModelMixin, settings: DistillSettin
     """
     taught_by = guidance_kind(teacher)
     learnt = guidance_learnt(taught_by, teacher, settings)
-    fold, denoiser = settings.fold_guidance, student.denoiser
-    if fold is not None and taught_by == "unfolded":
+    fold, denoiser = settings.guidance_distillation, student.denoiser
+    if fold is not None and taught_by == "cfg":
         denoiser = _with_projection(denoiser)
     projection = _projection(denoiser)
     if projection is not None:
-        if taught_by != "told":
+        if taught_by != "embedded":
             nn.init.zeros_(projection.weight)
-        projection.requires_grad_(learnt == "told")
+        projection.requires_grad_(learnt == "embedded")
     elif fold is None:
         return student
     kept = student.kept

@@ -52,7 +52,7 @@ class Condition:
             if not one.is_floating_point():  # masks: every token that any of what is blended has
                 if one.dim() == 1:
                     raise CondistillError(
-                        "random_text.interpolate blends prompts, and this teacher is told class labels, which have "
+                        "prompt_choice.interpolate blends prompts, and this teacher is told class labels, which have "
                         "nothing between them; set it to 0"
                     )
                 share = weight.to(one.device).view(-1, *[1] * (one.dim() - 1))
@@ -62,7 +62,7 @@ class Condition:
         return Condition({name: between(one, other.tensors[name]) for name, one in self.tensors.items()})
 
 
-def told_apart(condition: Condition, prompts: Sequence[str]) -> Tensor:
+def mean_token_embedding(condition: Condition, prompts: Sequence[str]) -> Tensor:
     """The `text_embedding` of prompts from their condition, the empty prompt's behind them: mean over tokens."""
     embeds, mask = condition.tensors["prompt_embeds"].float(), condition.tensors.get("prompt_attention_mask")
     weight = torch.ones_like(embeds[..., :1]) if mask is None else mask.to(embeds)[..., None]

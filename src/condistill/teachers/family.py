@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
-from condistill.teachers.condition import Condition, told_apart
+from condistill.teachers.condition import Condition, mean_token_embedding
 
 
 class Family(ABC):
@@ -135,7 +135,7 @@ class Family(ABC):
         """What guidance is measured against, length n: the empty prompt unless a family says otherwise."""
         return self.encode([""] * n)
 
-    def without_prompt(self, condition: Condition) -> Condition:
+    def unconditional(self, condition: Condition) -> Condition:
         """The null condition in the context of another."""
         return self.null_condition(len(condition))
 
@@ -150,7 +150,7 @@ class Family(ABC):
     @torch.no_grad()
     def text_embedding(self, prompts: Sequence[str]) -> Tensor:
         """What tells prompts apart: float32 `[B, D]` of unit length, and zeros for the empty prompt."""
-        return told_apart(self.encode([*prompts, ""]), prompts)
+        return mean_token_embedding(self.encode([*prompts, ""]), prompts)
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:

@@ -19,8 +19,8 @@ class Stream(IntEnum):
     CACHE_PROMPTS = 3
     EVALUATION_NOISE = 4
     EVALUATION_PROMPTS = 5
-    RANDOM_TEXT = 6
-    EVIDENCE = 7
+    PROMPT_CHOICE = 6
+    CALIBRATION = 7
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

@@ -185,7 +185,7 @@ class Compression:
         seen, unseen = split_indices(pool, unseen_words=settings.unseen_words, unseen_prompts=held_out)
         self._check_words(pool, unseen)
         for name in self.recipe.variants:
-            check_pool(pool, self.recipe.variant(name)[1].random_text)
+            check_pool(pool, self.recipe.variant(name)[1].prompt_choice)
         cached: Texts = PromptPool.open(folder / "cached.arrow") if self.recipe.cache.size else []
         prompts = Prompts(pool, cached, seen, unseen)
         self.say(

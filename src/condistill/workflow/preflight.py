@@ -10,7 +10,7 @@ from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.evaluate.generate import rounds
-from condistill.evaluate.stage import choose_judge
+from condistill.evaluate.stage import choose_classifier
 from condistill.students.derive import student_of
 from condistill.students.features import layer_weights
 from condistill.students.guidance import guidance_kind, guidance_learnt
@@ -26,7 +26,7 @@ def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None
     """Derive every student without weights, look at every prompt, and choose what will be evaluated on.
 
     Raises:
-        CondistillError: a student cannot be made of this teacher, or a prompt cannot be encoded or its picture judged.
+        CondistillError: a student cannot be made of this teacher, or a prompt cannot be encoded or classified.
     """
     denoiser, evaluation = family.denoiser, recipe.evaluate
     family.check_prompts(prompts.pool)
@@ -36,7 +36,7 @@ def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None
         student, settings = recipe.variant(name)
         try:
             check_steps(family, settings)
-            if settings.random_text and settings.random_text.interpolate:
+            if settings.prompt_choice and settings.prompt_choice.interpolate:
                 nothing = family.null_condition(1)
                 nothing.lerp(nothing, torch.zeros(1))
             guidance[name] = guidance_learnt(guidance[variant.teacher], denoiser, settings)
@@ -50,7 +50,7 @@ def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None
         except CondistillError as error:
             raise CondistillError(f"the student {name!r} cannot be made: {error}") from error
         shapes[name] = derived.denoiser
-    choose_judge(evaluation.judge, rounds(evaluation, prompts.choose, prompts.splits))
+    choose_classifier(evaluation.classifier, rounds(evaluation, prompts.choose, prompts.splits))
 
 
 def check_steps(family: Family, settings: DistillSettings) -> None:

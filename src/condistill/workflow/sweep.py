@@ -220,7 +220,7 @@ def _with_equal_steps(case: Case, recipe: Recipe, base: Recipe) -> Case:
     teacher = recipe.variants[case.name].teacher
     told = teacher is not None and recipe.variant(teacher)[1].guidance_range is not None
     budget = base.distill.steps * sum(forwards_per_step(base.distill))
-    steps = round(budget / sum(forwards_per_step(settings, teacher_is_told=told)))
+    steps = round(budget / sum(forwards_per_step(settings, teacher_takes_guidance=told)))
     return replace(case, changes={**case.changes, "distill.steps": steps})
 
 

@@ -56,12 +56,12 @@ def _columns(rows: Rows) -> dict[str, Column]:
     """The columns of the table, by heading."""
     write: Callable[[float, int], str] = significant
     key, title = "latent_rmse", "latent RMSE"
-    if judged := any(_values(models, split, "all_right") for models in rows.values() for split in SPLITS):
-        key, title, write = "all_right", "all right %", lambda share, _: f"{100 * share:.1f}"
+    if classified := any(_values(models, split, "all_correct") for models in rows.values() for split in SPLITS):
+        key, title, write = "all_correct", "all right %", lambda share, _: f"{100 * share:.1f}"
     splits = [split for split in SPLITS if any(_values(models, split, key) for models in rows.values())]
     columns: dict[str, Column] = {f"{title}, {split}": ((split, key), write) for split in splits}
-    if judged:
-        columns["Fréchet distance, all"] = (("all", "frechet_judge"), significant)
+    if classified:
+        columns["Fréchet distance, all"] = (("all", "frechet_classifier"), significant)
     counts = {f"{who} forwards": ("compute", f"{who}_forwards") for who in ("teacher", "student", "cache")}
     for heading, place in {"parameters": ("size", "parameters"), **counts}.items():
         columns[heading] = (place, lambda count, _: quantity(count))
@@ -130,7 +130,7 @@ def write_sweep(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> No
         "models": {label: cases.get(label, {}) | _summary(of) | {"seeds": of} for label, of in rows.items()},
     }
     write_text(out / RESULT_NAME, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    factors = {"all_right": 100, "latent_rmse": 1}
+    factors = {"all_correct": 100, "latent_rmse": 1}
     scores = {title: place for title, (place, _) in _columns(rows).items() if place[1] in factors}
     drawn = {
         label: {title: [factors[p[1]] * v for v in _values(models, *p)] for title, p in scores.items()}

@@ -169,7 +169,7 @@ def test_labels_are_told_apart_by_what_the_denoiser_learnt_of_them(family: DiT) 
 
 def test_labels_are_not_blended(family: DiT) -> None:
     one, other = family.encode(["goldfish"]), family.encode(["tench"])
-    with pytest.raises(CondistillError, match=r"random_text\.interpolate .* class labels.*; set it to 0"):
+    with pytest.raises(CondistillError, match=r"prompt_choice\.interpolate .* class labels.*; set it to 0"):
         one.lerp(other, torch.tensor([0.5]))
 
 
@@ -177,7 +177,7 @@ def test_labels_are_not_blended(family: DiT) -> None:
     ("lines", "distill", "told"),
     [
         (["tench", "a dog on a bench"], {}, "'a dog on a bench' is no label of this teacher"),
-        (["tench", "goldfish"], {"random_text": {"interpolate": 0.5}}, r"random_text\.interpolate .* set it to 0"),
+        (["tench", "goldfish"], {"prompt_choice": {"interpolate": 0.5}}, r"prompt_choice\.interpolate .* set it to 0"),
     ],
 )
 def test_what_a_teacher_of_labels_cannot_be_told_is_said_before_anything_is_drawn(

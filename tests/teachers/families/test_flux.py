@@ -141,15 +141,15 @@ def test_a_denoiser_that_is_told_no_scale_is_asked_without_one(schnell: Flux) ->
 
 
 def test_the_student_of_a_teacher_that_is_told_its_scale_must_be_told_as_well(dev: Flux, schnell: Flux) -> None:
-    assert guidance_kind(schnell.denoiser) == "unfolded"
-    kind, folds = guidance_kind(dev.denoiser), DistillSettings(fold_guidance=[1.5, 4.0])
-    assert kind == guidance_learnt(kind, dev.denoiser, folds) == "told"
-    with pytest.raises(CondistillError, match=r"set distill.fold_guidance to a range \[low, high\]"):
+    assert guidance_kind(schnell.denoiser) == "cfg"
+    kind, folds = guidance_kind(dev.denoiser), DistillSettings(guidance_distillation=[1.5, 4.0])
+    assert kind == guidance_learnt(kind, dev.denoiser, folds) == "embedded"
+    with pytest.raises(CondistillError, match=r"set distill.guidance_distillation to a range \[low, high\]"):
         guidance_learnt(kind, dev.denoiser, DistillSettings())
 
 
 def test_a_teacher_that_is_told_its_scale_is_asked_once_and_told_each_samples_own(dev: Flux) -> None:
-    settings = DistillSettings(batch_size=2, fold_guidance=[1.5, 4.0])
+    settings = DistillSettings(batch_size=2, guidance_distillation=[1.5, 4.0])
     objective = Objective(dev, settings, Accelerator(cpu=True), ())
     twin = Student(dev.denoiser, (), kept=(), maps=nn.ModuleList())  # type: ignore[arg-type]
     scale, kept = scales(1.7, 3.9), torch.zeros(2, dtype=torch.bool)
@@ -233,7 +233,7 @@ def test_a_cache_that_was_drawn_without_a_second_call_is_not_counted_twice(schne
 
 @pytest.mark.slow
 def test_the_whole_way_ends_in_a_student_that_diffusers_draws_with(whole: Path, tmp_path: Path) -> None:
-    changes = {"teacher": {"resolution": 64}, "distill": {"fold_guidance": [1.5, 4.0]}}
+    changes = {"teacher": {"resolution": 64}, "distill": {"guidance_distillation": [1.5, 4.0]}}
     student = check_end_to_end(whole, tmp_path, {"depth": 0.5}, **changes)
     size = {"height": 64, "width": 64}
     image = student("a small red star", num_inference_steps=2, output_type="np", **size).images[0]

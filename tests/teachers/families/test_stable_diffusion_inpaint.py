@@ -205,7 +205,7 @@ def test_a_samples_mask_does_not_depend_on_how_a_batch_is_cut(
     assert noised_latents(tiny_family, RandomConditioning(), batch).context is None
 
 
-@pytest.mark.parametrize("settings", [{"guidance_weight": 0.5}, {"fold_guidance": 3.0}])
+@pytest.mark.parametrize("settings", [{"guidance_weight": 0.5}, {"guidance_distillation": 3.0}])
 def test_both_models_see_the_samples_mask_with_and_without_the_prompt(
     family: StableDiffusionInpaint, sample: Sample, settings: dict[str, float]
 ) -> None:

@@ -329,7 +329,7 @@ def test_a_student_learns_to_be_told_its_guidance_and_to_take_few_steps(director
         directory,
         tmp_path,
         {"width": 0.5},
-        distill={"fold_guidance": [1.5, 5.0], "few_steps": {"num_inference_steps": 2}},
+        distill={"guidance_distillation": [1.5, 5.0], "few_steps": {"num_inference_steps": 2}},
     )
     assert student.unet.config.time_cond_proj_dim == 256
     assert type(student.scheduler) is DDIMScheduler

@@ -1,4 +1,4 @@
-"""What a teacher's layers are judged by: states that its student will learn from, with their own prompts."""
+"""What a teacher's layers are classified by: states that its student will learn from, with their own prompts."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def cached_states(
     Args:
         guidance_range: of scales, for teachers that are told one.
     """
-    order = generator(seed, Stream.EVIDENCE, samples).permutation(len(cache))
+    order = generator(seed, Stream.CALIBRATION, samples).permutation(len(cache))
     for first in range(0, samples, batch_size):
         rows = range(first, min(first + batch_size, samples))
-        rngs = [generator(seed, Stream.EVIDENCE, row) for row in rows]
+        rngs = [generator(seed, Stream.CALIBRATION, row) for row in rows]
         parts = [(row + rng.random()) / samples for row, rng in zip(rows, rngs, strict=True)]
         uniform = torch.tensor(parts, dtype=torch.float64)
         latents, prompts = cache.take([int(order[row % len(cache)]) for row in rows])

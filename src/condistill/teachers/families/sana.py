@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
-from condistill.teachers.condition import Condition, told_apart
+from condistill.teachers.condition import Condition, mean_token_embedding
 from condistill.teachers.noise.flow import FlowMatching
 
 
@@ -62,7 +62,7 @@ class Sana(FlowMatching):
 
     def text_embedding(self, prompts: Sequence[str]) -> Tensor:
         # less what the instruction alone says, which is common to all prompts
-        return told_apart(self._encode([*prompts, ""], self._instruction), prompts)
+        return mean_token_embedding(self._encode([*prompts, ""], self._instruction), prompts)
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         dtype, config = self._dtype(denoiser), cast("Any", denoiser.config)

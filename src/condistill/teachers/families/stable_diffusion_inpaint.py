@@ -52,7 +52,7 @@ class StableDiffusionInpaint(StableDiffusion):
         tensors = super().encode(prompts).tensors
         return Condition({**tensors, "mask": everywhere.repeat(n, 1, 1, 1), "masked_latents": blank.repeat(n, 1, 1, 1)})
 
-    def without_prompt(self, condition: Condition) -> Condition:
+    def unconditional(self, condition: Condition) -> Condition:
         kept = {name: condition.tensors[name] for name in ("mask", "masked_latents")}
         return Condition({**self.null_condition(len(condition)).tensors, **kept})
 
