@@ -63,7 +63,7 @@ def main(
 def _times(trainer: Trainer, batch_size: int, rounds: int) -> dict[str, list[float]]:
     family, device = trainer.family, trainer.family.device
     x_t = torch.randn(batch_size, *family.latent_shape, device=device)
-    timesteps = family.timesteps(torch.rand(batch_size)).to(device)
+    timesteps = family.noise.timesteps(torch.rand(batch_size)).to(device)
     condition = family.encode(["a small red circle at the left on snow"] * batch_size)
 
     def teacher() -> None:

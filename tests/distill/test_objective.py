@@ -273,7 +273,7 @@ def test_a_student_that_knows_the_end_of_every_path_has_no_loss(
     def knows(x_t: Tensor, timesteps: Tensor) -> Tensor:
         a = scheduler.final_alpha_cumprod
         end = a.sqrt() * latent + (1 - a).sqrt() * noise_in(x_t, timesteps)
-        return tiny_family.consistent_prediction(end, x_t, timesteps.clamp(min=1))
+        return tiny_family.noise.consistent_prediction(end, x_t, timesteps.clamp(min=1))
 
     monkeypatch.setattr(tiny_family, "predict", lambda _denoiser, x_t, timesteps, _c: noise_in(x_t, timesteps))
     noise = sample_at([999, 499, 99, 49])

@@ -26,7 +26,7 @@ def test_repairing_is_decided_at_the_stretched_noise_level(tiny_family: Family, 
     stretch = torch.linspace(0, 3, 64)
     plain = noised_latents(tiny_family, CONDITIONING, batch)
     stretched = noised_latents(tiny_family, CONDITIONING, replace(batch, stretch=stretch))
-    u = tiny_family.noise_level(plain.timesteps).double()
+    u = tiny_family.noise.noise_level(plain.timesteps).double()
     level = (1 - (1 - u) * stretch).clamp(0, 1)
     expected = (batch.draws.coin < torch.exp(-5 * (1 - level))) | (batch.draws.empty_coin < 0.3)
     assert torch.equal(stretched.replaced, expected)

@@ -26,7 +26,7 @@ def test_a_student_is_told_the_teachers_guidance_or_the_nearest_it_learnt(
 def test_few_steps_say_which_scheduler_draws(tiny_family: Family) -> None:
     assert Sampling(25, 7.5).scheduler(tiny_family) is None
     few = "distill.few_steps={num_inference_steps: 4}"
-    assert planned_sampling(Recipe.parse(BASE, [few]), "a").scheduler(tiny_family) is tiny_family.solver
+    assert planned_sampling(Recipe.parse(BASE, [few]), "a").scheduler(tiny_family) is tiny_family.noise.solver
     few = "distill.few_steps={method: consistency, num_inference_steps: 4, solver_steps: 20}"
     how = planned_sampling(Recipe.parse(BASE, [few, "distill.guidance_distillation=3.0"]), "a")
     scheduler = how.scheduler(tiny_family)

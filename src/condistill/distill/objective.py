@@ -70,7 +70,7 @@ class Objective:
         self.teacher_recorder = FeatureRecorder(points, settings.features)
         self.layer_weights = layer_weights(settings.feature_layer_weights, pairs) if pairs else []
         few = settings.few_steps
-        self.grid = SolverGrid(family, few.grid_steps) if few else None
+        self.grid = SolverGrid(family.noise, few.grid_steps) if few else None
         """The student's timesteps, where it takes few."""
         self._teacher_is_told = guidance_kind(family.denoiser) == "embedded"
 
@@ -144,12 +144,12 @@ class Objective:
         end = self.grid.below(timesteps)
         x, here = x_t, timesteps
         for k in range(1, count + 1):
-            follows = end if k == count else family.between(timesteps, end, k, count)
-            x = family.step(prediction, x, here.to(family.device), follows.to(family.device))
+            follows = end if k == count else family.noise.between(timesteps, end, k, count)
+            x = family.noise.step(prediction, x, here.to(family.device), follows.to(family.device))
             here = follows
             if k < count:
                 prediction = self._ask_teacher(x, here.to(family.device), condition, sample.guidance_scale)
-        return family.implied_prediction(x, x_t, timesteps.to(family.device), end.to(family.device))
+        return family.noise.implied_prediction(x, x_t, timesteps.to(family.device), end.to(family.device))
 
     def _make_consistent(self, model: Any, prediction: Tensor, sample: Sample, condition: Condition) -> Tensor:
         """What the student must predict to see the same end of the path as it sees one step of the teacher further on.
@@ -163,10 +163,10 @@ class Objective:
         assert self.grid is not None
         family, x_t = self.family, sample.x_t
         here, follows = sample.timesteps.to(family.device), self.grid.below(sample.timesteps).to(family.device)
-        x_next = family.step(prediction, x_t, here, follows)
+        x_next = family.noise.step(prediction, x_t, here, follows)
         seen_from = follows.clamp(min=0)  # the finished latent is its own end, as the function says of timestep 0
         predicted, _ = model(x_next, seen_from, condition)
-        return family.consistent_prediction(family.path_end(predicted, x_next, seen_from), x_t, here)
+        return family.noise.consistent_prediction(family.noise.path_end(predicted, x_next, seen_from), x_t, here)
 
     def _losses(
         self, sample: Sample, predictions: Predictions, features: list[Tensor], taught_features: list[Tensor]
@@ -176,8 +176,8 @@ class Objective:
         zero = torch.zeros(len(sample.x_t), device=family.device)
         weight = rc.output_weight(
             settings.output_weighting,
-            family.alpha_bar(timesteps),
-            prediction_type=family.prediction_type,
+            family.noise.alpha_bar(timesteps),
+            prediction_type=family.noise.prediction_type,
             clip=settings.x0_clip or (0.1, 10.0),
         )
         output, feature, task, guidance = rc.mse(predictions.student, predictions.teacher), zero, zero, zero
@@ -185,7 +185,7 @@ class Objective:
             normalized = settings.feature_normalization == "teacher"
             feature = rc.feature_loss(features, taught_features, weights=self.layer_weights, normalized=normalized)
         if settings.task_weight > 0:
-            target = family.target(sample.x_0, sample.noise, timesteps)
+            target = family.noise.target(sample.x_0, sample.noise, timesteps)
             task = rc.task_loss(predictions.student, target, sample.replaced.to(family.device))
         if predictions.teacher_null is not None and predictions.student_null is not None:
             guidance = rc.guidance_loss(

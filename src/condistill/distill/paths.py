@@ -44,7 +44,7 @@ class Paths:
             with_guidance: whether the student is told a guidance scale, which a state then keeps.
         """
         self.family, self.settings, self.conditioning, self.total_steps = family, settings, conditioning, total_steps
-        self._grid = SolverGrid(family, settings.num_inference_steps)
+        self._grid = SolverGrid(family.noise, settings.num_inference_steps)
         self._positions = list(positions)
         self._on_path = on_path(positions, settings.share)
         count = (settings.buffer, len(positions))
@@ -112,7 +112,7 @@ class Paths:
         """Carry the states of a micro-batch one solver step on, by a prediction `[S, C, h, w]`."""
         block = step % self.settings.buffer
         device, below = self.family.device, self._grid.below(sample.timesteps)
-        moved = self.family.step(prediction, sample.x_t, sample.timesteps.to(device), below.to(device))
+        moved = self.family.noise.step(prediction, sample.x_t, sample.timesteps.to(device), below.to(device))
         self.x_t[block, rows] = moved
         self.left[block, rows] -= 1
         goes_on = self._on_path[rows] & (self.left[block, rows] > 0)

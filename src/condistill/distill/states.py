@@ -59,12 +59,12 @@ def noised_latents(
     x_0, noise = batch.x_0.to(family.device), draws.noise.to(family.device)
     # a power of a uniform number has the density u^bias over the noise level u
     uniform = draws.uniform ** (1 / (1 + timestep_bias))
-    timesteps = grid.draw(uniform) if grid else family.timesteps(uniform)
-    level = family.noise_level(timesteps)
+    timesteps = grid.draw(uniform) if grid else family.noise.timesteps(uniform)
+    level = family.noise.noise_level(timesteps)
     if batch.stretch is not None:
         level = effective_noise_level(level, batch.stretch)
     prompts, replaced = conditioning(batch.own, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
-    x_t = family.add_noise(x_0, noise, timesteps.to(family.device))
+    x_t = family.noise.add_noise(x_0, noise, timesteps.to(family.device))
     context = draws.path_coin if family.has_context else None  # where there is a context, there are no paths
     sample = Sample(x_t, timesteps, prompts, replaced, x_0, noise, batch.guidance_scale, context=context)
     return replace(sample, blend=batch.blend.where(sample.replaced_prompt)) if batch.blend else sample

@@ -221,7 +221,7 @@ class Trainer:
             direction = self.objective.direction(self.trained.denoiser, sample, predictions, moves, scale)
             paths.advance(self.step, rows, sample, direction)
             replaced_prompt &= ~moves.on_path
-        level = family.noise_level(sample.timesteps).to(family.device)
+        level = family.noise.noise_level(sample.timesteps).to(family.device)
         if self.prompt_choice:
             self.prompt_choice.note(batch, terms["output"], level, replaced_prompt)
         self.history.add({**terms, "replaced_prompt": sample.replaced.to(family.device)}, level)

@@ -33,8 +33,8 @@ class Sampling:
         if self.few_steps is None:
             return None
         if self.few_steps.method == "progressive":
-            return family.solver
-        return family.consistency_solver(self.few_steps.solver_steps)
+            return family.noise.solver
+        return family.noise.consistency_solver(self.few_steps.solver_steps)
 
     def denoiser_calls(self, denoiser: nn.Module) -> int:
         """Samples through the denoiser for one image; guidance doubles them, unless it is folded in."""

@@ -80,7 +80,7 @@ def forward_timer(family: Family, *, repeats: int = 5) -> Callable[[ModelMixin],
     Whatever else the machine does only adds to it, and students of nearly the same size must not change places.
     """
     x_t = torch.zeros(1, *family.latent_shape, device=family.device)
-    timesteps = family.timesteps(torch.full((1,), 0.5)).to(family.device)
+    timesteps = family.noise.timesteps(torch.full((1,), 0.5)).to(family.device)
     condition = family.null_condition(1)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition, mean_token_embedding
+from condistill.teachers.noise.schedule import NoiseSchedule
 
 
 class Family(ABC):
@@ -54,6 +55,15 @@ class Family(ABC):
                 f"teacher.resolution is {resolution}; this teacher draws in multiples of {multiple} pixels, "
                 f"nearest: {', '.join(map(str, near))}"
             )
+        self.noise = self.build_noise()
+
+    @abstractmethod
+    def build_noise(self) -> NoiseSchedule:
+        """Return the noise schedule of the pipeline's scheduler.
+
+        Raises:
+            CondistillError: the family cannot teach with this scheduler.
+        """
 
     @property
     def denoiser(self) -> Any:
@@ -101,6 +111,12 @@ class Family(ABC):
             return self.latent_channels, *self.own_latent_size
         size = self.resolution // self.pixels_per_latent
         return self.latent_channels, size, size
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image in the denoiser: patches of `latent_multiple` latents along a side."""
+        height, width = (size // self.latent_multiple for size in self.latent_shape[1:])
+        return height * width
 
     @property
     @abstractmethod
@@ -158,89 +174,6 @@ class Family(ABC):
 
         A guidance scale in the condition goes to denoisers that take one; others are asked without.
         """
-
-    @property
-    @abstractmethod
-    def total_timesteps(self) -> int:
-        """T: the timestep of pure noise, or one more than it."""
-
-    @abstractmethod
-    def timesteps(self, uniform: Tensor) -> Tensor:
-        """Training timesteps `[B]` from uniform numbers in [0, 1) `[B]`: whole numbers, or float32 of a flow."""
-
-    @abstractmethod
-    def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t `[B, C, h, w]`."""
-
-    @abstractmethod
-    def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What an ideal denoiser would predict `[B, C, h, w]`: epsilon, v or flow velocity."""
-
-    @abstractmethod
-    def noise_level(self, timesteps: Tensor) -> Tensor:
-        """u in [0, 1] `[B]`, 1 for pure noise: what p(u) sees."""
-
-    @abstractmethod
-    def alpha_bar(self, timesteps: Tensor) -> Tensor:
-        """Share of signal variance in x_t `[B]`: SNR = alpha_bar / (1 - alpha_bar)."""
-
-    @property
-    @abstractmethod
-    def solver(self) -> Any:
-        """The scheduler of diffusers that takes the steps of `step`: deterministic and of first order."""
-
-    @abstractmethod
-    def solver_timesteps(self, num_inference_steps: int) -> Tensor:
-        """The timesteps the solver visits, falling, `[n]`; the first is the noisiest there is."""
-
-    @abstractmethod
-    def check_few_steps(self, few_steps: Any) -> None:
-        """Whether a student can learn these `distill.few_steps` from this teacher.
-
-        Raises:
-            CondistillError: says what can be set instead.
-        """
-
-    @abstractmethod
-    def between(self, timesteps: Tensor, end: Tensor, part: int, parts: int) -> Tensor:
-        """`part` of `parts` of the way from timesteps `[B]` down to `end` `[B]`, which may be -1."""
-
-    @abstractmethod
-    def step_coefficients(self, timesteps: Tensor, next_timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors `[B]` of x_t and of the prediction in a solver step; next timestep -1 is the finished latent."""
-
-    def step(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor, next_timesteps: Tensor) -> Tensor:
-        """Move x_t along the straight path that the prediction points to: x at `next_timesteps` `[B]`."""
-        of_x, of_prediction = self.step_coefficients(timesteps, next_timesteps)
-        return _per_sample(of_x) * x_t + _per_sample(of_prediction) * prediction
-
-    def implied_prediction(self, x_next: Tensor, x_t: Tensor, timesteps: Tensor, next_timesteps: Tensor) -> Tensor:
-        """The prediction whose single solver step leads from x_t to `x_next`."""
-        of_x, of_prediction = self.step_coefficients(timesteps, next_timesteps)
-        return (x_next - _per_sample(of_x) * x_t) / _per_sample(of_prediction)
-
-    @abstractmethod
-    def consistency_solver(self, solver_steps: int) -> Any:
-        """The scheduler of diffusers that draws with consistency models trained at so many timesteps."""
-
-    @abstractmethod
-    def consistency_coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors `[B]` of x_t and of the prediction in the consistency function; at timestep 0 they are 1 and 0."""
-
-    def path_end(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        """The consistency function: what a prediction at x_t says of the end of the path through it."""
-        of_x, of_prediction = self.consistency_coefficients(timesteps)
-        return _per_sample(of_x) * x_t + _per_sample(of_prediction) * prediction
-
-    def consistent_prediction(self, end: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        """The prediction at x_t whose consistency function is `end`; timesteps above 0."""
-        of_x, of_prediction = self.consistency_coefficients(timesteps)
-        return (end - _per_sample(of_x) * x_t) / _per_sample(of_prediction)
-
-    @property
-    @abstractmethod
-    def prediction_type(self) -> str:
-        """`epsilon` or `v_prediction`, as diffusers' schedulers spell it, or `flow`."""
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
@@ -310,10 +243,6 @@ class Family(ABC):
     @staticmethod
     def _dtype(module: nn.Module) -> torch.dtype:
         return next(module.parameters()).dtype
-
-
-def _per_sample(factor: Tensor) -> Tensor:
-    return factor.view(-1, 1, 1, 1)
 
 
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:

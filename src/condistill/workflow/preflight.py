@@ -59,7 +59,7 @@ def check_steps(family: Family, settings: DistillSettings) -> None:
     Raises:
         CondistillError: says which numbers of steps it can be cut into.
     """
-    total = family.total_timesteps
+    total = family.noise.total_timesteps
     path, few = settings.path, settings.few_steps
     if path and family.has_context:
         raise CondistillError(
@@ -71,4 +71,4 @@ def check_steps(family: Family, settings: DistillSettings) -> None:
             f"path.num_inference_steps is {path.num_inference_steps}; the teacher has {total} timesteps"
         )
     if few:
-        family.check_few_steps(few)
+        family.noise.check_few_steps(few)

@@ -140,7 +140,7 @@ def test_a_student_in_training_hears_every_label(family: DiT, directory: Path) -
 def test_noise_is_added_as_the_scheduler_adds_it(family: DiT) -> None:
     timesteps = torch.tensor([0, 500])
     expected = DDPMScheduler.from_config(family.pipeline.scheduler.config).add_noise(latents(0), latents(1), timesteps)
-    torch.testing.assert_close(family.add_noise(latents(0), latents(1), timesteps), expected, rtol=0, atol=0)
+    torch.testing.assert_close(family.noise.add_noise(latents(0), latents(1), timesteps), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", [DDPMScheduler, LCMScheduler])

@@ -95,12 +95,12 @@ def test_the_denoiser_is_told_what_the_pipelines_own_call_tells_it(
 def test_steps_by_hand_lead_where_the_pipelines_own_call_leads(family: Flux, guidance_scale: float) -> None:
     x_t = latents(2)
     condition = family.encode(PROMPTS).with_guidance_scale(scales(guidance_scale, guidance_scale))
-    timesteps = [*family.solver_timesteps(2).tolist(), -1.0]
+    timesteps = [*family.noise.solver_timesteps(2).tolist(), -1.0]
     with torch.no_grad():
         for here, follows in pairwise(timesteps):
             now = torch.full((2,), here)
             prediction = family.predict(family.denoiser, x_t, now, condition)
-            x_t = family.step(prediction, x_t, now, torch.full((2,), follows))
+            x_t = family.noise.step(prediction, x_t, now, torch.full((2,), follows))
     asked = {"num_inference_steps": 2, "guidance_scale": guidance_scale}
     own = own_call(family, latents(2), **asked)
     torch.testing.assert_close(family._pack(x_t), own, rtol=1e-4, atol=1e-4)
@@ -183,8 +183,8 @@ def test_the_shift_follows_the_size_of_the_image(dev: Flux, resolution: int) -> 
     mu = 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)  # in float64, as published
     sigmas = torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64)
     expected = np.exp(mu) / (np.exp(mu) + 1 / sigmas - 1)
-    torch.testing.assert_close(family.solver_timesteps(4).double(), 1000 * expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(family.shifted(sigmas), expected)
+    torch.testing.assert_close(family.noise.solver_timesteps(4).double(), 1000 * expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(family.noise.shifted(sigmas), expected)
 
 
 def test_text_is_as_long_as_what_the_denoiser_attends_to(family: Flux) -> None:

@@ -188,10 +188,10 @@ def test_only_the_mean_is_predicted_of_an_output_that_has_a_variance(family: Pix
 def test_noise_is_added_by_the_betas_of_the_pipelines_scheduler(family: PixArt) -> None:
     scheduler, timesteps = family.pipeline.scheduler, torch.tensor([0, 500, 999])
     expected = DDPMScheduler(beta_start=0.0001, beta_end=0.02).add_noise(latents(0, 3), latents(1, 3), timesteps)
-    torch.testing.assert_close(family.add_noise(latents(0, 3), latents(1, 3), timesteps), expected)
-    for ours in (family.solver, family.consistency_solver(50)):
+    torch.testing.assert_close(family.noise.add_noise(latents(0, 3), latents(1, 3), timesteps), expected)
+    for ours in (family.noise.solver, family.noise.consistency_solver(50)):
         assert torch.equal(ours.alphas_cumprod, scheduler.alphas_cumprod)
-    assert torch.equal(family.alpha_bar(timesteps), scheduler.alphas_cumprod[timesteps])
+    assert torch.equal(family.noise.alpha_bar(timesteps), scheduler.alphas_cumprod[timesteps])
 
 
 def test_the_null_condition_is_what_the_pipeline_guides_against(family: PixArt, oracle: Any) -> None:

@@ -159,18 +159,18 @@ def test_the_denoiser_hears_from_us_what_it_hears_from_the_pipeline(family: Fami
 
 def test_the_solver_steps_as_the_flow_scheduler_of_the_same_shift(family: Family) -> None:
     """To the pipeline's own sampler at first order, on the same noise levels."""
-    solver = family.solver
+    solver = family.noise.solver
     assert isinstance(solver, FlowMatchEulerDiscreteScheduler)
     assert solver.config.shift == 3.0
     own = DPMSolverMultistepScheduler.from_config(family.pipeline.scheduler.config, solver_order=1)
     own.set_timesteps(4)
-    shifted = family.shifted(1 - torch.linspace(1, 0.001, 5))
+    shifted = family.noise.shifted(1 - torch.linspace(1, 0.001, 5))
     torch.testing.assert_close(own.sigmas.flip(0), shifted, rtol=1e-4, atol=1e-4)
     x_t, prediction = latents(0), latents(1)
     for t, now, following in zip(own.timesteps, own.sigmas[:-1], own.sigmas[1:], strict=True):
         expected = own.step(prediction, t, x_t).prev_sample
         exactly = (1000 * now).expand(2), (1000 * following).expand(2)  # which the scheduler cuts to whole numbers
-        torch.testing.assert_close(family.step(prediction, x_t, *exactly), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(family.noise.step(prediction, x_t, *exactly), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_noise_is_added_as_the_pipelines_scheduler_adds_it(family: Family) -> None:
@@ -178,19 +178,21 @@ def test_noise_is_added_as_the_pipelines_scheduler_adds_it(family: Family) -> No
     scheduler.set_timesteps(5)
     timesteps = 1000 * scheduler.sigmas[[1, 3]]
     expected = scheduler.add_noise(latents(0), latents(1), scheduler.timesteps[[1, 3]])
-    torch.testing.assert_close(family.add_noise(latents(0), latents(1), timesteps), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(family.target(latents(0), latents(1), timesteps), latents(1) - latents(0))
+    torch.testing.assert_close(
+        family.noise.add_noise(latents(0), latents(1), timesteps), expected, rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(family.noise.target(latents(0), latents(1), timesteps), latents(1) - latents(0))
 
 
 def test_training_is_shifted_as_sampling_is(family: Family) -> None:
-    timesteps = family.timesteps(torch.tensor([0.0, 0.5, 1.0]))
+    timesteps = family.noise.timesteps(torch.tensor([0.0, 0.5, 1.0]))
     torch.testing.assert_close(timesteps, torch.tensor([3 / 1.002, 750.125, 1000.0]), rtol=1e-3, atol=1e-3)
 
 
 def test_a_scheduler_of_a_flow_is_taken_as_it_is() -> None:
     pipeline = build_pipeline()
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, shift=2.0)
-    assert Sana(pipeline).solver.config.shift == 2.0
+    assert Sana(pipeline).noise.solver.config.shift == 2.0
 
 
 def test_a_scheduler_of_a_diffusion_is_refused() -> None:

@@ -52,12 +52,12 @@ def test_the_denoiser_is_told_what_the_pipelines_own_call_tells_it(family: Stabl
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_steps_by_hand_lead_where_the_pipelines_own_call_leads(family: StableDiffusion3, guidance_scale: float) -> None:
     x_t, prompted, null = latents(2), family.encode(PROMPTS), family.null_condition(2)
-    timesteps = [*family.solver_timesteps(2).tolist(), -1.0]
+    timesteps = [*family.noise.solver_timesteps(2).tolist(), -1.0]
     with torch.no_grad():
         for here, follows in pairwise(timesteps):
             now = torch.full((2,), here)
             said, unsaid = (family.predict(family.denoiser, x_t, now, c) for c in (prompted, null))
-            x_t = family.step(unsaid + guidance_scale * (said - unsaid), x_t, now, torch.full((2,), follows))
+            x_t = family.noise.step(unsaid + guidance_scale * (said - unsaid), x_t, now, torch.full((2,), follows))
     asked = {"num_inference_steps": 2, "guidance_scale": guidance_scale}
     own = family.pipeline(PROMPTS, latents=latents(2), output_type="latent", **asked).images
     torch.testing.assert_close(x_t, own, rtol=1e-4, atol=1e-4)

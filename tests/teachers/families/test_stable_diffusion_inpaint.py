@@ -120,14 +120,14 @@ def test_predictions_are_those_of_the_pipelines_own_guided_call(
         given = family.predict(family.denoiser, seen[:, :4], timestep.expand(4), condition)
     torch.testing.assert_close(given, said, rtol=1e-4, atol=1e-4)
     null, with_prompt = given.chunk(2)
-    end = family.step(null + 7.5 * (with_prompt - null), latents(1), timestep.expand(2), torch.tensor([-1, -1]))
+    end = family.noise.step(null + 7.5 * (with_prompt - null), latents(1), timestep.expand(2), torch.tensor([-1, -1]))
     torch.testing.assert_close(drawn, end, rtol=1e-3, atol=1e-3)
 
 
 def test_noise_is_added_to_the_latents_alone(family: StableDiffusionInpaint) -> None:
     timesteps = torch.tensor([20, 800])
     expected = family.pipeline.scheduler.add_noise(latents(0), latents(1), timesteps)
-    assert torch.equal(family.add_noise(latents(0), latents(1), timesteps), expected)
+    assert torch.equal(family.noise.add_noise(latents(0), latents(1), timesteps), expected)
     assert family.latent_shape == (4, 8, 8)
     assert family.decode(latents(0)).shape == (2, 64, 64, 3)
 

@@ -181,9 +181,11 @@ def test_noise_is_added_in_the_proportions_of_the_pipelines_own_sampler(family: 
     sampler = copy.deepcopy(family.pipeline.scheduler)
     sampler.set_timesteps(1000)
     timesteps = torch.tensor([20, 800])
-    sigma = ((1 - family.alpha_bar(timesteps)) / family.alpha_bar(timesteps)).sqrt().view(-1, 1, 1, 1)
+    sigma = ((1 - family.noise.alpha_bar(timesteps)) / family.noise.alpha_bar(timesteps)).sqrt().view(-1, 1, 1, 1)
     expected = sampler.add_noise(latents(0), latents(1), timesteps.float()) / (1 + sigma**2).sqrt()
-    torch.testing.assert_close(family.add_noise(latents(0), latents(1), timesteps), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        family.noise.add_noise(latents(0), latents(1), timesteps), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -194,15 +196,15 @@ def test_the_solver_takes_the_steps_of_the_pipelines_own_sampler_down_to_no_nois
     config = {**NOISE_SCHEDULE, "set_alpha_to_one": False, "prediction_type": prediction_type}
     sampler = EulerDiscreteScheduler.from_config({**config, "timestep_spacing": "trailing"})
     family = with_parts(oracle, scheduler=copy.deepcopy(sampler))
-    assert family.prediction_type == prediction_type
+    assert family.noise.prediction_type == prediction_type
     sampler.set_timesteps(4)
-    timesteps = family.solver_timesteps(4)
+    timesteps = family.noise.solver_timesteps(4)
     assert timesteps.tolist() == sampler.timesteps.tolist()
     x_t, noisy = latents(2), latents(2) * (sampler.sigmas[0] ** 2 + 1).sqrt()
     for i, now in enumerate(timesteps):
         prediction = latents(3 + i)
         follows = timesteps[i + 1] if i < 3 else torch.tensor(-1)
-        x_t = family.step(prediction, x_t, now.expand(2), follows.expand(2))
+        x_t = family.noise.step(prediction, x_t, now.expand(2), follows.expand(2))
         noisy = sampler.step(prediction, sampler.timesteps[i], noisy).prev_sample
         torch.testing.assert_close(x_t, noisy / (sampler.sigmas[i + 1] ** 2 + 1).sqrt(), rtol=1e-3, atol=1e-3)
 

@@ -13,19 +13,19 @@ from condistill.workflow.preflight import check_steps
 
 
 def test_the_grid_is_what_ddim_visits_from_the_noisiest_timestep_on(tiny_family: Family) -> None:
-    grid = SolverGrid(tiny_family, 4)
+    grid = SolverGrid(tiny_family.noise, 4)
     assert len(grid) == 4
     assert grid.first == 999
     assert grid.below(torch.tensor([999, 749, 499, 249])).tolist() == [749, 499, 249, END]
 
 
 def test_from_between_two_timesteps_the_lower_one_comes_next(tiny_family: Family) -> None:
-    grid = SolverGrid(tiny_family, 4)
+    grid = SolverGrid(tiny_family.noise, 4)
     assert grid.below(torch.tensor([998, 750, 100, 0])).tolist() == [749, 749, END, END]
 
 
 def test_timesteps_of_the_grid_are_equally_likely_and_rise_with_the_number(tiny_family: Family) -> None:
-    grid = SolverGrid(tiny_family, 4)
+    grid = SolverGrid(tiny_family.noise, 4)
     drawn = grid.draw(torch.linspace(0, 0.9999, 400))
     assert torch.equal(drawn, drawn.sort().values)
     assert torch.bincount(drawn)[[249, 499, 749, 999]].tolist() == [100, 100, 100, 100]
@@ -33,7 +33,7 @@ def test_timesteps_of_the_grid_are_equally_likely_and_rise_with_the_number(tiny_
 
 @pytest.mark.parametrize("count", [1, 7, 61, 103, 1000])
 def test_a_grid_has_as_many_timesteps_as_steps_and_none_below_zero(tiny_family: Family, count: int) -> None:
-    timesteps = tiny_family.solver_timesteps(count)
+    timesteps = tiny_family.noise.solver_timesteps(count)
     assert len(timesteps) == count
     assert timesteps.min() >= 0
 
@@ -41,12 +41,12 @@ def test_a_grid_has_as_many_timesteps_as_steps_and_none_below_zero(tiny_family: 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"few_steps": {"num_inference_steps": 6}}, "can be cut evenly into 1, 2, 4, 5, 8, 10, "),
-        ({"few_steps": {"num_inference_steps": 1000}}, "can be cut evenly into 1, 2, 4, 5, 8, 10, "),
+        ({"few_steps": {"num_inference_steps": 6}}, "can be divided evenly into 1, 2, 4, 5, 8, 10, "),
+        ({"few_steps": {"num_inference_steps": 1000}}, "can be divided evenly into 1, 2, 4, 5, 8, 10, "),
         ({"path": {"num_inference_steps": 2000}}, "the teacher has 1000 timesteps"),
         (
             {"few_steps": {"method": "consistency", "num_inference_steps": 4, "solver_steps": 30}},
-            "few_steps.solver_steps is 30; for 4 steps or more, 1000 timesteps can be cut evenly into 4, 5, 8, 10, 20,",
+            "few_steps.solver_steps is 30; for 4 steps or more, 1000 timesteps can be divided evenly into 4, 5, 8, ",
         ),
         ({"few_steps": {"method": "consistency", "num_inference_steps": 100, "solver_steps": 1000}}, " 100, 125, "),
     ],

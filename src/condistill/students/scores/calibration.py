@@ -60,7 +60,7 @@ def cached_states(
         latents, prompts = cache.take([int(order[row % len(cache)]) for row in rows])
         x_0 = torch.from_numpy(latents).to(family.device)
         noise = torch.from_numpy(np.stack([rng.standard_normal(x_0.shape[1:], dtype=np.float32) for rng in rngs]))
-        noise, timesteps = noise.to(family.device), family.timesteps(uniform).to(family.device)
+        noise, timesteps = noise.to(family.device), family.noise.timesteps(uniform).to(family.device)
         condition = family.encode(prompts)
         if family.has_context:
             places = torch.tensor([rng.random() for rng in rngs], dtype=torch.float64)
@@ -70,7 +70,10 @@ def cached_states(
             told = torch.tensor([rng.uniform(low, high) for rng in rngs], dtype=torch.float64)
             condition = condition.with_guidance_scale(told)
         yield States(
-            family.add_noise(x_0, noise, timesteps), timesteps, condition, family.target(x_0, noise, timesteps)
+            family.noise.add_noise(x_0, noise, timesteps),
+            timesteps,
+            condition,
+            family.noise.target(x_0, noise, timesteps),
         )
 
 

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError, nearest
 from condistill.teachers.condition import Condition
-from condistill.teachers.noise.diffusion import Diffusion
+from condistill.teachers.family import Family
+from condistill.teachers.noise.diffusion import DiffusionSchedule
+from condistill.teachers.noise.schedule import NoiseSchedule
 
 _NULL = 1000
 """The class that diffusers' own call guides against."""
 
 
-class DiT(Diffusion):
+class DiT(Family):
     """A `DiTPipeline`; the empty prompt is the null class."""
 
     name = "dit"
@@ -47,6 +49,9 @@ class DiT(Diffusion):
             names.setdefault(number, []).append(label)
         # diffusers reads them and does not save them
         pipeline.register_to_config(id2label={number: ", ".join(labels) for number, labels in names.items()})
+
+    def build_noise(self) -> NoiseSchedule:
+        return DiffusionSchedule(self.pipeline.scheduler, family=self.name)
 
     @property
     def pixels_per_latent(self) -> int:

@@ -7,10 +7,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from condistill.teachers.condition import Condition
-from condistill.teachers.noise.flow import FlowMatching
+from condistill.teachers.family import Family
+from condistill.teachers.noise.flow import FlowSchedule
+from condistill.teachers.noise.schedule import NoiseSchedule
 
 T5_TOKENS = 512
 """What the pipeline's own call asks of T5."""
@@ -18,7 +21,7 @@ DEFAULT_GUIDANCE = 3.5
 """What a denoiser that must be told a guidance scale is told where nobody says one: the pipeline's own default."""
 
 
-class Flux(FlowMatching):
+class Flux(Family):
     """A `FluxPipeline`. Latents are unpacked, `[B, 16, h, w]`, wherever the pipeline or its denoiser does not see them.
 
     Packed, each patch of 2x2 is a token: `[B, h w / 4, 64]`.
@@ -28,6 +31,11 @@ class Flux(FlowMatching):
     pipeline_classes = ("FluxPipeline",)
     denoiser_name = "transformer"
     denoiser_class = "FluxTransformer2DModel"
+
+    def build_noise(self) -> NoiseSchedule:
+        return FlowSchedule(
+            self.pipeline.scheduler, family=self.name, image_tokens=self.image_tokens, sigmas=_sigmas_of_call
+        )
 
     @property
     def latent_channels(self) -> int:
@@ -87,9 +95,6 @@ class Flux(FlowMatching):
         prediction: Tensor = self.pipeline._unpack_latents(packed, height, width, vae_scale_factor=1).float()
         return prediction
 
-    def _schedule(self, num_inference_steps: int) -> dict[str, Any]:
-        return {"sigmas": np.linspace(1.0, 1 / num_inference_steps, num_inference_steps), "mu": self._mu}
-
     def _pack(self, latents: Tensor) -> Tensor:
         packed: Tensor = self.pipeline._pack_latents(latents, *latents.shape)
         return packed
@@ -97,3 +102,8 @@ class Flux(FlowMatching):
     def _unpack(self, latents: Tensor) -> Tensor:
         unpacked: Tensor = self.pipeline._unpack_latents(latents, *self.latent_shape[1:], vae_scale_factor=1)
         return unpacked
+
+
+def _sigmas_of_call(num_inference_steps: int) -> NDArray[np.float64]:
+    """Return the sigmas that `FluxPipeline.__call__` gives its scheduler."""
+    return np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)

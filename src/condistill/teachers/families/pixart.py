@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
-from condistill.teachers.noise.diffusion import Diffusion
+from condistill.teachers.family import Family
+from condistill.teachers.noise.diffusion import DiffusionSchedule
+from condistill.teachers.noise.schedule import NoiseSchedule
 
 
-class PixArt(Diffusion):
+class PixArt(Family):
     """A `PixArtAlphaPipeline` or a `PixArtSigmaPipeline`."""
 
     name = "pixart"
@@ -32,6 +34,9 @@ class PixArt(Diffusion):
                 f"{config.sample_size} tells it none; set use_additional_conditions to false in its config, or use a "
                 "PixArtAlphaPipeline with sample_size 128"
             )
+
+    def build_noise(self) -> NoiseSchedule:
+        return DiffusionSchedule(self.pipeline.scheduler, family=self.name)
 
     @property
     def text_length(self) -> int:

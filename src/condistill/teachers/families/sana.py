@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition, mean_token_embedding
-from condistill.teachers.noise.flow import FlowMatching
+from condistill.teachers.family import Family
+from condistill.teachers.noise.flow import FlowSchedule
+from condistill.teachers.noise.schedule import NoiseSchedule
 
 
-class Sana(FlowMatching):
+class Sana(Family):
     """A `SanaPipeline`.
 
     Its call sets an instruction before each prompt and none before the empty one it guides against; here the empty
@@ -30,6 +32,9 @@ class Sana(FlowMatching):
         super().__init__(pipeline, resolution=resolution)
         _refuse_guidance(self.denoiser.config)
         self._instruction = signature(pipeline.__call__).parameters["complex_human_instruction"].default
+
+    def build_noise(self) -> NoiseSchedule:
+        return FlowSchedule(self.pipeline.scheduler, family=self.name, image_tokens=self.image_tokens)
 
     @property
     def text_length(self) -> int:

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
-from condistill.teachers.noise.diffusion import Diffusion
+from condistill.teachers.family import Family
+from condistill.teachers.noise.diffusion import DiffusionSchedule
+from condistill.teachers.noise.schedule import NoiseSchedule
 
 SIZES = 6
 """Numbers that Stable Diffusion XL is told of an image: its own size, where it was cropped and the size asked for."""
 
 
-class StableDiffusion(Diffusion):
+class StableDiffusion(Family):
     """A `StableDiffusionPipeline`."""
 
     name = "stable_diffusion"
@@ -33,6 +35,9 @@ class StableDiffusion(Diffusion):
                 f"family {self.name} takes {self._input_channels}. A U-Net of in-painting (9) belongs in a "
                 "StableDiffusionInpaintPipeline, one of text alone (4) in a StableDiffusionPipeline"
             )
+
+    def build_noise(self) -> NoiseSchedule:
+        return DiffusionSchedule(self.pipeline.scheduler, family=self.name)
 
     @property
     def latent_channels(self) -> int:

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
-from condistill.teachers.noise.flow import FlowMatching
+from condistill.teachers.family import Family
+from condistill.teachers.noise.flow import FlowSchedule
+from condistill.teachers.noise.schedule import NoiseSchedule
 
 T5_TOKENS = 256
 """What the pipeline's own call asks of T5, and fills with zeros where it has none."""
 
 
-class StableDiffusion3(FlowMatching):
+class StableDiffusion3(Family):
     """A `StableDiffusion3Pipeline`, with or without its third text encoder."""
 
     name = "stable_diffusion_3"
@@ -31,6 +33,9 @@ class StableDiffusion3(FlowMatching):
             raise CondistillError(
                 f"teacher.resolution is {resolution}; this teacher's positions reach {largest} pixels"
             )
+
+    def build_noise(self) -> NoiseSchedule:
+        return FlowSchedule(self.pipeline.scheduler, family=self.name, image_tokens=self.image_tokens)
 
     @property
     def text_length(self) -> int:

@@ -1,73 +1,88 @@
-"""Teachers that were trained on whole timesteps of a variance-preserving diffusion: epsilon- or v-prediction."""
+"""The noise of a variance-preserving diffusion over whole timesteps, with epsilon- or v-prediction.
+
+x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from condistill.errors import CondistillError
-from condistill.teachers.family import Family
+from condistill.teachers.noise.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from condistill.config.distill import FewStepSettings
 
 
-class Diffusion(Family):
-    """What all families with a noise schedule of diffusers have in common; the rest is the denoiser's own."""
+class DiffusionSchedule(NoiseSchedule):
+    """The noise schedule of a diffusers scheduler with betas; its solver is DDIM."""
 
-    def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
+    def __init__(self, scheduler: Any, *, family: str) -> None:
+        """Take the noise of a pipeline's scheduler.
+
+        Args:
+            family: name of the teacher's family, for messages.
+
+        Raises:
+            CondistillError: the scheduler has no betas over whole timesteps, belongs to a consistency model, or has an
+                unknown prediction type.
+        """
         from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
 
-        super().__init__(pipeline, resolution=resolution)
-        given = pipeline.scheduler
-        if not hasattr(given, "alphas_cumprod") or given.config.get("timestep_type") == "continuous":
+        if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("timestep_type") == "continuous":
             raise CondistillError(
-                f"the teacher's scheduler is {type(given).__name__}, whose noise is no schedule of betas over whole "
-                f"timesteps; {self.name} knows those of DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler and such"
+                f"the teacher's scheduler is {type(scheduler).__name__}, which has no betas over whole timesteps; "
+                f"family {family} needs a scheduler that has, such as DDPMScheduler, DDIMScheduler or "
+                "EulerDiscreteScheduler"
             )
-        if isinstance(pipeline.scheduler, LCMScheduler):
+        if isinstance(scheduler, LCMScheduler):
             raise CondistillError(
-                "the teacher's scheduler is LCMScheduler: a consistency model says where a path ends, not how it goes "
-                "on, so it cannot teach; give the pipeline that it was made of"
+                "the teacher's scheduler is LCMScheduler: a consistency model predicts only the end of a path, so it "
+                "cannot teach the steps between; give the pipeline that it was distilled from"
             )
-        self._noise = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self._training_scheduler = DDPMScheduler.from_config(scheduler.config)
         self._solver = DDIMScheduler.from_config(
-            pipeline.scheduler.config,
+            scheduler.config,
             timestep_spacing="trailing",
             clip_sample=False,
             thresholding=False,
-            **({"set_alpha_to_one": True} if _ends_clean(pipeline.scheduler) else {}),
+            **({"set_alpha_to_one": True} if _ends_without_noise(scheduler) else {}),
         )
-        self._consistency = LCMScheduler.from_config(
-            pipeline.scheduler.config, timestep_scaling=10.0, clip_sample=False, thresholding=False
+        self._consistency_solver = LCMScheduler.from_config(
+            scheduler.config, timestep_scaling=10.0, clip_sample=False, thresholding=False
         )
+        self.prediction_type = str(self._training_scheduler.config.prediction_type)
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise CondistillError(
-                f"the teacher's scheduler says prediction_type {self.prediction_type!r}; "
-                f"{self.name} knows 'epsilon' and 'v_prediction'"
+                f"the teacher's scheduler has prediction_type {self.prediction_type!r}; family {family} supports "
+                "'epsilon' and 'v_prediction'"
             )
 
     @property
     def total_timesteps(self) -> int:
-        return int(self._noise.config.num_train_timesteps)
+        return int(self._training_scheduler.config.num_train_timesteps)
 
     def timesteps(self, uniform: Tensor) -> Tensor:
         return (uniform * self.total_timesteps).long()
 
     def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        x_t: Tensor = self._noise.add_noise(x_0, noise, timesteps)
+        x_t: Tensor = self._training_scheduler.add_noise(x_0, noise, timesteps)
         return x_t
 
     def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         if self.prediction_type == "epsilon":
             return noise
-        velocity: Tensor = self._noise.get_velocity(x_0, noise, timesteps)
+        velocity: Tensor = self._training_scheduler.get_velocity(x_0, noise, timesteps)
         return velocity
 
     def noise_level(self, timesteps: Tensor) -> Tensor:
         return timesteps.float() / self.total_timesteps
 
     def alpha_bar(self, timesteps: Tensor) -> Tensor:
-        alphas_cumprod: Tensor = self._noise.alphas_cumprod.to(timesteps.device)
+        alphas_cumprod: Tensor = self._training_scheduler.alphas_cumprod.to(timesteps.device)
         return alphas_cumprod[timesteps]
 
     @property
@@ -78,22 +93,23 @@ class Diffusion(Family):
         solver = type(self.solver).from_config(self.solver.config)
         solver.set_timesteps(num_inference_steps)
         timesteps: Tensor = solver.timesteps.long()
-        return timesteps[timesteps >= 0]  # for some n, rounding leaves the scheduler one too many, at -1
+        return timesteps[timesteps >= 0]  # for some n, rounding gives the scheduler one timestep too many, at -1
 
-    def check_few_steps(self, few_steps: Any) -> None:
+    def check_few_steps(self, few_steps: FewStepSettings) -> None:
         total = self.total_timesteps
         if few_steps.method == "consistency":
-            if total % few_steps.solver_steps or 2 * few_steps.solver_steps > total:  # at 0 there is nothing to learn
-                cuts = [n for n in range(few_steps.num_inference_steps, total // 2 + 1) if total % n == 0]
+            # with as many solver steps as timesteps, the lowest would be 0, where the consistency function is x_t
+            if total % few_steps.solver_steps or 2 * few_steps.solver_steps > total:
+                counts = [n for n in range(few_steps.num_inference_steps, total // 2 + 1) if total % n == 0]
                 raise CondistillError(
                     f"few_steps.solver_steps is {few_steps.solver_steps}; for {few_steps.num_inference_steps} steps or "
-                    f"more, {total} timesteps can be cut evenly into {', '.join(map(str, cuts))}"
+                    f"more, {total} timesteps can be divided evenly into {', '.join(map(str, counts))}"
                 )
         elif total % few_steps.num_inference_steps or few_steps.num_inference_steps * few_steps.teacher_steps > total:
-            cuts = [n for n in range(1, total // few_steps.teacher_steps + 1) if total % n == 0]
+            counts = [n for n in range(1, total // few_steps.teacher_steps + 1) if total % n == 0]
             raise CondistillError(
-                f"few_steps.num_inference_steps is {few_steps.num_inference_steps}; {total} timesteps can be cut "
-                f"evenly into {', '.join(map(str, cuts))}"
+                f"few_steps.num_inference_steps is {few_steps.num_inference_steps}; {total} timesteps can be divided "
+                f"evenly into {', '.join(map(str, counts))}"
             )
 
     def between(self, timesteps: Tensor, end: Tensor, part: int, parts: int) -> Tensor:
@@ -111,21 +127,18 @@ class Diffusion(Family):
         return of_x, ((1 - a_next) * a).sqrt() - (a_next * (1 - a)).sqrt()
 
     def consistency_solver(self, solver_steps: int) -> Any:
-        return type(self._consistency).from_config(self._consistency.config, original_inference_steps=solver_steps)
+        kind = type(self._consistency_solver)
+        return kind.from_config(self._consistency_solver.config, original_inference_steps=solver_steps)
 
     def consistency_coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         # f = c_skip x_t + c_out x_0 (Luo et al., arXiv 2310.04378, eq. 9), with x_0 from x_t and the prediction
-        c_skip, c_out = self._consistency.get_scalings_for_boundary_condition_discrete(timesteps)
+        c_skip, c_out = self._consistency_solver.get_scalings_for_boundary_condition_discrete(timesteps)
         a = self.alpha_bar(timesteps)
         if self.prediction_type == "epsilon":
             return c_skip + c_out / a.sqrt(), -c_out * ((1 - a) / a).sqrt()
         return c_skip + c_out * a.sqrt(), -c_out * (1 - a).sqrt()
 
-    @property
-    def prediction_type(self) -> str:
-        return str(self._noise.config.prediction_type)
 
-
-def _ends_clean(scheduler: Any) -> bool:
-    """Whether a scheduler's last step ends at noise level 0; its config may say otherwise to others than itself."""
+def _ends_without_noise(scheduler: Any) -> bool:
+    """Whether the scheduler's last step ends at noise level 0, which only schedulers with sigmas decide themselves."""
     return hasattr(scheduler, "sigmas") and scheduler.config.get("final_sigmas_type", "zero") == "zero"

@@ -1,60 +1,77 @@
-"""Teachers that were trained by flow matching: x_t = (1 - sigma) x_0 + sigma noise, and the prediction is noise - x_0.
+"""The noise of flow matching: x_t = (1 - sigma) x_0 + sigma noise, and the prediction is noise - x_0.
 
-Timesteps are float32, T sigma. The noise level u that p(u) sees is sigma itself, so that its schedules keep their
-meaning; where sampling is shifted to noisier states (Esser et al., arXiv 2403.03206, eq. 23), training is as well.
+Timesteps are float32, T sigma. The noise level u, the argument of p(u), is sigma itself, so that schedules of p(u) keep
+their meaning. Where sampling is shifted to noisier states (Esser et al., arXiv 2403.03206, eq. 23), so is training.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from condistill.errors import CondistillError
-from condistill.teachers.family import Family
+from condistill.teachers.noise.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from condistill.config.distill import FewStepSettings
+
+Sigmas = Callable[[int], NDArray[np.float64]]
+"""The sigmas of a number of solver steps, before any shift, in falling order."""
 
 
-class FlowMatching(Family):
-    """What all families of flow matching have in common; the rest is the denoiser's own."""
+class FlowSchedule(NoiseSchedule):
+    """The noise schedule of a flow-matching scheduler of diffusers; its solver is Euler's method."""
 
-    def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
+    prediction_type = "flow"
+
+    def __init__(self, scheduler: Any, *, family: str, image_tokens: int, sigmas: Sigmas | None = None) -> None:
+        """Take the noise of a pipeline's scheduler.
+
+        Args:
+            family: name of the teacher's family, for messages.
+            image_tokens: tokens of one image in the denoiser; a dynamic shift depends on their number.
+            sigmas: how the pipeline's call sets its sigmas; None: it leaves them to the scheduler.
+
+        Raises:
+            CondistillError: the scheduler is not set to flow matching.
+        """
         from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
-        super().__init__(pipeline, resolution=resolution)
-        scheduler, config = pipeline.scheduler, pipeline.scheduler.config
-        flows = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
-        if not isinstance(scheduler, flows) and not config.get("use_flow_sigmas"):
+        self._family, self._image_tokens, self._sigmas = family, image_tokens, sigmas
+        config = scheduler.config
+        flow_schedulers = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
+        is_flow = isinstance(scheduler, flow_schedulers)
+        if not is_flow and not config.get("use_flow_sigmas"):
             raise CondistillError(
-                f"the teacher's scheduler, a {type(scheduler).__name__}, is not set to a flow; {self.name} needs "
-                f"{' or '.join(kind.__name__ for kind in flows)}, or use_flow_sigmas: true in its scheduler_config.json"
+                f"the teacher's scheduler, a {type(scheduler).__name__}, is not set to flow matching; family {family} "
+                f"needs {' or '.join(kind.__name__ for kind in flow_schedulers)}, or use_flow_sigmas: true in its "
+                "scheduler_config.json"
             )
-        # not from_config, which would keep the settings that other schedulers have beside: pipelines read some of them
+        # not from_config: it would keep settings of other schedulers, and some pipelines read them
         known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
         settings = {name: value for name, value in config.items() if name in known}
-        shift = config.shift if isinstance(scheduler, flows) else config.flow_shift  # either may be told beside
-        settings |= {"stochastic_sampling": False, "shift": shift}
-        self._solver = FlowMatchEulerDiscreteScheduler(**settings)
+        shift = config.shift if is_flow else config.flow_shift  # a config may have both
+        self._solver = FlowMatchEulerDiscreteScheduler(**settings | {"stochastic_sampling": False, "shift": shift})
 
     @property
     def _mu(self) -> float | None:
-        """How far the pipeline's call shifts images of this size; None where the scheduler's config says it for all."""
+        """The dynamic shift for this number of image tokens; None where the scheduler's config fixes the shift."""
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
         config = self._solver.config
         if not config.use_dynamic_shifting:
             return None
-        height, width = (size // self.latent_multiple for size in self.latent_shape[1:])  # a token each
         lengths = (config.base_image_seq_len, config.max_image_seq_len)
-        return float(calculate_shift(height * width, *lengths, config.base_shift, config.max_shift))
-
-    def _schedule(self, num_inference_steps: int) -> dict[str, Any]:
-        """What the pipeline's call gives its scheduler to set its timesteps by."""
-        return {"num_inference_steps": num_inference_steps, "mu": self._mu}
+        return float(calculate_shift(self._image_tokens, *lengths, config.base_shift, config.max_shift))
 
     def shifted(self, sigmas: Tensor) -> Tensor:
-        """Noise levels above 0, equally spaced, as the pipeline's scheduler shifts them."""
+        """Return sigmas above 0 as the pipeline's scheduler shifts them."""
         if self._mu is not None:
             dynamic: Tensor = self._solver.time_shift(self._mu, 1.0, sigmas)
             return dynamic
@@ -66,7 +83,7 @@ class FlowMatching(Family):
         return int(self._solver.config.num_train_timesteps)
 
     def timesteps(self, uniform: Tensor) -> Tensor:
-        least = 1 / self.total_timesteps  # at sigma 0 nothing is left to learn
+        least = 1 / self.total_timesteps  # at sigma 0 there is nothing to learn
         return (self.shifted(least + (1 - least) * uniform.double()) * self.total_timesteps).float()
 
     def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -89,15 +106,18 @@ class FlowMatching(Family):
 
     def solver_timesteps(self, num_inference_steps: int) -> Tensor:
         solver = type(self.solver).from_config(self.solver.config)
-        solver.set_timesteps(**self._schedule(num_inference_steps))
+        if self._sigmas is None:
+            solver.set_timesteps(num_inference_steps, mu=self._mu)
+        else:
+            solver.set_timesteps(sigmas=self._sigmas(num_inference_steps), mu=self._mu)
         timesteps: Tensor = solver.timesteps.float()
         return timesteps
 
-    def check_few_steps(self, few_steps: Any) -> None:
+    def check_few_steps(self, few_steps: FewStepSettings) -> None:
         if few_steps.method == "consistency":
             raise CondistillError(
-                f"few_steps.method 'consistency' needs a teacher with timesteps of a diffusion, and {self.name} is "
-                "trained by flow matching; set few_steps.method: progressive"
+                f"few_steps.method 'consistency' needs a teacher trained by diffusion, and {self._family} is trained "
+                "by flow matching; set few_steps.method: progressive"
             )
 
     def between(self, timesteps: Tensor, end: Tensor, part: int, parts: int) -> Tensor:
@@ -108,11 +128,7 @@ class FlowMatching(Family):
         return torch.ones_like(sigma), next_sigma - sigma
 
     def consistency_solver(self, solver_steps: int) -> Any:
-        raise NotImplementedError  # `check_few_steps` has told
+        raise NotImplementedError  # `check_few_steps` refuses consistency models
 
     def consistency_coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    @property
-    def prediction_type(self) -> str:
-        return "flow"
+        raise NotImplementedError  # `check_few_steps` refuses consistency models
