@@ -104,7 +104,7 @@ class Converged(nn.Module):
     def __init__(self, family: Family, scale: float) -> None:
         super().__init__()
         self.teacher, self.scale = family.denoiser, scale
-        self.null = family.null_condition(1).tensors["prompt_embeds"]
+        self.null = family.encode([""]).tensors["prompt_embeds"]
         self.config = SimpleNamespace(**{**dict(family.denoiser.config), "time_cond_proj_dim": 256})
         self.dtype, self.device = torch.float32, torch.device("cpu")
         self.batch_sizes: list[int] = []

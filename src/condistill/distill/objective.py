@@ -92,7 +92,7 @@ class Objective:
         if sample.guidance_scale is not None:
             condition = condition.with_guidance_scale(sample.guidance_scale)
         if sample.context is not None:
-            condition = family.in_context(condition, sample.x_0, sample.context)
+            condition = family.training_condition(condition, sample.x_0, sample.context)
         with_null = self.settings.guidance_weight > 0
         if with_null:
             x_t, timesteps = x_t.repeat(2, 1, 1, 1), timesteps.repeat(2)
@@ -227,4 +227,4 @@ class Objective:
         family = self.family
         with self.accelerator.autocast():
             timesteps = sample.timesteps[rows].to(family.device)
-            return family.predict(denoiser, sample.x_t[rows], timesteps, family.null_condition(len(rows)))
+            return family.predict(denoiser, sample.x_t[rows], timesteps, family.encode([""] * len(rows)))

@@ -33,7 +33,7 @@ class Sample:
     blend: Blend | None = None
     """What the prompts are blended with; None: nothing."""
     context: Tensor | None = None
-    """What is random of a condition beside its prompt, see `Family.in_context`; None: it is the prompt alone."""
+    """Random numbers `[B]` for `Family.training_condition`; None: the condition is the prompt alone."""
 
     @property
     def replaced_prompt(self) -> Tensor:
@@ -65,7 +65,7 @@ def noised_latents(
         level = effective_noise_level(level, batch.stretch)
     prompts, replaced = conditioning(batch.own, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
     x_t = family.noise.add_noise(x_0, noise, timesteps.to(family.device))
-    context = draws.path_coin if family.has_context else None  # where there is a context, there are no paths
+    context = draws.path_coin if family.has_image_condition else None  # where there is a context, there are no paths
     sample = Sample(x_t, timesteps, prompts, replaced, x_0, noise, batch.guidance_scale, context=context)
     return replace(sample, blend=batch.blend.where(sample.replaced_prompt)) if batch.blend else sample
 

@@ -48,7 +48,7 @@ def peak_memory_gb(family: Family, denoiser: nn.Module, *, batch_size: int = 1) 
     weights = sum(p.numel() * p.element_size() for p in denoiser.parameters())
     x_t = torch.zeros(batch_size, *family.latent_shape, device=family.device)
     timesteps = family.noise.timesteps(torch.full((batch_size,), 0.5)).to(family.device)
-    condition = family.null_condition(batch_size)
+    condition = family.encode([""] * batch_size)
     if family.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(family.device)
         before = torch.cuda.memory_allocated(family.device)

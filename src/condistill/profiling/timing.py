@@ -81,7 +81,7 @@ def forward_timer(family: Family, *, repeats: int = 5) -> Callable[[ModelMixin],
     """
     x_t = torch.zeros(1, *family.latent_shape, device=family.device)
     timesteps = family.noise.timesteps(torch.full((1,), 0.5)).to(family.device)
-    condition = family.null_condition(1)
+    condition = family.encode([""])
 
     @torch.no_grad()
     def sec_per_forward(shapes: ModelMixin) -> float:

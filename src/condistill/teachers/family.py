@@ -30,8 +30,8 @@ class Family(ABC):
     """The pipeline's component that is compressed: `unet` or `transformer`."""
     denoiser_class: ClassVar[str]
     """What diffusers calls its class."""
-    has_context: ClassVar[bool] = False
-    """Whether a condition tells of the image as well, which a state that moves along a path would leave behind."""
+    has_image_condition: ClassVar[bool] = False
+    """Whether a condition holds parts of the image too; denoising paths are not possible then."""
 
     def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
         """Take over a pipeline of one of `pipeline_classes`.
@@ -147,19 +147,16 @@ class Family(ABC):
             CondistillError: one cannot.
         """
 
-    def null_condition(self, n: int) -> Condition:
-        """What guidance is measured against, length n: the empty prompt unless a family says otherwise."""
-        return self.encode([""] * n)
-
     def unconditional(self, condition: Condition) -> Condition:
-        """The null condition in the context of another."""
-        return self.null_condition(len(condition))
+        """Return the condition of the empty prompt, length B, with the image condition of `condition` if it has one."""
+        return self.encode([""] * len(condition))
 
-    def in_context(self, condition: Condition, x_0: Tensor, uniform: Tensor) -> Condition:  # noqa: ARG002
-        """The condition in training: with what a family tells of the latents `[B, C, h, w]` beside the prompt.
+    def training_condition(self, condition: Condition, x_0: Tensor, uniform: Tensor) -> Condition:  # noqa: ARG002
+        """Return the condition in training, with an image condition made from x_0 where the denoiser takes one.
 
         Args:
-            uniform: what is random of it, in [0, 1), float64 `[B]` on the CPU.
+            x_0: latents `[B, C, h, w]`.
+            uniform: random numbers in [0, 1), float64 `[B]` on the CPU, that decide the image condition.
         """
         return condition
 

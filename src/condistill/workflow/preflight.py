@@ -37,7 +37,7 @@ def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None
         try:
             check_steps(family, settings)
             if settings.prompt_choice and settings.prompt_choice.interpolate:
-                nothing = family.null_condition(1)
+                nothing = family.encode([""])
                 nothing.lerp(nothing, torch.zeros(1))
             guidance[name] = guidance_learnt(guidance[variant.teacher], denoiser, settings)
             student = settle(
@@ -61,7 +61,7 @@ def check_steps(family: Family, settings: DistillSettings) -> None:
     """
     total = family.noise.total_timesteps
     path, few = settings.path, settings.few_steps
-    if path and family.has_context:
+    if path and family.has_image_condition:
         raise CondistillError(
             f"distill.path is not for a teacher of family {family.name}: the part of the image that is kept does not "
             "move along with a state; leave out distill.path"

@@ -85,11 +85,11 @@ def test_a_teacher_that_is_told_its_guidance_hears_scales_of_the_range(tiny_fami
 
 
 def test_a_teacher_that_sees_a_context_sees_what_it_is_trained_with(tiny_family, tiny_cache, monkeypatch):
-    def in_context(condition, x_0, uniform):
+    def training_condition(condition, x_0, uniform):
         return Condition({**condition.tensors, "context": x_0[:, 0, 0, 0] + uniform})
 
-    monkeypatch.setattr(tiny_family, "has_context", True, raising=False)
-    monkeypatch.setattr(tiny_family, "in_context", in_context)
+    monkeypatch.setattr(tiny_family, "has_image_condition", True, raising=False)
+    monkeypatch.setattr(tiny_family, "training_condition", training_condition)
     seen = [
         torch.cat(
             [s.condition.tensors["context"] for s in cached_states(tiny_family, tiny_cache, seed=0, batch_size=n)]

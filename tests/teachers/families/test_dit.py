@@ -80,7 +80,7 @@ def latents(seed: int, n: int = 2) -> torch.Tensor:
 def test_labels_are_their_numbers_and_nothing_is_the_null_class(family: DiT) -> None:
     given = family.encode(["tench", "Tinca tinca", "goldfish", "999", "7", ""]).tensors["class_labels"]
     assert given.tolist() == [0, 0, 1, 999, 7, 1000]
-    assert family.null_condition(2).tensors["class_labels"].tolist() == [1000, 1000]
+    assert family.encode(["", ""]).tensors["class_labels"].tolist() == [1000, 1000]
 
 
 def test_what_is_no_label_is_refused_with_the_nearest(family: DiT) -> None:

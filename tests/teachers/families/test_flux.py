@@ -190,7 +190,7 @@ def test_the_shift_follows_the_size_of_the_image(dev: Flux, resolution: int) -> 
 def test_text_is_as_long_as_what_the_denoiser_attends_to(family: Flux) -> None:
     condition = family.encode(PROMPTS)
     assert family.text_length == 512 == condition.tensors["prompt_embeds"].shape[1]
-    assert len(condition) == len(family.null_condition(2)) == 2
+    assert len(condition) == len(family.encode(["", ""])) == 2
 
 
 def test_latents_are_decoded_to_the_pipelines_own_pixels(dev: Flux) -> None:
@@ -207,7 +207,7 @@ def test_costs_are_counted_of_the_inputs_that_the_denoiser_takes(family: Flux) -
     shapes = family.example_inputs(family.denoiser, (8, 8), 512)
     heard, handle = heard_by(family.denoiser)
     with torch.no_grad():
-        family.predict(family.denoiser, latents(0, 1), torch.full((1,), 1000.0), family.null_condition(1))
+        family.predict(family.denoiser, latents(0, 1), torch.full((1,), 1000.0), family.encode([""]))
     handle.remove()
     assert {name: tensor.shape for name, tensor in shapes.items()} == {n: t.shape for n, t in heard[0].items()}
     assert all(tensor.device.type == "meta" for tensor in shapes.values())

@@ -130,7 +130,7 @@ def by_hand(family: PixArt, noise: torch.Tensor, steps: int, guidance_scale: flo
     """The family's predictions, guided, through the pipeline's kind of scheduler."""
     scheduler = type(family.pipeline.scheduler).from_config(family.pipeline.scheduler.config)
     scheduler.set_timesteps(steps)
-    x_t, condition, null = noise, family.encode(TWO), family.null_condition(2)
+    x_t, condition, null = noise, family.encode(TWO), family.encode(["", ""])
     with torch.no_grad():
         for t in scheduler.timesteps:
             said, nothing = (family.predict(family.denoiser, x_t, t.expand(2), c) for c in (condition, null))
@@ -194,10 +194,10 @@ def test_noise_is_added_by_the_betas_of_the_pipelines_scheduler(family: PixArt) 
     assert torch.equal(family.noise.alpha_bar(timesteps), scheduler.alphas_cumprod[timesteps])
 
 
-def test_the_null_condition_is_what_the_pipeline_guides_against(family: PixArt, oracle: Any) -> None:
+def test_the_empty_prompt_is_the_unconditional_input_of_the_pipelines_call(family: PixArt, oracle: Any) -> None:
     with torch.no_grad():
         *_, embeds, mask = oracle.encode_prompt(TWO, True, clean_caption=False)
-    null = family.null_condition(2)
+    null = family.encode(["", ""])
     assert torch.equal(null.tensors["prompt_embeds"], embeds)
     assert torch.equal(null.tensors["prompt_attention_mask"], mask)
 

@@ -131,7 +131,7 @@ def test_predictions_lead_where_the_pipelines_own_call_leads(timestep_scale: flo
     expected = own_call(family.pipeline, latents(0), 2, 4.0)
     scheduler = DPMSolverMultistepScheduler.from_config(family.pipeline.scheduler.config)
     scheduler.set_timesteps(2)
-    x_t, condition, null = latents(0), family.encode(TWO), family.null_condition(2)
+    x_t, condition, null = latents(0), family.encode(TWO), family.encode(["", ""])
     with torch.no_grad():
         for t in scheduler.timesteps:
             said, nothing = (family.predict(family.denoiser, x_t, t.expand(2), c) for c in (condition, null))
@@ -149,7 +149,7 @@ def test_the_denoiser_hears_from_us_what_it_hears_from_the_pipeline(family: Fami
     handle = family.denoiser.register_forward_pre_hook(lambda _m, _a, kwargs: heard.append(kwargs), with_kwargs=True)
     try:
         own_call(family.pipeline, latents(0), 2, 4.0)
-        for condition in (family.null_condition(2), family.encode(TWO)):
+        for condition in (family.encode(["", ""]), family.encode(TWO)):
             family.predict(family.denoiser, latents(0), heard[0]["timestep"][:2], condition)
     finally:
         handle.remove()
@@ -207,7 +207,7 @@ def test_the_empty_prompt_is_what_the_pipeline_guides_against(family: Family, or
         *_, embeds, mask = oracle.encode_prompt(TWO, True)
     assert mask.sum(1).tolist() == [1, 1]
     mixed = family.encode(["", TWO[0], "", TWO[1]])
-    for given in (family.null_condition(2), mixed[[0, 2]]):
+    for given in (family.encode(["", ""]), mixed[[0, 2]]):
         assert torch.equal(given.tensors["prompt_embeds"], embeds)
         assert torch.equal(given.tensors["prompt_attention_mask"], mask)
     assert torch.equal(mixed[[1, 3]].tensors["prompt_embeds"], family.encode(TWO).tensors["prompt_embeds"])

@@ -165,12 +165,12 @@ def test_samples_are_those_of_the_pipelines_own_call(
     assert torch.equal(given, expected)
 
 
-def test_samples_are_guided_away_from_the_null_condition(family: Family) -> None:
+def test_samples_are_guided_away_from_the_unconditional_prediction(family: Family) -> None:
     """A sampling loop written anew: DDIM over epsilon_0 + w (epsilon_c - epsilon_0)."""
     scheduler = DDIMScheduler.from_config(family.pipeline.scheduler.config)
     scheduler.set_timesteps(3)
     x_t = latents(2)
-    condition, null = family.encode(PROMPTS), family.null_condition(2)
+    condition, null = family.encode(PROMPTS), family.encode(["", ""])
     with torch.no_grad():
         for timestep in scheduler.timesteps:
             both = [family.predict(family.denoiser, x_t, timestep.expand(2), c) for c in (condition, null)]
@@ -218,12 +218,12 @@ def test_latents_are_decoded_to_the_pipelines_own_pixels(tiny_family: Family, or
     assert np.abs(images - 255.0 * floats).max() <= 0.5 + 1e-3
 
 
-def test_the_null_condition_is_what_the_pipeline_guides_against(
+def test_the_empty_prompt_is_the_unconditional_input_of_the_pipelines_call(
     tiny_family: Family, oracle: StableDiffusionPipeline
 ) -> None:
     with torch.no_grad():
         _, negative = oracle.encode_prompt(PROMPTS, oracle.device, 1, True)
-    null = tiny_family.null_condition(2)
+    null = tiny_family.encode(["", ""])
     assert len(null) == 2
     assert torch.equal(null.tensors["prompt_embeds"], negative)
 

@@ -51,7 +51,7 @@ def test_the_denoiser_is_told_what_the_pipelines_own_call_tells_it(family: Stabl
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_steps_by_hand_lead_where_the_pipelines_own_call_leads(family: StableDiffusion3, guidance_scale: float) -> None:
-    x_t, prompted, null = latents(2), family.encode(PROMPTS), family.null_condition(2)
+    x_t, prompted, null = latents(2), family.encode(PROMPTS), family.encode(["", ""])
     timesteps = [*family.noise.solver_timesteps(2).tolist(), -1.0]
     with torch.no_grad():
         for here, follows in pairwise(timesteps):
@@ -101,7 +101,7 @@ def test_costs_are_counted_of_the_inputs_that_the_denoiser_takes(family: StableD
     shapes = family.example_inputs(family.denoiser, (8, 8), 276)
     heard, handle = heard_by(family.denoiser)
     with torch.no_grad():
-        family.predict(family.denoiser, latents(0, 1), torch.full((1,), 1000.0), family.null_condition(1))
+        family.predict(family.denoiser, latents(0, 1), torch.full((1,), 1000.0), family.encode([""]))
     handle.remove()
     assert {name: tensor.shape for name, tensor in shapes.items()} == {n: t.shape for n, t in heard[0].items()}
     assert all(tensor.device.type == "meta" for tensor in shapes.values())

@@ -114,7 +114,7 @@ def test_predictions_are_those_of_the_pipelines_own_guided_call(
     handle.remove()
     seen, timestep, said = heard[0]
     assert seen.shape == (4, 9, 8, 8)
-    condition = Condition.cat([family.null_condition(2), family.encode(PROMPTS)])
+    condition = Condition.cat([family.encode(["", ""]), family.encode(PROMPTS)])
     torch.testing.assert_close(family._seen(seen[:, :4], condition), seen, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         given = family.predict(family.denoiser, seen[:, :4], timestep.expand(4), condition)
@@ -178,7 +178,7 @@ def test_a_mask_is_a_function_of_its_own_number() -> None:
 def test_in_training_the_mask_leaves_the_latents_around_it(family: StableDiffusionInpaint) -> None:
     numbers, x_0 = uniforms(12), latents(3, 12)
     plain = family.encode([PROMPTS[0]] * 12)
-    told = family.in_context(plain, x_0, numbers).tensors
+    told = family.training_condition(plain, x_0, numbers).tensors
     mask = random_masks(numbers, (8, 8))
     blank = plain.tensors["masked_latents"]
     assert torch.equal(told["mask"], mask)
@@ -219,10 +219,10 @@ def test_both_models_see_the_samples_mask_with_and_without_the_prompt(
         return x_t, []
 
     _, predictions = objective(student, sample)
-    expected = family.in_context(family.encode(sample.prompts), sample.x_0, sample.context)
+    expected = family.training_condition(family.encode(sample.prompts), sample.x_0, sample.context)
     for name, tensor in expected.tensors.items():
         assert torch.equal(told[0].tensors[name][:8], tensor), name
-    null = {**family.null_condition(8).tensors, **{k: expected.tensors[k] for k in ("mask", "masked_latents")}}
+    null = {**family.encode([""] * 8).tensors, **{k: expected.tensors[k] for k in ("mask", "masked_latents")}}
     with torch.no_grad():
         with_prompt, without = (
             family.predict(family.denoiser, sample.x_t, sample.timesteps, c) for c in (expected, Condition(null))

@@ -143,7 +143,7 @@ def test_predictions_are_those_of_the_pipelines_own_guided_call(
     family.pipeline(PROMPTS, num_inference_steps=2, guidance_scale=4.0, latents=latents(1), output_type="latent")
     handle.remove()
     assert len(heard) == 2
-    condition = Condition.cat([family.null_condition(2), family.encode(PROMPTS)])
+    condition = Condition.cat([family.encode(["", ""]), family.encode(PROMPTS)])
     for (x_t, timestep), kwargs, said in heard:
         assert torch.equal(condition.tensors["prompt_embeds"], kwargs["encoder_hidden_states"])
         for name in ("text_embeds", "time_ids"):
@@ -162,12 +162,12 @@ def test_what_is_told_beside_the_text_changes_the_prediction(family: StableDiffu
         assert (one - two).abs().max() > 1e-4, name
 
 
-def test_samples_are_guided_away_from_the_null_condition(family: StableDiffusionXL) -> None:
+def test_samples_are_guided_away_from_the_unconditional_prediction(family: StableDiffusionXL) -> None:
     """A sampling loop written anew: Euler over epsilon_0 + w (epsilon_c - epsilon_0)."""
     scheduler = copy.deepcopy(family.pipeline.scheduler)
     scheduler.set_timesteps(3)
     x_t = latents(2) * scheduler.init_noise_sigma
-    condition, null = family.encode(PROMPTS), family.null_condition(2)
+    condition, null = family.encode(PROMPTS), family.encode(["", ""])
     with torch.no_grad():
         for timestep in scheduler.timesteps:
             seen = scheduler.scale_model_input(x_t, timestep)
@@ -217,7 +217,7 @@ def test_the_empty_prompt_is_what_the_pipeline_guides_against(oracle: StableDiff
         embeds, negative, pooled, negative_pooled = family.pipeline.encode_prompt([PROMPTS[0]])
     expected = {"prompt_embeds": negative, "text_embeds": negative_pooled}
     assert negative.any() != zeros
-    for condition in (family.encode(["", PROMPTS[0]]), family.null_condition(1)):
+    for condition in (family.encode(["", PROMPTS[0]]), family.encode([""])):
         for name, tensor in expected.items():
             torch.testing.assert_close(condition.tensors[name][:1], tensor)
     told = family.encode(["", PROMPTS[0]]).tensors

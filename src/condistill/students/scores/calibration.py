@@ -62,9 +62,9 @@ def cached_states(
         noise = torch.from_numpy(np.stack([rng.standard_normal(x_0.shape[1:], dtype=np.float32) for rng in rngs]))
         noise, timesteps = noise.to(family.device), family.noise.timesteps(uniform).to(family.device)
         condition = family.encode(prompts)
-        if family.has_context:
+        if family.has_image_condition:
             places = torch.tensor([rng.random() for rng in rngs], dtype=torch.float64)
-            condition = family.in_context(condition, x_0, places)
+            condition = family.training_condition(condition, x_0, places)
         if guidance_range:
             low, high = guidance_range
             told = torch.tensor([rng.uniform(low, high) for rng in rngs], dtype=torch.float64)

@@ -130,7 +130,7 @@ class DiT(Family):
         extra = {"generator": [torch.Generator().manual_seed(s) for s in seeds or ()]} if takes_generator else {}
         condition, guided = self.encode(prompts), guidance_scale > 1
         if guided:
-            condition = Condition.cat([condition, self.null_condition(len(prompts))])
+            condition = Condition.cat([condition, self.encode([""] * len(prompts))])
         scheduler.set_timesteps(num_inference_steps)
         latents = noise.to(self.device, torch.float32)
         for t in scheduler.timesteps:

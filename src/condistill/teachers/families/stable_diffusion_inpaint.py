@@ -25,7 +25,7 @@ class StableDiffusionInpaint(StableDiffusion):
 
     name = "stable_diffusion_inpaint"
     pipeline_classes = ("StableDiffusionInpaintPipeline",)
-    has_context = True
+    has_image_condition = True
     _blank: Tensor | None = None
 
     @property
@@ -54,9 +54,9 @@ class StableDiffusionInpaint(StableDiffusion):
 
     def unconditional(self, condition: Condition) -> Condition:
         kept = {name: condition.tensors[name] for name in ("mask", "masked_latents")}
-        return Condition({**self.null_condition(len(condition)).tensors, **kept})
+        return Condition({**self.encode([""] * len(condition)).tensors, **kept})
 
-    def in_context(self, condition: Condition, x_0: Tensor, uniform: Tensor) -> Condition:
+    def training_condition(self, condition: Condition, x_0: Tensor, uniform: Tensor) -> Condition:
         mask = random_masks(uniform, (x_0.shape[-2], x_0.shape[-1])).to(x_0)
         masked_latents = torch.where(mask > 0, self._blank_latents().to(x_0), x_0)
         return Condition({**condition.tensors, "mask": mask, "masked_latents": masked_latents})
