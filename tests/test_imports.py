@@ -37,8 +37,15 @@ def imported(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            submodules = {name for name in inner if _is_module(name)}
+            found |= submodules or inner | {node.module}
     return {name.removeprefix("condistill.") for name in found if name.startswith("condistill.")}
+
+
+def _is_module(name: str) -> bool:
+    path = SRC.parent / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def layer(module: str) -> str | None:

@@ -7,7 +7,7 @@ import pytest
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.run.directory import RunDir, Stage
+from condistill.run.directory import RunDir, StageDir
 from condistill.utils.hashing import hash_file, key_of
 
 BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\n"
@@ -67,7 +67,7 @@ def test_a_folder_in_which_somebody_keeps_a_recipe_is_no_run(tmp_path: Path) -> 
 
 
 def test_a_stage_whose_file_is_lost_is_not_done(tmp_path: Path) -> None:
-    stage = Stage(tmp_path / "cache", "one")
+    stage = StageDir(tmp_path / "cache", "one")
     (stage.begin() / "pool").touch()
     stage.finish()
     assert stage.is_done("pool")
@@ -79,21 +79,21 @@ def test_an_empty_folder_becomes_a_run(tmp_path: Path) -> None:
 
 
 def test_a_stage_is_done_only_when_finished_with_the_same_key(tmp_path: Path) -> None:
-    stage = Stage(tmp_path / "cache", "one")
+    stage = StageDir(tmp_path / "cache", "one")
     assert not stage.is_done()
     assert stage.begin() == tmp_path / "cache"
     assert not stage.is_done()
     stage.finish()
     assert stage.is_done()
-    assert Stage(tmp_path / "cache", "one").is_done()
-    assert not Stage(tmp_path / "cache", "two").is_done()
+    assert StageDir(tmp_path / "cache", "one").is_done()
+    assert not StageDir(tmp_path / "cache", "two").is_done()
 
 
 def test_another_key_empties_the_stage(tmp_path: Path) -> None:
-    stage = Stage(tmp_path / "cache", "one")
+    stage = StageDir(tmp_path / "cache", "one")
     (stage.begin() / "shard").touch()
     stage.finish()
-    other = Stage(tmp_path / "cache", "two")
+    other = StageDir(tmp_path / "cache", "two")
     assert [path.name for path in other.begin().iterdir()] == ["stage.json"]
     assert not stage.is_done()
 
@@ -101,9 +101,9 @@ def test_another_key_empties_the_stage(tmp_path: Path) -> None:
 def test_files_of_no_known_key_do_not_survive_the_beginning_of_a_stage(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "shard").touch()
-    assert not (Stage(tmp_path / "cache", "one").begin() / "shard").exists()
+    assert not (StageDir(tmp_path / "cache", "one").begin() / "shard").exists()
 
 
 def test_an_interrupted_stage_keeps_what_was_there(tmp_path: Path) -> None:
-    (Stage(tmp_path / "cache", "one").begin() / "shard").touch()
-    assert (Stage(tmp_path / "cache", "one").begin() / "shard").exists()
+    (StageDir(tmp_path / "cache", "one").begin() / "shard").touch()
+    assert (StageDir(tmp_path / "cache", "one").begin() / "shard").exists()

@@ -21,6 +21,8 @@ from condistill.errors import CondistillError, CorruptError
 
 compress_module = importlib.import_module("condistill.workflow.compress")
 compress = compress_module.compress
+cache_stage = importlib.import_module("condistill.cache.stage")
+context = importlib.import_module("condistill.run.context")
 VARIANTS = ("plain", "random_conditioning")
 pytestmark = pytest.mark.slow  # whole runs
 
@@ -84,7 +86,7 @@ def no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the teacher was loaded")
 
-    monkeypatch.setattr(compress_module, "load_teacher", refuse)
+    monkeypatch.setattr(context, "load_teacher", refuse)
 
 
 def test_a_run_leaves_a_report_and_figures_of_every_model_and_split(finished: Run) -> None:
@@ -272,7 +274,7 @@ def test_a_cache_that_the_disk_cannot_hold_is_refused_before_anything_is_drawn(
     tmp_path: Path, tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(compress_module.shutil, "disk_usage", lambda _: usage(10**6, 10**6, 100))
+    monkeypatch.setattr(cache_stage.shutil, "disk_usage", lambda _: usage(10**6, 10**6, 100))
     run = fresh(tmp_path, tiny_pipeline_dir)
     with pytest.raises(CondistillError, match=r"the cache needs 0\.00 GiB more in .*cache and 0\.00 GiB are free"):
         run.again()
@@ -281,8 +283,8 @@ def test_a_cache_that_the_disk_cannot_hold_is_refused_before_anything_is_drawn(
 
 def test_space_is_asked_for_what_is_still_to_be_drawn_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(compress_module.shutil, "disk_usage", lambda _: usage(0, 0, 1000))
-    check: Callable[..., None] = compress_module.check_space
+    monkeypatch.setattr(cache_stage.shutil, "disk_usage", lambda _: usage(0, 0, 1000))
+    check: Callable[..., None] = cache_stage.check_space
     check(tmp_path, 5, (1, 10, 10), "float16")
     with pytest.raises(CondistillError):
         check(tmp_path, 6, (1, 10, 10), "float16")

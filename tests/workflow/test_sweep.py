@@ -17,7 +17,8 @@ from condistill import cli
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.profiling.forwards import forwards_per_step
-from condistill.workflow.sweep import Sweep, SweepRun, grid_cases, named_case, plan, run_sweep
+from condistill.workflow.sweep import run_sweep
+from condistill.workflow.sweep_cases import Sweep, SweepRun, grid_cases, named_case, plan
 
 GRID = ("distill.random_conditioning.lambda=[1, 5]",)
 SEEDS = (0, 1)
@@ -71,7 +72,7 @@ def spare_the_rest(patch: pytest.MonkeyPatch) -> None:
     """Leave out what takes most of a tiny run and what no test here looks at: counting operations, reports of runs."""
     for stage in ("distill", "evaluate"):
         patch.setattr(f"condistill.{stage}.stage.macs", lambda *_, **__: 1)
-    patch.setattr("condistill.workflow.compress.Compression.report", lambda _: None)
+    patch.setattr("condistill.report.stage.make", lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_a_sweep_that_is_given_again_trains_nothing_again(swept: Swept, monkeypa
 
     before = (swept.out / "sweep.md").read_bytes()
     spare_the_rest(monkeypatch)
-    monkeypatch.setattr("condistill.workflow.compress.load_teacher", refuse)
+    monkeypatch.setattr("condistill.run.context.load_teacher", refuse)
     swept.again()
     assert (swept.out / "sweep.md").read_bytes() == before
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +13,10 @@ from numpy.typing import NDArray
 from condistill.cache.latents import MANIFEST_NAME, LatentCache, read_shard, shard_name, write_manifest, write_shard
 from condistill.config.sections import CacheSettings
 from condistill.errors import CondistillError
+from condistill.prompts.pool import Texts
 from condistill.teachers.family import Family
 from condistill.utils.atomic import partial_path, remove
 from condistill.utils.randomness import Stream, image_noise, image_seed
-
-
-class Texts(Protocol):
-    """Prompts by number: a list, or a pool."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> str: ...
 
 
 def fill_cache(

@@ -21,7 +21,6 @@ from condistill.utils.quiet import quiet_environment
 
 if TYPE_CHECKING:
     from condistill.config.recipe import Recipe
-    from condistill.workflow.compress import StageName
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -51,7 +50,7 @@ def condistill(
 
 
 def _run_until(
-    stage: StageName, recipe: Path, overrides: Sequence[str] | None, out: Path | None, *, update: bool, dry_run: bool
+    stage: str, recipe: Path, overrides: Sequence[str] | None, out: Path | None, *, update: bool, dry_run: bool
 ) -> Path:
     """Run a recipe up to a stage; or, in a dry run, tell what that means."""
     from condistill.config.recipe import Recipe
@@ -60,8 +59,9 @@ def _run_until(
     return _compress(loaded, stage, out or Path("runs") / recipe.stem, update=update, dry_run=dry_run)
 
 
-def _compress(recipe: Recipe, stage: StageName, out: Path, *, update: bool, dry_run: bool) -> Path:
-    from condistill.workflow.compress import check_inputs, compress
+def _compress(recipe: Recipe, stage: str, out: Path, *, update: bool, dry_run: bool) -> Path:
+    from condistill.workflow.compress import compress
+    from condistill.workflow.preflight import check_inputs
 
     if not dry_run:
         return compress(recipe, out, until=stage, update=update, console=console)
@@ -115,11 +115,13 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     from condistill.config.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())
-    from condistill.workflow.compress import check_inputs
+    from condistill.utils.quiet import quiet_libraries
+    from condistill.workflow.preflight import preflight
 
-    family = check_inputs(loaded)
+    with quiet_libraries():
+        skeleton = preflight(loaded)
     typer.echo(loaded.to_yaml(), nl=False)
-    say(f"{recipe} is valid; the teacher is of family {family.name}")
+    say(f"{recipe} is valid; the teacher is of family {skeleton.family.name}")
 
 
 @command
@@ -276,7 +278,8 @@ def sweep(
     The cases are those of `--case` and `--grid`, or else the recipe's own variants. Cases that differ in `student`
     and `distill` only share prompts, cache and the teacher's evaluation. A sweep goes on where it was stopped.
     """
-    from condistill.workflow.sweep import Sweep, run_sweep
+    from condistill.workflow.sweep import run_sweep
+    from condistill.workflow.sweep_cases import Sweep
 
     asked = Sweep(
         recipe, grid or (), case or (), () if seeds is None else _seeds(seeds), overrides or (), equal_forwards

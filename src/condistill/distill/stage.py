@@ -1,40 +1,132 @@
-"""The distil stage of a run: derive a student, train it, and save its pipeline."""
+"""The distill stage: derive each student, train it, and save its pipeline."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from condistill.cache import stage as cache_stage
 from condistill.cache.latents import LatentCache
-from condistill.distill.history import Stopwatch
+from condistill.distill.history import HISTORY_NAME, Stopwatch, read_history, train_sec
 from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError
-from condistill.pipelines.sampling import SAMPLING_NAME
+from condistill.pipelines.card import model_card
+from condistill.pipelines.sampling import SAMPLING_NAME, planned_sampling
 from condistill.pipelines.save import save_pipeline
 from condistill.profiling.macs import macs
+from condistill.prompts import stage as prompts_stage
 from condistill.prompts.pool import PromptPool
+from condistill.run.context import Run
+from condistill.run.directory import StageDir
 from condistill.students.derive import Student, student_of
 from condistill.students.guidance import with_guidance
 from condistill.students.scores.channels import kept_importance
 from condistill.students.scores.layers import kept_influence
 from condistill.students.target import settled
 from condistill.teachers.family import Family
+from condistill.teachers.load import read_index
 from condistill.utils.atomic import write_text
+from condistill.utils.distributed import decide, on_main_process
+from condistill.utils.hashing import key_of
 from condistill.utils.meta import parameters
 from condistill.utils.progress import track
 
-if TYPE_CHECKING:
-    from condistill.workflow.compress import Compression
-
+NAME = "distill"
 STUDENT_NAME = "student.json"
+_RUN_ONLY = {"checkpoint_every", "keep_checkpoints", "log_every", "tracker"}
+"""Settings of distillation that do not change its result."""
 
 
-def distill_variant(run: Compression, name: str, directory: Path, cache: LatentCache, pool: PromptPool) -> None:
-    """Train the variant `name` in `directory` and save it under the run's `pipelines/`."""
+@dataclass(frozen=True)
+class DistilledVariant:
+    """A finished variant: where its training and its pipeline are."""
+
+    name: str
+    directory: Path
+    """Its directory under `distill/`."""
+    pipeline: Path
+    """Its directory under `pipelines/`."""
+
+    def record(self) -> Any:
+        """Return what is known of the student: its kept layers and the sizes of both denoisers."""
+        return json.loads((self.directory / STUDENT_NAME).read_text(encoding="utf-8"))
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the records of its training."""
+        return read_history(self.directory / "checkpoints" / HISTORY_NAME)
+
+    def train_sec(self, steps: int) -> float:
+        """Return the seconds that its training of `steps` steps took."""
+        return train_sec(self.directory, steps)
+
+    def load(self, family: Family) -> nn.Module:
+        """Return its denoiser on the family's device, read from safetensors.
+
+        Raises:
+            CondistillError: the pipeline has no denoiser.
+        """
+        path = self.pipeline / family.denoiser_name
+        if not path.is_dir():
+            raise CondistillError(f"there is no student at {path}; make it with `condistill distill RECIPE`")
+        denoiser: Any = type(family.denoiser).from_pretrained(path, use_safetensors=True)
+        return _prepared(family, denoiser.to(family.device, family.denoiser.dtype).eval().requires_grad_(False))
+
+
+def _directory(run: Run, name: str) -> StageDir:
+    """Return the directory of a variant; its key has the key of the variant that teaches it, or of the cache."""
+    student, settings = run.recipe.variant(name)
+    teacher = run.recipe.variants[name].teacher
+    teacher_key = _directory(run, teacher).key if teacher else cache_stage.key(run)
+    return run.stage(f"{NAME}/{name}", teacher_key, student.model_dump(), settings.model_dump(exclude=_RUN_ONLY))
+
+
+def _variant(run: Run, name: str) -> DistilledVariant:
+    return DistilledVariant(name, _directory(run, name).path, run.path / "pipelines" / name)
+
+
+def _is_variant_done(run: Run, name: str) -> bool:
+    return _directory(run, name).is_done(STUDENT_NAME) and _variant(run, name).pipeline.is_dir()
+
+
+def key(run: Run) -> str:
+    """Return the hash of the keys of all variants, with their names."""
+    return key_of([_directory(run, name).key for name in run.recipe.variants], list(run.recipe.variants))
+
+
+def is_done(run: Run) -> bool:
+    """Return whether every variant is trained and saved."""
+    return all(_is_variant_done(run, name) for name in run.recipe.variants)
+
+
+def make(run: Run) -> None:
+    """Train the variants that are missing, in the recipe's order, and save their pipelines."""
+    for name in run.recipe.variants:
+        if decide(run.accelerator, lambda name=name: _is_variant_done(run, name)):  # type: ignore[misc]
+            run.say(f"{name}: done already, {_variant(run, name).pipeline}")
+            continue
+        directory = _directory(run, name)
+        on_main_process(run.accelerator, directory.begin)
+        cache = cache_stage.open(run)
+        cache.verify()
+        teacher = run.recipe.variants[name].teacher
+        with run.family.using(_variant(run, teacher).load(run.family) if teacher else run.family.denoiser):
+            _distill(run, name, directory.path, cache, prompts_stage.open(run).pool)
+        on_main_process(run.accelerator, directory.finish)
+
+
+def open(run: Run) -> Mapping[str, DistilledVariant]:
+    """Return the finished variants by name."""
+    return {name: _variant(run, name) for name in run.recipe.variants}
+
+
+def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: PromptPool) -> None:
+    """Train the variant `name` in `directory`, and save its pipeline."""
     recipe, family, accelerator = run.recipe, run.family, run.accelerator
     settings = recipe.variant(name)[1]
     if cache.latent_shape != family.latent_shape:
@@ -42,16 +134,12 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
             f"the cache holds latents of {cache.latent_shape} and the teacher makes {family.latent_shape}"
         )
     student = with_guidance(_derive(run, name, directory, cache), family.denoiser, settings)
-    if family.device.type == "cpu":
-        student.denoiser.to(memory_format=torch.channels_last)
+    _prepared(family, student.denoiser)
     if settings.tracker != "none":
         accelerator.init_trackers("condistill", config={"variant": name})
     sizes = {"teacher": _size(family, family.denoiser), "student": _size(family, student.denoiser)}
     if accelerator.is_main_process:
-        teacher = recipe.variants[name].teacher
-        taught = [f"taught by, and made of, the student {teacher!r} of this run"] if teacher else []
-        described = {"kept": [*taught, *student.kept], "sizes": sizes}
-        write_text(directory / STUDENT_NAME, json.dumps(described, indent=2) + "\n")
+        _write_record(run, name, directory, student, sizes)
     trainer = Trainer(
         family,
         student,
@@ -62,10 +150,20 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
         directory=directory / "checkpoints",
         accelerator=accelerator,
     )
-    sizes_told = " of the teacher's ".join(f"{sizes[who]['parameters']:,}" for who in ("student", "teacher"))
-    run.say(f"{name}: {sizes_told} parameters; {settings.steps:,} steps")
-    with track(run.console, name, settings.steps, unit="steps", quiet=not accelerator.is_main_process) as advance:
-        done, stopwatch = 0, Stopwatch(directory)
+    counts = " of the teacher's ".join(f"{sizes[model]['parameters']:,}" for model in ("student", "teacher"))
+    run.say(f"{name}: {counts} parameters; {settings.steps:,} steps")
+    denoiser = _train(run, name, trainer, settings.steps)
+    if settings.tracker != "none":
+        accelerator.end_training()
+    if accelerator.is_main_process:
+        _save(run, name, denoiser)
+    run.say(f"{name}: saved {_variant(run, name).pipeline}")
+
+
+def _train(run: Run, name: str, trainer: Trainer, steps: int) -> nn.Module:
+    """Run the training with progress, and note its seconds at every checkpoint."""
+    accelerator, stopwatch, done = run.accelerator, Stopwatch(_variant(run, name).directory), 0
+    with track(run.console, name, steps, unit="steps", quiet=not accelerator.is_main_process) as advance:
 
         def on_step(step: int, record: dict[str, Any] | None) -> None:
             nonlocal done
@@ -74,37 +172,62 @@ def distill_variant(run: Compression, name: str, directory: Path, cache: LatentC
             if accelerator.is_main_process:
                 stopwatch.on_step(step, checkpoint=step == trainer.saved_step)
 
-        denoiser = trainer.run(on_step)
-    if settings.tracker != "none":
-        accelerator.end_training()
-    if accelerator.is_main_process:
-        save(run, name, denoiser)
-    run.say(f"{name}: saved {run.pipeline_path(name)}")
+        return trainer.run(on_step)
 
 
-def save(run: Compression, name: str, denoiser: nn.Module) -> None:
-    """Write the pipeline of a variant, and beside it how it is meant to draw."""
-    how = run.sampling(name)
-    scheduler = how.scheduler(run.family)
-    files = {SAMPLING_NAME: how.to_json()}
-    save_pipeline(run.family, denoiser, run.pipeline_path(name), card=run.card(name), scheduler=scheduler, files=files)
+def _write_record(
+    run: Run, name: str, directory: Path, student: Student, sizes: Mapping[str, Mapping[str, int]]
+) -> None:
+    teacher = run.recipe.variants[name].teacher
+    lineage = [f"taught by, and made of, the student {teacher!r} of this run"] if teacher else []
+    record = {"kept": [*lineage, *student.kept], "sizes": sizes}
+    write_text(directory / STUDENT_NAME, json.dumps(record, indent=2) + "\n")
 
 
-def _derive(run: Compression, name: str, directory: Path, cache: LatentCache) -> Student:
-    """The student of a variant; what was measured to choose it is kept in `directory`."""
+def _save(run: Run, name: str, denoiser: nn.Module) -> None:
+    """Write the pipeline of a variant, with a file that says how it is meant to sample."""
+    variant, sampling = _variant(run, name), planned_sampling(run.recipe, name)
+    save_pipeline(
+        run.family,
+        denoiser,
+        variant.pipeline,
+        card=student_card(run, variant),
+        scheduler=sampling.scheduler(run.family),
+        files={SAMPLING_NAME: sampling.to_json()},
+    )
+
+
+def student_card(run: Run, variant: DistilledVariant, metrics: Mapping[str, Any] | None = None) -> str:
+    """Return the model card of a variant, with scores where `metrics` are given."""
+    index = read_index(run.recipe.teacher)[1]
+    parts = {name: part for name, part in index.items() if name.startswith(("text_encoder", "tokenizer"))}
+    record = variant.record()
+    return model_card(
+        name=variant.name,
+        recipe=run.recipe,
+        kept=record["kept"],
+        sizes=record["sizes"],
+        metrics=metrics,
+        pipeline_class=index["_class_name"],
+        absent=[name for name, part in parts.items() if part[0] is None],
+    )
+
+
+def _derive(run: Run, name: str, directory: Path, cache: LatentCache) -> Student:
+    """Derive the student of a variant; the scores that choose its layers are kept in `directory`."""
     family, recipe = run.family, run.recipe
     student, settings = recipe.variant(name)
     student = settled(family, student, directory, run.accelerator)
-    beside: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "seed": recipe.seed,
         "batch_size": recipe.cache.batch_size,
         "guidance_range": settings.guidance_range,
     }
     importance = influence = None
     if student.importance != "weight_norm":
-        importance = kept_importance(family, student.importance, cache, directory, run.accelerator, **beside)
+        importance = kept_importance(family, student.importance, cache, directory, run.accelerator, **measured)
     if student.depth is not None:
-        influence = kept_influence(family, cache, directory, run.accelerator, **beside)
+        influence = kept_influence(family, cache, directory, run.accelerator, **measured)
     return student_of(
         family.denoiser,
         student,
@@ -116,6 +239,14 @@ def _derive(run: Compression, name: str, directory: Path, cache: LatentCache) ->
     )
 
 
+def _prepared(family: Family, denoiser: Any) -> nn.Module:
+    """Lay out a denoiser as the device computes fastest."""
+    if family.device.type == "cpu":
+        denoiser = denoiser.to(memory_format=torch.channels_last)
+    prepared: nn.Module = denoiser
+    return prepared
+
+
 def _size(family: Family, denoiser: Any) -> dict[str, int]:
-    asked = macs(denoiser, size=family.latent_shape[1:], text_length=family.text_length)
-    return {"parameters": parameters(denoiser), "macs": asked}
+    count = macs(denoiser, size=family.latent_shape[1:], text_length=family.text_length)
+    return {"parameters": parameters(denoiser), "macs": count}

@@ -1,4 +1,4 @@
-"""The evaluation stage of a run: every model draws the same prompts from the same noise."""
+"""The evaluate stage: every model generates images of the same prompts from the same noise."""
 
 from __future__ import annotations
 
@@ -6,41 +6,85 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from condistill.distill.history import train_sec
+from condistill.distill import stage as distill_stage
+from condistill.distill.stage import DistilledVariant
 from condistill.errors import CondistillError
 from condistill.evaluate.generate import ImageClassifier, Round, draw_round, measure, rounds, write_grid
-from condistill.pipelines.sampling import Sampling
+from condistill.pipelines.sampling import Sampling, planned_sampling
 from condistill.profiling.forwards import compute
 from condistill.profiling.macs import macs
 from condistill.profiling.memory import peak_memory_gb
 from condistill.profiling.timing import sec_per_image
+from condistill.prompts import stage as prompts_stage
+from condistill.run.context import Run
+from condistill.run.directory import StageDir
 from condistill.students.guidance import guidance_kind
 from condistill.teachers.family import Family
 from condistill.utils.atomic import write_text
+from condistill.utils.distributed import on_main_process
+from condistill.utils.hardware import machine
 from condistill.utils.meta import parameters
 from condistill.utils.progress import track
 
-if TYPE_CHECKING:
-    from condistill.workflow.compress import Compression, Prompts
-
+NAME = "evaluate"
 METRICS_FORMAT = 1
+METRICS_NAME, GRID_NAME, GRID_FOLDER = "metrics.json", "grid.json", "grid"
 
 
-def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None:
-    """Draw, measure, and leave `metrics.json`, `grid.json` and the pictures of the report in `directory`."""
-    from condistill.utils.hardware import machine
+def _directory(run: Run) -> StageDir:
+    settings, cache = run.recipe.evaluate.model_dump(), run.recipe.cache
+    return run.stage("evaluation", distill_stage.key(run), settings, cache.num_inference_steps, cache.guidance_scale)
+
+
+def key(run: Run) -> str:
+    """Return the hash of the students and of all settings that change figures."""
+    return _directory(run).key
+
+
+def is_done(run: Run) -> bool:
+    """Return whether the figures and the images of the report exist."""
+    return _directory(run).is_done(METRICS_NAME, GRID_NAME)
+
+
+def make(run: Run) -> None:
+    """Measure teacher and students, on the main process."""
+    directory = _directory(run)
+
+    def evaluate() -> None:
+        directory.begin()
+        _evaluate(run, directory.path)
+        directory.finish()
+
+    on_main_process(run.accelerator, evaluate)
+
+
+def open(run: Run) -> Path:
+    """Return the directory of the figures, and copy `metrics.json` to the run directory."""
+
+    def copy() -> None:
+        text = (_directory(run).path / METRICS_NAME).read_text(encoding="utf-8")
+        write_text(run.path / METRICS_NAME, text)
+
+    run.once(NAME, lambda: on_main_process(run.accelerator, copy))
+    return _directory(run).path
+
+
+def _evaluate(run: Run, directory: Path) -> None:
+    """Generate, measure, and write the figures and the images of the report to `directory`."""
 
     recipe, settings, family = run.recipe, run.recipe.evaluate, run.family
-    sampling = {"teacher": run.sampling(), **{name: run.sampling(name) for name in recipe.variants}}
+    variants, prompts = distill_stage.open(run), prompts_stage.open(run)
+    sampling = {"teacher": planned_sampling(recipe, None)}
+    sampling |= {name: planned_sampling(recipe, name) for name in variants}
     made = rounds(settings, prompts.choose, prompts.splits)
     classifier = choose_classifier(settings.classifier, made)
     denoisers: dict[str, nn.Module] = {"teacher": family.denoiser}
-    denoisers |= {name: load_student(run, name) for name in recipe.variants}
+    denoisers |= {name: variant.load(family) for name, variant in variants.items()}
     total = len(denoisers) * sum(len(this.prompts) for this in made)
     drawn: dict[str, list[Any]] = {name: [] for name in denoisers}
     with track(run.console, "evaluate", total, unit="images") as advance:
@@ -57,11 +101,11 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
                 )
                 drawn[name].append(latents)
     models, shown = measure(drawn, family, made, settings, classifier)
-    for name, costs in _costs(run, denoisers, sampling).items():
+    for name, costs in _costs(run, variants, denoisers, sampling).items():
         models[name] |= costs
     first = made[0]
-    grid = write_grid(directory / "grid", shown, first, per_split=settings.grid)
-    write_text(directory / "grid.json", json.dumps(grid, indent=2, ensure_ascii=False) + "\n")
+    grid = write_grid(directory / GRID_FOLDER, shown, first, per_split=settings.grid)
+    write_text(directory / GRID_NAME, json.dumps(grid, indent=2, ensure_ascii=False) + "\n")
     metrics = {
         "format": METRICS_FORMAT,
         "classifier": settings.classifier,
@@ -75,11 +119,14 @@ def evaluate_models(run: Compression, directory: Path, prompts: Prompts) -> None
         "torch": torch.__version__,
         "models": models,
     }
-    write_text(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_text(directory / METRICS_NAME, json.dumps(metrics, indent=2) + "\n")
 
 
 def _costs(
-    run: Compression, denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling]
+    run: Run,
+    variants: Mapping[str, DistilledVariant],
+    denoisers: Mapping[str, nn.Module],
+    sampling: Mapping[str, Sampling],
 ) -> dict[str, dict[str, Any]]:
     """What every model takes to store, to draw with and, where it was trained here, to train."""
     family = run.family
@@ -100,12 +147,14 @@ def _costs(
                 "peak_memory_gb": peak_memory_gb(family, denoiser),
             },
         }
-        if name in run.recipe.variants:
-            costs[name]["compute"] = _training(run, name, denoisers)
+        if name in variants:
+            costs[name]["compute"] = _training(run, name, variants, denoisers)
     return costs
 
 
-def _training(run: Compression, name: str, denoisers: Mapping[str, nn.Module]) -> dict[str, float]:
+def _training(
+    run: Run, name: str, variants: Mapping[str, DistilledVariant], denoisers: Mapping[str, nn.Module]
+) -> dict[str, float]:
     """What a variant took to train, and those before it that it was made of; all share one cache."""
     cache = run.recipe.cache
     guided = Sampling(1, cache.guidance_scale).denoiser_calls(denoisers["teacher"]) == 2
@@ -115,21 +164,8 @@ def _training(run: Compression, name: str, denoisers: Mapping[str, nn.Module]) -
         teacher: Any = denoisers[run.recipe.variants[each].teacher or "teacher"]
         told = guidance_kind(teacher) == "embedded"
         asked = compute(settings, cache, teacher_takes_guidance=told, cache_is_guided=guided)
-        spent.append({**asked, "train_sec": train_sec(run.distill_path(each), settings.steps)})
+        spent.append({**asked, "train_sec": variants[each].train_sec(settings.steps)})
     return {key: (max if key == "cache_forwards" else sum)(each[key] for each in spent) for key in spent[0]}
-
-
-def load_student(run: Compression, name: str) -> nn.Module:
-    """The denoiser of a finished pipeline, from safetensors."""
-    family = run.family
-    path = run.pipeline_path(name) / family.denoiser_name
-    if not path.is_dir():
-        raise CondistillError(f"there is no student at {path}; make it with `condistill distill RECIPE`")
-    denoiser: nn.Module = type(family.denoiser).from_pretrained(path, use_safetensors=True)
-    denoiser = denoiser.to(family.device, family.denoiser.dtype).eval().requires_grad_(False)
-    if family.device.type == "cpu":
-        denoiser = denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return denoiser
 
 
 def choose_classifier(name: str, made: list[Round]) -> ImageClassifier | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -234,3 +234,11 @@ def _clean(raw: str) -> tuple[str, bytes]:
         return prompt, prompt.encode()
     except (AttributeError, UnicodeEncodeError) as error:
         raise CondistillError(f"a prompt is not text that UTF-8 can hold: {raw!r}; correct or remove it") from error
+
+
+class Texts(Protocol):
+    """Prompts by number: a list, or a pool."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> str: ...

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from condistill.errors import CondistillError
-from condistill.prompts.pool import PromptPool, prompt_digest
+from condistill.prompts.pool import PromptPool, Texts, prompt_digest
 
 
 class SeenSplit(NamedTuple):
@@ -53,3 +54,23 @@ def split_indices(
         count=len(pool),
     )
     return SeenSplit(np.flatnonzero(~unseen), np.flatnonzero(unseen))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What the first stage leaves: the pool, what may be cached, and what is cached."""
+
+    pool: PromptPool
+    cached: Texts
+    seen: np.ndarray[Any, np.dtype[np.int64]]
+    unseen: np.ndarray[Any, np.dtype[np.int64]]
+
+    @property
+    def splits(self) -> list[str]:
+        """`seen` and `unseen`, or neither where nothing is held out."""
+        return ["seen", "unseen"] if len(self.unseen) else ["all"]
+
+    def choose(self, split: str, n: int, rng: np.random.Generator) -> list[str]:
+        """Up to n distinct prompts of a split."""
+        indices = {"seen": self.seen, "unseen": self.unseen, "all": np.arange(len(self.pool))}[split]
+        return self.pool.take(rng.choice(indices, min(n, len(indices)), replace=False).tolist())

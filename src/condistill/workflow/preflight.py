@@ -1,63 +1,116 @@
-"""What would fail only after hours of drawing is told before: students, and prompts that are of no use."""
+"""Checks before anything is generated or trained: inputs, students, prompts.
+
+What a run would refuse hours later is refused at once: `preflight` needs the configs of the teacher alone, and
+`check_prompts` the text pool and the teacher.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
+from condistill.distill import stage as distill_stage
 from condistill.errors import CondistillError
 from condistill.evaluate.generate import rounds
 from condistill.evaluate.stage import choose_classifier
+from condistill.prompts import stage as prompts_stage
+from condistill.prompts.readers import read_prompts
+from condistill.run.context import Run
 from condistill.students.derive import student_of
 from condistill.students.features import layer_weights
-from condistill.students.guidance import guidance_kind, guidance_learnt
+from condistill.students.guidance import GuidanceKind, guidance_kind, guidance_learnt
 from condistill.students.target import settle
 from condistill.teachers.family import Family
-from condistill.utils.meta import build_on_meta, plain_config
+from condistill.teachers.load import family_class, read_index
+from condistill.teachers.skeleton import Skeleton, teacher_skeleton
+from condistill.utils.distributed import on_main_process
 
-if TYPE_CHECKING:
-    from condistill.workflow.compress import Prompts
 
-
-def check_what_follows(recipe: Recipe, family: Family, prompts: Prompts) -> None:
-    """Derive every student without weights, look at every prompt, and choose what will be evaluated on.
+def check_inputs(recipe: Recipe) -> type[Family]:
+    """Return the family of the teacher, after a look at every file that a run reads. Nothing is loaded.
 
     Raises:
-        CondistillError: a student cannot be made of this teacher, or a prompt cannot be encoded or classified.
+        CondistillError: the teacher or a file of prompts cannot be used.
     """
-    denoiser, evaluation = family.denoiser, recipe.evaluate
-    family.check_prompts(prompts.pool)
-    shapes: dict[str | None, Any] = {None: build_on_meta(type(denoiser), plain_config(denoiser))}
-    guidance: dict[str | None, Any] = {None: guidance_kind(denoiser)}
+    _, index = read_index(recipe.teacher)
+    settings = recipe.prompts
+    for name in settings.every_file:
+        next(iter(read_prompts(name, column=settings.column)), None)
+    return family_class(recipe.teacher, index)
+
+
+def preflight(recipe: Recipe, skeleton: Skeleton | None = None) -> Skeleton:
+    """Check everything that can be known without weights, and return the teacher on the meta device.
+
+    Args:
+        skeleton: the teacher on the meta device, if it was made already.
+
+    Raises:
+        CondistillError: an input cannot be used, or a student cannot be made of this teacher.
+    """
+    check_inputs(recipe)
+    skeleton = skeleton or teacher_skeleton(recipe.teacher)
+    check_students(recipe, skeleton.family)
+    return skeleton
+
+
+def check_students(recipe: Recipe, family: Family) -> None:
+    """Derive every student on the meta device.
+
+    Args:
+        family: the teacher, on the meta device.
+
+    Raises:
+        CondistillError: names the student that cannot be made.
+    """
+    size, text_length = family.latent_shape[1:], family.text_length
+    denoisers: dict[str | None, Any] = {None: family.denoiser}
+    # whether a U-Net with a guidance input has one scale distilled or many is in its weights; see `check_guidance`
+    guidance_is_known = family.denoiser.config.get("time_cond_proj_dim") is None
     for name, variant in recipe.variants.items():
         student, settings = recipe.variant(name)
+        teacher = denoisers[variant.teacher]
         try:
             check_steps(family, settings)
-            if settings.prompt_choice and settings.prompt_choice.interpolate:
-                nothing = family.encode([""])
-                nothing.lerp(nothing, torch.zeros(1))
-            guidance[name] = guidance_learnt(guidance[variant.teacher], denoiser, settings)
-            student = settle(
-                shapes[variant.teacher], student, size=family.latent_shape[1:], text_length=family.text_length
-            )
-            derived = student_of(
-                shapes[variant.teacher], student, may_be_as_large=settings.draws_cheaper, features=settings.features
-            )
+            student = settle(teacher, student, size=size, text_length=text_length)
+            derived = student_of(teacher, student, may_be_as_large=settings.draws_cheaper, features=settings.features)
             layer_weights(settings.feature_layer_weights, derived.pairs)
         except CondistillError as error:
-            raise CondistillError(f"the student {name!r} cannot be made: {error}") from error
-        shapes[name] = derived.denoiser
-    choose_classifier(evaluation.classifier, rounds(evaluation, prompts.choose, prompts.splits))
+            raise _cannot_be_made(name, error) from error
+        denoisers[name] = derived.denoiser
+    if guidance_is_known:
+        check_guidance(recipe, family.denoiser)
+
+
+def check_guidance(recipe: Recipe, denoiser: Any) -> None:
+    """Check that every student's guidance fits its teacher's.
+
+    Args:
+        denoiser: the teacher's, with weights where its config alone does not say how it is guided.
+
+    Raises:
+        CondistillError: names the student that cannot be made.
+    """
+    kinds: dict[str | None, GuidanceKind] = {None: guidance_kind(denoiser)}
+    for name, variant in recipe.variants.items():
+        try:
+            kinds[name] = guidance_learnt(kinds[variant.teacher], denoiser, recipe.variant(name)[1])
+        except CondistillError as error:
+            raise _cannot_be_made(name, error) from error
+
+
+def _cannot_be_made(name: str, error: CondistillError) -> CondistillError:
+    return CondistillError(f"the student {name!r} cannot be made: {error}")
 
 
 def check_steps(family: Family, settings: DistillSettings) -> None:
-    """Whether the teacher has the timesteps that paths and few steps ask for, and can be followed along a path.
+    """Check that the teacher has the timesteps of `path` and `few_steps`, and that paths can follow it.
 
     Raises:
-        CondistillError: says which numbers of steps it can be cut into.
+        CondistillError: says which numbers of steps its timesteps can be divided into.
     """
     total = family.noise.total_timesteps
     path, few = settings.path, settings.few_steps
@@ -72,3 +125,36 @@ def check_steps(family: Family, settings: DistillSettings) -> None:
         )
     if few:
         family.noise.check_few_steps(few)
+
+
+def check_prompts(run: Run) -> None:
+    """Check, before anything is generated or trained, that the teacher can use every prompt.
+
+    Nothing is checked, and no teacher is loaded, where every student is trained already.
+
+    Raises:
+        CondistillError: a prompt cannot be encoded, blended or classified, or guidance does not fit the teacher.
+    """
+
+    def check() -> None:
+        if distill_stage.is_done(run):
+            return
+        recipe, family, prompts = run.recipe, run.family, prompts_stage.open(run)
+        family.check_prompts(prompts.pool)
+        check_guidance(recipe, family.denoiser)
+        for name in recipe.variants:
+            choice = recipe.variant(name)[1].prompt_choice
+            if choice and choice.interpolate:
+                _check_blend(name, family)
+        choose_classifier(recipe.evaluate.classifier, rounds(recipe.evaluate, prompts.choose, prompts.splits))
+
+    on_main_process(run.accelerator, check)
+
+
+def _check_blend(name: str, family: Family) -> None:
+    """Check that conditions of the family can be interpolated."""
+    condition = family.encode([""])
+    try:
+        condition.lerp(condition, torch.zeros(1))
+    except CondistillError as error:
+        raise _cannot_be_made(name, error) from error

@@ -18,7 +18,7 @@ from condistill.utils.atomic import write_text
 from condistill.utils.format import quantity, significant
 
 if TYPE_CHECKING:
-    from condistill.workflow.sweep import Sweep, SweepRun
+    from condistill.workflow.sweep_cases import Sweep, SweepRun
 
 RESULT_NAME = "sweep.json"
 """Every figure; also what tells a sweep's directory from any other."""

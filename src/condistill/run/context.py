@@ -1,0 +1,102 @@
+"""What the stages of a run share: recipe, run directory, accelerator and teacher. It knows no stage."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from rich.console import Console
+
+from condistill.config.recipe import Recipe
+from condistill.errors import CondistillError
+from condistill.run.directory import RunDir, StageDir
+from condistill.teachers.family import Family
+from condistill.teachers.load import load_teacher, teacher_key
+from condistill.utils.distributed import on_main_process
+from condistill.utils.hashing import key_of
+
+T = TypeVar("T")
+
+
+class Run:
+    """One run of a recipe. The accelerator and the teacher are made when they are first needed."""
+
+    def __init__(self, recipe: Recipe, out: Path, *, console: Console) -> None:
+        """Describe a run in the run directory `out`; nothing is written before `open_directory`."""
+        self.recipe = recipe
+        self.console = console
+        self.directory = RunDir(out)
+        self._results: dict[str, Any] = {}
+
+    def open_directory(self, *, update: bool = False) -> None:
+        """Open the run directory, or make it.
+
+        Args:
+            update: accept a directory whose recipe differs.
+
+        Raises:
+            CondistillError: the directory cannot be used; see `RunDir.open`.
+        """
+        on_main_process(self.accelerator, lambda: RunDir.open(self.path, self.recipe, update=update))
+
+    @cached_property
+    def teacher_key(self) -> str:
+        """The hash of the teacher's files, or its hub name and revision."""
+        return teacher_key(self.recipe.teacher)
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.directory.path
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """Print one line on the main process: without markup, and not wrapped, so that paths can be copied."""
+        if self.accelerator.is_main_process:
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def stage(self, name: str, *inputs: Any) -> StageDir:
+        """Return the directory of a stage, with the key of the settings and inputs that its result depends on."""
+        return self.directory.stage(name, key_of(name, *inputs))
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Return the result of `make`, which is called the first time only."""
+        if name not in self._results:
+            self._results[name] = make()
+        return cast("T", self._results[name])
+
+    @cached_property
+    def accelerator(self) -> Any:
+        """The `accelerate.Accelerator` that all variants share.
+
+        Raises:
+            CondistillError: the variants differ in precision or tracker, or the machine does not support them.
+        """
+        from accelerate import Accelerator
+
+        settings = [self.recipe.variant(name)[1] for name in self.recipe.variants]
+        if len({(s.mixed_precision, s.tracker) for s in settings}) > 1:
+            raise CondistillError("all variants of a run share distill.mixed_precision and distill.tracker")
+        tracker, precision = settings[0].tracker, settings[0].mixed_precision
+        if tracker != "none" and importlib.util.find_spec(tracker) is None:
+            raise CondistillError(f"distill.tracker is {tracker!r}, which is not installed: pip install {tracker}")
+        try:
+            return Accelerator(
+                mixed_precision=precision,
+                log_with=None if tracker == "none" else tracker,
+                project_dir=str(self.path / "tracker"),
+            )
+        except ValueError as error:
+            raise CondistillError(f"distill.mixed_precision {precision!r} cannot be used here: {error}") from error
+
+    @cached_property
+    def family(self) -> Family:
+        """The teacher, on the accelerator's device."""
+        self.say(f"teacher: loading {self.recipe.teacher.pipeline}")
+        family = load_teacher(self.recipe.teacher, device=self.accelerator.device)
+        if family.device.type == "cpu":
+            family.denoiser.to(memory_format=torch.channels_last)
+        return family
