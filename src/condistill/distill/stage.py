@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from condistill.distill.history import HISTORY_NAME, Stopwatch, read_history, tr
 from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError
 from condistill.pipelines.card import model_card
+from condistill.pipelines.record import STUDENT_NAME, DenoiserSize, StudentRecord
 from condistill.pipelines.sampling import SAMPLING_NAME, planned_sampling
 from condistill.pipelines.save import save_pipeline
 from condistill.profiling.macs import macs
@@ -31,14 +31,12 @@ from condistill.students.scores.layers import kept_influence
 from condistill.students.target import settled
 from condistill.teachers.family import Family
 from condistill.teachers.load import read_index
-from condistill.utils.atomic import write_text
 from condistill.utils.distributed import decide, on_main_process
 from condistill.utils.hashing import key_of
 from condistill.utils.meta import parameters
 from condistill.utils.progress import track
 
 NAME = "distill"
-STUDENT_NAME = "student.json"
 _RUN_ONLY = {"checkpoint_every", "keep_checkpoints", "log_every", "tracker"}
 """Settings of distillation that do not change its result."""
 
@@ -53,9 +51,9 @@ class DistilledVariant:
     pipeline: Path
     """Its directory under `pipelines/`."""
 
-    def record(self) -> Any:
-        """Return what is known of the student: its kept layers and the sizes of both denoisers."""
-        return json.loads((self.directory / STUDENT_NAME).read_text(encoding="utf-8"))
+    def record(self) -> StudentRecord:
+        """Return the record of the student: its kept layers and the sizes of both denoisers."""
+        return StudentRecord.read(self.directory / STUDENT_NAME, remedy="run `condistill distill` with --update")
 
     def history(self) -> list[dict[str, Any]]:
         """Return the records of its training."""
@@ -150,7 +148,7 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: Pro
         directory=directory / "checkpoints",
         accelerator=accelerator,
     )
-    counts = " of the teacher's ".join(f"{sizes[model]['parameters']:,}" for model in ("student", "teacher"))
+    counts = " of the teacher's ".join(f"{sizes[model].parameters:,}" for model in ("student", "teacher"))
     run.say(f"{name}: {counts} parameters; {settings.steps:,} steps")
     denoiser = _train(run, name, trainer, settings.steps)
     if settings.tracker != "none":
@@ -175,13 +173,13 @@ def _train(run: Run, name: str, trainer: Trainer, steps: int) -> nn.Module:
         return trainer.run(on_step)
 
 
-def _write_record(
-    run: Run, name: str, directory: Path, student: Student, sizes: Mapping[str, Mapping[str, int]]
-) -> None:
+def _write_record(run: Run, name: str, directory: Path, student: Student, sizes: Mapping[str, DenoiserSize]) -> None:
     teacher = run.recipe.variants[name].teacher
     lineage = [f"taught by, and made of, the student {teacher!r} of this run"] if teacher else []
-    record = {"kept": [*lineage, *student.kept], "sizes": sizes}
-    write_text(directory / STUDENT_NAME, json.dumps(record, indent=2) + "\n")
+    kept = (*lineage, *student.kept)
+    StudentRecord(kept=kept, teacher_size=sizes["teacher"], student_size=sizes["student"]).write(
+        directory / STUDENT_NAME
+    )
 
 
 def _save(run: Run, name: str, denoiser: nn.Module) -> None:
@@ -205,8 +203,8 @@ def student_card(run: Run, variant: DistilledVariant, metrics: Mapping[str, Any]
     return model_card(
         name=variant.name,
         recipe=run.recipe,
-        kept=record["kept"],
-        sizes=record["sizes"],
+        kept=record.kept,
+        sizes={"teacher": record.teacher_size.model_dump(), "student": record.student_size.model_dump()},
         metrics=metrics,
         pipeline_class=index["_class_name"],
         absent=[name for name, part in parts.items() if part[0] is None],
@@ -247,6 +245,6 @@ def _prepared(family: Family, denoiser: Any) -> nn.Module:
     return prepared
 
 
-def _size(family: Family, denoiser: Any) -> dict[str, int]:
+def _size(family: Family, denoiser: Any) -> DenoiserSize:
     count = macs(denoiser, size=family.latent_shape[1:], text_length=family.text_length)
-    return {"parameters": parameters(denoiser), "macs": count}
+    return DenoiserSize(parameters=parameters(denoiser), macs=count)

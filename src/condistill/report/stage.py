@@ -50,7 +50,7 @@ def _write(run: Run) -> None:
     for name, variant in variants.items():
         student, settings = recipe.variant(name)
         shown = {"student": student.model_dump(by_alias=True), "distill": settings.model_dump(by_alias=True)}
-        students[name] = {"kept": variant.record()["kept"], "settings": shown}
+        students[name] = {"kept": variant.record().kept, "settings": shown}
         write_text(variant.pipeline / "README.md", student_card(run, variant, metrics))
         write_text(variant.pipeline / SAMPLING_NAME, planned_sampling(recipe, name).to_json())
     path = write_report(

@@ -17,6 +17,7 @@ from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
 from condistill.config.sections import TeacherSettings
 from condistill.distill.objective import Objective, StudentForward
+from condistill.distill.stage import DistilledVariant
 from condistill.distill.states import Sample
 from condistill.errors import CondistillError
 from condistill.evaluate.stage import _training
@@ -226,8 +227,9 @@ def test_a_saved_pipeline_is_found_to_be_of_this_family(whole: Path, dev: Flux) 
 def test_a_cache_that_was_drawn_without_a_second_call_is_not_counted_twice(schnell: Flux, tmp_path: Path) -> None:
     sections = {"teacher": {"pipeline": "t"}, "prompts": {"files": ["p"]}, "student": {"depth": 0.5}}
     cache = {"size": 10, "num_inference_steps": 4, "guidance_scale": 3.5}
-    run = SimpleNamespace(recipe=Recipe.model_validate(sections | {"cache": cache}), distill_path=lambda _: tmp_path)
-    spent = _training(run, "random_conditioning", {"teacher": schnell.denoiser})  # type: ignore[arg-type]
+    run = SimpleNamespace(recipe=Recipe.model_validate(sections | {"cache": cache}))
+    variants = {"random_conditioning": DistilledVariant("random_conditioning", tmp_path, tmp_path)}
+    spent = _training(run, "random_conditioning", variants, {"teacher": schnell.denoiser})  # type: ignore[arg-type]
     assert spent["cache_forwards"] == 40
 
 
