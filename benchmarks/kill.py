@@ -35,8 +35,16 @@ RECIPE: dict[str, Any] = {
     "prompts": {"files": ["miniature"], "unseen_words": ["star", "heart"]},
     "cache": {"size": 192, "num_inference_steps": 10, "guidance_scale": 3.0, "batch_size": 16, "shard_size": 16},
     "student": {"width": 0.5},
-    "distill": {"steps": 100, "batch_size": 8, "ema_decay": 0.9, "checkpoint_every": 10, "log_every": 5},
-    "variants": {"plain": {"distill": {"random_conditioning": {"schedule": "none"}}}, "random_conditioning": {}},
+    "distill": {
+        "steps": 100,
+        "batch_size": 8,
+        "optimizer": {"ema_decay": 0.9},
+        "logging": {"checkpoint_every": 10, "log_every": 5},
+    },
+    "variants": {
+        "plain": {"distill": {"conditioning": {"probability": {"schedule": "none"}}}},
+        "random_conditioning": {},
+    },
     "evaluate": {"prompts_per_split": 24, "batch_size": 16, "seeds": [0, 1], "grid": 2},
 }
 

@@ -19,6 +19,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from condistill import cli
+from condistill.config.conditioning import SCHEDULES, ScheduleSettings
 from condistill.config.recipe import Recipe
 from condistill.config.sections import Settings
 from condistill.config.yaml_tree import merge
@@ -192,6 +193,8 @@ def test_the_table_of_commands_is_the_apps() -> None:
 
 def settings_of(annotation: Any) -> list[type[Settings]]:
     """The models that a field's annotation holds; of a mapping of models, those of its values."""
+    if annotation is ScheduleSettings:
+        return list(SCHEDULES.values())
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
     return [model for part in get_args(annotation) for model in settings_of(part)]

@@ -45,11 +45,15 @@ def test_the_recipes_of_the_paper_have_its_settings(path: Path) -> None:
     recipe = Recipe.load(path)
     assert (recipe.cache.num_inference_steps, recipe.cache.guidance_scale) == (25, 7.5)
     settings = recipe.variant("random_conditioning")[1]
-    assert (settings.batch_size, settings.learning_rate, settings.max_grad_norm) == (256, 5e-5, 1.0)
-    assert settings.random_conditioning.model_dump(by_alias=True) == {"schedule": "exponential", "lambda": 5.0}
-    assert settings.output_weighting == "native"
-    assert (settings.features, settings.feature_weight, settings.feature_normalization) == ("stages", 1.0, "none")
-    assert settings.empty_prompt_probability == 0.1
+    assert (settings.batch_size, settings.optimizer.learning_rate, settings.optimizer.max_grad_norm) == (256, 5e-5, 1.0)
+    assert settings.conditioning.probability.model_dump(by_alias=True) == {"schedule": "exponential", "lambda": 5.0}
+    assert settings.loss.output_weighting == "native"
+    assert (settings.loss.features, settings.loss.feature_weight, settings.loss.feature_normalization) == (
+        "stages",
+        1.0,
+        "none",
+    )
+    assert settings.conditioning.empty_prompt_probability == 0.1
     preset = re.sub("^sd14-", "", path.stem)
     assert recipe.student.preset == (preset if preset != "unseen-animals" else "b-base")
 

@@ -166,7 +166,7 @@ def test_validate_prints_the_resolved_recipe_and_writes_nothing(call: Call, reci
     result = call("validate", recipe, "-s", "distill.steps=3")
     assert result.code == 0
     shown = Recipe.parse(result.out)
-    assert (shown.distill.steps, shown.distill.learning_rate, shown.cache.size) == (3, 5e-5, 6)
+    assert (shown.distill.steps, shown.distill.optimizer.learning_rate, shown.cache.size) == (3, 5e-5, 6)
     assert "is valid; the teacher is of family stable_diffusion" in result.err
     assert set(recipe.parent.iterdir()) == before
 
@@ -303,11 +303,13 @@ def test_an_unknown_key_names_the_nearest_one(call: Call, recipe: Path) -> None:
 
 def test_all_mistakes_of_a_recipe_are_told_at_once(call: Call, recipe: Path) -> None:
     data = json.loads(recipe.read_text(encoding="utf-8"))
-    data["distill"] |= {"steps": "many", "learning_rate": -1.0}
+    data["distill"] |= {"steps": "many", "optimizer": {"learning_rate": -1.0}}
     data["cache"]["size"] = -1
     recipe.write_text(json.dumps(data, indent=1), encoding="utf-8")
     result = call("run", recipe)
-    refused(result, "has 3 mistake(s)", "distill.steps", "(given: 'many')", "distill.learning_rate", "cache.size")
+    refused(
+        result, "has 3 mistake(s)", "distill.steps", "(given: 'many')", "distill.optimizer.learning_rate", "cache.size"
+    )
     assert result.err.count("line ") == 3
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from condistill.config.distill import ConsistencySettings, Constant, Exponential, Never, ProgressiveSettings, Sigmoid
+from condistill.config.conditioning import Constant, Exponential, Never, Sigmoid
+from condistill.config.distill import ConsistencySettings, ProgressiveSettings
 from condistill.config.recipe import Recipe
 from condistill.errors import RecipeError
 
@@ -24,8 +25,12 @@ def mistakes(text: str, *overrides: str) -> list[str]:
 
 def test_defaults_are_the_papers() -> None:
     recipe = Recipe.parse(BASE)
-    assert recipe.distill.random_conditioning == Exponential(**{"lambda": 5.0})
-    assert (recipe.distill.steps, recipe.distill.batch_size, recipe.distill.learning_rate) == (400_000, 256, 5e-5)
+    assert recipe.distill.conditioning.probability == Exponential(**{"lambda": 5.0})
+    assert (recipe.distill.steps, recipe.distill.batch_size, recipe.distill.optimizer.learning_rate) == (
+        400_000,
+        256,
+        5e-5,
+    )
     assert (recipe.cache.size, recipe.cache.num_inference_steps) == (212_776, 25)
 
 
@@ -37,13 +42,13 @@ def test_defaults_are_the_papers() -> None:
         ("colum", "prompts", "column"),
         ("shardsize", "cache", "shard_size"),
         ("presets", "student", "preset"),
-        ("learning_rte", "distill", "learning_rate"),
-        ("lamda", "distill.random_conditioning", "lambda"),
+        ("learning_rte", "distill.optimizer", "learning_rate"),
+        ("lamda", "distill.conditioning.probability", "lambda"),
         ("grids", "evaluate", "grid"),
         ("distil", "variants.a", "distill"),
         ("stps", "variants.a.distill", "steps"),
         ("widht", "variants.none.student", "width"),
-        ("lamda", "variants.none.distill.random_conditioning", "lambda"),
+        ("lamda", "variants.none.distill.conditioning.probability", "lambda"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_setting(key: str, place: str, close: str) -> None:
@@ -52,11 +57,28 @@ def test_an_unknown_key_names_the_nearest_setting(key: str, place: str, close: s
 
 
 @pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("distill.learning_rate", "distill.optimizer.learning_rate"),
+        ("distill.feature_weight", "distill.loss.feature_weight"),
+        ("distill.warmup_steps", "distill.optimizer.warmup_steps"),
+        ("distill.prompt_choice", "distill.conditioning.prompt_choice"),
+        ("distill.tracker", "distill.logging.tracker"),
+        ("distill.random_conditioning", "conditioning"),
+        ("learning_rate", "distill.optimizer.learning_rate"),
+        ("variants.none.distill.ema_decay", "variants.none.distill.optimizer.ema_decay"),
+    ],
+)
+def test_a_setting_in_the_wrong_place_names_its_full_key(key: str, meant: str) -> None:
+    assert mistakes(BASE, f"{key}=1") == [f"override {key}=1: {key} is not a setting; did you mean '{meant}'?"]
+
+
+@pytest.mark.parametrize(
     ("schedule", "close"), [("sigmoid", "midpoint"), ("constant", "probability"), ("none", "schedule")]
 )
 def test_an_unknown_key_of_a_schedule_is_compared_with_its_own_settings(schedule: str, close: str) -> None:
-    (line,) = mistakes(BASE, f"distill.random_conditioning={{schedule: {schedule}, {close}s: 1}}")
-    assert line.endswith(f"distill.random_conditioning.{close}s is not a setting; did you mean '{close}'?") or (
+    (line,) = mistakes(BASE, f"distill.conditioning.probability={{schedule: {schedule}, {close}s: 1}}")
+    assert line.endswith(f"distill.conditioning.probability.{close}s is not a setting; did you mean '{close}'?") or (
         schedule == "none" and line.endswith("valid names: schedule")
     )
 
@@ -71,7 +93,7 @@ student:
   preset: b-bas
 distill:
   steps: 0
-  random_conditioning: {schedule: sigmoid, midpoint: 2}
+  conditioning: {probability: {schedule: sigmoid, midpoint: 2}}
 variants:
   a:
     distill:
@@ -89,7 +111,7 @@ variants:
         "line 4: prompts.files: input should be a list (given: 'miniature')",
         "line 6: student.preset: input should be 'b-base', 'b-small'",
         "line 8: distill.steps: input should be greater than 0 (given: 0)",
-        "line 9: distill.random_conditioning.midpoint: input should be less than or equal to 1 (given: 2)",
+        "line 9: distill.conditioning.probability.midpoint: input should be less than or equal to 1 (given: 2)",
         "line 13: variants.a.distill.stps is not a setting; did you mean 'steps'?",
         "line 14: variants.B: 'B' cannot name a student",
         "line 15: variants.c: input should be a mapping (given: 3)",
@@ -106,21 +128,27 @@ variants:
         ("seed='3'", "seed: input should be a valid integer (given: '3')"),
         ("distill.steps=1.5", "distill.steps: input should be a valid integer"),
         ("cache.guidance_scale=-1", "cache.guidance_scale: input should be greater than or equal to 0"),
-        ("distill.ema_decay=1.5", "distill.ema_decay: input should be less than or equal to 1"),
+        ("distill.optimizer.ema_decay=1.5", "distill.optimizer.ema_decay: input should be less than or equal to 1"),
         ("distill.gradient_checkpointing=1", "distill.gradient_checkpointing: input should be a valid boolean"),
         ("distill.mixed_precision=fp8", "distill.mixed_precision: input should be 'no', 'fp16' or 'bf16'"),
-        ("distill.warmup_steps=5", "lr_scheduler 'constant' has no warm-up"),
-        ("distill.micro_batch_size=100", "batch_size 256 is not a multiple of micro_batch_size 100"),
-        ("distill={output_weight: 0, feature_weight: 0}", "every loss weight is 0"),
+        ("distill.optimizer.warmup_steps=5", "lr_scheduler 'constant' has no warm-up"),
+        ("distill.micro_batch_size=100", "distill.batch_size 256 is not a multiple of distill.micro_batch_size 100"),
+        ("distill={loss: {output_weight: 0, feature_weight: 0}}", "every loss weight is 0"),
         ("distill.path={start: nose}", "distill.path.start: input should be 'cache' or 'noise'"),
         ("distill.path={share: 0}", "distill.path.share: input should be greater than 0"),
         ("distill.path={stpes: 3}", "distill.path.stpes is not a setting; did you mean 'steps'?"),
         ("cache.size=0", "cache.size is 0, and random_conditioning learns from cached latents"),
-        ("distill={path: {start: noise}, task_weight: 1.0}", "task_weight needs cached latents"),
-        ("distill={feature_weight: 0, feature_normalization: teacher}", "need a feature_weight above 0"),
-        ("distill={feature_weight: 0, feature_layer_weights: {mid_block: 2.0}}", "need a feature_weight above 0"),
-        ("distill={features: attention_maps, gradient_checkpointing: true}", "cannot be recorded under gradient_"),
-        ("distill.random_conditioning.schedule=sgmoid", "'sgmoid' is unknown; use 'exponential', 'sigmoid'"),
+        ("distill={path: {start: noise}, loss: {task_weight: 1.0}}", "task_weight needs cached latents"),
+        ("distill={loss: {feature_weight: 0, feature_normalization: teacher}}", "need a feature_weight above 0"),
+        (
+            "distill={loss: {feature_weight: 0, feature_layer_weights: {mid_block: 2.0}}}",
+            "need a feature_weight above 0",
+        ),
+        (
+            "distill={loss: {features: attention_maps}, gradient_checkpointing: true}",
+            "cannot be recorded with distill.gradient_",
+        ),
+        ("distill.conditioning.probability.schedule=sgmoid", "'sgmoid' is unknown; use 'exponential', 'sigmoid'"),
         ("prompts.files=[]", "prompts.files: list should have at least 1 item"),
         ("student={}", "give a preset, a width, a depth, a target or"),
         ("student={preset: c-base, width: 0.5}", "preset 'c-base' sets the width already"),
@@ -184,13 +212,13 @@ variants:
         ),
         (
             "distill.guidance_distillation=1",
-            "a guidance scale to fold in is above 1, a range of them is [low, high] with 1 <",
+            "a guidance scale to distil is above 1, and a range of scales is [low, high] with 1 <",
         ),
-        ("distill.guidance_distillation=true", "a guidance scale to fold in is above 1"),
-        ("distill.guidance_distillation=[8, 2]", "a guidance scale to fold in is above 1"),
-        ("distill.guidance_distillation=[2]", "a guidance scale to fold in is above 1"),
-        ("distill.guidance_distillation=[1, 2]", "a guidance scale to fold in is above 1"),
-        ("distill.guidance_distillation=[2, .inf]", "a guidance scale to fold in is above 1"),
+        ("distill.guidance_distillation=true", "a guidance scale to distil is above 1"),
+        ("distill.guidance_distillation=[8, 2]", "a guidance scale to distil is above 1"),
+        ("distill.guidance_distillation=[2]", "a guidance scale to distil is above 1"),
+        ("distill.guidance_distillation=[1, 2]", "a guidance scale to distil is above 1"),
+        ("distill.guidance_distillation=[2, .inf]", "a guidance scale to distil is above 1"),
         ("distill.few_steps={method: consitency}", "'consitency' is unknown; use 'progressive', 'consistency'"),
         ("distill.few_steps={method: consistency}", "distill.few_steps.num_inference_steps is missing"),
         (
@@ -206,65 +234,86 @@ variants:
             "distill={few_steps: {method: consistency, num_inference_steps: 4}, path: {}}",
             "few_steps.method 'consistency' learns at isolated samples",
         ),
-        ("distill.path={share: 0.001}", "path.share 0.001 of batch_size 256 is 0.256 samples"),
-        ("distill.path={steps: 30}", "path.steps 30 is more than the path has: 25"),
-        ("distill={path: {guidance_scale: 2.0}, guidance_distillation: 2.0}", "leave out path.guidance_scale"),
-        ("distill={path: {start: noise}, timestep_bias: 1.0}", "timestep_bias is of isolated samples"),
-        ("distill={guidance_distillation: 3.0, guidance_weight: 1.0}", "choose one"),
-        ("distill={few_steps: {num_inference_steps: 4}, path: {}}", "path.num_inference_steps is 25"),
-        ("distill={few_steps: {num_inference_steps: 4}, task_weight: 1.0}", "few_steps has targets of its own"),
-        ("distill.few_steps={num_inference_steps: 4, teacher_stps: 2}", "did you mean 'teacher_steps'?"),
-        ("distill.prompt_choice={candidats: 2}", "did you mean 'candidates'?"),
-        ("distill.prompt_choice={candidates: 0}", "distill.prompt_choice.candidates: input should be greater than 0"),
-        ("distill.prompt_choice={interpolate: 1.5}", "interpolate: input should be less than or equal to 1"),
-        ("distill.prompt_choice={distance: -1.0}", "distance: input should be greater than or equal to 0"),
-        ("distill.prompt_choice={distance: .inf}", "distance: input should be a finite number"),
-        ("distill.prompt_choice={clusters: 1}", "clusters: input should be greater than or equal to 2"),
-        ("distill.prompt_choice={source_weights: {miniature: -1}}", "input should be greater than or equal to 0"),
-        ("distill.prompt_choice={source_weights: {miniature: 0}}", "source_weights has no weight above 0"),
+        ("distill.path={share: 0.001}", "distill.path.share 0.001 of distill.batch_size 256 is 0.256 samples"),
+        ("distill.path={steps: 30}", "distill.path.steps 30 is more than distill.path.num_inference_steps 25"),
+        ("distill={path: {guidance_scale: 2.0}, guidance_distillation: 2.0}", "leave out distill.path.guidance_scale"),
         (
-            "distill.prompt_choice={candidates: 2, disagreement: 1, interpolate: 1}",
+            "distill={path: {start: noise}, conditioning: {timestep_bias: 1.0}}",
+            "distill.conditioning.timestep_bias applies to isolated samples",
+        ),
+        ("distill={guidance_distillation: 3.0, loss: {guidance_weight: 1.0}}", "choose one"),
+        ("distill={few_steps: {num_inference_steps: 4}, path: {}}", "path.num_inference_steps is 25"),
+        (
+            "distill={few_steps: {num_inference_steps: 4}, loss: {task_weight: 1.0}}",
+            "distill.few_steps has its own targets",
+        ),
+        ("distill.few_steps={num_inference_steps: 4, teacher_stps: 2}", "did you mean 'teacher_steps'?"),
+        ("distill.conditioning.prompt_choice={candidats: 2}", "did you mean 'candidates'?"),
+        (
+            "distill.conditioning.prompt_choice={candidates: 0}",
+            "distill.conditioning.prompt_choice.candidates: input should be greater than 0",
+        ),
+        (
+            "distill.conditioning.prompt_choice={interpolate: 1.5}",
+            "interpolate: input should be less than or equal to 1",
+        ),
+        ("distill.conditioning.prompt_choice={distance: -1.0}", "distance: input should be greater than or equal to 0"),
+        ("distill.conditioning.prompt_choice={distance: .inf}", "distance: input should be a finite number"),
+        ("distill.conditioning.prompt_choice={clusters: 1}", "clusters: input should be greater than or equal to 2"),
+        (
+            "distill.conditioning.prompt_choice={source_weights: {miniature: -1}}",
+            "input should be greater than or equal to 0",
+        ),
+        ("distill.conditioning.prompt_choice={source_weights: {miniature: 0}}", "source_weights has no weight above 0"),
+        (
+            "distill.conditioning.prompt_choice={candidates: 2, disagreement: 1, interpolate: 1}",
             "disagreement learns from prompts that are not blended; set interpolate below 1",
         ),
-        ("distill.prompt_choice={source_weights: {}}", "source_weights has no weight above 0"),
+        ("distill.conditioning.prompt_choice={source_weights: {}}", "source_weights has no weight above 0"),
         (
-            "distill.prompt_choice={source_weights: {minature: 1.0}}",
+            "distill.conditioning.prompt_choice={source_weights: {minature: 1.0}}",
             "source_weights names 'minature', which is no file of the prompt pool; did you mean 'miniature'?",
         ),
         (
-            "distill.prompt_choice={novelty: 1.0}",
-            "choose among candidates, and there is 1; set candidates to 2 or more",
+            "distill.conditioning.prompt_choice={novelty: 1.0}",
+            "choose among candidates, and candidates is 1; set candidates to 2 or more",
         ),
-        ("distill.prompt_choice={candidates: 4}", "candidates is 4, and nothing tells them apart"),
+        ("distill.conditioning.prompt_choice={candidates: 4}", "candidates is 4, but nothing ranks them"),
         (
-            "distill.prompt_choice={candidates: 4, novelty: 1.0, clusters: 8}",
-            "clusters is 8 and serves disagreement, which is 0; leave it out",
-        ),
-        (
-            "distill={prompt_choice: {}, random_conditioning: {schedule: none}}",
-            "no sample is given one; set it to null",
+            "distill.conditioning.prompt_choice={candidates: 4, novelty: 1.0, clusters: 8}",
+            "clusters is 8 but is used only if disagreement is above 0; leave it out",
         ),
         (
-            "distill={prompt_choice: {}, random_conditioning: {schedule: constant, probability: 0}}",
-            "no sample is given one; set it to null",
+            "distill={conditioning: {prompt_choice: {}, probability: {schedule: none}}}",
+            "no sample gets a random prompt; set it to null",
         ),
         (
-            "distill={prompt_choice: {distance: 1.0}, random_conditioning: {schedule: constant}}",
-            "use it with the schedules 'exponential' and 'sigmoid'",
-        ),
-        ("distill={prompt_choice: {distance: 1.0}, path: {start: noise}}", "of cached latents; use it with"),
-        ("distill={prompt_choice: {interpolate: 0.5}, path: {}}", "prompt_choice.interpolate is of re-paired samples"),
-        (
-            "distill={prompt_choice: {candidates: 2, disagreement: 1.0}, path: {}}",
-            "prompt_choice.disagreement is of re-paired samples that are on no path, and there are none",
+            "distill={conditioning: {prompt_choice: {}, probability: {schedule: constant, probability: 0}}}",
+            "no sample gets a random prompt; set it to null",
         ),
         (
-            "distill={prompt_choice: {interpolate: 0.5}, path: {start: noise, share: 0.5}, "
-            "random_conditioning: {schedule: none}}",
-            "prompt_choice.interpolate is of re-paired samples",
+            "distill={conditioning: {prompt_choice: {distance: 1.0}, probability: {schedule: constant}}}",
+            "a schedule that depends on the noise level, such as 'exponential' or 'sigmoid'",
         ),
         (
-            "distill={prompt_choice: {candidates: 2, novelty: 1.0}, path: {start: noise}}",
+            "distill={conditioning: {prompt_choice: {distance: 1.0}}, path: {start: noise}}",
+            "of cached latents; use it with cached latents",
+        ),
+        (
+            "distill={conditioning: {prompt_choice: {interpolate: 0.5}}, path: {}}",
+            "prompt_choice.interpolate applies to re-paired samples",
+        ),
+        (
+            "distill={conditioning: {prompt_choice: {candidates: 2, disagreement: 1.0}}, path: {}}",
+            "prompt_choice.disagreement applies to re-paired samples that are not on a path, and there are none",
+        ),
+        (
+            "distill={conditioning: {prompt_choice: {interpolate: 0.5}, probability: {schedule: none}}, "
+            "path: {start: noise, share: 0.5}}",
+            "prompt_choice.interpolate applies to re-paired samples",
+        ),
+        (
+            "distill={conditioning: {prompt_choice: {candidates: 2, novelty: 1.0}}, path: {start: noise}}",
             "prompt_choice.novelty is the distance to cached prompts, and none is used",
         ),
         ("teacher=miniature", "teacher: input should be a mapping (given: 'miniature')"),
@@ -273,7 +322,7 @@ variants:
 def test_a_value_of_the_wrong_type_or_range_is_told(override: str, message: str) -> None:
     (line,) = mistakes(BASE, override)
     assert message in line
-    contradiction = ("distill: ", "recipe: ")  # of two settings: told of what holds both
+    contradiction = ("distill: ", "distill.optimizer: ", "recipe: ")  # of two settings: told of what holds both
     assert line.startswith((f"override {override}: ", *contradiction))
 
 
@@ -319,32 +368,35 @@ def test_consistency_may_be_learnt_from_a_teacher_of_as_many_steps() -> None:
 @pytest.mark.parametrize(
     "distill",
     [
-        "{prompt_choice: {distance: 1.0}, path: {start: cache}}",
-        "{prompt_choice: {distance: 1.0, interpolate: 0.5}, path: {start: noise, share: 0.5}}",
-        "{prompt_choice: {}, path: {start: noise}, random_conditioning: {schedule: none}}",
-        "{prompt_choice: {candidates: 2, disagreement: 1.0, clusters: 8}, random_conditioning: {schedule: constant}}",
-        "{prompt_choice: {source_weights: {miniature: 2.0}}}",
+        "{conditioning: {prompt_choice: {distance: 1.0}}, path: {start: cache}}",
+        "{conditioning: {prompt_choice: {distance: 1.0, interpolate: 0.5}}, path: {start: noise, share: 0.5}}",
+        "{conditioning: {prompt_choice: {}, probability: {schedule: none}}, path: {start: noise}}",
+        "{conditioning: {prompt_choice: {candidates: 2, disagreement: 1.0, clusters: 8}, "
+        "probability: {schedule: constant}}}",
+        "{conditioning: {prompt_choice: {source_weights: {miniature: 2.0}}}}",
     ],
 )
 def test_prompt_choices_are_chosen_wherever_there_are_any(distill: str) -> None:
     recipe = Recipe.parse(BASE, [f"distill={distill}"])
-    assert recipe.distill.prompt_choice is not None
+    assert recipe.distill.conditioning.prompt_choice is not None
     assert Recipe.parse(recipe.to_yaml()) == recipe
 
 
 def test_every_file_of_the_pool_needs_a_weight_and_a_name_of_its_own() -> None:
     files = "prompts={files: [x/a.txt], cached_files: [x/a.txt, b.csv], unseen_files: [c.txt]}"
-    weights = "distill.prompt_choice.source_weights"
+    weights = "distill.conditioning.prompt_choice.source_weights"
     recipe = Recipe.parse(BASE, [files, f"{weights}={{a.txt: 1.0, b.csv: 2.0, c.txt: 3.0}}"])
-    assert recipe.distill.prompt_choice is not None
+    assert recipe.distill.conditioning.prompt_choice is not None
     (line,) = mistakes(BASE, files, f"{weights}={{a.txt: 1.0}}")
     assert (
         "prompt_choice.source_weights leaves out 'b.csv', 'c.txt'; give every file of the prompt pool a weight" in line
     )
     (line,) = mistakes(BASE, "prompts.files=[x/a.txt, y/a.txt]", f"{weights}={{a.txt: 1.0}}")
-    assert "needs file names, and two files are called 'a.txt'; rename one" in line
-    (line,) = mistakes(BASE, files, "variants={b: {distill: {prompt_choice: {source_weights: {a.txt: 1.0}}}}}")
-    assert "'b': prompt_choice.source_weights leaves out 'b.csv', 'c.txt'" in line
+    assert "needs different file names, and two files are called 'a.txt'; rename one" in line
+    (line,) = mistakes(
+        BASE, files, "variants={b: {distill: {conditioning: {prompt_choice: {source_weights: {a.txt: 1.0}}}}}}"
+    )
+    assert "'b': distill.conditioning.prompt_choice.source_weights leaves out 'b.csv', 'c.txt'" in line
 
 
 def test_a_key_given_twice_is_told_with_both_lines() -> None:
@@ -371,13 +423,13 @@ def test_overrides_set_nested_values_read_as_yaml() -> None:
             "distill.steps=1000",
             "student.width=[8, 16]",
             "teacher.revision=main",
-            "distill.random_conditioning.lambda=2",
+            "distill.conditioning.probability.lambda=2",
         ],
     )
     assert (recipe.distill.steps, recipe.distill.batch_size) == (1000, 4)
     assert recipe.student.width == (8, 16)
     assert recipe.teacher.revision == "main"
-    assert recipe.distill.random_conditioning == Exponential(**{"lambda": 2.0})
+    assert recipe.distill.conditioning.probability == Exponential(**{"lambda": 2.0})
 
 
 def test_an_override_hides_the_line_it_replaces() -> None:
@@ -402,44 +454,44 @@ def test_a_variant_is_the_recipe_with_its_changes() -> None:
     recipe = Recipe.parse(
         BASE
         + """
-distill: {steps: 9, random_conditioning: {lambda: 3}}
+distill: {steps: 9, conditioning: {probability: {lambda: 3}}}
 variants:
   same: {}
   small: {student: {preset: c-micro, weights: random}}
-  plain: {distill: {random_conditioning: {schedule: none}, feature_weight: 0}}
-  steep: {distill: {random_conditioning: {lambda: 7}}}
-  always: {distill: {random_conditioning: {schedule: constant, probability: 1}}}
-  soft: {distill: {random_conditioning: {schedule: sigmoid, midpoint: 0.5}}}
+  plain: {distill: {conditioning: {probability: {schedule: none}}, loss: {feature_weight: 0}}}
+  steep: {distill: {conditioning: {probability: {lambda: 7}}}}
+  always: {distill: {conditioning: {probability: {schedule: constant, probability: 1}}}}
+  soft: {distill: {conditioning: {probability: {schedule: sigmoid, midpoint: 0.5}}}}
 """
     )
     assert recipe.variant("same") == (recipe.student, recipe.distill)
     student, distill = recipe.variant("small")
     assert (student.preset, student.weights, distill) == ("c-micro", "random", recipe.distill)
-    found = {name: recipe.variant(name)[1].random_conditioning for name in recipe.variants}
+    found = {name: recipe.variant(name)[1].conditioning.probability for name in recipe.variants}
     assert found["plain"] == Never(schedule="none")
     assert found["steep"] == Exponential(**{"lambda": 7.0})
     assert found["always"] == Constant(schedule="constant", probability=1.0)
     assert found["soft"] == Sigmoid(schedule="sigmoid", midpoint=0.5)
     assert recipe.variant("plain")[1].steps == 9
-    assert recipe.distill.random_conditioning == Exponential(**{"lambda": 3.0})
+    assert recipe.distill.conditioning.probability == Exponential(**{"lambda": 3.0})
 
 
 def test_a_mistake_of_a_section_is_not_told_again_for_every_variant() -> None:
-    told = mistakes(BASE + "distill: {steps: 0}\nvariants:\n  a: {distill: {max_grad_norm: 2}}\n  b: {}\n")
+    told = mistakes(BASE + "distill: {steps: 0}\nvariants:\n  a: {distill: {optimizer: {max_grad_norm: 2}}}\n  b: {}\n")
     assert len(told) == 1
     assert told[0].startswith("line 4: distill.steps")
 
 
 def test_a_variant_that_contradicts_its_recipe_is_told() -> None:
-    (line,) = mistakes(BASE + "variants:\n  a: {distill: {warmup_steps: 3}}\n")
-    assert line.startswith("line 5: variants.a.distill: lr_scheduler 'constant' has no warm-up")
+    (line,) = mistakes(BASE + "variants:\n  a: {distill: {optimizer: {warmup_steps: 3}}}\n")
+    assert line.startswith("line 5: variants.a.distill.optimizer: lr_scheduler 'constant' has no warm-up")
     (line,) = mistakes(BASE.replace("b-base", "c-base") + "variants:\n  a: {student: {width: 0.5}}\n")
     assert line.startswith("line 5: variants.a.student: preset 'c-base' sets the width already")
 
 
 def test_a_variant_cannot_keep_settings_of_another_schedule() -> None:
-    (line,) = mistakes(BASE + "variants: {a: {distill: {random_conditioning: {schedule: none, lambda: 2}}}}\n")
-    assert "variants.a.distill.random_conditioning.lambda is not a setting" in line
+    (line,) = mistakes(BASE + "variants: {a: {distill: {conditioning: {probability: {schedule: none, lambda: 2}}}}}\n")
+    assert "variants.a.distill.conditioning.probability.lambda is not a setting" in line
 
 
 def test_files_and_teachers_are_found_from_the_recipes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,8 +541,10 @@ def test_what_is_written_is_read_again_as_the_same_recipe(
             "teacher": {"pipeline": "miniature"},
             "prompts": {"files": ["miniature"], "unseen_words": words},
             "student": {"width": width},
-            "distill": {"learning_rate": learning_rate},
-            "variants": {name: {"distill": {"random_conditioning": value}} for name, value in schedules.items()}
+            "distill": {"optimizer": {"learning_rate": learning_rate}},
+            "variants": {
+                name: {"distill": {"conditioning": {"probability": value}}} for name, value in schedules.items()
+            }
             or {"only": {}},
         }
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import PromptChoiceSettings
+from condistill.config.conditioning import PromptChoiceSettings
 from condistill.distill.batches import Batch, BatchSource, prefetch
 from condistill.prompts.pool import PromptPool
 

@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor, nn
 
 from condistill.config.distill import DistillSettings
+from condistill.config.yaml_tree import merge
 from condistill.distill import random_conditioning as rc
 from condistill.distill.batches import Blend
 from condistill.distill.objective import Objective
@@ -36,7 +37,7 @@ def objective(tiny_family: Family) -> Iterator[Any]:
     made: list[Objective] = []
 
     def build(**settings: Any) -> Objective:
-        of = DistillSettings.model_validate({"batch_size": 4, "feature_weight": 0.0, **settings})
+        of = DistillSettings.model_validate(merge({"batch_size": 4, "loss": {"feature_weight": 0.0}}, settings))
         made.append(Objective(tiny_family, of, Accelerator(cpu=True), []))
         return made[-1]
 
@@ -209,7 +210,9 @@ def test_a_few_step_target_costs_a_forward_for_each_of_the_teachers_steps(
 def test_weights_of_the_output_apply_to_the_few_step_target_as_well(objective: Any) -> None:
     sample = sample_at([999, 249])
     few = {"num_inference_steps": 4}
-    terms, predictions = objective(few_steps=few, output_weighting="x0")(Says(torch.zeros(2, 4, 8, 8)), sample)
+    terms, predictions = objective(few_steps=few, loss={"output_weighting": "x0"})(
+        Says(torch.zeros(2, 4, 8, 8)), sample
+    )
     assert terms["loss"][0] > terms["output"][0] * 9  # (1 - a) / a is clipped to 10 where there is only noise
     torch.testing.assert_close(terms["output"], rc.mse(torch.zeros_like(predictions.teacher), predictions.teacher))
 

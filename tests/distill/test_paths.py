@@ -171,7 +171,7 @@ def fresh_x(walk: Loop, step: int) -> Tensor:
 def test_a_student_that_equals_its_teacher_has_no_loss_anywhere_on_a_path(
     loop: Any, twin: Student, path: dict[str, Any]
 ) -> None:
-    walk = loop(twin, distill={"guidance_weight": 1.0, "feature_normalization": "teacher"}, **path)
+    walk = loop(twin, distill={"loss": {"guidance_weight": 1.0, "feature_normalization": "teacher"}}, **path)
     for step in range(4):
         terms = walk.step(step)[1]
         assert {name: term.abs().max().item() for name, term in terms.items()} == dict.fromkeys(terms, 0.0)

@@ -14,10 +14,15 @@ from condistill.distill.history import HISTORY_NAME, read_history
 RECIPE: dict[str, Any] = {
     "cache": {"size": 8, "num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 2, "shard_size": 2},
     "student": {"width": 0.5},
-    "distill": {"steps": 4, "batch_size": 8, "learning_rate": 1.0e-3, "checkpoint_every": 2, "log_every": 1},
+    "distill": {
+        "steps": 4,
+        "batch_size": 8,
+        "optimizer": {"learning_rate": 1.0e-3},
+        "logging": {"checkpoint_every": 2, "log_every": 1},
+    },
     "variants": {
-        "stages": {"distill": {"features": "stages"}},  # widths differ, so that 1x1 maps are trained as well
-        "rolling": {"distill": {"features": "cross_attention", "path": {"start": "noise", "share": 0.5}}},
+        "stages": {"distill": {"loss": {"features": "stages"}}},  # widths differ, so that 1x1 maps are trained as well
+        "rolling": {"distill": {"loss": {"features": "cross_attention"}, "path": {"start": "noise", "share": 0.5}}},
     },
 }
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

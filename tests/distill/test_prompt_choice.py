@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import PromptChoiceSettings
+from condistill.config.conditioning import PromptChoiceSettings
 from condistill.distill import prompt_choice as module
 from condistill.distill.batches import Batch, BatchSource
 from condistill.distill.prompt_choice import (

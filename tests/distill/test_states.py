@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import PromptChoiceSettings
+from condistill.config.conditioning import PromptChoiceSettings
 from condistill.distill.batches import Batch, BatchSource
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.states import noised_latents

@@ -15,12 +15,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from condistill.cache.latents import LatentCache
+from condistill.config.conditioning import ConditioningSettings
 from condistill.config.distill import DistillSettings
+from condistill.config.yaml_tree import merge
 from condistill.distill import random_conditioning as rc
 from condistill.distill.batches import BatchSource
 from condistill.distill.checkpoints import list_checkpoints, load_checkpoint
 from condistill.distill.history import HISTORY_NAME, read_history
-from condistill.distill.trainer import Trainer, batch_source, random_conditioning
+from condistill.distill.schedules import probability_of
+from condistill.distill.trainer import Trainer, batch_source
 from condistill.errors import CondistillError, NonFiniteLossError
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import Student, derive_student
@@ -49,8 +52,13 @@ def accelerator() -> RecordingAccelerator:
 
 
 def settings_of(**changes: Any) -> DistillSettings:
-    few = {"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "log_every": 1}
-    return DistillSettings.model_validate(few | changes)
+    few = {
+        "steps": 6,
+        "batch_size": 4,
+        "optimizer": {"learning_rate": 1e-3},
+        "logging": {"checkpoint_every": 2, "log_every": 1},
+    }
+    return DistillSettings.model_validate(merge(few, changes))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +122,10 @@ def stop_after(step: int, error: type[BaseException] = RuntimeError) -> Callable
 # going on
 
 
-SCHEDULED = {"lr_scheduler": "cosine", "warmup_steps": 2, "ema_decay": 0.9, "log_every": 3}
+SCHEDULED = {
+    "optimizer": {"lr_scheduler": "cosine", "warmup_steps": 2, "ema_decay": 0.9},
+    "logging": {"log_every": 3},
+}
 
 
 @pytest.mark.parametrize(
@@ -130,10 +141,10 @@ def test_what_a_student_hears_of_its_guidance_scale_is_trained_averaged_and_resu
 ) -> None:
     how = {
         "guidance_distillation": [2, 8],
-        "ema_decay": 0.5,
-        "feature_weight": 0.0,
+        "optimizer": {"ema_decay": 0.5},
+        "loss": {"feature_weight": 0.0},
         "steps": 2,
-        "checkpoint_every": 1,
+        "logging": {"checkpoint_every": 1},
         **changes,
     }
 
@@ -187,7 +198,7 @@ LEARNING: dict[str, Any] = {
         "candidates": 3, "novelty": 0.5, "disagreement": 2.0, "clusters": 4, "distance": 0.5, "interpolate": 0.5
     },
     "empty_prompt_probability": 0.0,
-    "random_conditioning": {"lambda": 0.5},
+    "probability": {"lambda": 0.5},
 }  # fmt: skip
 
 
@@ -196,7 +207,7 @@ LEARNING: dict[str, Any] = {
 def test_a_resumed_run_has_learned_which_prompts_to_choose(
     make: Make, tmp_path: Path, path: dict[str, Any] | None
 ) -> None:
-    learning = {**SCHEDULED, **LEARNING, "steps": 4, "path": path}
+    learning = {**SCHEDULED, "conditioning": LEARNING, "steps": 4, "path": path}
     make(tmp_path / "whole", **learning).run()
     with pytest.raises(RuntimeError):
         make(tmp_path / "cut", **learning).run(stop_after(3))
@@ -209,8 +220,8 @@ def test_a_resumed_run_has_learned_which_prompts_to_choose(
 
 @pytest.mark.slow
 def test_prompt_choices_that_are_not_chosen_are_the_papers(make: Make, tmp_path: Path) -> None:
-    make(tmp_path / "paper", steps=2, ema_decay=0.9).run()
-    make(tmp_path / "text", steps=2, ema_decay=0.9, prompt_choice={}).run()
+    make(tmp_path / "paper", steps=2, optimizer={"ema_decay": 0.9}).run()
+    make(tmp_path / "text", steps=2, optimizer={"ema_decay": 0.9}, conditioning={"prompt_choice": {}}).run()
     assert_same_state(tmp_path / "paper", tmp_path / "text")
 
 
@@ -220,7 +231,9 @@ def test_clusters_learn_from_isolated_samples_that_were_repaired(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float | None
 ) -> None:
     path = {"start": "cache", "share": share} if share else None
-    trainer = make(tmp_path, steps=3, batch_size=8, path=path, **{**LEARNING, "empty_prompt_probability": 0.3})
+    trainer = make(
+        tmp_path, steps=3, batch_size=8, path=path, conditioning={**LEARNING, "empty_prompt_probability": 0.3}
+    )
     text, noted, placed = trainer.prompt_choice, [], []
     assert text is not None
     note, losses = text.note, trainer.objective._losses
@@ -239,10 +252,8 @@ def test_clusters_learn_from_isolated_samples_that_were_repaired(
 def test_paths_from_pure_noise_begin_with_a_chosen_prompt(
     make: Make, tmp_path: Path, tiny_cache: LatentCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = {"candidates": 3, "novelty": 1.0}
-    trainer = make(
-        tmp_path, steps=1, prompt_choice=text, path={"start": "noise", "share": 0.5}, empty_prompt_probability=0.0
-    )
+    conditioning = {"prompt_choice": {"candidates": 3, "novelty": 1.0}, "empty_prompt_probability": 0.0}
+    trainer = make(tmp_path, steps=1, conditioning=conditioning, path={"start": "noise", "share": 0.5})
     (batch,) = trainer.source(0)
     assert trainer.prompt_choice is not None
     chosen = trainer.prompt_choice.choose(batch).random
@@ -254,8 +265,8 @@ def test_paths_from_pure_noise_begin_with_a_chosen_prompt(
 
 @pytest.mark.slow
 def test_a_path_of_one_state_is_the_papers_training(make: Make, tmp_path: Path) -> None:
-    make(tmp_path / "paper", steps=2, ema_decay=0.9).run()
-    make(tmp_path / "path", steps=2, ema_decay=0.9, path={"start": "cache", "steps": 1}).run()
+    make(tmp_path / "paper", steps=2, optimizer={"ema_decay": 0.9}).run()
+    make(tmp_path / "path", steps=2, optimizer={"ema_decay": 0.9}, path={"start": "cache", "steps": 1}).run()
     paper, path = state(tmp_path / "paper"), state(tmp_path / "path")
     del path["paths"]
     for part, group in paper.items():
@@ -266,8 +277,8 @@ def test_a_path_of_one_state_is_the_papers_training(make: Make, tmp_path: Path) 
 @pytest.mark.slow
 def test_paths_do_not_depend_on_how_a_batch_is_cut(make: Make, tmp_path: Path) -> None:
     path = {"start": "noise", "num_inference_steps": 3, "guidance_scale": 2.0, "share": 0.5}
-    whole = make(tmp_path / "whole", path=path, steps=2, log_every=2)
-    cut = make(tmp_path / "cut", path=path, steps=2, log_every=2, micro_batch_size=2)
+    whole = make(tmp_path / "whole", path=path, steps=2, logging={"log_every": 2})
+    cut = make(tmp_path / "cut", path=path, steps=2, logging={"log_every": 2}, micro_batch_size=2)
     whole.run()
     cut.run()
     assert whole.paths is not None
@@ -297,13 +308,13 @@ def test_a_run_without_a_checkpoint_begins_a_new_history(make: Make, tmp_path: P
 @pytest.mark.slow
 def test_every_step_is_told_with_its_means_where_they_are_logged(make: Make, tmp_path: Path) -> None:
     told: list[tuple[int, bool]] = []
-    make(tmp_path, steps=5, log_every=2).run(lambda step, record: told.append((step, record is not None)))
+    make(tmp_path, steps=5, logging={"log_every": 2}).run(lambda step, record: told.append((step, record is not None)))
     assert told == [(0, False), (1, False), (2, True), (3, False), (4, True), (5, True)]
 
 
 @pytest.mark.slow
 def test_the_newest_checkpoints_are_kept_and_the_last_step_always_has_one(make: Make, tmp_path: Path) -> None:
-    make(tmp_path, steps=5, keep_checkpoints=2).run()
+    make(tmp_path, steps=5, logging={"keep_checkpoints": 2}).run()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000004", "step-00000005"]
 
 
@@ -315,7 +326,7 @@ def test_ctrl_c_ends_the_run_after_a_whole_step_with_a_checkpoint(make: Make, tm
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, checkpoint_every=100).run(on_step)
+        make(tmp_path, logging={"checkpoint_every": 100}).run(on_step)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000004"]
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -348,7 +359,7 @@ def test_cutting_a_batch_into_micro_batches_does_not_change_the_gradient(
 ) -> None:
     gradients, students = [], []
     for micro in (4, 2):
-        student = make(tmp_path / str(micro), steps=2, micro_batch_size=micro, learning_rate=1e-5).run()
+        student = make(tmp_path / str(micro), steps=2, micro_batch_size=micro, optimizer={"learning_rate": 1e-5}).run()
         students.append(list(student.parameters()))
         gradients.append(accelerator.gradients)
     for a, b in zip(*gradients, strict=True):
@@ -405,8 +416,10 @@ def test_a_step_has_the_losses_of_the_method(
     """A second implementation, sample by sample and in float64, of the first step."""
     student = copy.deepcopy(narrow)
     weights = {"output_weight": 0.5, "feature_weight": 2.0, "task_weight": 3.0, "output_weighting": weighting}
-    conditioned = {"random_conditioning": {"schedule": "constant", "probability": 0.5}}
-    trainer = make(tmp_path, student=copy.deepcopy(student), steps=1, batch_size=6, **weights, **conditioned)
+    conditioning = {"probability": {"schedule": "constant", "probability": 0.5}}
+    trainer = make(
+        tmp_path, student=copy.deepcopy(student), steps=1, batch_size=6, loss=weights, conditioning=conditioning
+    )
     trainer.run()
     (record,) = read_history(tmp_path / HISTORY_NAME)
 
@@ -454,7 +467,7 @@ def test_attentions_may_be_compared_instead_of_stages(
     make: Make, tmp_path: Path, tiny_family: Family, features: Any
 ) -> None:
     student = derive_student(tiny_family.denoiser, preset=None, width=0.5, features=features)
-    make(tmp_path, student=student, steps=1, features=features).run()
+    make(tmp_path, student=student, steps=1, loss={"features": features}).run()
     assert read_history(tmp_path / HISTORY_NAME)[0]["feature"] > 0
 
 
@@ -462,13 +475,13 @@ def test_attentions_may_be_compared_instead_of_stages(
 def test_a_layer_of_weight_0_is_not_learned_from(make: Make, tmp_path: Path) -> None:
     whole = {"down_blocks": 0.0, "mid_block": 0.0, "up_blocks": 0.0}
     for name, weights in {"none": whole, "one": whole | {"mid_block": 1.0}}.items():
-        make(tmp_path / name, steps=1, feature_layer_weights=weights).run()
+        make(tmp_path / name, steps=1, loss={"feature_layer_weights": weights}).run()
     lost = {name: read_history(tmp_path / name / HISTORY_NAME)[0]["feature"] for name in ("none", "one")}
     assert lost["none"] == 0 < lost["one"]
 
 
 def test_features_that_weigh_nothing_are_not_looked_at(make: Make, tmp_path: Path) -> None:
-    trainer = make(tmp_path, feature_weight=0.0, steps=1)
+    trainer = make(tmp_path, loss={"feature_weight": 0.0}, steps=1)
     trainer.run()
     assert read_history(tmp_path / HISTORY_NAME)[0]["feature"] == 0
     assert len(trainer.trained.maps) == 0
@@ -492,7 +505,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(
     denoiser = copy.deepcopy(tiny_family.denoiser).requires_grad_(True)
     pairs = feature_pairs(tiny_family.denoiser, denoiser)
     student = Student(denoiser, pairs, (), make_maps([1] * len(pairs), [1] * len(pairs)))
-    trained = make(tmp_path, student=student, steps=2, weight_decay=0.0).run()
+    trained = make(tmp_path, student=student, steps=2, optimizer={"weight_decay": 0.0}).run()
     for record in read_history(tmp_path / HISTORY_NAME):
         assert (record["loss"], record["output"], record["feature"]) == (0, 0, 0)
     for ours, teachers in zip(trained.parameters(), tiny_family.denoiser.parameters(), strict=True):
@@ -504,15 +517,15 @@ def test_a_student_learns_and_its_teacher_stays_as_it_is(make: Make, tmp_path: P
     teacher = [p.clone() for p in tiny_family.denoiser.parameters()]
     student = derive_student(tiny_family.denoiser, preset="b-base", width=None)
     before = {name: p.clone() for name, p in student.denoiser.named_parameters()}
-    trained = make(tmp_path, student=student, steps=2, ema_decay=0.0).run()
+    trained = make(tmp_path, student=student, steps=2, optimizer={"ema_decay": 0.0}).run()
     assert all(torch.equal(a, b) for a, b in zip(teacher, tiny_family.denoiser.parameters(), strict=True))
     assert all(not torch.equal(before[name], p) for name, p in trained.named_parameters())
 
 
 @pytest.mark.slow
 def test_the_average_is_shipped_unless_its_decay_is_0(make: Make, tmp_path: Path) -> None:
-    averaged = make(tmp_path / "ema", steps=2, ema_decay=0.9).run()
-    last = dict(make(tmp_path / "last", steps=2, ema_decay=0.0).run().named_parameters())
+    averaged = make(tmp_path / "ema", steps=2, optimizer={"ema_decay": 0.9}).run()
+    last = dict(make(tmp_path / "last", steps=2, optimizer={"ema_decay": 0.0}).run().named_parameters())
     kept = state(tmp_path / "ema")
     for name, parameter in averaged.named_parameters():
         assert torch.equal(parameter, kept["ema"][name])
@@ -542,7 +555,7 @@ def asked(tiny_family: Family, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_plain_distillation_repairs_nothing_but_empty_prompts(
     make: Make, tmp_path: Path, tiny_cache: LatentCache, tiny_pool: PromptPool, asked: list[str]
 ) -> None:
-    never = {"random_conditioning": {"schedule": "none"}, "steps": 4, "empty_prompt_probability": 0.3}
+    never = {"conditioning": {"probability": {"schedule": "none"}, "empty_prompt_probability": 0.3}, "steps": 4}
     make(tmp_path, **never).run()
     source = BatchSource(tiny_cache, tiny_pool, SEED, 4, 4)
     batches = [source(step)[0] for step in range(4)]
@@ -559,7 +572,12 @@ def test_plain_distillation_repairs_nothing_but_empty_prompts(
 def test_always_repairing_never_asks_for_an_images_own_prompt(
     make: Make, tmp_path: Path, tiny_cache: LatentCache, tiny_pool: PromptPool, asked: list[str]
 ) -> None:
-    always = {"random_conditioning": {"schedule": "constant", "probability": 1.0}, "empty_prompt_probability": 0.0}
+    always = {
+        "conditioning": {
+            "probability": {"schedule": "constant", "probability": 1.0},
+            "empty_prompt_probability": 0.0,
+        }
+    }
     make(tmp_path, steps=2, **always).run()
     source = BatchSource(tiny_cache, tiny_pool, SEED, 4, 4)
     assert asked == [prompt for step in range(2) for prompt in source(step)[0].random]
@@ -577,10 +595,9 @@ def test_always_repairing_never_asks_for_an_images_own_prompt(
     ],
 )
 def test_the_recipes_schedule_is_the_methods(schedule: dict[str, Any], expected: Callable[[Tensor], Tensor]) -> None:
-    conditioning = random_conditioning(settings_of(random_conditioning=schedule, empty_prompt_probability=0.2))
+    settings = ConditioningSettings.model_validate({"probability": schedule})
     u = torch.linspace(0, 1, 11)
-    assert torch.equal(conditioning.probability(u), expected(u))
-    assert conditioning.empty_prompt_probability == 0.2
+    assert torch.equal(probability_of(settings.probability)(u), expected(u))
 
 
 # when it goes wrong
@@ -612,7 +629,7 @@ def test_a_loss_that_is_not_finite_is_named_and_never_saved(
         return prediction
 
     monkeypatch.setattr(tiny_family, "predict", spoil)
-    with pytest.raises(NonFiniteLossError, match=r"try a lower distill\.learning_rate") as raised:
+    with pytest.raises(NonFiniteLossError, match=r"try a lower distill\.optimizer\.learning_rate") as raised:
         make(tmp_path).run()
     (batch,) = BatchSource(tiny_cache, tiny_pool, SEED, 4, 4)(spoilt)
     sample = f"t={int(batch.draws.uniform[2] * 1000)} {asked[4 * spoilt + 2]!r}"

@@ -107,7 +107,7 @@ def test_the_switches_of_a_recipe_change_its_cost(tiny_pipeline_dir: Path, recip
     checkpointed = plan(gradient_checkpointing=True)
     assert checkpointed["flops_per_sample"] > plain["flops_per_sample"]
     assert checkpointed["memory_bytes"]["activations"] < plain["memory_bytes"]["activations"]
-    assert plan(ema_decay=0.0)["memory_bytes"]["ema"] == 0
+    assert plan(optimizer={"ema_decay": 0.0})["memory_bytes"]["ema"] == 0
     halved = plan(count=2)
     assert halved["micro_batch_size"] == 4
     assert plain["hours"] > halved["hours"] > plain["hours"] / 2

@@ -30,7 +30,7 @@ CONFIG: dict[str, Any] = {
 
 
 def step_of(teacher: Any, **settings: Any) -> SyntheticStep:
-    distill = DistillSettings(batch_size=4, **settings)
+    distill = DistillSettings.model_validate({"batch_size": 4, **settings})
     student = derive_student(teacher, preset=None, width=0.5)
     load = Load.of(distill, processes=1, teacher_takes_guidance=False)
     return SyntheticStep(teacher, student, distill, example_inputs(teacher), load)
@@ -57,7 +57,7 @@ def test_the_peak_of_a_step_is_that_of_its_tensors(*, checkpointing: bool) -> No
 def test_checkpointing_features_and_half_precision_change_the_peak_as_they_should() -> None:
     whole = planned()
     assert planned(gradient_checkpointing=True) < 0.7 * whole
-    assert planned(feature_weight=0.0) < whole
+    assert planned(loss={"feature_weight": 0.0}) < whole
     assert 0.5 * whole < planned(torch.bfloat16) < 0.9 * whole
     assert planned(micro_batch_size=2) < 0.6 * whole
 
@@ -73,7 +73,7 @@ def test_gradients_are_among_the_peak() -> None:
     [
         ({}, False, (4, 4, 4)),
         ({"micro_batch_size": 2}, False, (2, 2, 2)),
-        ({"guidance_weight": 1.0}, False, (8, 8, 4)),
+        ({"loss": {"guidance_weight": 1.0}}, False, (8, 8, 4)),
         ({"guidance_distillation": 3.0}, False, (8, 4, 4)),
         ({"guidance_distillation": (2.0, 3.0)}, True, (4, 4, 4)),
     ],
@@ -81,7 +81,9 @@ def test_gradients_are_among_the_peak() -> None:
 def test_a_micro_batch_asks_what_the_settings_say(
     settings: dict[str, Any], told: bool, expected: tuple[int, ...]
 ) -> None:
-    load = Load.of(DistillSettings(batch_size=4, **settings), processes=1, teacher_takes_guidance=told)
+    load = Load.of(
+        DistillSettings.model_validate({"batch_size": 4, **settings}), processes=1, teacher_takes_guidance=told
+    )
     assert (load.teacher_batch, load.student_batch, load.compared) == expected
 
 

@@ -22,7 +22,7 @@ RECIPE = Recipe.parse(
     "teacher: {pipeline: miniature}\n"
     "prompts: {files: [miniature], unseen_words: ['</pre><b>star']}\n"
     "student: {preset: b-small}\n"
-    "variants: {plain: {distill: {random_conditioning: {schedule: none}}}, random_conditioning: {}}\n"
+    "variants: {plain: {distill: {conditioning: {probability: {schedule: none}}}}, random_conditioning: {}}\n"
 )
 
 

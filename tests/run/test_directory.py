@@ -38,7 +38,7 @@ def test_a_run_writes_its_resolved_recipe_and_is_opened_again(tmp_path: Path) ->
 def test_another_recipe_is_refused_and_named_unless_updating(tmp_path: Path) -> None:
     RunDir.open(tmp_path / "run", recipe())
     held = (tmp_path / "run" / "recipe.yaml").read_text()
-    other = recipe("distill.steps=7", "seed=3", "variants.plain.distill.learning_rate=0.1")
+    other = recipe("distill.steps=7", "seed=3", "variants.plain.distill.optimizer.learning_rate=0.1")
     with pytest.raises(
         CondistillError, match=r"another recipe \(it differs in distill.steps, seed, variants.*--update"
     ):

@@ -84,7 +84,7 @@ def test_every_attention_is_compared_with_the_one_it_was_made_of(tiny, kind, mod
 
 def test_a_student_without_attention_cannot_be_compared_there(tiny):
     plain = tiny(down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3, mid_block_type=None)
-    with pytest.raises(CondistillError, match=r"no attn2; set distill\.features to stages"):
+    with pytest.raises(CondistillError, match=r"no attn2; set distill\.loss\.features to stages"):
         feature_pairs(plain, plain, features="cross_attention")
 
 

@@ -108,7 +108,7 @@ def test_a_student_is_guided_as_its_teacher_unless_guidance_is_folded_in(kind, s
         (
             "fixed",
             {"path": {"guidance_scale": 2.0}},
-            "leave out distill.guidance_distillation, guidance_weight and path",
+            "leave out distill.guidance_distillation, distill.loss.guidance_weight and distill.path",
         ),
         ("embedded", {}, r"set distill.guidance_distillation to a range \[low, high\]"),
         ("embedded", {"guidance_distillation": 3.0}, r"set distill.guidance_distillation to a range \[low, high\]"),

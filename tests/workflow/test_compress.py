@@ -37,8 +37,16 @@ def tiny_recipe(folder: Path, teacher: Path, *overrides: str) -> Recipe:
         "prompts": {"files": ["prompts.txt"], "unseen_words": ["star"]},
         "cache": {"size": 11, "num_inference_steps": 2, "guidance_scale": 3.0, "batch_size": 4, "shard_size": 4},
         "student": {"width": 0.5},
-        "distill": {"steps": 6, "batch_size": 2, "ema_decay": 0.5, "checkpoint_every": 3, "log_every": 2},
-        "variants": {"plain": {"distill": {"random_conditioning": {"schedule": "none"}}}, "random_conditioning": {}},
+        "distill": {
+            "steps": 6,
+            "batch_size": 2,
+            "optimizer": {"ema_decay": 0.5},
+            "logging": {"checkpoint_every": 3, "log_every": 2},
+        },
+        "variants": {
+            "plain": {"distill": {"conditioning": {"probability": {"schedule": "none"}}}},
+            "random_conditioning": {},
+        },
         "evaluate": {"prompts_per_split": 2, "batch_size": 4, "grid": 1},
     }
     return Recipe.parse(json.dumps(data), overrides, folder=folder)
@@ -199,7 +207,9 @@ def test_prompt_choices_that_the_pool_cannot_give_are_told_before_the_teacher_is
     (tmp_path / "same.txt").write_text("two stars\n")
     changes = [f"prompts.unseen_files=[{tmp_path}/same.txt]"] if "same" in text else []
     with pytest.raises(CondistillError, match=message):
-        fresh(tmp_path, tiny_pipeline_dir).again(*changes, f"variants.random_conditioning.distill.prompt_choice={text}")
+        fresh(tmp_path, tiny_pipeline_dir).again(
+            *changes, f"variants.random_conditioning.distill.conditioning.prompt_choice={text}"
+        )
 
 
 def test_an_unseen_word_that_no_prompt_has_is_told(tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None) -> None:
@@ -215,7 +225,10 @@ def test_an_unseen_word_that_no_prompt_has_is_told(tmp_path: Path, tiny_pipeline
         ("teacher.pipeline=./gone", "there is no teacher at .*gone"),
         ("cache.size=12", "cache.size is 12 and only 11 prompts may be cached"),
         ("distill.mixed_precision=fp16", "distill.mixed_precision 'fp16' cannot be used here"),
-        ("distill.tracker=wandb", "distill.tracker is 'wandb', which is not installed: pip install wandb"),
+        (
+            "distill.logging.tracker=wandb",
+            "distill.logging.tracker is 'wandb', which is not installed: pip install wandb",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_told_before_the_teacher_is_loaded(
@@ -251,7 +264,7 @@ def test_what_would_fail_late_is_told_before_anything_is_trained_though_the_cach
             "the student 'plain' cannot be made: student.keep names 'down_block.0', .* did you mean 'down_blocks.0'",
         ),
         (
-            "variants.plain.distill={feature_layer_weights: {mid_blok: 2.0}}",
+            "variants.plain.distill={loss: {feature_layer_weights: {mid_blok: 2.0}}}",
             "the student 'plain' cannot be made: .*'mid_blok', and no such layer is compared; did you mean 'mid_block'",
         ),
         (
@@ -329,7 +342,7 @@ def test_paths_from_pure_noise_need_no_cache(run: Run) -> None:
 FAST = (
     "distill.guidance_distillation=3.0",
     "distill.few_steps={num_inference_steps: 2}",
-    "distill.empty_prompt_probability=0.0",
+    "distill.conditioning.empty_prompt_probability=0.0",
     """variants={
         fast: {},
         full: {distill: {few_steps: null}},
@@ -373,8 +386,8 @@ def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> N
 
 SCALES = (
     "distill.guidance_distillation=[2, 8]",
-    "distill.learning_rate=0.01",
-    "distill.empty_prompt_probability=0.0",
+    "distill.optimizer.learning_rate=0.01",
+    "distill.conditioning.empty_prompt_probability=0.0",
     """variants={
         told: {},
         fixed: {distill: {guidance_distillation: 3.0}},

@@ -20,7 +20,7 @@ from condistill.profiling.forwards import forwards_per_step
 from condistill.workflow.sweep import run_sweep
 from condistill.workflow.sweep_cases import Sweep, SweepRun, grid_cases, named_case, plan
 
-GRID = ("distill.random_conditioning.lambda=[1, 5]",)
+GRID = ("distill.conditioning.probability.lambda=[1, 5]",)
 SEEDS = (0, 1)
 METRIC = "latent_rmse"
 
@@ -121,7 +121,7 @@ def test_the_table_has_mean_and_standard_deviation_over_seeds(swept: Swept) -> N
 def test_the_figures_of_every_case_seed_split_and_metric_are_kept(swept: Swept) -> None:
     result = json.loads((swept.out / "sweep.json").read_text(encoding="utf-8"))
     model = result["models"]["lambda=5"]
-    assert (model["name"], model["changes"]) == ("lambda-5", {"distill.random_conditioning.lambda": 5})
+    assert (model["name"], model["changes"]) == ("lambda-5", {"distill.conditioning.probability.lambda": 5})
     assert model["seeds"] == {str(seed): swept.measured(f"seed={seed}", "lambda-5") for seed in SEEDS}
     values = [swept.measured(f"seed={seed}", "lambda-5")["all"][METRIC] for seed in SEEDS]
     assert model["mean"]["all"][METRIC] == pytest.approx(statistics.fmean(values))
@@ -135,7 +135,7 @@ def test_the_markdown_says_how_its_figures_were_made(swept: Swept) -> None:
     assert "Seeds: 0, 1." in text
     assert "Images per model and seed: 2 all; 1 sampling steps, guidance 7.5." in text
     assert "CPU" in text or "NVIDIA" in text
-    assert "- lambda=5: `distill.random_conditioning.lambda=5`; `runs/seed=1/pipelines/lambda-5`" in text
+    assert "- lambda=5: `distill.conditioning.probability.lambda=5`; `runs/seed=1/pipelines/lambda-5`" in text
     assert "runs are done" not in text
 
 
@@ -250,7 +250,7 @@ def test_a_directory_that_is_no_sweep_is_left_alone(recipe: Path, tmp_path: Path
 
 def test_without_cases_the_recipes_own_variants_run_over_the_seeds(tmp_path: Path) -> None:
     variants = {
-        "plain": {"distill": {"random_conditioning": {"schedule": "none"}}},
+        "plain": {"distill": {"conditioning": {"probability": {"schedule": "none"}}}},
         "small": {"student": {"width": 0.25}},
         "smaller": {"teacher": "small", "student": {"width": 0.5}},
     }
@@ -260,18 +260,18 @@ def test_without_cases_the_recipes_own_variants_run_over_the_seeds(tmp_path: Pat
         ("runs/seed=3", ["plain", "small", "smaller"]),
     ]
     assert [run.recipe.seed for run in runs] == [2, 3]
-    assert runs[0].recipe.variant("plain")[1].random_conditioning.schedule == "none"
+    assert runs[0].recipe.variant("plain")[1].conditioning.probability.schedule == "none"
     assert runs[0].recipe.variant("small")[0].width == 0.25
     assert [variant.teacher for variant in runs[0].recipe.variants.values()] == [None, None, "small"]
 
 
 def test_a_grid_is_every_combination_of_its_values() -> None:
-    cases = grid_cases(["student.width=[0.5, 0.25]", "distill.random_conditioning=[{lambda: 1}]"])
+    cases = grid_cases(["student.width=[0.5, 0.25]", "distill.conditioning.probability=[{lambda: 1}]"])
     assert [(case.name, case.label) for case in cases] == [
-        ("width-0_5-random_conditioning--lambda-1", "width=0.5, random_conditioning={lambda: 1}"),
-        ("width-0_25-random_conditioning--lambda-1", "width=0.25, random_conditioning={lambda: 1}"),
+        ("width-0_5-probability--lambda-1", "width=0.5, probability={lambda: 1}"),
+        ("width-0_25-probability--lambda-1", "width=0.25, probability={lambda: 1}"),
     ]
-    assert cases[1].changes == {"student.width": 0.25, "distill.random_conditioning": {"lambda": 1}}
+    assert cases[1].changes == {"student.width": 0.25, "distill.conditioning.probability": {"lambda": 1}}
 
 
 def test_cases_over_the_cache_have_runs_of_their_own_and_share_them(recipe: Path) -> None:
@@ -317,8 +317,8 @@ def test_a_long_label_makes_a_name_that_a_file_system_takes(recipe: Path) -> Non
 
 
 def test_a_case_holds_values_with_spaces_and_needs_no_settings() -> None:
-    case = named_case("wide: student.width=[8, 16, 16]  distill.random_conditioning={schedule: none}")
-    assert case.changes == {"student.width": [8, 16, 16], "distill.random_conditioning": {"schedule": "none"}}
+    case = named_case("wide: student.width=[8, 16, 16]  distill.conditioning.probability={schedule: none}")
+    assert case.changes == {"student.width": [8, 16, 16], "distill.conditioning.probability": {"schedule": "none"}}
     assert (named_case("as_it_is:").name, named_case("as_it_is:").changes) == ("as_it_is", {})
 
 
@@ -330,9 +330,9 @@ def test_cases_take_the_place_of_the_recipes_variants_and_come_before_the_grid(r
 
 
 def test_another_schedule_replaces_the_recipes(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, "miniature", distill={"random_conditioning": {"lambda": 2.0}})
-    (run,) = plan(Sweep(path, grid=["distill.random_conditioning.schedule=[none, exponential]"]))
-    none, exponential = (run.recipe.variant(case.name)[1].random_conditioning for case in run.cases)
+    path = write_recipe(tmp_path, "miniature", distill={"conditioning": {"probability": {"lambda": 2.0}}})
+    (run,) = plan(Sweep(path, grid=["distill.conditioning.probability.schedule=[none, exponential]"]))
+    none, exponential = (run.recipe.variant(case.name)[1].conditioning.probability for case in run.cases)
     assert none.schedule == "none"
     assert exponential.model_dump() == {"schedule": "exponential", "lambda_": 2.0}
 

@@ -34,8 +34,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "report": ("condistill report recipe.yaml --out runs/recipe",),
     "sweep": (
         "condistill sweep recipe.yaml --seeds 0,1,2",
-        'condistill sweep recipe.yaml --grid "student.width=[0.5, 0.25]" --grid "distill.learning_rate=[5.0e-5]"',
-        'condistill sweep recipe.yaml --case "plain: distill.random_conditioning.schedule=none" --case "as_it_is:"',
+        'condistill sweep recipe.yaml --grid "student.width=[0.5, 0.25]" --grid "distill.steps=[1000, 5000]"',
+        'condistill sweep recipe.yaml --case "plain: distill.conditioning.probability.schedule=none" --case "same:"',
     ),
     "sample": (
         'condistill sample runs/recipe/pipelines/random_conditioning "a red fox"',

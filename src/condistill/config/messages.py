@@ -2,59 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from condistill.config.distill import (
-    ConsistencySettings,
-    Constant,
-    DistillSettings,
-    Exponential,
-    Never,
-    PathSettings,
-    ProgressiveSettings,
-    PromptChoiceSettings,
-    Sigmoid,
-)
-from condistill.config.sections import (
-    CacheSettings,
-    EvaluateSettings,
-    PromptSettings,
-    Settings,
-    StudentSettings,
-    TargetSettings,
-    TeacherSettings,
-    VariantSettings,
-)
+from condistill.config.conditioning import ScheduleSettings, schedule_class
+from condistill.config.distill import DistillSettings
+from condistill.config.sections import Settings, StudentSettings
 from condistill.config.yaml_tree import merge
 from condistill.errors import nearest
 
-_SETTINGS: dict[Any, type[Settings]] = {
-    "teacher": TeacherSettings,
-    "prompts": PromptSettings,
-    "cache": CacheSettings,
-    "student": StudentSettings,
-    "target": TargetSettings,
-    "distill": DistillSettings,
-    "evaluate": EvaluateSettings,
-    "path": PathSettings,
-    "prompt_choice": PromptChoiceSettings,
-    "progressive": ProgressiveSettings,
-    "consistency": ConsistencySettings,
-    "exponential": Exponential,
-    "sigmoid": Sigmoid,
-    "constant": Constant,
-    "none": Never,
-}
+Mistakes = dict[tuple[Any, str], str]
 
 
 def mistakes(
     model: type[Settings], data: Mapping[str, Any], places: Mapping[str, str], at: tuple[str, ...] = ()
-) -> dict[tuple[Any, str], str]:
-    """A line for every mistake, by its location and message; `at` is where `data` stands in the recipe."""
+) -> Mistakes:
+    """Return a line for every mistake, by its location and pydantic's message.
+
+    Args:
+        places: where each dotted key of the recipe was given, such as `line 3`.
+        at: the keys from the top of the recipe to `data`.
+    """
     try:
         model.model_validate(data)
     except ValidationError as error:
@@ -63,37 +35,78 @@ def mistakes(
 
 
 def variant_mistakes(data: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[str]:
-    """Mistakes that a variant brings into a section; those of the section itself are told there."""
+    """Yield a line for every mistake that a variant adds to a section; those of the section are not repeated."""
+    sections: dict[str, type[Settings]] = {"student": StudentSettings, "distill": DistillSettings}
     variants = data.get("variants")
     for name, changes in variants.items() if isinstance(variants, Mapping) else ():
-        for section in ("student", "distill") if isinstance(changes, Mapping) else ():
+        for section, model in sections.items() if isinstance(changes, Mapping) else ():
             base, change = data.get(section, {}), changes.get(section)
             if isinstance(base, Mapping) and isinstance(change, Mapping):
-                known = mistakes(_SETTINGS[section], base, places)
-                found = mistakes(_SETTINGS[section], merge(base, change), places, ("variants", str(name), section))
+                known = mistakes(model, base, places)
+                found = mistakes(model, merge(base, change), places, ("variants", str(name), section))
                 yield from (line for key, line in found.items() if key not in known)
 
 
-def _valid_names(root: type[Settings], location: tuple[Any, ...]) -> list[str]:
-    """Names of the settings that may stand where the last part of a location stands."""
-    match location:
-        case (_,):
-            model = root
-        case ("variants", _, _):
-            model = VariantSettings
-        case _:
-            model = _SETTINGS[location[-2]]
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _members(annotation: Any) -> list[type[Settings]]:
+    """Return the settings models in an annotation, such as those of a union or of a mapping's values."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _members(part)]
+
+
+def _models(root: type[Settings]) -> dict[Any, type[Settings]]:
+    """Return the models below a model, by the part of a location that leads to each: a key, or the tag of a union."""
+    found: dict[Any, type[Settings]] = {}
+    for name, field in root.model_fields.items():
+        members = _members(field.annotation)
+        for member in members:
+            found |= {_tag(member) if len(members) > 1 else name: member, **_models(member)}
+    return found
+
+
+def _tag(member: type[Settings]) -> Any:
+    """Return the value that selects a member of a union, such as `progressive`."""
+    return next(
+        get_args(field.annotation)[0]
+        for field in member.model_fields.values()
+        if get_origin(field.annotation) is Literal
+    )
+
+
+def _model_at(root: type[Settings], location: tuple[Any, ...], parent: Any) -> type[Settings]:
+    """Return the model that should have had the last key of a location; `parent` is the mapping that has it."""
+    if len(location) == 1:
+        return root
+    model = _models(root)[location[0] if location[0] == "variants" and len(location) == 3 else location[-2]]
+    return (schedule_class(parent) or model) if model is ScheduleSettings else model
+
+
+def _keys(model: type[Settings]) -> dict[str, str]:
+    """Return the dotted key of every setting below a model, by its last name; if two share it, the outer one's."""
+    keys = {field.alias or name: field.alias or name for name, field in model.model_fields.items()}
+    for name, field in model.model_fields.items():
+        for member in [] if get_origin(field.annotation) is dict else _members(field.annotation):
+            keys = {last: f"{name}.{key}" for last, key in _keys(member).items()} | keys
+    return keys
+
+
+def _suggestion(name: str, model: type[Settings], section: str) -> str:
+    """Return the nearest setting of a section or of the groups in it, or all names of the section."""
+    keys = _keys(model)
+    close = difflib.get_close_matches(name, keys, n=1)
+    if not close or "." not in keys[close[0]]:
+        return nearest(name, [key for key in keys if "." not in keys[key]])
+    return f"; did you mean {'.'.join(filter(None, (section, keys[close[0]])))!r}?"
 
 
 def _message(mistake: Any, model: type[Settings], data: Any, places: Mapping[str, str], at: tuple[str, ...]) -> str:
-    """One line: the place of a mistake, what was given, what is allowed."""
+    """Return the place of a mistake, what was given, and what is allowed, in one line."""
     kind, location = mistake["type"], mistake["loc"]
-    keys = [*at]
-    for part in location:  # it also names members of unions, which the recipe does not hold
+    keys, parent = [*at], data
+    for part in location:  # it also names members of unions, which are not keys of the recipe
         if (isinstance(data, Mapping) and part in data) or (isinstance(data, list | tuple) and isinstance(part, int)):
             keys.append(str(part))
-            data = data[part]
+            parent, data = data, data[part]
     if kind == "missing":
         keys.append(str(location[-1]))
     elif kind == "union_tag_invalid":
@@ -103,7 +116,8 @@ def _message(mistake: Any, model: type[Settings], data: Any, places: Mapping[str
         key = key.rpartition(".")[0]
     where = f"  {places[key]}: {place}" if key else f"  {place or 'recipe'}"
     if kind == "extra_forbidden":
-        return f"{where} is not a setting{nearest(str(location[-1]), _valid_names(model, (*at, *location)))}"
+        suggestion = _suggestion(str(location[-1]), _model_at(model, location, parent), place.rpartition(".")[0])
+        return f"{where} is not a setting{suggestion}"
     if kind == "missing":
         return f"{where} is missing; it has no default"
     if kind == "union_tag_invalid":
@@ -112,5 +126,6 @@ def _message(mistake: Any, model: type[Settings], data: Any, places: Mapping[str
     message = message[0].lower() + message[1:]
     message = re.sub(r"valid dictionary( or .*)?", "mapping", message)
     message = re.sub(r"(valid )?tuple", "list", message)
-    given = "" if isinstance(mistake["input"], dict | BaseModel) else f" (given: {mistake['input']!r})"
+    value = mistake["input"]
+    given = "" if isinstance(value, dict | BaseModel) or message.startswith(repr(value)) else f" (given: {value!r})"
     return f"{where}: {message}{given}"

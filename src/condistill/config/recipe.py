@@ -27,6 +27,7 @@ from condistill.config.sections import (
 )
 from condistill.config.yaml_tree import merge, override, read_yaml
 from condistill.errors import CondistillError, RecipeError, nearest
+from condistill.utils.registry import load_plugins
 
 
 def _student_name(name: str) -> str:
@@ -98,18 +99,19 @@ class Recipe(Settings):
 
     def _check_sources(self, name: str, settings: DistillSettings) -> None:
         """Weights of prompt sources go by the names of their files."""
-        if settings.prompt_choice is None or settings.prompt_choice.source_weights is None:
+        choice = settings.conditioning.prompt_choice
+        if choice is None or choice.source_weights is None:
             return
         files = [Path(file).name for file in dict.fromkeys(self.prompts.every_file)]
         if twice := next((file for file in files if files.count(file) > 1), None):
             raise ValueError(
-                f"prompt_choice.source_weights of {name!r} needs file names, and two files are called {twice!r}; "
-                "rename one"
+                f"distill.conditioning.prompt_choice.source_weights of {name!r} needs different file names, and "
+                f"two files are called {twice!r}; rename one"
             )
         try:
-            check_sources(settings.prompt_choice.source_weights, tuple(files))
+            check_sources(choice.source_weights, tuple(files))
         except CondistillError as error:
-            raise ValueError(f"{name!r}: prompt_choice.{error}") from error
+            raise ValueError(f"{name!r}: distill.conditioning.prompt_choice.{error}") from error
 
     def _check_chain(self, name: str, distilled: Mapping[str, DistillSettings]) -> None:
         """A student of a student must fit what that one can do."""
@@ -132,7 +134,7 @@ class Recipe(Settings):
                 f"variants.{name}: its teacher learnt consistency, and knows where a path ends but not how it goes on; "
                 "let the teacher of that one teach"
             )
-        if few and (mine.few_steps is None or mine.few_steps.asked_of_teacher != few.num_inference_steps):
+        if few and (mine.few_steps is None or mine.few_steps.teacher_solver_steps != few.num_inference_steps):
             raise ValueError(
                 f"variants.{name}: its teacher knows {few.num_inference_steps} steps only, so few_steps needs "
                 f"num_inference_steps x teacher_steps = {few.num_inference_steps}, or as many solver_steps"
@@ -190,6 +192,7 @@ class Recipe(Settings):
         cls, data: Mapping[str, Any], *, source: str = "recipe", places: Mapping[str, str] | None = None
     ) -> Recipe:
         """Validate a mapping; all mistakes at once, each with where `places` says its dotted key was given."""
+        load_plugins()
         data, places = dict(data), places or {}
         found = [*mistakes(cls, data, places).values(), *variant_mistakes(data, places)]
         if found:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from condistill.errors import RecipeError
-
-if TYPE_CHECKING:
-    pass
 
 _KINDS = {"schedule": "exponential", "method": "progressive"}
 """Settings that say which others there are, and what they are where nothing is said."""

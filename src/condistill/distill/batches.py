@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import PromptChoiceSettings
+from condistill.config.conditioning import PromptChoiceSettings
 from condistill.distill.draws import Draws, draw
 from condistill.prompts.pool import PromptPool
 from condistill.prompts.sources import SourceMix

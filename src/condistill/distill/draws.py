@@ -15,7 +15,7 @@ from condistill.utils.randomness import Stream, generator
 
 @dataclass(frozen=True)
 class TextDraws:
-    """What `distill.prompt_choice` draws beside, of B samples; everything in [0, 1)."""
+    """What `distill.conditioning.prompt_choice` draws beside, of B samples; everything in [0, 1)."""
 
     prompts: NDArray[np.float64]
     """Where further prompts are: which source, and where in it, `[B, n, 2]`."""

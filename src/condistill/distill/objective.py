@@ -67,8 +67,8 @@ class Objective:
     ) -> None:
         self.family, self.settings, self.accelerator = family, settings, accelerator
         points = [family.denoiser.get_submodule(pair.teacher) for pair in pairs]
-        self.teacher_recorder = FeatureRecorder(points, settings.features)
-        self.layer_weights = layer_weights(settings.feature_layer_weights, pairs) if pairs else []
+        self.teacher_recorder = FeatureRecorder(points, settings.loss.features)
+        self.layer_weights = layer_weights(settings.loss.feature_layer_weights, pairs) if pairs else []
         few = settings.few_steps
         self.grid = SolverGrid(family.noise, few.grid_steps) if few else None
         """The student's timesteps, where it takes few."""
@@ -93,7 +93,7 @@ class Objective:
             condition = condition.with_guidance_scale(sample.guidance_scale)
         if sample.context is not None:
             condition = family.training_condition(condition, sample.x_0, sample.context)
-        with_null = self.settings.guidance_weight > 0
+        with_null = self.settings.loss.guidance_weight > 0
         if with_null:
             x_t, timesteps = x_t.repeat(2, 1, 1, 1), timesteps.repeat(2)
             condition = Condition.cat([condition, family.unconditional(condition)])
@@ -171,7 +171,7 @@ class Objective:
     def _losses(
         self, sample: Sample, predictions: Predictions, features: list[Tensor], taught_features: list[Tensor]
     ) -> dict[str, Tensor]:
-        family, settings = self.family, self.settings
+        family, settings = self.family, self.settings.loss
         timesteps = sample.timesteps.to(family.device)
         zero = torch.zeros(len(sample.x_t), device=family.device)
         weight = rc.output_weight(

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import PromptChoiceSettings
+from condistill.config.conditioning import PromptChoiceSettings
 from condistill.distill.batches import Batch
 from condistill.distill.history import BINS
 from condistill.errors import CondistillError
@@ -181,8 +181,8 @@ class PromptChoice:
             self.mean_distance = broadcast(mean_distance(embeddings[inverse]))
             if self.mean_distance < _SAME:
                 raise CondistillError(
-                    "prompt_choice.distance needs prompts that differ, and the teacher embeds all of the pool alike; "
-                    "set it to 0 or give more prompts"
+                    "distill.conditioning.prompt_choice.distance needs prompts that differ, and the teacher embeds all "
+                    "prompts of the pool alike; set it to 0 or give more prompts"
                 )
         if settings.disagreement:
             self.disagreement = Disagreement(broadcast(self._centers(pool, rng)))
@@ -198,8 +198,8 @@ class PromptChoice:
         points, _ = self._sample(pool, max(4 * k, min(_SAMPLED_PER_CLUSTER * k, _MOST_SAMPLED)), rng)
         if len(points) < k:
             raise CondistillError(
-                f"prompt_choice.clusters is {k}, and a large sample of the pool has {len(points)} different prompts; "
-                "lower it, or make the source weights more alike"
+                f"distill.conditioning.prompt_choice.clusters is {k}, and a large sample of the pool has {len(points)} "
+                "different prompts; lower it, or make the source weights more alike"
             )
         return k_means(points.cpu(), k, rng).to(points.device)  # on the CPU sums have one order
 

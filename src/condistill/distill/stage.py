@@ -37,7 +37,7 @@ from condistill.utils.meta import parameters
 from condistill.utils.progress import track
 
 NAME = "distill"
-_RUN_ONLY = {"checkpoint_every", "keep_checkpoints", "log_every", "tracker"}
+_RUN_ONLY = {"logging"}
 """Settings of distillation that do not change its result."""
 
 
@@ -133,7 +133,7 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: Pro
         )
     student = with_guidance(_derive(run, name, directory, cache), family.denoiser, settings)
     _prepared(family, student.denoiser)
-    if settings.tracker != "none":
+    if settings.logging.tracker != "none":
         accelerator.init_trackers("condistill", config={"variant": name})
     sizes = {"teacher": _size(family, family.denoiser), "student": _size(family, student.denoiser)}
     if accelerator.is_main_process:
@@ -151,7 +151,7 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: Pro
     counts = " of the teacher's ".join(f"{sizes[model].parameters:,}" for model in ("student", "teacher"))
     run.say(f"{name}: {counts} parameters; {settings.steps:,} steps")
     denoiser = _train(run, name, trainer, settings.steps)
-    if settings.tracker != "none":
+    if settings.logging.tracker != "none":
         accelerator.end_training()
     if accelerator.is_main_process:
         _save(run, name, denoiser)
@@ -233,7 +233,7 @@ def _derive(run: Run, name: str, directory: Path, cache: LatentCache) -> Student
         layer_scores=influence,
         seed=recipe.seed,
         may_be_as_large=settings.draws_cheaper,
-        features=settings.features,
+        features=settings.loss.features,
     )
 
 

@@ -17,7 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import Constant, DistillSettings, Exponential, Never, Sigmoid
+from condistill.config.distill import DistillSettings
 from condistill.distill import random_conditioning as rc
 from condistill.distill.batches import Batch, BatchSource, prefetch
 from condistill.distill.checkpoints import (
@@ -31,26 +31,12 @@ from condistill.distill.history import HISTORY_NAME, History
 from condistill.distill.objective import Objective, StudentForward
 from condistill.distill.paths import Paths
 from condistill.distill.prompt_choice import PromptChoice
+from condistill.distill.schedules import probability_of
 from condistill.distill.states import noised_latents
 from condistill.errors import CondistillError, NonFiniteLossError
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import Student
 from condistill.teachers.family import Family
-
-
-def random_conditioning(settings: DistillSettings) -> rc.RandomConditioning:
-    """The settings' schedule as the method knows it."""
-    schedule = settings.random_conditioning
-    if isinstance(schedule, Exponential):
-        probability = rc.exponential(schedule.lambda_)
-    elif isinstance(schedule, Sigmoid):
-        probability = rc.sigmoid(schedule.slope, schedule.midpoint)
-    elif isinstance(schedule, Constant):
-        probability = rc.constant(schedule.probability)
-    else:
-        assert isinstance(schedule, Never)
-        probability = rc.constant(0.0)
-    return rc.RandomConditioning(probability, settings.empty_prompt_probability)
 
 
 @dataclass
@@ -95,13 +81,16 @@ class Trainer:
         accelerator: Accelerator,
     ) -> None:
         self.family, self.settings, self.directory, self.accelerator = family, settings, directory, accelerator
-        self.conditioning = random_conditioning(settings)
+        conditioning = settings.conditioning
+        self.conditioning = rc.RandomConditioning(
+            probability_of(conditioning.probability), conditioning.empty_prompt_probability
+        )
         self.source = batch_source(cache, pool, settings, seed=seed, accelerator=accelerator)
-        text = settings.prompt_choice
+        text = conditioning.prompt_choice
         self.prompt_choice = (
             PromptChoice(family, text, cache, pool, seed=seed, accelerator=accelerator) if text else None
         )
-        features = settings.features if settings.feature_weight > 0 else None
+        features = settings.loss.features if settings.loss.feature_weight > 0 else None
         self.objective = Objective(family, settings, accelerator, student.pairs if features else ())
         self.paths: Paths | None = None
         if settings.path:
@@ -120,20 +109,20 @@ class Trainer:
         self.trained = trained
         self.raw_optimizer = torch.optim.AdamW(
             trained.parameters(),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
+            lr=settings.optimizer.learning_rate,
+            weight_decay=settings.optimizer.weight_decay,
             fused=family.device.type in ("cpu", "cuda"),
         )
         self.schedule = get_scheduler(
-            settings.lr_scheduler,
+            settings.optimizer.lr_scheduler,
             self.raw_optimizer,
-            num_warmup_steps=settings.warmup_steps,
+            num_warmup_steps=settings.optimizer.warmup_steps,
             num_training_steps=settings.steps,
         )
         self.model, self.optimizer = accelerator.prepare(trained, self.raw_optimizer)
         self.ema: EMAModel | None = None
-        if settings.ema_decay:
-            self.ema = EMAModel(trained.denoiser.parameters(), decay=settings.ema_decay, foreach=True)
+        if settings.optimizer.ema_decay:
+            self.ema = EMAModel(trained.denoiser.parameters(), decay=settings.optimizer.ema_decay, foreach=True)
         directory.mkdir(parents=True, exist_ok=True)
         self.history = History(directory / HISTORY_NAME, family.device)
         self.step = self.saved_step = 0
@@ -157,10 +146,10 @@ class Trainer:
             for micro_batches in prefetch(self.source, range(self.step, settings.steps)):
                 self._train_step(micro_batches)
                 record = None
-                if self.step % settings.log_every == 0 or self.step == settings.steps:
+                if self.step % settings.logging.log_every == 0 or self.step == settings.steps:
                     record = self._log()
                 stop = self._agreed(interrupted())
-                if self.step % settings.checkpoint_every == 0 or self.step == settings.steps or stop:
+                if self.step % settings.logging.checkpoint_every == 0 or self.step == settings.steps or stop:
                     self._save()
                 on_step(self.step, record)
                 if stop:
@@ -191,7 +180,7 @@ class Trainer:
                 self.accelerator.backward(loss / len(micro_batches))
         self._check_finite()
         self._pending = pending
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
@@ -208,7 +197,11 @@ class Trainer:
         if self.prompt_choice:
             batch = self.prompt_choice.choose(batch)
         sample = noised_latents(
-            family, self.conditioning, batch, timestep_bias=settings.timestep_bias, grid=self.objective.grid
+            family,
+            self.conditioning,
+            batch,
+            timestep_bias=settings.conditioning.timestep_bias,
+            grid=self.objective.grid,
         )
         replaced_prompt = sample.replaced_prompt
         if sample.blend:
@@ -245,7 +238,7 @@ class Trainer:
         raise NonFiniteLossError(
             f"the loss of step {pending.step} is not finite for {len(bad)} sample(s): {named}. "
             f"{f'The checkpoint {kept[-1].name} is good and is kept' if kept else 'No checkpoint was written yet'}; "
-            "try a lower distill.learning_rate, or mixed_precision: bf16 instead of fp16"
+            "try a lower distill.optimizer.learning_rate, or distill.mixed_precision: bf16 instead of fp16"
         )
 
     def _log(self) -> dict[str, Any]:
@@ -281,7 +274,7 @@ class Trainer:
                 meta["path_prompts"] = prompts
             if self.prompt_choice:
                 parts["prompt_choice"] = self.prompt_choice.state()
-            save_checkpoint(self.directory, self.step, parts, keep=self.settings.keep_checkpoints, meta=meta)
+            save_checkpoint(self.directory, self.step, parts, keep=self.settings.logging.keep_checkpoints, meta=meta)
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
@@ -327,7 +320,7 @@ def batch_source(
             f"micro_batch_size {micro}; make it a multiple of {processes * micro}"
         )
     place = (accelerator.process_index, processes)
-    asked = (settings.prompt_choice, settings.guidance_range)
+    asked = (settings.conditioning.prompt_choice, settings.guidance_range)
     return BatchSource(cache, pool, seed, settings.batch_size, micro, *place, *asked)
 
 

@@ -180,7 +180,7 @@ def _settings_section(name: str, recipe: Recipe) -> str:
         "teacher": {"pipeline": teacher_name(recipe.teacher.pipeline), "revision": recipe.teacher.revision},
         "cache": recipe.cache.model_dump(mode="json", include={"size", "num_inference_steps", "guidance_scale"}),
         "student": student.model_dump(mode="json", by_alias=True),
-        "distill": distill.model_dump(mode="json", by_alias=True, exclude={"tracker", "log_every"}),
+        "distill": distill.model_dump(mode="json", by_alias=True, exclude={"logging": {"tracker", "log_every"}}),
         "prompts": {
             "files": [PureWindowsPath(file).name for file in recipe.prompts.files],
             "unseen_words": list(recipe.prompts.unseen_words),

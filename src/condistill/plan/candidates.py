@@ -90,7 +90,7 @@ def own_students(skeleton: Skeleton, recipe: Recipe) -> dict[str, Candidate]:
             student = student_of(
                 denoisers[variant.teacher],
                 settings,
-                features=distill.features,
+                features=distill.loss.features,
                 may_be_as_large=distill.draws_cheaper,
             )
         except CondistillError as error:

@@ -127,7 +127,7 @@ class Job:
         peak = training_peak(step, self.half)
         step.release()
         weights = self.student.params * _SINGLE
-        trained = weights + (parameters(self.student.student.maps) * _SINGLE if settings.feature_weight else 0)
+        trained = weights + (parameters(self.student.student.maps) * _SINGLE if settings.loss.feature_weight else 0)
         own = parts[self.skeleton.family.denoiser_name]
         is_chained = denoiser is not self.skeleton.denoiser  # then the pipeline's own denoiser waits beside it
         return Memory(
@@ -136,7 +136,7 @@ class Job:
             student=trained,
             gradients=trained,
             optimizer=2 * trained,
-            ema=weights if settings.ema_decay else 0,
+            ema=weights if settings.optimizer.ema_decay else 0,
             activations=max(peak - trained, 0),
         )
 
@@ -174,7 +174,7 @@ class Job:
             "sec_per_step": step_sec,
             "hours": hours,
             "device_hours": hours * rates.count,
-            "checkpoint_bytes": (settings.keep_checkpoints + 1) * 4 * self.student.params * _SINGLE,
+            "checkpoint_bytes": (settings.logging.keep_checkpoints + 1) * 4 * self.student.params * _SINGLE,
             "memory_bytes": {**asdict(memory), "total": memory.total},
             "fits": memory.total <= rates.device.memory_bytes,
             **told,

@@ -44,11 +44,11 @@ class SyntheticStep:
         """
         self.teacher, self.student, self.settings, self.load = teacher, student.denoiser, settings, load
         device = next(teacher.parameters()).device
-        features = settings.feature_weight > 0
+        features = settings.loss.feature_weight > 0
         pairs = student.pairs if features else ()
         self.maps = student.maps.to(device) if features else nn.ModuleList()
         self._recorders = [
-            FeatureRecorder([model.get_submodule(path) for path in paths], settings.features)
+            FeatureRecorder([model.get_submodule(path) for path in paths], settings.loss.features)
             for model, paths in ((teacher, [p.teacher for p in pairs]), (self.student, [p.student for p in pairs]))
         ]
         self._inputs = [
@@ -91,7 +91,7 @@ class SyntheticStep:
         """Clip, step, average, and let go of the gradients."""
         if self._update is None:
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(self._trained, lr=1e-9, fused=True)
-            decay = self.settings.ema_decay
+            decay = self.settings.optimizer.ema_decay
             ema = EMAModel(self.student.parameters(), decay=decay, foreach=True) if decay else None
             self._update = optimizer, ema
         optimizer, average = self._update

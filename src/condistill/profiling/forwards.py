@@ -19,7 +19,7 @@ def forwards_per_step(settings: DistillSettings, *, teacher_takes_guidance: bool
     Args:
         teacher_takes_guidance: the teacher takes the guidance scale as an input, and is asked once for what is guided.
     """
-    teacher = student = float(settings.batch_size * (2 if settings.guidance_weight else 1))
+    teacher = student = float(settings.batch_size * (2 if settings.loss.guidance_weight else 1))
     if settings.guidance_distillation and not teacher_takes_guidance:
         teacher *= 2
     if isinstance(settings.few_steps, ProgressiveSettings):
@@ -27,7 +27,7 @@ def forwards_per_step(settings: DistillSettings, *, teacher_takes_guidance: bool
     elif isinstance(settings.few_steps, ConsistencySettings):
         student *= 2
     path = settings.path
-    if path and path.guidance_scale != 1 and not settings.guidance_weight:
+    if path and path.guidance_scale != 1 and not settings.loss.guidance_weight:
         by_student = {"teacher": 0.0, "student": 1.0, "moving": 0.5}[path.follow]
         teacher += settings.batch_size * path.share * (1 - by_student)
         student += settings.batch_size * path.share * by_student
@@ -71,7 +71,7 @@ class Load:
     def of(cls, settings: DistillSettings, *, processes: int, teacher_takes_guidance: bool) -> Load:
         """Of one forward of a micro-batch."""
         count = settings.micro_batch_size or -(-settings.batch_size // processes)
-        doubled = count * (2 if settings.guidance_weight else 1)
+        doubled = count * (2 if settings.loss.guidance_weight else 1)
         guided = settings.guidance_distillation is not None and not teacher_takes_guidance
         return cls(doubled * 2 if guided else doubled, doubled, count)
 
@@ -79,9 +79,10 @@ class Load:
 def prompts_per_sample(settings: DistillSettings) -> int:
     """Prompts that are encoded for a sample: its own or a random one, the empty one, and what it is blended with."""
     guided = (
-        settings.guidance_weight
+        settings.loss.guidance_weight
         or settings.guidance_distillation
         or (settings.path and settings.path.guidance_scale != 1)
     )
-    blended = settings.prompt_choice is not None and settings.prompt_choice.interpolate > 0
+    choice = settings.conditioning.prompt_choice
+    blended = choice is not None and choice.interpolate > 0
     return 1 + bool(guided) + blended

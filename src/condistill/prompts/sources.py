@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from condistill.config.distill import PromptChoiceSettings
+from condistill.config.conditioning import PromptChoiceSettings
 from condistill.config.recipe import check_sources
 from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptPool
@@ -62,5 +62,6 @@ def check_pool(pool: PromptPool, settings: PromptChoiceSettings | None) -> None:
     SourceMix.of(pool, settings.source_weights)
     if settings.disagreement and len(pool) < settings.clusters:
         raise CondistillError(
-            f"prompt_choice.clusters is {settings.clusters} and the pool has {len(pool)} prompts; lower it"
+            f"distill.conditioning.prompt_choice.clusters is {settings.clusters} and the pool has {len(pool)} "
+            "prompts; lower it"
         )

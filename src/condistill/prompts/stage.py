@@ -78,7 +78,7 @@ def _open(run: Run) -> Prompts:
     prompts = Prompts(pool, cached, seen, unseen)
     _check_words(run, prompts)
     for name in recipe.variants:
-        check_pool(pool, recipe.variant(name)[1].prompt_choice)
+        check_pool(pool, recipe.variant(name)[1].conditioning.prompt_choice)
     run.say(
         f"prompts: {len(pool):,} in the pool ({pool.counts.duplicates:,} duplicates and {pool.counts.empty:,} "
         f"empty lines dropped), {len(unseen):,} of them never cached; {len(cached):,} to cache"

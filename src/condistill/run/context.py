@@ -78,11 +78,13 @@ class Run:
         from accelerate import Accelerator
 
         settings = [self.recipe.variant(name)[1] for name in self.recipe.variants]
-        if len({(s.mixed_precision, s.tracker) for s in settings}) > 1:
-            raise CondistillError("all variants of a run share distill.mixed_precision and distill.tracker")
-        tracker, precision = settings[0].tracker, settings[0].mixed_precision
+        if len({(s.mixed_precision, s.logging.tracker) for s in settings}) > 1:
+            raise CondistillError("all variants of a run share distill.mixed_precision and distill.logging.tracker")
+        tracker, precision = settings[0].logging.tracker, settings[0].mixed_precision
         if tracker != "none" and importlib.util.find_spec(tracker) is None:
-            raise CondistillError(f"distill.tracker is {tracker!r}, which is not installed: pip install {tracker}")
+            raise CondistillError(
+                f"distill.logging.tracker is {tracker!r}, which is not installed: pip install {tracker}"
+            )
         try:
             return Accelerator(
                 mixed_precision=precision,

@@ -137,7 +137,8 @@ def layer_weights(weights: Mapping[str, float] | None, pairs: Sequence[FeaturePa
         if not any(within(pair.teacher, name) for pair in pairs):
             layers = [pair.teacher for pair in pairs]
             raise CondistillError(
-                f"distill.feature_layer_weights names {name!r}, and no such layer is compared{nearest(name, layers)}"
+                f"distill.loss.feature_layer_weights names {name!r}, and no such layer is compared"
+                f"{nearest(name, layers)}"
             )
     chosen = [max((name for name in weights if within(pair.teacher, name)), key=len, default="") for pair in pairs]
     return [weights.get(name, 1.0) for name in chosen]
@@ -181,7 +182,7 @@ def _attention_pairs(student: UNet2DConditionModel, kind: str, sources: Mapping[
     """Every attention of a kind in the student, with the teacher's that it was made of."""
     paths = [path for path, _ in student.named_modules() if path.endswith(f".{kind}")]
     if not paths:
-        raise CondistillError(f"the student has no {kind}; set distill.features to stages")
+        raise CondistillError(f"the student has no {kind}; set distill.loss.features to stages")
     return tuple(FeaturePair(teacher=origin(path, sources), student=path, name=path) for path in paths)
 
 
@@ -207,7 +208,7 @@ def layer_pairs(
             pairs += [(f"{name}.{layers[i]}.{part}", f"{name}.{i}.{part}") for i, part in attentions if part]
     if not pairs:
         raise CondistillError(
-            f"{features} cannot be compared in a {type(student).__name__}; set distill.features to stages"
+            f"{features} cannot be compared in a {type(student).__name__}; set distill.loss.features to stages"
         )
     return tuple(FeaturePair(teacher=t, student=s, name=s) for t, s in pairs)
 

@@ -50,11 +50,12 @@ def guidance_learnt(kind: GuidanceKind, denoiser: Any, settings: DistillSettings
         CondistillError: the settings do not fit the teacher; says which `distill.guidance_distillation` does.
     """
     path = settings.path
-    guided_again = settings.guidance_distillation or settings.guidance_weight or (path and path.guidance_scale != 1)
+    guided_path = path and path.guidance_scale != 1
+    guided_again = settings.guidance_distillation or settings.loss.guidance_weight or guided_path
     if kind == "fixed" and guided_again:
         raise CondistillError(
-            "guidance is folded into the teacher already; leave out distill.guidance_distillation, guidance_weight and "
-            "path.guidance_scale"
+            "guidance is folded into the teacher already; leave out distill.guidance_distillation, "
+            "distill.loss.guidance_weight and distill.path.guidance_scale"
         )
     if kind == "embedded" and not settings.guidance_range:
         raise CondistillError(

@@ -52,8 +52,8 @@ class Condition:
             if not one.is_floating_point():  # masks: every token that any of what is blended has
                 if one.dim() == 1:
                     raise CondistillError(
-                        "prompt_choice.interpolate blends prompts, and this teacher is told class labels, which have "
-                        "nothing between them; set it to 0"
+                        "distill.conditioning.prompt_choice.interpolate blends prompts, and this teacher is told "
+                        "class labels, which have nothing between them; set it to 0"
                     )
                 share = weight.to(one.device).view(-1, *[1] * (one.dim() - 1))
                 return torch.maximum(one * (share < 1), two * (share > 0))

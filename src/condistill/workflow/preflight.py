@@ -76,8 +76,10 @@ def check_students(recipe: Recipe, family: Family) -> None:
         try:
             check_steps(family, settings)
             student = settle(teacher, student, size=size, text_length=text_length)
-            derived = student_of(teacher, student, may_be_as_large=settings.draws_cheaper, features=settings.features)
-            layer_weights(settings.feature_layer_weights, derived.pairs)
+            derived = student_of(
+                teacher, student, may_be_as_large=settings.draws_cheaper, features=settings.loss.features
+            )
+            layer_weights(settings.loss.feature_layer_weights, derived.pairs)
         except CondistillError as error:
             raise _cannot_be_made(name, error) from error
         denoisers[name] = derived.denoiser
@@ -143,7 +145,7 @@ def check_prompts(run: Run) -> None:
         family.check_prompts(prompts.pool)
         check_guidance(recipe, family.denoiser)
         for name in recipe.variants:
-            choice = recipe.variant(name)[1].prompt_choice
+            choice = recipe.variant(name)[1].conditioning.prompt_choice
             if choice and choice.interpolate:
                 _check_blend(name, family)
         choose_classifier(recipe.evaluate.classifier, rounds(recipe.evaluate, prompts.choose, prompts.splits))

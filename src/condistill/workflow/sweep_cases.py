@@ -23,7 +23,7 @@ _SAME_FOR_ALL = {
     "variants": "the cases take the place of the recipe's variants",
     "evaluate": "cases are measured alike, or their figures could not be compared; change it for all with -s",
     "distill.mixed_precision": "one process has one; change it for all with -s",
-    "distill.tracker": "it changes no figure; change it for all with -s",
+    "distill.logging.tracker": "it changes no figure; change it for all with -s",
 }
 
 

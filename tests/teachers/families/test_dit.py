@@ -177,7 +177,11 @@ def test_labels_are_not_blended(family: DiT) -> None:
     ("lines", "distill", "told"),
     [
         (["tench", "a dog on a bench"], {}, "'a dog on a bench' is no label of this teacher"),
-        (["tench", "goldfish"], {"prompt_choice": {"interpolate": 0.5}}, r"prompt_choice\.interpolate .* set it to 0"),
+        (
+            ["tench", "goldfish"],
+            {"conditioning": {"prompt_choice": {"interpolate": 0.5}}},
+            r"prompt_choice\.interpolate .* set it to 0",
+        ),
     ],
 )
 def test_what_a_teacher_of_labels_cannot_be_told_is_said_before_anything_is_drawn(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from condistill.config.distill import DistillSettings
 from condistill.config.sections import TeacherSettings
+from condistill.config.yaml_tree import merge
 from condistill.distill.batches import BatchSource
 from condistill.distill.objective import Objective
 from condistill.distill.random_conditioning import RandomConditioning
@@ -205,12 +206,15 @@ def test_a_samples_mask_does_not_depend_on_how_a_batch_is_cut(
     assert noised_latents(tiny_family, RandomConditioning(), batch).context is None
 
 
-@pytest.mark.parametrize("settings", [{"guidance_weight": 0.5}, {"guidance_distillation": 3.0}])
+@pytest.mark.parametrize("settings", [{"loss": {"guidance_weight": 0.5}}, {"guidance_distillation": 3.0}])
 def test_both_models_see_the_samples_mask_with_and_without_the_prompt(
     family: StableDiffusionInpaint, sample: Sample, settings: dict[str, float]
 ) -> None:
     objective = Objective(
-        family, DistillSettings(batch_size=8, feature_weight=0.0, **settings), Accelerator(cpu=True), []
+        family,
+        DistillSettings.model_validate(merge({"batch_size": 8, "loss": {"feature_weight": 0.0}}, settings)),
+        Accelerator(cpu=True),
+        [],
     )
     told: list[Condition] = []
 
@@ -268,7 +272,7 @@ def test_a_pipeline_and_its_channels_must_agree(oracle: StableDiffusionInpaintPi
 
 @pytest.mark.slow
 def test_the_whole_way_ends_in_a_student_that_diffusers_fills_holes_with(directory: Path, tmp_path: Path) -> None:
-    student = check_end_to_end(directory, tmp_path, {"width": 0.5}, distill={"guidance_weight": 0.5})
+    student = check_end_to_end(directory, tmp_path, {"width": 0.5}, distill={"loss": {"guidance_weight": 0.5}})
     assert type(student) is StableDiffusionInpaintPipeline
     assert student.unet.config.in_channels == 9
     hole = Image.new("L", (64, 64))
