@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 SRC = Path(__file__).parents[1] / "src" / "condistill"
-LAYERS = (
-    "cli",
-    "studio",
-    "plan",
-    "workflow",
-    "report",
-    "export",
-    "evaluate",
-    "distill",
-    "students",
-    "cache",
-    "prompts",
-    "profiling",
-    "run",
-    "pipelines",
-    "teachers",
-    "miniature",
-    "config",
-    "utils",
-    "errors",
-)
-"""Highest first: a package imports what stands below it."""
+ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
+LAYERS = re.findall(r"^\| `(\w+)` \|", ARCHITECTURE.read_text(encoding="utf-8"), re.MULTILINE)
+"""The packages in the order of the page, highest first: a package imports what stands below it."""
 
 
 def imported(file: Path) -> set[str]:
@@ -95,6 +77,11 @@ def circle() -> list[str]:
         return []
 
     return next((found for name in sorted(files) if (found := visit(name, []))), [])
+
+
+def test_the_page_lists_every_package() -> None:
+    packages = {path.parent.name for path in SRC.glob("*/__init__.py")}
+    assert sorted(LAYERS) == sorted(packages | {"errors"})
 
 
 def test_imports_point_down_the_layout() -> None:

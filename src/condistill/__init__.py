@@ -1,4 +1,4 @@
-"""condistill: a smaller, faster diffusion pipeline from a teacher and a list of prompts, without a single image."""
+"""condistill: a smaller, faster diffusion pipeline from a teacher and a list of prompts, without training images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from condistill.prompts.pool import PromptPool
     from condistill.students.derive import derive_student
     from condistill.teachers.load import load_teacher
-    from condistill.workflow.compress import compress
+    from condistill.workflow.compress import compress, register_stage
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ _HOMES = {
     "compress": "condistill.workflow.compress",
     "derive_student": "condistill.students.derive",
     "load_teacher": "condistill.teachers.load",
+    "register_stage": "condistill.workflow.compress",
 }
 __all__ = [
     "CondistillError",
@@ -36,6 +37,7 @@ __all__ = [
     "compress",
     "derive_student",
     "load_teacher",
+    "register_stage",
 ]
 
 

@@ -1,0 +1,39 @@
+"""The public surface: what `import condistill` offers, and the page that describes it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import condistill
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_public_names_are_these() -> None:
+    assert condistill.__all__ == [
+        "CondistillError",
+        "LatentCache",
+        "PromptPool",
+        "RandomConditioning",
+        "Recipe",
+        "compress",
+        "derive_student",
+        "load_teacher",
+        "register_stage",
+    ]
+    assert dir(condistill) == sorted([*condistill.__all__, "__version__"])
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    assert [name for name in condistill.__all__ if not getattr(condistill, name).__doc__] == []
+
+
+def test_the_reference_page_is_what_the_docstrings_say() -> None:
+    spec = importlib.util.spec_from_file_location("write_reference", ROOT / "tools" / "write_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert page == module.reference(), "run `python tools/write_reference.py`"
