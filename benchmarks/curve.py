@@ -63,7 +63,7 @@ def draw(path: Path, steps: list[int]) -> dict[Point, dict[str, float]]:
                 {"teacher": latents}, run.family, made, settings, classifier
             )  # no difference is asked for
             found: dict[str, Any] = measured["teacher"]
-            scores[name, how.denoiser_calls(denoiser)] = {
+            scores[name, how.denoiser_evaluations(denoiser)] = {
                 **{split: found[split]["all_correct"] for split in ("seen", "unseen")},
                 "frechet": found["all"]["frechet_classifier"],
             }

@@ -20,6 +20,7 @@ def test_the_public_names_are_these() -> None:
         "compress",
         "derive_student",
         "load_teacher",
+        "register_family",
         "register_stage",
     ]
     assert dir(condistill) == sorted([*condistill.__all__, "__version__"])

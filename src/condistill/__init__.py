@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from condistill.prompts.pool import PromptPool
     from condistill.students.derive import derive_student
     from condistill.teachers.load import load_teacher
+    from condistill.teachers.registry import register_family
     from condistill.workflow.compress import compress, register_stage
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOMES = {
     "compress": "condistill.workflow.compress",
     "derive_student": "condistill.students.derive",
     "load_teacher": "condistill.teachers.load",
+    "register_family": "condistill.teachers.registry",
     "register_stage": "condistill.workflow.compress",
 }
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "compress",
     "derive_student",
     "load_teacher",
+    "register_family",
     "register_stage",
 ]
 

@@ -49,7 +49,7 @@ def _card(
         }
     )
     given: dict[str, Any] = {"name": "small", "recipe": recipe, "kept": ["half"], "sizes": SIZES, "metrics": None}
-    return model_card(**{**given, **changes})
+    return model_card(**{**given, "pipeline_class": "StableDiffusionPipeline", **changes})
 
 
 def _front(card: str) -> dict[str, Any]:

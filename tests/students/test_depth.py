@@ -171,15 +171,19 @@ def test_the_model_card_lines_say_which_layers_are_kept_and_why():
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("dit", {"keep": {"transformer_block": (0,)}}, r"no such list; did you mean 'transformer_blocks'\?"),
-        ("dit", {"keep": {"single_transformer_blocks": (0,)}}, "names 'single_transformer_blocks', and there is no"),
+        ("dit", {"keep": {"transformer_block": (0,)}}, r"not a list of layers; did you mean 'transformer_blocks'\?"),
+        (
+            "dit",
+            {"keep": {"single_transformer_blocks": (0,)}},
+            "names 'single_transformer_blocks', which is not",
+        ),
         ("dit", {"keep": {BLOCKS: (0, 5)}}, r"is \[0, 5\]; give at least one of the layers 0 to 4"),
         ("dit", {"keep": {BLOCKS: (2, 1)}}, "each once, ascending"),
         ("dit", {"keep": {BLOCKS: (1, 1)}}, "each once, ascending"),
         ("dit", {"keep": {BLOCKS: ()}}, "at least one of the layers"),
         ("sd3", {"keep": {BLOCKS: (0, 1)}}, "the last layer, 4, must be kept"),
         ("dit", {"keep": {BLOCKS: range(5)}}, r"[\d,]+ parameters and its teacher has [\d,]+; keep fewer layers"),
-        ("dit", {"depth": 0.95}, "depth 0.95 of 5 transformer_blocks leaves out no layer"),
+        ("dit", {"depth": 0.95}, "depth 0.95 of 5 transformer_blocks keeps all layers"),
         ("dit", {"width": 0.5}, "width 0.5: presets and widths are for U-Nets.* DiTTransformer2DModel; set .*depth"),
         ("dit", {"preset": "b-small", "depth": 0.5}, "preset 'b-small': presets and widths are for U-Nets"),
         ("dit", {}, "either a depth or the layers"),

@@ -34,8 +34,8 @@ def fold(teacher, scale, **student):
 @pytest.mark.parametrize(
     ("scale", "trained", "told"),
     [
-        (3.0, False, "guidance: a scale of 3 is folded in"),
-        ([2, 8], True, "guidance: scales from 2 to 8 are folded in; it is told which"),
+        (3.0, False, "guidance: distilled for a scale of 3"),
+        ([2, 8], True, "guidance: distilled for scales from 2 to 8; the scale is an input"),
     ],
 )
 def test_folded_guidance_changes_a_students_config_and_not_what_it_says(tiny, run, scale, trained, told):
@@ -102,9 +102,9 @@ def test_a_student_is_guided_as_its_teacher_unless_guidance_is_folded_in(kind, s
         (
             "fixed",
             {"guidance_distillation": 3.0},
-            "folded into the teacher already; leave out distill.guidance_distillation",
+            "the teacher is guidance-distilled already; leave out distill.guidance_distillation",
         ),
-        ("fixed", {"guidance_distillation": [2, 8]}, "folded into the teacher already"),
+        ("fixed", {"guidance_distillation": [2, 8]}, "the teacher is guidance-distilled already"),
         (
             "fixed",
             {"path": {"guidance_scale": 2.0}},
@@ -112,7 +112,7 @@ def test_a_student_is_guided_as_its_teacher_unless_guidance_is_folded_in(kind, s
         ),
         ("embedded", {}, r"set distill.guidance_distillation to a range \[low, high\]"),
         ("embedded", {"guidance_distillation": 3.0}, r"set distill.guidance_distillation to a range \[low, high\]"),
-        ("cfg", {"few_steps": CONSISTENCY}, "'consistency' learns where guided paths end; set distill.guidance_di"),
+        ("cfg", {"few_steps": CONSISTENCY}, "'consistency' learns the ends of guided paths; set distill.guidance_di"),
     ],
 )
 def test_guidance_that_does_not_fit_the_teacher_is_refused(kind, settings, message):

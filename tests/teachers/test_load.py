@@ -12,7 +12,8 @@ from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
 from condistill.teachers.family import Family
-from condistill.teachers.load import FAMILIES, choose_dtype, load_teacher, locate, teacher_key
+from condistill.teachers.load import choose_dtype, load_teacher, locate, teacher_key
+from condistill.teachers.registry import FAMILIES
 
 
 @pytest.fixture
@@ -34,12 +35,14 @@ def test_a_pipeline_directory_is_loaded_through_its_family(tiny_family: Family) 
 @pytest.mark.parametrize("name", ["no/such/teacher", "./teacher", "~/no-such-teacher", "teacher"])
 def test_a_directory_that_is_not_there_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CondistillError, match=r"there is no teacher at .*teacher; give a diffusers pipeline directory"):
+    with pytest.raises(
+        CondistillError, match=r"teacher\.pipeline .*teacher does not exist; give a diffusers pipeline directory"
+    ):
         load(name)
 
 
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CondistillError, match=r"has no model_index\.json, so it is no diffusers pipeline"):
+    with pytest.raises(CondistillError, match=r"has no model_index\.json, so it is not a diffusers pipeline"):
         load(tmp_path)
 
 
@@ -61,7 +64,7 @@ def test_components_with_pickles_only_are_named_and_never_loaded(copied: Path) -
         for weights in (copied / component).glob("*.safetensors"):
             weights.unlink()
         (copied / component / f"{name}.bin").write_bytes(b"not read")
-    with pytest.raises(CondistillError, match=r"pickle weights only for .*; a pickle can run code") as raised:
+    with pytest.raises(CondistillError, match=r"only pickle weights for .*; a pickle can run code") as raised:
         load(copied)
     assert "unet" in str(raised.value)
     assert "text_encoder" in str(raised.value)

@@ -222,7 +222,7 @@ def test_an_unseen_word_that_no_prompt_has_is_told(tmp_path: Path, tiny_pipeline
     ("override", "told"),
     [
         ("prompts.files=[gone.txt]", "there is no prompt file .*gone.txt"),
-        ("teacher.pipeline=./gone", "there is no teacher at .*gone"),
+        ("teacher.pipeline=./gone", "teacher.pipeline .*gone does not exist"),
         ("cache.size=12", "cache.size is 12 and only 11 prompts may be cached"),
         ("distill.mixed_precision=fp16", "distill.mixed_precision 'fp16' cannot be used here"),
         (
@@ -441,4 +441,4 @@ def test_students_draw_in_one_forward_with_the_scale_they_are_told_and_in_few_st
         assert two.isfinite().all()
         assert torch.equal(two, eight) != hears
         assert sizes == [1] * 2 * said["num_inference_steps"]
-    assert "scales from 2 to 8 are folded in" in (run.out / "pipelines" / "told" / "README.md").read_text("utf-8")
+    assert "distilled for scales from 2 to 8" in (run.out / "pipelines" / "told" / "README.md").read_text("utf-8")

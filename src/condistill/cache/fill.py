@@ -100,6 +100,6 @@ def _draw_batch(
         way_out = "cache.dtype" if torch.isfinite(latents).all() else "teacher.dtype"
         raise CondistillError(
             f"the teacher drew latents that are not finite for images {indices[0]} to {indices[-1]}, computed in "
-            f"{family._dtype(family.denoiser)} and kept in {dtype}; try {way_out}: float32"
+            f"{family.dtype} and kept in {dtype}; try {way_out}: float32"
         )
     return kept

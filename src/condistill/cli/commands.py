@@ -306,9 +306,9 @@ def sample(
     ] = None,
 ) -> None:
     """Draw one picture with a finished pipeline; the same seed is the same noise for teacher and student."""
-    from condistill.pipelines.generate import draw_picture
+    from condistill.pipelines.generate import generate_image
 
-    say(f"wrote {draw_picture(pipeline, prompt, out, seed=seed, steps=steps, guidance=guidance)}")
+    say(f"wrote {generate_image(pipeline, prompt, out, seed=seed, steps=steps, guidance=guidance)}")
 
 
 @command

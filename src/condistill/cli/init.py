@@ -36,7 +36,8 @@ def write_recipe(teacher: str, prompts: Sequence[Path], out: Path) -> Path:
     text = environment.from_string(template).render(
         teacher=str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher,
         family=family.name,
-        unet=family.denoiser_name == "unet",
+        guidance=family.guidance,
+        can_cut_width=family.can_cut_width,
         files=[str(path.resolve()) for path in prompts],
         tabular=any(map(is_tabular, prompts)),
         prompts=_count(prompts),

@@ -28,17 +28,6 @@ MINIATURE = "miniature"
 BlockPreset = Literal["b-base", "b-small", "b-tiny", "koala-1b", "koala-700m"]
 WidthPreset = Literal["c-base", "c-small", "c-tiny", "c-micro"]
 Importance = Literal["weight_norm", "activation", "taylor"]
-FamilyName = Literal[
-    "auto",
-    "stable_diffusion",
-    "stable_diffusion_inpaint",
-    "stable_diffusion_xl",
-    "pixart",
-    "stable_diffusion_3",
-    "flux",
-    "sana",
-    "dit",
-]
 Preset = Literal[BlockPreset, WidthPreset]
 
 
@@ -51,7 +40,8 @@ class Settings(BaseModel):
 class TeacherSettings(Settings):
     pipeline: str = Field(min_length=1)
     """A diffusers pipeline directory, a hub name, or `miniature`."""
-    family: FamilyName = "auto"
+    family: str = "auto"
+    """A registered teacher family; `auto`: found from the pipeline's class."""
     revision: str | None = None
     variant: str | None = None
     """File variant, such as `fp16`."""

@@ -138,7 +138,7 @@ def _costs(
             "sampling": {
                 "num_inference_steps": how.num_inference_steps,
                 "guidance_scale": how.guidance_scale,
-                "denoiser_calls": how.denoiser_calls(denoiser),
+                "denoiser_calls": how.denoiser_evaluations(denoiser),
             },
             "size": _size(denoiser, family),
             "speed": {
@@ -157,7 +157,7 @@ def _training(
 ) -> dict[str, float]:
     """What a variant took to train, and those before it that it was made of; all share one cache."""
     cache = run.recipe.cache
-    guided = Sampling(1, cache.guidance_scale).denoiser_calls(denoisers["teacher"]) == 2
+    guided = Sampling(1, cache.guidance_scale).denoiser_evaluations(denoisers["teacher"]) == 2
     spent = []
     for each in (name, *run.recipe.teachers(name)):
         _, settings = run.recipe.variant(each)

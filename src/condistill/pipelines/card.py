@@ -17,21 +17,13 @@ from condistill.errors import CondistillError, nearest
 from condistill.evaluate.record import look, models, splits
 from condistill.pipelines.sampling import planned_sampling
 from condistill.report.verdict import BASELINE, PROMPTS
+from condistill.teachers.registry import family_of_pipeline
 from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, significant
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$-])")
 _SCORES = {"all_correct": "All right", "frechet_classifier": "Fréchet distance", "latent_rmse": "Latent RMSE"}
 _EXAMPLE = {MINIATURE: "a large red star at the left on snow"}
-
-_ASKED = {
-    "DiTPipeline": ("", 'class_labels=pipeline.get_label_ids(["golden retriever"])'),
-    "StableDiffusionInpaintPipeline": (
-        "from diffusers.utils import load_image\n",
-        'PROMPT, image=load_image("image.png"), mask_image=load_image("mask.png")',
-    ),
-}
-"""Pipelines that are asked for more or other things than a prompt: what to import, and what to ask."""
 
 
 def escape(text: str) -> str:
@@ -59,7 +51,7 @@ def model_card(
     kept: Sequence[str],
     sizes: Mapping[str, Mapping[str, int]],
     metrics: Mapping[str, Any] | None,
-    pipeline_class: str = "StableDiffusionPipeline",
+    pipeline_class: str,
     absent: Sequence[str] = (),
 ) -> str:
     """README.md of a student.
@@ -157,18 +149,19 @@ def _score_section(name: str, metrics: Mapping[str, Any] | None) -> str:
 def _loading(name: str, recipe: Recipe, pipeline_class: str, absent: Sequence[str]) -> str:
     how = planned_sampling(recipe, name)
     prompt = json.dumps(_EXAMPLE.get(recipe.teacher.pipeline, "a lighthouse at dusk, oil painting"))
-    needs, asked = _ASKED.get(pipeline_class, ("", prompt))
-    asked = asked.replace("PROMPT", prompt)
-    if how.resolution is not None and pipeline_class != "DiTPipeline":  # which has one size
-        asked += f", height={how.resolution}, width={how.resolution}"
+    example = family_of_pipeline(pipeline_class).call_example
+    arguments = example.arguments.format(prompt=prompt)
+    if how.resolution is not None and example.takes_size:
+        arguments += f", height={how.resolution}, width={how.resolution}"
+    arguments += f", num_inference_steps={how.num_inference_steps}, guidance_scale={how.guidance_scale}"
     without = "".join(f", {part}=None" for part in absent)
     return f"""## How to load it
 
 ```python
 from diffusers import DiffusionPipeline
-{needs}
+{example.imports}
 pipeline = DiffusionPipeline.from_pretrained("path/to/{name}"{without})
-image = pipeline({asked}, num_inference_steps={how.num_inference_steps}, guidance_scale={how.guidance_scale}).images[0]
+image = pipeline({arguments}).images[0]
 ```
 
 It is an ordinary diffusers pipeline; condistill is not needed to use it."""

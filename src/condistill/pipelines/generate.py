@@ -1,4 +1,4 @@
-"""Draw one picture with a pipeline directory."""
+"""Generate one image with a pipeline directory."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @quiet_libraries()
-def draw_picture(
+def generate_image(
     pipeline: str, prompt: str, out: Path, *, seed: int, steps: int | None = None, guidance: float | None = None
 ) -> Path:
-    """Write the picture of a prompt; the same seed gives every pipeline of one family the same starting noise.
+    """Write the image of a prompt. The same seed gives all pipelines of a family the same starting noise.
 
     Args:
-        steps: None: as many as the pipeline was made for.
-        guidance: None: what the pipeline was made for.
+        steps: None: the number of steps in the pipeline's `sampling.json`.
+        guidance: None: the guidance scale in the pipeline's `sampling.json`.
 
     Raises:
-        CondistillError: there is no pipeline, or the picture's format is unknown.
+        CondistillError: the pipeline does not exist, or the image format is unknown.
     """
     if out.suffix.lower() not in FORMATS:
-        raise CondistillError(f"--out {out}: a picture's name ends in one of {', '.join(FORMATS)}")
+        raise CondistillError(f"--out {out}: the file name must end in one of {', '.join(FORMATS)}")
     if not pipeline.strip():
-        raise CondistillError("no pipeline is named; give its directory, a hub name, or miniature")
+        raise CondistillError("the name of the pipeline is empty; give a directory, a hub name, or miniature")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    made_for = read_sampling(weights_path() / "teacher" if pipeline == MINIATURE else Path(pipeline))
-    family = load_teacher(TeacherSettings(pipeline=pipeline, resolution=made_for.resolution), device=device)
+    sampling = read_sampling(weights_path() / "teacher" if pipeline == MINIATURE else Path(pipeline))
+    family = load_teacher(TeacherSettings(pipeline=pipeline, resolution=sampling.resolution), device=device)
     noise = torch.from_numpy(image_noise(seed, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
     latents = family.sample(
         family.denoiser,
         [prompt],
         noise,
-        num_inference_steps=made_for.num_inference_steps if steps is None else steps,
-        guidance_scale=made_for.guidance_scale if guidance is None else guidance,
+        num_inference_steps=sampling.num_inference_steps if steps is None else steps,
+        guidance_scale=sampling.guidance_scale if guidance is None else guidance,
         seeds=[image_seed(seed, Stream.EVALUATION_NOISE, 0)],
     )
     with atomic_file(out) as partial:

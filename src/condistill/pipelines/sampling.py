@@ -1,4 +1,4 @@
-"""How a pipeline is meant to draw. diffusers has no place for it in a pipeline, so it lies beside one."""
+"""How a pipeline is meant to be sampled. diffusers has no place for this, so it is in a file next to the pipeline's."""
 
 from __future__ import annotations
 
@@ -7,75 +7,77 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from condistill.teachers.registry import family_of
+
 if TYPE_CHECKING:
-    from torch import nn
+    from diffusers import ModelMixin, SchedulerMixin
 
     from condistill.config.distill import ConsistencySettings, ProgressiveSettings
     from condistill.config.recipe import Recipe
     from condistill.teachers.family import Family
 
 SAMPLING_NAME = "sampling.json"
-"""A file of the pipeline's directory; diffusers passes it over."""
+"""File in the pipeline's directory; diffusers ignores it."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model draws, and what it learnt to draw in few steps by, if it did."""
+    """How a model is sampled, and the few-step method it was trained with, if any."""
 
     num_inference_steps: int
     guidance_scale: float
     few_steps: ProgressiveSettings | ConsistencySettings | None = None
     resolution: int | None = None
-    """Height and width in pixels; None: the pipeline's own."""
+    """Height and width in pixels; None: the pipeline's default."""
 
-    def scheduler(self, family: Family) -> Any:
-        """What draws in place of the pipeline's own scheduler; None where that one does."""
+    def scheduler(self, family: Family) -> SchedulerMixin | None:
+        """Return the scheduler that replaces the pipeline's; None: the pipeline's is used."""
         if self.few_steps is None:
             return None
         if self.few_steps.method == "progressive":
             return family.noise.solver
         return family.noise.consistency_solver(self.few_steps.solver_steps)
 
-    def denoiser_calls(self, denoiser: nn.Module) -> int:
-        """Samples through the denoiser for one image; guidance doubles them, unless it is folded in."""
-        config: Any = denoiser.config
-        asks_once = type(denoiser).__name__ == "FluxTransformer2DModel"
-        folded = config.get("time_cond_proj_dim") is not None or asks_once
-        return self.num_inference_steps * (2 if self.guidance_scale > 1 and not folded else 1)
+    def denoiser_evaluations(self, denoiser: ModelMixin) -> int:
+        """Return the denoiser evaluations (NFE) per image: classifier-free guidance needs two per step."""
+        mode = family_of(denoiser).guidance.mode(denoiser.config)
+        return self.num_inference_steps * (2 if self.guidance_scale > 1 and mode == "cfg" else 1)
 
     def to_json(self) -> str:
-        """What `read_sampling` reads."""
-        said: dict[str, Any] = {
+        """Return the content of the file that `read_sampling` reads."""
+        data: dict[str, Any] = {
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
         }
-        return json.dumps(said | ({"resolution": self.resolution} if self.resolution else {})) + "\n"
+        return json.dumps(data | ({"resolution": self.resolution} if self.resolution else {})) + "\n"
 
 
 def planned_sampling(recipe: Recipe, name: str | None) -> Sampling:
-    """How the teacher (None) or a variant is drawn with: as it learnt to, else as `evaluate` says, else the cache.
+    """Return how the teacher (None) or a variant is sampled.
 
-    A student that is told its guidance scale is told the nearest of those that it learnt.
+    Steps are those that the variant was trained for, else those of `evaluate`, else those of the cache. The guidance
+    scale is that of `evaluate`, else of the cache; for a guidance-distilled student, the nearest that it was trained
+    with.
     """
     settings, cache = recipe.evaluate, recipe.cache
     steps = settings.num_inference_steps or cache.num_inference_steps
-    guidance = cache.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    guidance_scale = cache.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
     resolution = recipe.teacher.resolution
     if name is None:
-        return Sampling(steps, guidance, resolution=resolution)
+        return Sampling(steps, guidance_scale, resolution=resolution)
     distill = recipe.variant(name)[1]
     steps = distill.few_steps.num_inference_steps if distill.few_steps else steps
-    for each in (name, *recipe.teachers(name)):  # guidance may have been folded in by one that it is made of
-        guidance = recipe.variant(each)[1].nearest_guidance(guidance)
-    return Sampling(steps, guidance, distill.few_steps, resolution)
+    for variant in (name, *recipe.teachers(name)):  # its teacher may be guidance-distilled
+        guidance_scale = recipe.variant(variant)[1].nearest_guidance(guidance_scale)
+    return Sampling(steps, guidance_scale, distill.few_steps, resolution)
 
 
 def read_sampling(pipeline: Path) -> Sampling:
-    """How a pipeline's directory says it draws: 25 steps and the guidance of diffusers, 7.5, where it says nothing."""
+    """Return how the pipeline in a directory is sampled; without a file, 25 steps and diffusers' guidance of 7.5."""
     file = pipeline / SAMPLING_NAME
-    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return Sampling(
-        int(said.get("num_inference_steps", 25)),
-        float(said.get("guidance_scale", 7.5)),
-        resolution=said.get("resolution"),
+        int(data.get("num_inference_steps", 25)),
+        float(data.get("guidance_scale", 7.5)),
+        resolution=data.get("resolution"),
     )

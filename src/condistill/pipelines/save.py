@@ -1,17 +1,20 @@
-"""Write a finished pipeline: the teacher with another denoiser in place."""
+"""Write a finished pipeline: the teacher's, with the student as its denoiser."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from condistill.teachers.family import Family
 from condistill.utils.atomic import atomic_directory, write_text
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
 
 
 def save_pipeline(
@@ -20,15 +23,15 @@ def save_pipeline(
     directory: Path,
     *,
     card: str,
-    scheduler: Any = None,
+    scheduler: SchedulerMixin | None = None,
     files: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the teacher's pipeline with `denoiser` in place of its own, whole or not at all.
+    """Write the teacher's pipeline with another denoiser, completely or not at all.
 
     Args:
         card: text of README.md.
-        scheduler: in place of the teacher's.
-        files: text of more files, by name.
+        scheduler: replaces the teacher's.
+        files: text of further files, by name.
     """
     denoiser = denoiser.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with atomic_directory(directory) as partial:
@@ -41,7 +44,7 @@ def save_pipeline(
 
 
 def _remove_name_or_path(file: Path) -> None:
-    """Remove `_name_or_path` from a config: a private folder's name means nothing elsewhere."""
+    """Remove `_name_or_path` from a config, because it may name a private directory."""
     config = json.loads(file.read_text(encoding="utf-8"))
     if isinstance(config, dict) and "_name_or_path" in config:
         del config["_name_or_path"]

@@ -16,10 +16,10 @@ from condistill.errors import CondistillError
 from condistill.profiling.macs import example_inputs
 from condistill.profiling.shapes import ShapesOnly
 from condistill.students.derive import Student, student_of, student_shapes
-from condistill.students.guidance import GUIDANCE_EMBEDDING
+from condistill.students.guidance import can_distill_guidance, guidance_config, guidance_kind_of_config
 from condistill.students.target import settle
 from condistill.teachers.skeleton import Skeleton
-from condistill.utils.meta import build_on_meta, parameters, plain_config
+from condistill.utils.meta import build_on_meta, parameters
 
 POSSIBLE: dict[str, dict[str, Any]] = {
     **{preset: {"preset": preset} for preset in (*get_args(BlockPreset), *get_args(WidthPreset))},
@@ -59,8 +59,7 @@ class Candidate:
 
         A U-Net with a projection for it may also have one scale folded in.
         """
-        config = self.denoiser.config
-        return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
+        return guidance_kind_of_config(self.denoiser) != "cfg"
 
 
 def the_teacher(skeleton: Skeleton) -> Candidate:
@@ -103,11 +102,11 @@ def own_students(skeleton: Skeleton, recipe: Recipe) -> dict[str, Candidate]:
 
 def _with_guidance(student: Student, settings: DistillSettings) -> Student:
     """With the projection that folded guidance needs in a U-Net."""
-    config = plain_config(student.denoiser)
-    if settings.guidance_distillation is None or config.get("time_cond_proj_dim", 0) is not None:
+    denoiser = student.denoiser
+    takes_none = guidance_kind_of_config(denoiser) == "cfg" and can_distill_guidance(denoiser)
+    if settings.guidance_distillation is None or not takes_none:
         return student
-    config["time_cond_proj_dim"] = GUIDANCE_EMBEDDING
-    return replace(student, denoiser=build_on_meta(type(student.denoiser), config))
+    return replace(student, denoiser=build_on_meta(type(denoiser), guidance_config(denoiser)))
 
 
 def possible_students(skeleton: Skeleton) -> Iterator[Candidate]:

@@ -196,7 +196,9 @@ def cache_cost(
         teacher_sec: what a sample's forward took, where it was measured.
     """
     cache = recipe.cache
-    forwards = cache.size * Sampling(cache.num_inference_steps, cache.guidance_scale).denoiser_calls(teacher.denoiser)
+    forwards = cache.size * Sampling(cache.num_inference_steps, cache.guidance_scale).denoiser_evaluations(
+        teacher.denoiser
+    )
     seconds = forwards * (teacher_sec or rates.forward(teacher, dtype))
     seconds += rates.seconds(2 * cache.size * skeleton.text_macs, dtype)  # the prompt, and the empty one
     return {
@@ -217,7 +219,7 @@ def evaluation_cost(
     images = len(settings.seeds) * splits * settings.prompts_per_split
     seconds, models = 0.0, [(None, teacher), *students.items()]
     for name, model in models:
-        calls = planned_sampling(recipe, name).denoiser_calls(model.denoiser)
+        calls = planned_sampling(recipe, name).denoiser_evaluations(model.denoiser)
         seconds += images * calls * rates.forward(model, dtype)
     hours = seconds / 3600
     return {"images": images * (1 + len(students)), "hours": hours, "device_hours": hours}

@@ -14,7 +14,7 @@ from condistill.plan.candidates import Candidate, own_students, possible_student
 from condistill.plan.cost import EFFICIENCY, ORDINARY_EFFICIENCY, Job, Measured, Rates, cache_cost, evaluation_cost
 from condistill.plan.devices import PRESENT, find_device
 from condistill.plan.measure import measure_forward, measure_training
-from condistill.students.guidance import guidance_learnt
+from condistill.students.guidance import guidance_kind_of_config, guidance_learnt
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.quiet import quiet_libraries
 from condistill.workflow.preflight import check_steps
@@ -137,15 +137,13 @@ class _Planner:
 
     def warnings(self) -> Iterator[str]:
         """What `condistill run` would refuse, as far as it can be told without weights; what does not fit."""
-        config = self.teacher.denoiser.config
+        kind = guidance_kind_of_config(self.teacher.denoiser)
         for name in self.students:
             settings = self.recipe.variant(name)[1]
             try:
                 check_steps(self.skeleton.family, settings)
-                if self.recipe.variants[name].teacher is None and config.get("time_cond_proj_dim") is None:
-                    guidance_learnt(
-                        "embedded" if self.teacher.takes_guidance else "cfg", self.teacher.denoiser, settings
-                    )
+                if self.recipe.variants[name].teacher is None and kind is not None:
+                    guidance_learnt(kind, self.teacher.denoiser, settings)
             except CondistillError as error:
                 yield f"{name}: `condistill run` will refuse this: {error}"
 

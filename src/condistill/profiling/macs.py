@@ -11,7 +11,7 @@ from diffusers import ModelMixin
 
 from condistill.errors import CondistillError
 from condistill.profiling.shapes import ShapesOnly
-from condistill.teachers.load import family_of
+from condistill.teachers.registry import family_of
 from condistill.utils.meta import build_on_meta, plain_config
 
 

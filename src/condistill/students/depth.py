@@ -1,6 +1,6 @@
-"""Students with fewer layers, for transformers whose layers are in lists that their config counts.
+"""Students with fewer layers, for transformers whose config counts the layers of their lists.
 
-Nothing else of a transformer changes: every layer that is kept is a copy of the teacher's, in the teacher's order.
+Nothing else of a transformer changes: every kept layer is a copy of the teacher's, in the teacher's order.
 """
 
 from __future__ import annotations
@@ -10,78 +10,69 @@ from typing import Any
 
 from accelerate import init_empty_weights
 from diffusers import ModelMixin
-from diffusers.models.attention import JointTransformerBlock
-from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from torch import nn
 
 from condistill.errors import CondistillError, nearest
 from condistill.students.width import take
+from condistill.teachers.registry import family_of, is_joint_layer
+from condistill.teachers.traits import LayerList
 from condistill.utils.meta import build_on_meta, plain_config
 
-_COUNTED_BY = {"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"}
-"""Lists of layers as diffusers calls them, and the settings of the config that count them."""
-JOINT_BLOCKS = (JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
-"""Blocks of text and image together; they return both, the text first."""
-
 Kept = dict[str, tuple[int, ...]]
-"""The teacher's layers that a student keeps of each list, ascending."""
+"""The teacher's layers that a student keeps, in rising order, by the name of their list."""
 
 
 def layer_lists(denoiser: ModelMixin) -> dict[str, int]:
-    """The lists of layers of a transformer, and how many layers each has.
+    """Return the number of layers in each of a transformer's lists of layers.
 
     Raises:
-        CondistillError: none of the lists that are known is there.
+        CondistillError: it has no such lists.
     """
-    lists = {
-        name: len(getattr(denoiser, name))
-        for name, count in _COUNTED_BY.items()
-        if denoiser.config.get(count) and len(getattr(denoiser, name, ())) == denoiser.config[count]
-    }
+    lists = {name: len(getattr(denoiser, name)) for name in _declared_lists(denoiser)}
     if not lists:
-        raise CondistillError(
-            f"a {type(denoiser).__name__} has no list of layers to shorten; known lists: {', '.join(_COUNTED_BY)}"
-        )
+        raise CondistillError(f"a {type(denoiser).__name__} has no list of layers to shorten")
     return lists
 
 
+def _declared_lists(denoiser: ModelMixin) -> dict[str, LayerList]:
+    """Return the declared lists of layers that are not empty, by name."""
+    declared = family_of(denoiser).layer_lists
+    return {layers.name: layers for layers in declared if denoiser.config.get(layers.count_key)}
+
+
 def listed_layers(denoiser: ModelMixin, keep: Mapping[str, Sequence[int]]) -> Kept:
-    """The layers that `student.keep` names; lists that it does not name are whole.
+    """Return the layers that `student.keep` lists; all layers of the lists that it does not name.
 
     Raises:
-        CondistillError: says which lists and layers there are.
+        CondistillError: a list or a layer does not exist, or a layer that must be kept is left out.
     """
-    lists = layer_lists(denoiser)
+    lists, declared = layer_lists(denoiser), _declared_lists(denoiser)
     for name, indices in keep.items():
         if name not in lists:
-            raise CondistillError(f"student.keep names {name!r}, and there is no such list{nearest(name, lists)}")
-        given, last = list(indices), lists[name] - 1
-        if not given or given != sorted(set(given)) or not 0 <= given[0] <= given[-1] <= last:
+            raise CondistillError(f"student.keep names {name!r}, which is not a list of layers{nearest(name, lists)}")
+        kept, last = list(indices), lists[name] - 1
+        if not kept or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] <= last:
             raise CondistillError(
-                f"student.keep.{name} is {given}; give at least one of the layers 0 to {last}, each once, ascending"
+                f"student.keep.{name} is {kept}; give at least one of the layers 0 to {last}, each once, ascending"
             )
-        if given[-1] != last and _ends_the_text(denoiser, name):
+        if kept[-1] != last and declared[name].keeps_last:
             raise CondistillError(
-                f"student.keep.{name} is {given}; the last layer, {last}, must be kept: only it is built to let go "
-                "of the text"
+                f"student.keep.{name} is {kept}; the last layer, {last}, must be kept, because only the last layer is "
+                "built without an output for the text"
             )
     return {name: tuple(keep.get(name, range(count))) for name, count in lists.items()}
 
 
-def _ends_the_text(denoiser: ModelMixin, name: str) -> bool:
-    """Whether the last layer of a list is of another shape than the others: it only reads the text."""
-    return bool(getattr(getattr(denoiser, name)[-1], "context_pre_only", False))
-
-
 def share_of_layers(denoiser: ModelMixin, depth: float, scores: Mapping[str, Sequence[float]] | None = None) -> Kept:
-    """`round(depth * n)` of the n layers of every list, at least one: its first and last, and those of most influence.
+    """Return the kept layers of each list: `round(depth * n)` of its n layers, at least one.
+
+    These are the first, the last and those with the highest block influence. A single kept layer is the last.
 
     Args:
-        scores: the influence of every layer; without them the layers that are kept are spread evenly. Where only one
-            layer of a list is kept, it is the last.
+        scores: block influence of every layer; without scores, the kept layers are spaced evenly.
 
     Raises:
-        CondistillError: no layer would be left out.
+        CondistillError: all layers would be kept.
     """
     lists = layer_lists(denoiser)
     kept: Kept = {}
@@ -97,22 +88,22 @@ def share_of_layers(denoiser: ModelMixin, depth: float, scores: Mapping[str, Seq
         kept[name] = tuple(sorted(ends | inner))
     if all(len(kept[name]) == total for name, total in lists.items()):
         layers = " and ".join(f"{total} {name}" for name, total in lists.items())
-        raise CondistillError(f"student.depth {depth} of {layers} leaves out no layer; give a smaller one, or keep")
+        raise CondistillError(f"student.depth {depth} of {layers} keeps all layers; give a smaller depth")
     return kept
 
 
 def shortened_config(denoiser: ModelMixin, kept: Kept) -> dict[str, Any]:
-    """The config of a denoiser with the kept layers only."""
-    config = plain_config(denoiser)
-    config |= {_COUNTED_BY[name]: len(layers) for name, layers in kept.items()}
-    if config.get("dual_attention_layers"):  # of Stable Diffusion 3.5: which layers have a second attention
-        dual = config["dual_attention_layers"]
-        config["dual_attention_layers"] = tuple(i for i, k in enumerate(kept["transformer_blocks"]) if k in dual)
+    """Return the config of a denoiser with only the kept layers."""
+    config, declared = plain_config(denoiser), _declared_lists(denoiser)
+    for name, layers in kept.items():
+        config[declared[name].count_key] = len(layers)
+        for key in filter(config.get, declared[name].index_keys):
+            config[key] = tuple(i for i, layer in enumerate(layers) if layer in config[key])
     return config
 
 
 def source_of(name: str, kept: Kept) -> str:
-    """The teacher's module or weight, as a path, that the student's of this name is a copy of."""
+    """Return the path of the teacher's module or weight that the student's module or weight `name` copies."""
     head, _, rest = name.partition(".")
     if head not in kept or not rest:
         return name
@@ -121,25 +112,25 @@ def source_of(name: str, kept: Kept) -> str:
 
 
 def remove_layers(teacher: ModelMixin, kept: Kept) -> ModelMixin:
-    """A denoiser with copies of the teacher's kept layers, float32; on meta for a teacher on meta."""
+    """Return a float32 denoiser with copies of the teacher's kept layers; on meta for a teacher on meta."""
     kind, config = type(teacher), shortened_config(teacher, kept)
     device = next(teacher.parameters()).device
     if device.type == "meta":
         student = build_on_meta(kind, config)
     else:
-        with init_empty_weights():  # tables of positions are no weights: they are computed, not on meta
+        with init_empty_weights():  # not on meta: position tables are buffers, which must be computed
             student = kind.from_config(config)
-    given = teacher.state_dict()
-    weights = {name: take(given[source_of(name, kept)], ()) for name in student.state_dict()}
+    teacher_weights = teacher.state_dict()
+    weights = {name: take(teacher_weights[source_of(name, kept)], ()) for name in student.state_dict()}
     student.load_state_dict(weights, strict=True, assign=True)
     return student.to(device)
 
 
 def describe_layers(teacher: ModelMixin, kept: Kept, how: str) -> tuple[str, ...]:
-    """One line per list of layers, for the model card.
+    """Return a line for each list of layers, for the model card.
 
     Args:
-        how: the layers that are kept were chosen.
+        how: the way the kept layers were chosen.
     """
     lines = []
     for name, total in layer_lists(teacher).items():
@@ -153,7 +144,10 @@ def describe_layers(teacher: ModelMixin, kept: Kept, how: str) -> tuple[str, ...
 
 
 def image_stream(layer: nn.Module, output: Any) -> Any:
-    """What a layer says of the image: of several outputs the first; of a joint block's, text and image, the second."""
+    """Return the part of a layer's output that belongs to the image.
+
+    A joint layer returns (text, image); of other layers with several outputs it is the first.
+    """
     if isinstance(output, tuple | list):
-        return output[1 if isinstance(layer, JOINT_BLOCKS) else 0]
+        return output[1 if is_joint_layer(layer) else 0]
     return output

@@ -32,6 +32,7 @@ from condistill.students.depth import (
 )
 from condistill.students.features import FeatureKind, FeaturePair, check_pairs, feature_pairs, layer_pairs, make_maps
 from condistill.students.width import narrow, narrowed_config, stage_widths
+from condistill.teachers.registry import family_of
 from condistill.utils.meta import build_on_meta, parameters, plain_config
 
 WIDTH_FRACTIONS: dict[WidthPreset, float] = {"c-base": 0.8, "c-small": 0.7, "c-tiny": 0.6, "c-micro": 0.5}
@@ -172,7 +173,7 @@ def _plan(
     channel_importance: Mapping[str, Tensor] | None = None,
     layer_scores: Mapping[str, Sequence[float]] | None = None,
 ) -> _Plan:
-    if not isinstance(teacher, UNet2DConditionModel):
+    if not family_of(teacher).can_cut_width:
         return _transformer_plan(teacher, preset, width, keep, depth, features=features, scores=layer_scores)
     if depth is not None:
         raise CondistillError("student.depth is for transformers; make a U-Net smaller by preset, keep or width")

@@ -17,7 +17,8 @@ from condistill.errors import CondistillError, nearest
 from condistill.profiling.macs import example_inputs
 from condistill.profiling.shapes import ShapesOnly
 from condistill.students.blocks import origin
-from condistill.students.depth import JOINT_BLOCKS, Kept, image_stream
+from condistill.students.depth import Kept, image_stream
+from condistill.teachers.registry import is_joint_layer
 from condistill.utils.meta import build_on_meta, plain_config
 
 FeatureKind = Literal["stages", "cross_attention", "self_attention", "attention_maps"]
@@ -215,7 +216,7 @@ def layer_pairs(
 
 def _attention_of(block: nn.Module, features: FeatureKind) -> str | None:
     """What a transformer's block calls its attention of a kind; None where it has none."""
-    if isinstance(block, JOINT_BLOCKS):  # the second one of some looks at the image again, not at the text
+    if is_joint_layer(block):  # some have a second attention, over the image alone
         return "attn" if features == "self_attention" else None
     return _ATTENTIONS[features] if getattr(block, _ATTENTIONS[features], None) is not None else None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import ModelMixin, UNet2DConditionModel
+from diffusers import ModelMixin
 
 from condistill.config.sections import StudentSettings, TargetSettings
 from condistill.errors import CondistillError
@@ -17,6 +17,7 @@ from condistill.students.depth import layer_lists
 from condistill.students.derive import student_of, student_shapes
 from condistill.students.scores.calibration import kept
 from condistill.teachers.family import Family
+from condistill.teachers.registry import family_of
 from condistill.utils.meta import build_on_meta, parameters, plain_config
 
 CHOICE_NAME = "student_settings.json"
@@ -46,7 +47,7 @@ def settle(
     """
     if settings.target is None:
         return settings
-    if settings.importance != "weight_norm" and not isinstance(teacher, UNet2DConditionModel):
+    if settings.importance != "weight_norm" and not family_of(teacher).can_cut_width:
         raise CondistillError(
             f"student.importance {settings.importance!r} chooses the channels of a width, and the target of a "
             f"{type(teacher).__name__} is met by depth; leave it out"
@@ -78,7 +79,7 @@ def _can_be_made(teacher: ModelMixin, settings: StudentSettings) -> bool:
 
 def _changes(teacher: ModelMixin) -> Iterator[dict[str, Any]]:
     """What is set in place of the target, from the largest student to the smallest."""
-    if not isinstance(teacher, UNet2DConditionModel):
+    if not family_of(teacher).can_cut_width:
         layers = max(layer_lists(teacher).values())
         yield from ({"depth": count / layers} for count in range(layers - 1, 0, -1))
         return

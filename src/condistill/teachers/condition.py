@@ -1,4 +1,4 @@
-"""What a denoiser is told beside (x_t, t)."""
+"""The condition of a denoiser: all its inputs other than x_t and the timestep."""
 
 from __future__ import annotations
 
@@ -11,62 +11,78 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 
+Index = Tensor | slice | list[int] | int
+"""What selects samples of a batch."""
+
 
 @dataclass(frozen=True)
 class Condition:
-    """What a denoiser is told beside (x_t, t): named tensors, each with the batch first.
-
-    Callers index, join and move it, and never look inside.
-    """
+    """Named tensors with the batch first. Callers index, join and move it; only its family reads the tensors."""
 
     tensors: dict[str, Tensor]
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
-    def __getitem__(self, index: Any) -> Condition:
+    def __getitem__(self, index: Index) -> Condition:
         return Condition({name: tensor[index] for name, tensor in self.tensors.items()})
 
     def to(self, *args: Any, **kwargs: Any) -> Condition:
-        """As `Tensor.to`, for every tensor."""
+        """Call `Tensor.to` on every tensor."""
         return Condition({name: tensor.to(*args, **kwargs) for name, tensor in self.tensors.items()})
 
     def with_guidance_scale(self, guidance_scale: Tensor) -> Condition:
-        """With a guidance scale, float64 `[B]` on the CPU, for denoisers that take one as an input."""
+        """Return the condition with a guidance scale, float64 `[B]` on the CPU, for denoisers that take one."""
         return Condition({**self.tensors, "guidance_scale": guidance_scale})
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
-        """Join along the batch."""
+        """Join conditions along the batch."""
         names = parts[0].tensors
         return Condition({name: torch.cat([part.tensors[name] for part in parts]) for name in names})
 
     def lerp(self, other: Condition, weight: Tensor) -> Condition:
-        """On the straight way to another, as `torch.lerp`: this one where `weight` `[B]` is 0, the other where 1.
+        """Interpolate linearly to another condition: this one where `weight` `[B]` is 0, the other one where it is 1.
 
         Raises:
-            CondistillError: there is nothing between class labels.
+            CondistillError: the conditions are class labels, which cannot be interpolated.
         """
+        return Condition({name: _lerp(one, other.tensors[name], weight) for name, one in self.tensors.items()})
 
-        def between(one: Tensor, two: Tensor) -> Tensor:
-            if not one.is_floating_point():  # masks: every token that any of what is blended has
-                if one.dim() == 1:
-                    raise CondistillError(
-                        "distill.conditioning.prompt_choice.interpolate blends prompts, and this teacher is told "
-                        "class labels, which have nothing between them; set it to 0"
-                    )
-                share = weight.to(one.device).view(-1, *[1] * (one.dim() - 1))
-                return torch.maximum(one * (share < 1), two * (share > 0))
-            return torch.lerp(one, two, weight.to(one).view(-1, *[1] * (one.dim() - 1)))
 
-        return Condition({name: between(one, other.tensors[name]) for name, one in self.tensors.items()})
+def _lerp(one: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+    """Interpolate a tensor `[B, ...]`; of attention masks, return the union of those with a weight above 0."""
+    if one.is_floating_point():
+        return torch.lerp(one, other, weight.to(one).view(-1, *[1] * (one.dim() - 1)))
+    if one.dim() == 1:
+        raise CondistillError(
+            "distill.conditioning.prompt_choice.interpolate blends prompts, and this teacher takes class labels, which "
+            "cannot be blended; set it to 0"
+        )
+    weight = weight.to(one.device).view(-1, *[1] * (one.dim() - 1))
+    return torch.maximum(one * (weight < 1), other * (weight > 0))
 
 
 def mean_token_embedding(condition: Condition, prompts: Sequence[str]) -> Tensor:
-    """The `text_embedding` of prompts from their condition, the empty prompt's behind them: mean over tokens."""
+    """Return the mean token embedding of each prompt, less that of the empty prompt, with unit length.
+
+    The empty prompt is subtracted because most of a mean, with the padding that is attended to, is common to all
+    prompts.
+
+    Args:
+        condition: of the prompts, followed by that of the empty prompt: length B + 1.
+
+    Returns:
+        float32 `[B, D]`; exactly zero for empty prompts.
+    """
     embeds, mask = condition.tensors["prompt_embeds"].float(), condition.tensors.get("prompt_attention_mask")
     weight = torch.ones_like(embeds[..., :1]) if mask is None else mask.to(embeds)[..., None]
     means = (embeds * weight).sum(1) / weight.sum(1).clamp(min=1)
-    said = torch.tensor([bool(prompt) for prompt in prompts], device=means.device)  # rounding says a little too
-    # less the empty prompt's: most of a mean, padding included where it is attended to, is common to all prompts
-    return nn.functional.normalize((means[:-1] - means[-1]) * said[:, None])
+    return normalized_difference(means[:-1], means[-1], prompts)
+
+
+def normalized_difference(embeddings: Tensor, empty: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Return the embeddings `[B, D]` less the empty prompt's `[D]`, with unit length, and zeros for empty prompts."""
+    # without the factor, rounding would leave a small difference, and it would be scaled to unit length
+    is_given = torch.tensor([bool(prompt) for prompt in prompts], device=embeddings.device)
+    return nn.functional.normalize((embeddings - empty) * is_given[:, None])

@@ -1,11 +1,11 @@
-"""The one contract between condistill and a kind of model. Nothing outside `teachers/` looks inside."""
+"""The contract between condistill and a kind of model: all that other packages know about a teacher."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,32 +15,46 @@ from torch import Tensor, nn
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition, mean_token_embedding
 from condistill.teachers.noise.schedule import NoiseSchedule
+from condistill.teachers.traits import CallExample, GuidanceSpec, LayerList
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 
 class Family(ABC):
-    """A teacher pipeline and how to speak to its denoiser.
+    """A teacher pipeline of one kind of model.
 
-    Shapes: B samples, latents `[B, C, h, w]`, timesteps `[B]` as the denoiser takes them.
+    A family declares the class attributes and implements the abstract methods; the other methods have defaults that
+    suit most pipelines. Shapes: B samples, latents `[B, C, h, w]`, timesteps `[B]` as the denoiser takes them.
     """
 
     name: ClassVar[str]
+    """Name of the family in recipes, `teacher.family`."""
     pipeline_classes: ClassVar[tuple[str, ...]]
-    """diffusers pipelines this family stands for, as in `model_index.json`."""
+    """diffusers pipelines of this family, as named in `model_index.json`."""
     denoiser_name: ClassVar[str]
-    """The pipeline's component that is compressed: `unet` or `transformer`."""
+    """The pipeline component that is compressed: `unet` or `transformer`."""
     denoiser_class: ClassVar[str]
-    """What diffusers calls its class."""
+    """diffusers class of the denoiser. Families with the same class must agree in the next three attributes."""
+    can_cut_width: ClassVar[bool] = False
+    """Whether the denoiser is a U-Net, of which students can remove blocks and channels; otherwise only layers."""
+    layer_lists: ClassVar[tuple[LayerList, ...]] = ()
+    """The denoiser's lists of layers, unless it is a U-Net."""
+    guidance: ClassVar[GuidanceSpec] = GuidanceSpec()
     has_image_condition: ClassVar[bool] = False
     """Whether a condition holds parts of the image too; denoising paths are not possible then."""
+    call_arguments: ClassVar[Mapping[str, Any]] = {}
+    """Constant arguments of the pipeline's call when condistill samples."""
+    call_example: ClassVar[CallExample] = CallExample()
 
-    def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
-        """Take over a pipeline of one of `pipeline_classes`.
+    def __init__(self, pipeline: DiffusionPipeline, *, resolution: int | None = None) -> None:
+        """Take a pipeline of one of `pipeline_classes`, and freeze its models.
 
         Args:
-            resolution: height and width of the images in pixels; None: the pipeline's own.
+            resolution: height and width of the images in pixels; None: the pipeline's default.
 
         Raises:
-            CondistillError: the pipeline, or the resolution, is not of a kind that the family can teach.
+            CondistillError: the family does not support this pipeline or resolution.
         """
         self.pipeline = pipeline
         self.resolution = resolution
@@ -52,21 +66,29 @@ class Family(ABC):
         if resolution is not None and resolution % multiple:
             near = sorted({max(resolution // multiple, 1) * multiple, (resolution // multiple + 1) * multiple})
             raise CondistillError(
-                f"teacher.resolution is {resolution}; this teacher draws in multiples of {multiple} pixels, "
+                f"teacher.resolution is {resolution}; images of this teacher must be a multiple of {multiple} pixels, "
                 f"nearest: {', '.join(map(str, near))}"
             )
         self.noise = self.build_noise()
+
+    @classmethod
+    def pipeline_type(cls, pipeline_class: str) -> type[DiffusionPipeline]:
+        """Return one of `pipeline_classes` by its name; a family of pipelines outside diffusers overrides this."""
+        import diffusers
+
+        kind: type[DiffusionPipeline] = getattr(diffusers, pipeline_class)
+        return kind
 
     @abstractmethod
     def build_noise(self) -> NoiseSchedule:
         """Return the noise schedule of the pipeline's scheduler.
 
         Raises:
-            CondistillError: the family cannot teach with this scheduler.
+            CondistillError: the family does not support this scheduler.
         """
 
     @property
-    def denoiser(self) -> Any:
+    def denoiser(self) -> ModelMixin:
         """The teacher's denoiser."""
         return getattr(self.pipeline, self.denoiser_name)
 
@@ -75,76 +97,93 @@ class Family(ABC):
         device: torch.device = next(self.denoiser.parameters()).device
         return device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the teacher's denoiser."""
+        return dtype_of(self.denoiser)
+
     def to(self, device: torch.device | str) -> Family:
-        """Move the whole pipeline."""
+        """Move the whole pipeline, and return this family."""
         self.pipeline.to(device)
         return self
 
     @property
     def latent_channels(self) -> int:
-        """C of a latent."""
+        """C of the latents."""
         return int(self.denoiser.config.in_channels)
 
     @property
-    def own_latent_size(self) -> tuple[int, int]:
-        """(h, w) of a latent at the pipeline's own size."""
+    def default_latent_size(self) -> tuple[int, int]:
+        """(h, w) of the latents at the pipeline's default resolution."""
         size = self.denoiser.config.sample_size
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         return int(height), int(width)
 
     @property
     def pixels_per_latent(self) -> int:
-        """How many pixels a latent stands for, along one side."""
+        """Pixels per latent along one side."""
         return int(self.pipeline.vae_scale_factor)
 
     @property
     def latent_multiple(self) -> int:
-        """What a latent's height and width must be multiples of, for the denoiser."""
+        """The number that the height and width of the latents must be multiples of."""
         config = self.denoiser.config
         stages = config.get("block_out_channels")
         return 2 ** (len(stages) - 1) if stages else int(config.get("patch_size") or 1)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of one image at the pipeline's own size, or at the one asked for."""
+        """(C, h, w) of one image at the resolution of the recipe, or else at the pipeline's default."""
         if self.resolution is None:
-            return self.latent_channels, *self.own_latent_size
+            return self.latent_channels, *self.default_latent_size
         size = self.resolution // self.pixels_per_latent
         return self.latent_channels, size, size
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        height, width = (size * self.pixels_per_latent for size in self.latent_shape[1:])
+        return height, width
+
+    @property
     def image_tokens(self) -> int:
-        """Tokens of one image in the denoiser: patches of `latent_multiple` latents along a side."""
+        """Tokens of one image in a transformer: patches of `latent_multiple` latents along a side."""
         height, width = (size // self.latent_multiple for size in self.latent_shape[1:])
         return height * width
 
     @property
     @abstractmethod
     def text_length(self) -> int:
-        """Tokens of text the denoiser attends to: what its cost depends on beside the latents."""
+        """Tokens of text that the denoiser attends to; its cost depends on them."""
 
     @classmethod
     @abstractmethod
-    def example_inputs(cls, denoiser: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:
-        """Keyword arguments of one forward pass of one sample, on the meta device, from the denoiser's config alone.
+    def example_inputs(cls, denoiser: ModelMixin, size: tuple[int, int], text_length: int) -> dict[str, Any]:
+        """Return keyword arguments for one forward pass of one sample on the meta device.
+
+        They depend on the denoiser's config alone, so the denoiser may be on the meta device too.
 
         Args:
             size: (h, w) of the latents.
             text_length: tokens of the prompt.
 
         Raises:
-            CondistillError: the denoiser asks for a condition that the family does not give.
+            CondistillError: the denoiser needs a condition that the family does not support.
         """
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """The condition of each prompt, length B."""
-
-    def check_prompts(self, prompts: Iterable[str]) -> None:  # noqa: B027 - any text can be encoded
-        """Whether all prompts can be encoded.
+        """Return the condition of each prompt, length B.
 
         Raises:
-            CondistillError: one cannot.
+            CondistillError: a prompt cannot be encoded.
+        """
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:  # noqa: B027 - most families encode any text
+        """Check that all prompts can be encoded, without encoding them.
+
+        Raises:
+            CondistillError: a prompt cannot be encoded.
         """
 
     def unconditional(self, condition: Condition) -> Condition:
@@ -162,36 +201,43 @@ class Family(ABC):
 
     @torch.no_grad()
     def text_embedding(self, prompts: Sequence[str]) -> Tensor:
-        """What tells prompts apart: float32 `[B, D]` of unit length, and zeros for the empty prompt."""
+        """Return an embedding per prompt for measuring distances between prompts.
+
+        Returns:
+            float32 `[B, D]` of unit length; zeros for the empty prompt.
+        """
         return mean_token_embedding(self.encode([*prompts, ""]), prompts)
 
     @abstractmethod
-    def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        """The denoiser's prediction `[B, C, h, w]` in float32, in its own parametrisation.
+    def predict(self, denoiser: ModelMixin, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """Return the denoiser's prediction `[B, C, h, w]` in float32, of the kind `noise.prediction_type`.
 
-        A guidance scale in the condition goes to denoisers that take one; others are asked without.
+        A guidance scale in the condition is used only by denoisers that take one as an input.
+
+        Args:
+            denoiser: the teacher's, or a student's of the same class.
         """
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Latents to images `[B, H, W, 3]`."""
+        """Return the images `[B, H, W, 3]` of latents."""
         vae = self.pipeline.vae
         scaled = latents.to(self.device, vae.dtype) / vae.config.scaling_factor
-        shift = getattr(vae.config, "shift_factor", None)  # of flows, whose latents are centred
+        shift = getattr(vae.config, "shift_factor", None)
         return to_pixels(vae.decode(scaled if shift is None else scaled + shift, return_dict=False)[0])
 
     @contextmanager
-    def using(self, denoiser: nn.Module, scheduler: Any = None) -> Iterator[Any]:
-        """The pipeline with another denoiser, and perhaps another scheduler, in place."""
-        parts = {self.denoiser_name: denoiser} | ({"scheduler": scheduler} if scheduler else {})
-        own = {name: getattr(self.pipeline, name) for name in parts}
-        for name, part in parts.items():
-            setattr(self.pipeline, name, part)
+    def using(self, denoiser: nn.Module, scheduler: SchedulerMixin | None = None) -> Iterator[DiffusionPipeline]:
+        """Put another denoiser, and optionally another scheduler, into the pipeline for a while."""
+        replacements = {self.denoiser_name: denoiser} | ({"scheduler": scheduler} if scheduler else {})
+        originals = {name: getattr(self.pipeline, name) for name in replacements}
+        for name, component in replacements.items():
+            setattr(self.pipeline, name, component)
         try:
             yield self.pipeline
         finally:
-            for name, part in own.items():
-                setattr(self.pipeline, name, part)
+            for name, component in originals.items():
+                setattr(self.pipeline, name, component)
 
     @torch.inference_mode()
     def sample(
@@ -203,47 +249,48 @@ class Family(ABC):
         num_inference_steps: int,
         guidance_scale: float,
         seeds: Sequence[int] | None = None,
-        scheduler: Any = None,
+        scheduler: SchedulerMixin | None = None,
     ) -> Tensor:
-        """Draw with the pipeline's own call and scheduler: latents `[B, C, h, w]`, scaled as x_0 is.
+        """Sample latents `[B, C, h, w]` with the pipeline's call, scaled as x_0 is in training.
 
         Args:
             noise: starting noise `[B, C, h, w]`, standard normal.
-            seeds: one per image, for schedulers that add noise on the way.
-            scheduler: in place of the pipeline's own.
+            seeds: one per image, for schedulers that add noise in their steps.
+            scheduler: replaces the pipeline's scheduler.
         """
         generators = [torch.Generator().manual_seed(seed) for seed in seeds] if seeds else None
         with self.using(denoiser, scheduler) as pipeline:
             latents = pipeline(
-                **self._asked(prompts),
-                latents=self._pack(noise.to(self.device, self._dtype(denoiser))),
+                **self.arguments_of_call(prompts),
+                latents=self.pack_latents(noise.to(self.device, dtype_of(denoiser))),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=generators,
                 output_type="latent",
             ).images
-        return self._unpack(latents).float()
+        return self.unpack_latents(latents).float()
 
-    def _asked(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """What the pipeline's own call is asked to draw."""
-        height, width = (size * self.pixels_per_latent for size in self.latent_shape[1:])
-        return {"prompt": list(prompts), "height": height, "width": width}
+    def arguments_of_call(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments of the pipeline's call that say what to generate."""
+        height, width = self.image_size
+        return {"prompt": list(prompts), "height": height, "width": width, **self.call_arguments}
 
-    def _pack(self, latents: Tensor) -> Tensor:
-        """Latents `[B, C, h, w]` as the pipeline's own call takes them."""
+    def pack_latents(self, latents: Tensor) -> Tensor:
+        """Return latents `[B, C, h, w]` in the layout of the pipeline's call."""
         return latents
 
-    def _unpack(self, latents: Tensor) -> Tensor:
-        """What `_pack` packed."""
+    def unpack_latents(self, latents: Tensor) -> Tensor:
+        """Return latents `[B, C, h, w]` from the layout of the pipeline's call: the inverse of `pack_latents`."""
         return latents
 
-    @staticmethod
-    def _dtype(module: nn.Module) -> torch.dtype:
-        return next(module.parameters()).dtype
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the dtype of a module's parameters."""
+    return next(module.parameters()).dtype
 
 
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Images `[B, 3, H, W]` in [-1, 1] as bytes `[B, H, W, 3]`."""
+    """Return images `[B, 3, H, W]` in [-1, 1] as uint8 `[B, H, W, 3]`."""
     clamped = images.float().clamp(-1, 1)
     pixels: NDArray[np.uint8] = ((clamped + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return pixels

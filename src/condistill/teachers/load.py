@@ -1,8 +1,9 @@
-"""Find a teacher, check it before anything is loaded, and load it through its family."""
+"""Find a teacher, check its files before anything is loaded, and load it as its family."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,18 @@ import torch
 from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
-from condistill.teachers.families.dit import DiT
-from condistill.teachers.families.flux import Flux
-from condistill.teachers.families.pixart import PixArt
-from condistill.teachers.families.sana import Sana
-from condistill.teachers.families.stable_diffusion import StableDiffusion
-from condistill.teachers.families.stable_diffusion_3 import StableDiffusion3
-from condistill.teachers.families.stable_diffusion_inpaint import StableDiffusionInpaint
-from condistill.teachers.families.stable_diffusion_xl import StableDiffusionXL
 from condistill.teachers.family import Family
+from condistill.teachers.registry import family_of_pipeline
 from condistill.utils.hashing import hash_file, key_of
-
-_ALL = (StableDiffusion, StableDiffusionXL, StableDiffusionInpaint, StableDiffusion3, Flux, PixArt, Sana, DiT)
-FAMILIES: dict[str, type[Family]] = {family.name: family for family in _ALL}
-"""The registry: adding a family is adding its file and its name here."""
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 def locate(settings: TeacherSettings) -> Path | str:
-    """The teacher's directory, or its hub name.
+    """Return the teacher's directory, or its hub name.
 
     Raises:
-        CondistillError: a directory that is not there or holds no pipeline.
+        CondistillError: there is no such directory, or it holds no pipeline.
     """
     if settings.pipeline == MINIATURE:
         return weights_path() / "teacher"
@@ -41,8 +31,8 @@ def locate(settings: TeacherSettings) -> Path | str:
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise CondistillError(
-                f"teacher.pipeline {path} has no model_index.json, so it is no diffusers pipeline; "
-                "give the directory that save_pretrained wrote"
+                f"teacher.pipeline {path} has no model_index.json, so it is not a diffusers pipeline; give the "
+                "directory that save_pretrained wrote"
             )
         return path
     if path.is_file():
@@ -51,89 +41,77 @@ def locate(settings: TeacherSettings) -> Path | str:
             "from_single_file and save_pretrained it once)"
         )
     if settings.pipeline.startswith((".", "/", "~")) or settings.pipeline.count("/") != 1:
-        raise CondistillError(f"there is no teacher at {path}; give a diffusers pipeline directory or a hub name")
+        raise CondistillError(
+            f"teacher.pipeline {path} does not exist; give a diffusers pipeline directory or hub name"
+        )
     return settings.pipeline
 
 
-def refuse_pickles(path: Path, index: dict[str, Any], variant: str | None) -> None:
-    """Every model of a local pipeline must have safetensors.
+def check_safetensors(path: Path, index: Mapping[str, Any], variant: str | None) -> None:
+    """Check that every model of a local pipeline has safetensors weights, of the variant if one is given.
 
     Raises:
-        CondistillError: names the components that have pickles only.
+        CondistillError: a component has none; the message names it.
     """
     pickled = []
     for name, value in index.items():
         folder = path / name
         if name.startswith("_") or not isinstance(value, list) or value[0] is None or not folder.is_dir():
             continue
-        weights = [file.name for file in folder.iterdir()]
-        safe = [file for file in weights if file.endswith(".safetensors")]
-        if not safe and any(file.endswith(_PICKLES) for file in weights):
+        files = [file.name for file in folder.iterdir()]
+        safetensors = [file for file in files if file.endswith(".safetensors")]
+        if not safetensors and any(file.endswith(_PICKLES) for file in files):
             pickled.append(name)
-        elif variant and safe and not any(f".{variant}." in file for file in safe):
-            raise CondistillError(f"teacher.variant {variant!r}: {folder} has only {', '.join(sorted(safe))}")
+        elif variant and safetensors and not any(f".{variant}." in file for file in safetensors):
+            raise CondistillError(f"teacher.variant {variant!r}: {folder} has only {', '.join(sorted(safetensors))}")
     if pickled:
         raise CondistillError(
-            f"the teacher at {path} has pickle weights only for {', '.join(pickled)}; a pickle can run code, so only "
+            f"the teacher at {path} has only pickle weights for {', '.join(pickled)}; a pickle can run code, so only "
             "safetensors are loaded: load it once where you trust it and save_pretrained(..., safe_serialization=True)"
         )
 
 
 def read_index(settings: TeacherSettings) -> tuple[Path | str, dict[str, Any]]:
-    """The teacher's place and its `model_index.json`, with nothing loaded."""
-    place = locate(settings)
-    if isinstance(place, Path):
-        file = place / "model_index.json"
+    """Return the teacher's location and its `model_index.json`, without loading anything.
+
+    Raises:
+        CondistillError: the file cannot be read, or the weights are not safetensors.
+    """
+    location = locate(settings)
+    if isinstance(location, Path):
+        file = location / "model_index.json"
         try:
             index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise CondistillError(f"{file} is not JSON ({error}); save the pipeline again") from error
-        refuse_pickles(place, index, settings.variant)
-        return place, index
+            raise CondistillError(f"{file} is not valid JSON ({error}); save the pipeline again") from error
+        check_safetensors(location, index, settings.variant)
+        return location, index
     from diffusers import DiffusionPipeline
 
     try:
-        index = DiffusionPipeline.load_config(place, revision=settings.revision)
+        index = DiffusionPipeline.load_config(location, revision=settings.revision)
     except (OSError, ValueError) as error:
         raise CondistillError(
-            f"teacher.pipeline {place!r} is neither a directory nor a hub name that can be reached: "
+            f"teacher.pipeline {location!r} is neither a directory nor a hub name that can be reached: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return place, dict(index)
+    return location, dict(index)
 
 
-def family_class(settings: TeacherSettings, index: dict[str, Any]) -> type[Family]:
-    """The family that stands for the teacher's pipeline class.
+def family_class(settings: TeacherSettings, index: Mapping[str, Any]) -> type[Family]:
+    """Return the family of the teacher's pipeline class.
 
-    Raises:
-        CondistillError: no family does.
-    """
-    pipeline_class = index.get("_class_name", "an unnamed class")
-    for family in FAMILIES.values():
-        if pipeline_class in family.pipeline_classes and settings.family in ("auto", family.name):
-            return family
-    known = "; ".join(f"{f.name} ({', '.join(f.pipeline_classes)})" for f in FAMILIES.values())
-    raise CondistillError(
-        f"the teacher is a {pipeline_class}, which family {settings.family!r} does not cover; supported: {known}"
-    )
-
-
-def family_of(denoiser: Any) -> type[Family]:
-    """The first family with denoisers of this class.
+    Args:
+        index: the teacher's `model_index.json`.
 
     Raises:
-        CondistillError: there is none.
+        CondistillError: `teacher.family` is unknown, or no family supports the pipeline class.
     """
-    name = type(denoiser).__name__
-    for family in FAMILIES.values():
-        if family.denoiser_class == name:
-            return family
-    known = ", ".join(sorted({family.denoiser_class for family in FAMILIES.values()}))
-    raise CondistillError(f"a {name} cannot be compressed; supported: {known}")
+    return family_of_pipeline(index.get("_class_name", "pipeline without a class"), name=settings.family)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """What `teacher.dtype` means on a device."""
+    """Return the dtype that `teacher.dtype` stands for on a device."""
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
@@ -146,18 +124,16 @@ def load_teacher(settings: TeacherSettings, *, device: torch.device | str = "cpu
     """Load a teacher from safetensors; remote code is never run.
 
     Raises:
-        CondistillError: says what is wrong with the pipeline and what to give instead.
+        CondistillError: the pipeline cannot be loaded, or its family does not support it.
     """
-    from diffusers import DiffusionPipeline
-
-    place, index = read_index(settings)
+    location, index = read_index(settings)
     family = family_class(settings, index)
     device = torch.device(device)
-    left_out = [name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is None]
+    absent = [name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is None]
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            place,
-            **dict.fromkeys(left_out),  # without T5, Stable Diffusion 3 loads only where diffusers is told so
+        pipeline = family.pipeline_type(index["_class_name"]).from_pretrained(
+            location,
+            **dict.fromkeys(absent),  # diffusers loads Stable Diffusion 3 without T5 only if T5 is passed as None
             torch_dtype=choose_dtype(settings.dtype, device),
             use_safetensors=True,
             revision=settings.revision,
@@ -165,17 +141,17 @@ def load_teacher(settings: TeacherSettings, *, device: torch.device | str = "cpu
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if "tiktoken" in reason:  # what transformers tries, and asks for, where it could not read SentencePiece's
+        if "tiktoken" in reason:  # transformers asks for tiktoken if it cannot read a SentencePiece file
             reason = "its tokenizer is a SentencePiece file that cannot be read; pip install sentencepiece protobuf"
-        raise CondistillError(f"the teacher {place} cannot be loaded: {reason}") from error
+        raise CondistillError(f"the teacher {location} cannot be loaded: {reason}") from error
     return family(pipeline, resolution=settings.resolution).to(device)
 
 
 def teacher_key(settings: TeacherSettings) -> str:
-    """Identity of a teacher: the hash of its files, or its hub name and revision, and the size it draws in."""
-    place = locate(settings)
-    size = () if settings.resolution is None else (settings.resolution,)
-    if isinstance(place, str):
-        return key_of(place, settings.revision, settings.variant, *size)
-    files = sorted(f for f in place.rglob("*") if f.suffix in (".safetensors", ".json", ".txt") and f.is_file())
-    return key_of({str(f.relative_to(place)): hash_file(f) for f in files}, settings.variant, *size)
+    """Return a hash that identifies a teacher: of its files, or of its hub name and revision, and of its resolution."""
+    location = locate(settings)
+    resolution = () if settings.resolution is None else (settings.resolution,)
+    if isinstance(location, str):
+        return key_of(location, settings.revision, settings.variant, *resolution)
+    files = sorted(f for f in location.rglob("*") if f.suffix in (".safetensors", ".json", ".txt") and f.is_file())
+    return key_of({str(f.relative_to(location)): hash_file(f) for f in files}, settings.variant, *resolution)

@@ -1,13 +1,14 @@
-"""A teacher of shapes only, from the configs of its pipeline: no weight is read, and none needs to be there."""
+"""A teacher on the meta device, built from the configs of its pipeline; weights are neither read nor needed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,47 +20,51 @@ from condistill.teachers.load import family_class, read_index
 from condistill.utils.meta import parameters, weights_of_products
 from condistill.utils.quiet import quiet_libraries
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
+    from transformers import PreTrainedModel
+
 _PREPROCESSORS = ("Tokenizer", "TokenizerFast", "Processor", "Extractor")
-_TOKENIZER_LENGTH = 77
-"""Of CLIP's tokenizer: what is assumed where a pipeline's directory has none."""
+_DEFAULT_TOKENIZER_LENGTH = 77
+"""Length of CLIP's tokenizer, assumed where a pipeline's directory has no tokenizer."""
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A teacher on the meta device, behind the contract of its family."""
+    """A teacher on the meta device."""
 
     name: str
     family: Family
 
     @property
-    def denoiser(self) -> Any:
-        """Of shapes only."""
+    def denoiser(self) -> ModelMixin:
+        """The denoiser, on the meta device."""
         return self.family.denoiser
 
     @cached_property
     def components(self) -> dict[str, int]:
-        """Parameters of every part of the pipeline that has some, the denoiser among them."""
-        parts = self.family.pipeline.components.items()
-        return {name: parameters(part) for name, part in parts if isinstance(part, nn.Module)}
+        """Number of parameters of every model in the pipeline, including the denoiser."""
+        components = self.family.pipeline.components.items()
+        return {name: parameters(model) for name, model in components if isinstance(model, nn.Module)}
 
     @cached_property
-    def text_encoders(self) -> list[tuple[Any, int]]:
-        """Each text encoder, and how many tokens of a prompt it reads."""
+    def text_encoders(self) -> list[tuple[PreTrainedModel, int]]:
+        """Each text encoder with the number of tokens that it reads of a prompt."""
         length, found = self.family.text_length, []
-        for name, part in self.family.pipeline.components.items():
-            if name.startswith("text_encoder") and isinstance(part, nn.Module):
-                own: Any = getattr(part.config, "max_position_embeddings", None) or length
-                found.append((part, min(own, length)))
+        for name, model in self.family.pipeline.components.items():
+            if name.startswith("text_encoder") and isinstance(model, nn.Module):
+                limit: Any = getattr(model.config, "max_position_embeddings", None) or length
+                found.append((model, min(limit, length)))
         return found
 
     @cached_property
     def text_macs(self) -> int:
-        """Multiply-accumulates of encoding one prompt: every matrix once per token, attention left out."""
+        """Multiply-accumulates of encoding one prompt: every matrix once per token, without attention."""
         return sum(tokens * weights_of_products(encoder) for encoder, tokens in self.text_encoders)
 
 
 class _Preprocessor:
-    """Stands for a tokenizer: how many tokens it makes of a prompt is all that a cost depends on."""
+    """A stand-in for a tokenizer: costs depend only on the number of its tokens."""
 
     def __init__(self, model_max_length: int) -> None:
         self.model_max_length = model_max_length
@@ -67,66 +72,66 @@ class _Preprocessor:
 
 
 def teacher_skeleton(settings: TeacherSettings) -> Skeleton:
-    """The teacher with every component on the meta device.
+    """Build the teacher with every component on the meta device.
 
     Raises:
-        CondistillError: says what of the pipeline is missing or not known.
+        CondistillError: a component is missing or unknown, or the family does not support the pipeline.
     """
     with quiet_libraries():
-        place, index = read_index(settings)
+        location, index = read_index(settings)
         family = family_class(settings, index)
-        pipeline = _pipeline(place, index, settings.revision)
+        pipeline = _pipeline(family, location, index, settings.revision)
         return Skeleton(settings.pipeline, family(pipeline, resolution=settings.resolution))
 
 
-def _pipeline(place: Path | str, index: dict[str, Any], revision: str | None) -> Any:
-    """The pipeline's own class, holding components of shapes only."""
-    import diffusers
-
+def _pipeline(
+    family: type[Family], location: Path | str, index: Mapping[str, Any], revision: str | None
+) -> DiffusionPipeline:
+    """Build a pipeline of the class that the index names, with its components on the meta device."""
     components: dict[str, Any] = {}
     for name, value in index.items():
         if name.startswith("_"):
             continue
         is_component = isinstance(value, list) and len(value) == 2 and all(isinstance(v, str | None) for v in value)
-        components[name] = _component(place, name, *value, revision=revision) if is_component else value
-    kind = getattr(diffusers, index["_class_name"])
+        components[name] = _component(location, name, *value, revision=revision) if is_component else value
+    kind = family.pipeline_type(index["_class_name"])
     return kind(**{name: value for name, value in components.items() if name in signature(kind).parameters})
 
 
-def _component(place: Path | str, name: str, library: str | None, kind: str | None, *, revision: str | None) -> Any:
-    """One part of a pipeline: models on the meta device, schedulers as they are, of the rest what planning needs."""
+def _component(location: Path | str, name: str, library: str | None, kind: str | None, *, revision: str | None) -> Any:
+    """Build one component: a model on the meta device, a scheduler, or a stand-in for a tokenizer."""
     import diffusers
     import transformers
 
     if library is None or kind is None:
         return None
     if kind.endswith(_PREPROCESSORS):
-        return _Preprocessor(_tokenizer_length(place, name))
-    homes = {"diffusers": diffusers, "transformers": transformers}
-    found: Any = getattr(homes.get(library) or getattr(diffusers.pipelines, library, None), kind, None)
-    if found is None:
+        return _Preprocessor(_tokenizer_length(location, name))
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    cls: Any = getattr(libraries.get(library) or getattr(diffusers.pipelines, library, None), kind, None)
+    if cls is None:
         raise CondistillError(
-            f"the teacher's {name} is a {library}.{kind}, which neither diffusers nor transformers of this machine "
-            "know; code that comes with a pipeline is never run"
+            f"the teacher's {name} is a {library}.{kind}, which is neither in diffusers nor in transformers as "
+            "installed here; code that comes with a pipeline is never run"
         )
     try:
-        if issubclass(found, diffusers.ModelMixin):
-            config = found.load_config(place, subfolder=name, revision=revision)
+        if issubclass(cls, diffusers.ModelMixin):
+            config = cls.load_config(location, subfolder=name, revision=revision)
             with torch.device("meta"):
-                return found.from_config(config)
-        if issubclass(found, transformers.PreTrainedModel):
-            config = found.config_class.from_pretrained(place, subfolder=name, revision=revision)
+                return cls.from_config(config)
+        if issubclass(cls, transformers.PreTrainedModel):
+            config = cls.config_class.from_pretrained(location, subfolder=name, revision=revision)
             with torch.device("meta"):
-                return found._from_config(config)
-        return found.from_pretrained(place, subfolder=name, revision=revision)  # a scheduler
+                return cls._from_config(config)
+        return cls.from_pretrained(location, subfolder=name, revision=revision)  # a scheduler
     except (OSError, ValueError) as error:
         raise CondistillError(
             f"the config of the teacher's {name} cannot be read: {str(error).splitlines()[0]}"
         ) from error
 
 
-def _tokenizer_length(place: Path | str, name: str) -> int:
-    """Tokens a tokenizer cuts a prompt to, as its directory says; of a hub's, CLIP's."""
-    file = Path(place) / name / "tokenizer_config.json"
-    said = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
-    return min(int(said), 10**6) if said else _TOKENIZER_LENGTH
+def _tokenizer_length(location: Path | str, name: str) -> int:
+    """Return the length to which a tokenizer truncates prompts; for a pipeline on the hub, that of CLIP."""
+    file = Path(location) / name / "tokenizer_config.json"
+    length = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
+    return min(int(length), 10**6) if length else _DEFAULT_TOKENIZER_LENGTH

@@ -21,7 +21,7 @@ from condistill.prompts.readers import read_prompts
 from condistill.run.context import Run
 from condistill.students.derive import student_of
 from condistill.students.features import layer_weights
-from condistill.students.guidance import GuidanceKind, guidance_kind, guidance_learnt
+from condistill.students.guidance import GuidanceKind, guidance_kind, guidance_kind_of_config, guidance_learnt
 from condistill.students.target import settle
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, read_index
@@ -68,8 +68,6 @@ def check_students(recipe: Recipe, family: Family) -> None:
     """
     size, text_length = family.latent_shape[1:], family.text_length
     denoisers: dict[str | None, Any] = {None: family.denoiser}
-    # whether a U-Net with a guidance input has one scale distilled or many is in its weights; see `check_guidance`
-    guidance_is_known = family.denoiser.config.get("time_cond_proj_dim") is None
     for name, variant in recipe.variants.items():
         student, settings = recipe.variant(name)
         teacher = denoisers[variant.teacher]
@@ -83,7 +81,7 @@ def check_students(recipe: Recipe, family: Family) -> None:
         except CondistillError as error:
             raise _cannot_be_made(name, error) from error
         denoisers[name] = derived.denoiser
-    if guidance_is_known:
+    if guidance_kind_of_config(family.denoiser) is not None:  # else `check_guidance` needs the weights
         check_guidance(recipe, family.denoiser)
 
 

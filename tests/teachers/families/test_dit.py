@@ -84,10 +84,10 @@ def test_labels_are_their_numbers_and_nothing_is_the_null_class(family: DiT) -> 
 
 
 def test_what_is_no_label_is_refused_with_the_nearest(family: DiT) -> None:
-    with pytest.raises(CondistillError, match=r"'goldfisch' is no label .* from 0 to 999; did you mean 'goldfish'\?"):
+    with pytest.raises(CondistillError, match=r"'goldfisch' is not a label .* to 999; did you mean 'goldfish'\?"):
         family.encode(["tench", "goldfisch"])
     for prompt in ("1000", "-1", "a photo of something else"):
-        with pytest.raises(CondistillError, match=r"is no label of this teacher, nor a number .* model_index\.json"):
+        with pytest.raises(CondistillError, match=r"is not a label of this teacher, nor a number .* model_index\.json"):
             family.encode([prompt])
 
 
@@ -176,7 +176,7 @@ def test_labels_are_not_blended(family: DiT) -> None:
 @pytest.mark.parametrize(
     ("lines", "distill", "told"),
     [
-        (["tench", "a dog on a bench"], {}, "'a dog on a bench' is no label of this teacher"),
+        (["tench", "a dog on a bench"], {}, "'a dog on a bench' is not a label of this teacher"),
         (
             ["tench", "goldfish"],
             {"conditioning": {"prompt_choice": {"interpolate": 0.5}}},
@@ -209,13 +209,16 @@ def test_a_forward_pass_is_counted_from_the_config_alone(family: DiT) -> None:
 def test_a_latent_has_the_shape_that_the_pipeline_draws(family: DiT) -> None:
     assert family.latent_shape == (4, 8, 8)
     assert DiT(family.pipeline, resolution=16).latent_shape == (4, 8, 8)
-    with pytest.raises(CondistillError, match=r"teacher\.resolution is 32; a DiTPipeline draws at its own 16 pixels"):
+    with pytest.raises(
+        CondistillError,
+        match=r"teacher\.resolution is 32; a DiTPipeline generates only images of its default 16 pixels",
+    ):
         DiT(family.pipeline, resolution=32)
 
 
 def test_a_teacher_of_other_classes_than_those_of_imagenet_is_refused(oracle: DiTPipeline) -> None:
     oracle.transformer.register_to_config(num_embeds_ada_norm=10)
-    with pytest.raises(CondistillError, match=r"knows 10 classes; .* 1000 classes only"):
+    with pytest.raises(CondistillError, match=r"has 10 classes; .* exactly 1000 classes"):
         DiT(oracle)
 
 

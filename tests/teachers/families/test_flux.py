@@ -104,10 +104,10 @@ def test_steps_by_hand_lead_where_the_pipelines_own_call_leads(family: Flux, gui
             x_t = family.noise.step(prediction, x_t, now, torch.full((2,), follows))
     asked = {"num_inference_steps": 2, "guidance_scale": guidance_scale}
     own = own_call(family, latents(2), **asked)
-    torch.testing.assert_close(family._pack(x_t), own, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(family.pack_latents(x_t), own, rtol=1e-4, atol=1e-4)
     drawn = family.sample(family.denoiser, PROMPTS, latents(2), **asked)
     assert drawn.shape == (2, 4, 8, 8)
-    assert torch.equal(family._pack(drawn), own)
+    assert torch.equal(family.pack_latents(drawn), own)
 
 
 def test_the_denoiser_hears_the_prompt_the_timestep_and_the_guidance_scale(dev: Flux) -> None:
@@ -171,9 +171,9 @@ def test_a_pipelines_own_size_is_its_attribute(dev: Flux) -> None:
     own = Flux(dev.pipeline)
     assert own.latent_shape == (4, 128, 128)  # at 8 pixels each, 1024: what the call draws unless told otherwise
     assert dev.latent_shape == (4, 8, 8)
-    assert dev._pack(latents(0)).shape == (2, 16, 16)
-    assert torch.equal(dev._unpack(dev._pack(latents(0))), latents(0))
-    with pytest.raises(CondistillError, match="draws in multiples of 16 pixels, nearest: 64, 80"):
+    assert dev.pack_latents(latents(0)).shape == (2, 16, 16)
+    assert torch.equal(dev.unpack_latents(dev.pack_latents(latents(0))), latents(0))
+    with pytest.raises(CondistillError, match="must be a multiple of 16 pixels, nearest: 64, 80"):
         Flux(dev.pipeline, resolution=72)
 
 
@@ -196,7 +196,7 @@ def test_text_is_as_long_as_what_the_denoiser_attends_to(family: Flux) -> None:
 
 def test_latents_are_decoded_to_the_pipelines_own_pixels(dev: Flux) -> None:
     asked = {"num_inference_steps": 1, "guidance_scale": 2.0}
-    packed = dev._pack(latents(4))
+    packed = dev.pack_latents(latents(4))
     own = dev.pipeline(PROMPTS, latents=packed, height=64, width=64, output_type="np", **asked).images
     images = dev.decode(dev.sample(dev.denoiser, PROMPTS, latents(4), **asked))
     assert images.shape == (2, 64, 64, 3)
@@ -241,4 +241,6 @@ def test_the_whole_way_ends_in_a_student_that_diffusers_draws_with(whole: Path, 
     image = student("a small red star", num_inference_steps=2, output_type="np", **size).images[0]
     assert image.shape == (64, 64, 3)
     (card,) = tmp_path.glob("run/pipelines/*/README.md")
-    assert "scales from 1.5 to 4 are folded in; it is told which" in card.read_text(encoding="utf-8").replace("\\", "")
+    assert "distilled for scales from 1.5 to 4; the scale is an input" in card.read_text(encoding="utf-8").replace(
+        "\\", ""
+    )

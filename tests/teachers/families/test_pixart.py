@@ -226,7 +226,9 @@ def test_a_forward_pass_is_counted_from_the_config_alone(config: dict[str, Any])
 
 
 def test_a_teacher_that_wants_sizes_its_pipeline_does_not_tell_is_refused() -> None:
-    with pytest.raises(CondistillError, match=r"a PixArtSigmaPipeline with sample_size 8 tells it none; set use_add"):
+    with pytest.raises(
+        CondistillError, match=r"a PixArtSigmaPipeline with sample_size 8 does not give it; set use_add"
+    ):
         PixArt(build_pipeline(PixArtSigmaPipeline, use_additional_conditions=True))
 
 
@@ -237,7 +239,7 @@ def test_another_resolution_is_drawn_and_decoded(family: PixArt) -> None:
     images = wide.decode(drawn)
     assert images.shape == (2, 24, 24, 3)
     assert images.dtype == np.uint8
-    with pytest.raises(CondistillError, match="in multiples of 4 pixels, nearest: 16, 20"):
+    with pytest.raises(CondistillError, match="a multiple of 4 pixels, nearest: 16, 20"):
         PixArt(family.pipeline, resolution=18)
 
 

@@ -240,7 +240,7 @@ def test_latents_are_decoded_to_the_pipelines_own_pixels(family: Family, oracle:
 def test_a_resolution_is_drawn_in_latents_of_the_autoencoder(family: Family) -> None:
     assert family.latent_shape == (8, 16, 16)
     assert Sana(family.pipeline, resolution=20).latent_shape == (8, 10, 10)
-    with pytest.raises(CondistillError, match="in multiples of 2 pixels, nearest: 20, 22"):
+    with pytest.raises(CondistillError, match="a multiple of 2 pixels, nearest: 20, 22"):
         Sana(family.pipeline, resolution=21)
 
 
@@ -250,7 +250,7 @@ def test_a_forward_pass_is_counted_from_the_config_alone(family: Family) -> None
 
 
 def test_a_guided_image_takes_two_calls_a_step(family: Family) -> None:
-    assert Sampling(3, 4.0).denoiser_calls(family.denoiser) == 6
+    assert Sampling(3, 4.0).denoiser_evaluations(family.denoiser) == 6
 
 
 def test_a_denoiser_that_is_told_its_guidance_is_refused() -> None:

@@ -344,7 +344,9 @@ def test_an_image_conditioned_teacher_is_refused(oracle: StableDiffusionPipeline
 
     denoiser = build_denoiser(in_channels=9, block_out_channels=(16, 32, 32), norm_num_groups=4)
     pipeline = StableDiffusionPipeline(**{**oracle.components, "unet": denoiser})
-    with pytest.raises(CondistillError, match=r"takes 9 channels .* makes 4; .* stable_diffusion takes 4\."):
+    with pytest.raises(
+        CondistillError, match=r"takes 9 channels .* have 4; .* stable_diffusion needs a U-Net that takes 4\."
+    ):
         StableDiffusion(pipeline)
 
 

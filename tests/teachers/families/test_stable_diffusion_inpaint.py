@@ -26,7 +26,7 @@ from condistill.profiling.macs import macs
 from condistill.students.derive import derive_student
 from condistill.teachers.condition import Condition
 from condistill.teachers.families.stable_diffusion import StableDiffusion
-from condistill.teachers.families.stable_diffusion_inpaint import WHOLE, StableDiffusionInpaint, random_masks
+from condistill.teachers.families.stable_diffusion_inpaint import WHOLE_IMAGE, StableDiffusionInpaint, random_masks
 from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher
 from condistill.workflow.preflight import check_steps
@@ -116,7 +116,7 @@ def test_predictions_are_those_of_the_pipelines_own_guided_call(
     seen, timestep, said = heard[0]
     assert seen.shape == (4, 9, 8, 8)
     condition = Condition.cat([family.encode(["", ""]), family.encode(PROMPTS)])
-    torch.testing.assert_close(family._seen(seen[:, :4], condition), seen, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(family.denoiser_input(seen[:, :4], condition), seen, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         given = family.predict(family.denoiser, seen[:, :4], timestep.expand(4), condition)
     torch.testing.assert_close(given, said, rtol=1e-4, atol=1e-4)
@@ -159,7 +159,7 @@ def test_masks_are_rectangles_of_every_side_and_place_or_the_whole() -> None:
         starts = (sides.diff(dim=1) == 1).sum(1) + sides[:, 0]
         assert (starts == 1).all()  # one run of ones
     whole = masks.mean((1, 2, 3)) == 1
-    assert whole.float().mean() == pytest.approx(WHOLE + (1 - WHOLE) / 48, abs=0.02)
+    assert whole.float().mean() == pytest.approx(WHOLE_IMAGE + (1 - WHOLE_IMAGE) / 48, abs=0.02)
     part = ~whole
     for sides, length in ((rows, 8), (columns, 6)):
         assert sides[part].sum(1).unique().tolist() == list(range(1, length + 1))
@@ -264,9 +264,11 @@ def test_a_pipeline_and_its_channels_must_agree(oracle: StableDiffusionInpaintPi
     def of(denoiser: Any) -> StableDiffusionInpaintPipeline:
         return StableDiffusionInpaintPipeline(**{**oracle.components, "unet": denoiser})
 
-    with pytest.raises(CondistillError, match=r"takes 4 channels .* stable_diffusion_inpaint takes 9\."):
+    with pytest.raises(
+        CondistillError, match=r"takes 4 channels .* stable_diffusion_inpaint needs a U-Net that takes 9\."
+    ):
         StableDiffusionInpaint(of(tiny_family.denoiser))
-    with pytest.raises(CondistillError, match=r"takes 9 channels .* stable_diffusion takes 4\. .* in-painting \(9\)"):
+    with pytest.raises(CondistillError, match=r"takes 9 channels .* needs a U-Net that takes 4\. An in-painting"):
         StableDiffusion(of(oracle.unet))
 
 

@@ -283,7 +283,7 @@ def test_a_saved_pipeline_loads_with_plain_diffusers_bit_for_bit(family: StableD
 
 def test_a_refiner_is_refused(oracle: StableDiffusionXLPipeline) -> None:
     refiner = UNet2DConditionModel(**(TINY | {"projection_class_embeddings_input_dim": 20 + 5 * 8}))
-    with pytest.raises(CondistillError, match=r"hears 60 numbers .* not the 68 of pooled text and 6 sizes; .* base"):
+    with pytest.raises(CondistillError, match=r"input_dim 60; .* and 68, for pooled text and 6 sizes; give a base"):
         with_parts(oracle, unet=refiner)
 
 

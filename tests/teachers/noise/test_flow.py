@@ -191,7 +191,7 @@ def test_a_student_of_few_steps_visits_what_it_was_trained_at_in_plain_diffusers
     save_pipeline(family, family.denoiser, tmp_path / "student", card="", scheduler=family.noise.solver)
     student = DiffusionPipeline.from_pretrained(tmp_path / "student", use_safetensors=True)
     student.set_progress_bar_config(disable=True)
-    noise = family._pack(latents(0, 1))
+    noise = family.pack_latents(latents(0, 1))
     timesteps, states = drawn_with(student, 4, noise=noise)
     assert (
         timesteps == family.noise.solver_timesteps(4).tolist() == SolverGrid(family.noise, 4)._rising.flip(0).tolist()
@@ -255,11 +255,11 @@ def test_a_rolling_state_visits_what_the_pipelines_own_solver_visits(
     begun = [step for step in range(1, steps + 1) if visits[step].timesteps[0] == family.noise.total_timesteps]
     walked = visits[begun[0] : begun[0] + steps]
     scale = 1.0 if walked[0].guidance_scale is None else walked[0].guidance_scale[0].item()
-    noise = family._pack(walked[0].x_t[:1])
+    noise = family.pack_latents(walked[0].x_t[:1])
     timesteps, states = drawn_with(family.pipeline, steps, walked[0].prompts[0], noise, guidance_scale=scale)
     assert [sample.timesteps[0].item() for sample in walked] == timesteps
     for sample, state in zip(walked[1:], states, strict=False):
-        torch.testing.assert_close(sample.x_t[:1], family._unpack(state), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sample.x_t[:1], family.unpack_latents(state), rtol=1e-4, atol=1e-4)
 
 
 # schedulers

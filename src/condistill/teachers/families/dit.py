@@ -1,22 +1,26 @@
-"""DiT: a transformer that is told a class of ImageNet. A prompt is one of the pipeline's labels, or its number."""
+"""DiT: a transformer conditioned on a class of ImageNet. A prompt is a label of the pipeline, or its number."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError, nearest
 from condistill.teachers.condition import Condition
-from condistill.teachers.family import Family
+from condistill.teachers.family import Family, dtype_of
 from condistill.teachers.noise.diffusion import DiffusionSchedule
 from condistill.teachers.noise.schedule import NoiseSchedule
+from condistill.teachers.traits import CallExample, LayerList
 
-_NULL = 1000
-"""The class that diffusers' own call guides against."""
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+
+NULL_CLASS = 1000
+"""The class of the unconditional prediction in the pipeline's call."""
 
 
 class DiT(Family):
@@ -26,28 +30,31 @@ class DiT(Family):
     pipeline_classes = ("DiTPipeline",)
     denoiser_name = "transformer"
     denoiser_class = "DiTTransformer2DModel"
+    layer_lists = (LayerList("transformer_blocks", "num_layers"),)
+    call_example = CallExample('class_labels=pipeline.get_label_ids(["golden retriever"])', takes_size=False)
 
-    def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, *, resolution: int | None = None) -> None:
         super().__init__(pipeline)
-        own = self.own_latent_size[0] * self.pixels_per_latent
-        if resolution not in (None, own):
+        default = self.default_latent_size[0] * self.pixels_per_latent
+        if resolution not in (None, default):
             raise CondistillError(
-                f"teacher.resolution is {resolution}; a DiTPipeline draws at its own {own} pixels only; leave it out"
+                f"teacher.resolution is {resolution}; a DiTPipeline generates only images of its default {default} "
+                "pixels; leave it out"
             )
-        if self.denoiser.config.num_embeds_ada_norm != _NULL:
+        if self.denoiser.config.num_embeds_ada_norm != NULL_CLASS:
             raise CondistillError(
-                f"the teacher knows {self.denoiser.config.num_embeds_ada_norm} classes; a DiTPipeline takes class "
-                f"{_NULL} for none, so it can guide with {_NULL} classes only"
+                f"the teacher has {self.denoiser.config.num_embeds_ada_norm} classes; DiTPipeline's call uses class "
+                f"{NULL_CLASS} for the unconditional prediction, so guidance needs exactly {NULL_CLASS} classes"
             )
         if float(pipeline.scheduler.init_noise_sigma) != 1:
             raise CondistillError(
-                f"the teacher's scheduler is {type(pipeline.scheduler).__name__}, which starts from noise that is not "
-                "standard normal; DiTPipeline's own call does not scale it, so it draws wrongly; set DDIMScheduler"
+                f"the teacher's scheduler is {type(pipeline.scheduler).__name__}, whose starting noise is not standard "
+                "normal; DiTPipeline's call does not scale the noise, so its images are wrong; set DDIMScheduler"
             )
         names: dict[int, list[str]] = {}
         for label, number in pipeline.labels.items():
             names.setdefault(number, []).append(label)
-        # diffusers reads them and does not save them
+        # diffusers reads id2label and does not save it
         pipeline.register_to_config(id2label={number: ", ".join(labels) for number, labels in names.items()})
 
     def build_noise(self) -> NoiseSchedule:
@@ -62,7 +69,12 @@ class DiT(Family):
         return 0
 
     @classmethod
-    def example_inputs(cls, denoiser: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:  # noqa: ARG003
+    def example_inputs(
+        cls,
+        denoiser: ModelMixin,
+        size: tuple[int, int],
+        text_length: int,  # noqa: ARG003
+    ) -> dict[str, Any]:
         return {
             "hidden_states": torch.empty(1, denoiser.config.in_channels, *size, device="meta"),
             "timestep": torch.empty(1, dtype=torch.int64, device="meta"),
@@ -70,29 +82,31 @@ class DiT(Family):
         }
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """The condition of each label, length B.
-
-        Raises:
-            CondistillError: a prompt is no label.
-        """
-        return Condition({"class_labels": torch.tensor([self._number(p) for p in prompts], device=self.device)})
+        labels = [self._class_number(prompt) for prompt in prompts]
+        return Condition({"class_labels": torch.tensor(labels, device=self.device)})
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
         for prompt in prompts:
-            self._number(prompt)
+            self._class_number(prompt)
 
-    def _number(self, prompt: str) -> int:
+    def _class_number(self, prompt: str) -> int:
+        """Return the class of a prompt.
+
+        Raises:
+            CondistillError: the prompt is neither a label nor the number of a class.
+        """
         labels: dict[str, int] = self.pipeline.labels
         if not prompt:
-            return _NULL
+            return NULL_CLASS
         if prompt in labels:
             return labels[prompt]
-        if prompt.isdecimal() and int(prompt) < _NULL:
+        if prompt.isdecimal() and int(prompt) < NULL_CLASS:
             return int(prompt)
-        near = nearest(prompt, labels) if labels else ""
+        suggestion = nearest(prompt, labels) if labels else ""
+        if not suggestion.startswith("; did"):  # a list of all labels would be too long
+            suggestion = "; give one of the labels in its model_index.json"
         raise CondistillError(
-            f"{prompt!r} is no label of this teacher, nor a number from 0 to {_NULL - 1}"
-            f"{near if near.startswith('; did') else '; give one of those that its model_index.json lists'}"
+            f"the prompt {prompt!r} is not a label of this teacher, nor a number from 0 to {NULL_CLASS - 1}{suggestion}"
         )
 
     @torch.no_grad()
@@ -101,16 +115,16 @@ class DiT(Family):
         rows = table(self.encode([*prompts, ""]).tensors["class_labels"]).float()
         return nn.functional.normalize(rows[:-1] - rows[-1])
 
-    def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+    def predict(self, denoiser: ModelMixin, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         from diffusers.models.embeddings import LabelEmbedding
 
         for module in denoiser.modules():
             if isinstance(module, LabelEmbedding):
-                module.eval()  # in training it would drop labels by chance, which the recipe already does
+                module.eval()  # in training mode it would drop labels at random, which the recipe does already
         output: Tensor = denoiser(
-            x_t.to(self._dtype(denoiser)), timestep=timesteps, class_labels=condition.tensors["class_labels"]
+            x_t.to(dtype_of(denoiser)), timestep=timesteps, class_labels=condition.tensors["class_labels"]
         ).sample
-        return output[:, : x_t.shape[1]].float()  # a learned variance follows the mean
+        return output[:, : x_t.shape[1]].float()  # without the learned variance
 
     @torch.inference_mode()
     def sample(
@@ -122,22 +136,22 @@ class DiT(Family):
         num_inference_steps: int,
         guidance_scale: float,
         seeds: Sequence[int] | None = None,
-        scheduler: Any = None,
+        scheduler: SchedulerMixin | None = None,
     ) -> Tensor:
-        """As the pipeline's own call draws, which takes no latents and gives none."""
+        """Sample as the pipeline's call does, which neither takes nor returns latents."""
         scheduler = scheduler or self.pipeline.scheduler
         takes_generator = seeds and "generator" in signature(scheduler.step).parameters
         extra = {"generator": [torch.Generator().manual_seed(s) for s in seeds or ()]} if takes_generator else {}
-        condition, guided = self.encode(prompts), guidance_scale > 1
-        if guided:
-            condition = Condition.cat([condition, self.encode([""] * len(prompts))])
+        condition, is_guided = self.encode(prompts), guidance_scale > 1
+        if is_guided:
+            condition = Condition.cat([condition, self.unconditional(condition)])
         scheduler.set_timesteps(num_inference_steps)
         latents = noise.to(self.device, torch.float32)
         for t in scheduler.timesteps:
-            x_t = scheduler.scale_model_input(latents.repeat(2, 1, 1, 1) if guided else latents, t)
+            x_t = scheduler.scale_model_input(latents.repeat(2, 1, 1, 1) if is_guided else latents, t)
             prediction = self.predict(denoiser, x_t, t.to(self.device).expand(len(x_t)), condition)
-            if guided:
-                with_label, null = prediction.chunk(2)
-                prediction = null + guidance_scale * (with_label - null)
+            if is_guided:
+                conditional, unconditional = prediction.chunk(2)
+                prediction = unconditional + guidance_scale * (conditional - unconditional)
             latents = scheduler.step(prediction, t, latents, **extra).prev_sample
         return latents

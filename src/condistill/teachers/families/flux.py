@@ -1,36 +1,47 @@
-"""FLUX.1: a transformer over packed latents, trained by flow matching; dev is told its guidance scale, schnell none."""
+"""FLUX.1: a transformer over packed latents, trained by flow matching.
+
+The guidance scale is an input of FLUX.1-dev; FLUX.1-schnell has no guidance.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from condistill.teachers.condition import Condition
-from condistill.teachers.family import Family
+from condistill.teachers.family import Family, dtype_of
 from condistill.teachers.noise.flow import FlowSchedule
 from condistill.teachers.noise.schedule import NoiseSchedule
+from condistill.teachers.traits import GuidanceSpec, LayerList
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 T5_TOKENS = 512
-"""What the pipeline's own call asks of T5."""
-DEFAULT_GUIDANCE = 3.5
-"""What a denoiser that must be told a guidance scale is told where nobody says one: the pipeline's own default."""
+"""Tokens of T5 in the pipeline's call by default."""
 
 
 class Flux(Family):
-    """A `FluxPipeline`. Latents are unpacked, `[B, 16, h, w]`, wherever the pipeline or its denoiser does not see them.
+    """A `FluxPipeline`.
 
-    Packed, each patch of 2x2 is a token: `[B, h w / 4, 64]`.
+    Latents are unpacked, `[B, 16, h, w]`, everywhere but in the pipeline's call and in its denoiser, where each 2x2
+    patch is a token: `[B, h w / 4, 64]`.
     """
 
     name = "flux"
     pipeline_classes = ("FluxPipeline",)
     denoiser_name = "transformer"
     denoiser_class = "FluxTransformer2DModel"
+    layer_lists = (
+        LayerList("transformer_blocks", "num_layers", joint_class="FluxTransformerBlock"),
+        LayerList("single_transformer_blocks", "num_single_layers", joint_class="FluxSingleTransformerBlock"),
+    )
+    guidance = GuidanceSpec(config_key="guidance_embeds", otherwise="none", default_scale=3.5, scale_range=(1.5, 5.0))
 
     def build_noise(self) -> NoiseSchedule:
         return FlowSchedule(
@@ -42,7 +53,7 @@ class Flux(Family):
         return int(self.denoiser.config.in_channels) // 4
 
     @property
-    def own_latent_size(self) -> tuple[int, int]:
+    def default_latent_size(self) -> tuple[int, int]:
         size = int(self.pipeline.default_sample_size)
         return size, size
 
@@ -55,7 +66,7 @@ class Flux(Family):
         return T5_TOKENS
 
     @classmethod
-    def example_inputs(cls, denoiser: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:
+    def example_inputs(cls, denoiser: ModelMixin, size: tuple[int, int], text_length: int) -> dict[str, Any]:
         config, tokens = denoiser.config, (size[0] // 2) * (size[1] // 2)
         inputs = {
             "hidden_states": torch.empty(1, tokens, config.in_channels, device="meta"),
@@ -74,33 +85,36 @@ class Flux(Family):
         )
         return Condition({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
-    def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        dtype, device = self._dtype(denoiser), x_t.device
+    def predict(self, denoiser: ModelMixin, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        dtype, device = dtype_of(denoiser), x_t.device
         height, width = x_t.shape[2:]
         prompt_embeds = condition.tensors["prompt_embeds"].to(dtype)
         inputs = {}
-        if cast("Any", denoiser.config).guidance_embeds:
-            scale = condition.tensors.get("guidance_scale", torch.full((len(x_t),), DEFAULT_GUIDANCE))
-            inputs["guidance"] = scale.to(device, torch.float32)
+        if denoiser.config.guidance_embeds:
+            guidance_scale = condition.tensors.get(
+                "guidance_scale", torch.full((len(x_t),), self.guidance.default_scale)
+            )
+            inputs["guidance"] = guidance_scale.to(device, torch.float32)
         packed = denoiser(
-            self._pack(x_t.to(dtype)),
-            # rounded before it is divided, as the pipeline's own call has it
-            timestep=timesteps.to(dtype) / 1000,
+            self.pack_latents(x_t.to(dtype)),
+            timestep=timesteps.to(dtype) / 1000,  # the pipeline's call rounds before it divides too
             encoder_hidden_states=prompt_embeds,
             pooled_projections=condition.tensors["pooled_prompt_embeds"].to(dtype),
             img_ids=self.pipeline._prepare_latent_image_ids(len(x_t), height // 2, width // 2, device, dtype),
             txt_ids=torch.zeros(prompt_embeds.shape[1], 3, device=device, dtype=dtype),
             **inputs,
         ).sample
-        prediction: Tensor = self.pipeline._unpack_latents(packed, height, width, vae_scale_factor=1).float()
-        return prediction
+        return self._unpack(packed, height, width).float()
 
-    def _pack(self, latents: Tensor) -> Tensor:
+    def pack_latents(self, latents: Tensor) -> Tensor:
         packed: Tensor = self.pipeline._pack_latents(latents, *latents.shape)
         return packed
 
-    def _unpack(self, latents: Tensor) -> Tensor:
-        unpacked: Tensor = self.pipeline._unpack_latents(latents, *self.latent_shape[1:], vae_scale_factor=1)
+    def unpack_latents(self, latents: Tensor) -> Tensor:
+        return self._unpack(latents, *self.latent_shape[1:])
+
+    def _unpack(self, packed: Tensor, height: int, width: int) -> Tensor:
+        unpacked: Tensor = self.pipeline._unpack_latents(packed, height, width, vae_scale_factor=1)
         return unpacked
 
 

@@ -1,36 +1,46 @@
-"""Sana: a flow, by a transformer of linear attention over latents of a 32x autoencoder, told what Gemma reads."""
+"""Sana: a transformer with linear attention over the latents of a 32x autoencoder, trained by flow matching.
+
+Its text encoder is Gemma, a language model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition, mean_token_embedding
-from condistill.teachers.family import Family
+from condistill.teachers.family import Family, dtype_of
 from condistill.teachers.noise.flow import FlowSchedule
 from condistill.teachers.noise.schedule import NoiseSchedule
+from condistill.teachers.traits import LayerList
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
 
 
 class Sana(Family):
     """A `SanaPipeline`.
 
-    Its call sets an instruction before each prompt and none before the empty one it guides against; here the empty
-    prompt is that one, so that a student practises what it is drawn with.
+    Its call puts an instruction before each prompt, but not before the empty prompt of guidance. The empty prompt is
+    therefore encoded without the instruction, so that training and sampling agree.
     """
 
     name = "sana"
     pipeline_classes = ("SanaPipeline",)
     denoiser_name = "transformer"
     denoiser_class = "SanaTransformer2DModel"
+    layer_lists = (LayerList("transformer_blocks", "num_layers"),)
+    # with resolution binning, the pipeline would generate another size than the one it is given
+    call_arguments = {"use_resolution_binning": False}  # noqa: RUF012
 
-    def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, *, resolution: int | None = None) -> None:
         super().__init__(pipeline, resolution=resolution)
-        _refuse_guidance(self.denoiser.config)
+        _refuse_guidance_embeds(self.denoiser.config)
         self._instruction = signature(pipeline.__call__).parameters["complex_human_instruction"].default
 
     def build_noise(self) -> NoiseSchedule:
@@ -41,9 +51,9 @@ class Sana(Family):
         return int(signature(self.pipeline.encode_prompt).parameters["max_sequence_length"].default)
 
     @classmethod
-    def example_inputs(cls, denoiser: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:
+    def example_inputs(cls, denoiser: ModelMixin, size: tuple[int, int], text_length: int) -> dict[str, Any]:
         config = denoiser.config
-        _refuse_guidance(config)
+        _refuse_guidance_embeds(config)
         return {
             "hidden_states": torch.empty(1, config.in_channels, *size, device="meta"),
             "encoder_hidden_states": torch.empty(1, text_length, config.caption_channels, device="meta"),
@@ -51,39 +61,38 @@ class Sana(Family):
             "timestep": torch.empty(1, device="meta"),
         }
 
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        given = [prompt for prompt in prompts if prompt]
+        if len(given) == len(prompts):
+            return self._encode(prompts, self._instruction)
+        parts = [self._encode([""], None)] + ([self._encode(given, self._instruction)] if given else [])
+        is_given = torch.tensor([bool(prompt) for prompt in prompts])
+        return Condition.cat(parts)[is_given.cumsum(0) * is_given]  # row 0 is the empty prompt
+
     @torch.no_grad()
-    def _encode(self, prompts: Sequence[str], instruction: Any) -> Condition:
+    def _encode(self, prompts: Sequence[str], instruction: list[str] | None) -> Condition:
         embeds, mask, _, _ = self.pipeline.encode_prompt(
             list(prompts), False, device=self.device, complex_human_instruction=instruction
         )
         return Condition({"prompt_embeds": embeds, "prompt_attention_mask": mask})
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        if all(prompts):
-            return self._encode(prompts, self._instruction)
-        said, rows = [prompt for prompt in prompts if prompt], torch.tensor([bool(prompt) for prompt in prompts])
-        parts = [self._encode([""], None)] + ([self._encode(said, self._instruction)] if said else [])
-        return Condition.cat(parts)[rows.cumsum(0) * rows]  # row 0 is the empty prompt's
-
     def text_embedding(self, prompts: Sequence[str]) -> Tensor:
-        # less what the instruction alone says, which is common to all prompts
+        # the empty prompt with the instruction, because the instruction is common to all prompts
         return mean_token_embedding(self._encode([*prompts, ""], self._instruction), prompts)
 
-    def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        dtype, config = self._dtype(denoiser), cast("Any", denoiser.config)
-        output: Tensor = denoiser(
+    def predict(self, denoiser: ModelMixin, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        dtype = dtype_of(denoiser)
+        prediction: Tensor = denoiser(
             x_t.to(dtype),
             encoder_hidden_states=condition.tensors["prompt_embeds"].to(dtype),
             encoder_attention_mask=condition.tensors["prompt_attention_mask"],
-            timestep=timesteps * config.timestep_scale,
+            timestep=timesteps * denoiser.config.timestep_scale,
         ).sample
-        return output.float()
-
-    def _asked(self, prompts: Sequence[str]) -> dict[str, Any]:
-        # with binning, the pipeline would draw at a size that it likes better
-        return super()._asked(prompts) | {"use_resolution_binning": False}
+        return prediction.float()
 
 
-def _refuse_guidance(config: Any) -> None:
+def _refuse_guidance_embeds(config: Mapping[str, Any]) -> None:
     if config.get("guidance_embeds"):
-        raise CondistillError("the denoiser has guidance_embeds=True, as Sana-Sprint has; sana knows those without")
+        raise CondistillError(
+            "the denoiser has guidance_embeds=True, as Sana-Sprint has; family sana supports only denoisers without it"
+        )

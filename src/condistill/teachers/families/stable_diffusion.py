@@ -1,21 +1,25 @@
-"""Stable Diffusion 1.x and 2.x: a U-Net with cross-attention, epsilon- or v-prediction."""
+"""Stable Diffusion 1.x and 2.x: a U-Net with cross-attention to CLIP tokens, with epsilon- or v-prediction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
-from condistill.teachers.family import Family
+from condistill.teachers.family import Family, dtype_of
 from condistill.teachers.noise.diffusion import DiffusionSchedule
 from condistill.teachers.noise.schedule import NoiseSchedule
+from condistill.teachers.traits import GuidanceSpec
 
-SIZES = 6
-"""Numbers that Stable Diffusion XL is told of an image: its own size, where it was cropped and the size asked for."""
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
+
+TIME_IDS = 6
+"""Numbers in the size condition of Stable Diffusion XL: original size, top left corner of the crop, target size."""
 
 
 class StableDiffusion(Family):
@@ -25,15 +29,17 @@ class StableDiffusion(Family):
     pipeline_classes = ("StableDiffusionPipeline",)
     denoiser_name = "unet"
     denoiser_class = "UNet2DConditionModel"
+    can_cut_width = True
+    guidance = GuidanceSpec(config_key="time_cond_proj_dim", projection="time_embedding.cond_proj")
 
-    def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, *, resolution: int | None = None) -> None:
         super().__init__(pipeline, resolution=resolution)
         channels = int(self.denoiser.config.in_channels)
-        if channels != self._input_channels:
+        if channels != self.input_channels:
             raise CondistillError(
-                f"the teacher's U-Net takes {channels} channels and its autoencoder makes {self.latent_channels}; "
-                f"family {self.name} takes {self._input_channels}. A U-Net of in-painting (9) belongs in a "
-                "StableDiffusionInpaintPipeline, one of text alone (4) in a StableDiffusionPipeline"
+                f"the teacher's U-Net takes {channels} channels and its latents have {self.latent_channels}; family "
+                f"{self.name} needs a U-Net that takes {self.input_channels}. An in-painting U-Net (9) needs a "
+                "StableDiffusionInpaintPipeline, a text-to-image U-Net (4) a StableDiffusionPipeline"
             )
 
     def build_noise(self) -> NoiseSchedule:
@@ -44,8 +50,8 @@ class StableDiffusion(Family):
         return int(self.pipeline.vae.config.latent_channels)
 
     @property
-    def _input_channels(self) -> int:
-        """Channels of what `_seen` makes."""
+    def input_channels(self) -> int:
+        """Channels of `denoiser_input`."""
         return self.latent_channels
 
     @property
@@ -53,7 +59,7 @@ class StableDiffusion(Family):
         return int(self.pipeline.tokenizer.model_max_length)
 
     @classmethod
-    def example_inputs(cls, denoiser: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:
+    def example_inputs(cls, denoiser: ModelMixin, size: tuple[int, int], text_length: int) -> dict[str, Any]:
         return unet_inputs(denoiser.config, size, text_length)
 
     @torch.no_grad()
@@ -61,53 +67,55 @@ class StableDiffusion(Family):
         embeds, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
         return Condition({"prompt_embeds": embeds})
 
-    def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        dtype, config = self._dtype(denoiser), cast("Any", denoiser.config)
-        inputs = {"encoder_hidden_states": condition.tensors["prompt_embeds"].to(dtype)}
-        inputs |= self._told(condition, dtype)
-        scale = condition.tensors.get("guidance_scale")
-        if scale is not None and config.time_cond_proj_dim is not None:
-            # to the last bit what the pipeline's own call tells its denoiser
+    def predict(self, denoiser: ModelMixin, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        dtype = dtype_of(denoiser)
+        inputs = {
+            "encoder_hidden_states": condition.tensors["prompt_embeds"].to(dtype),
+            **self.extra_inputs(condition, dtype),
+        }
+        guidance_scale = condition.tensors.get("guidance_scale")
+        if guidance_scale is not None and denoiser.config.time_cond_proj_dim is not None:
+            # bit-identical to the pipeline's call, which subtracts 1
             embedding = self.pipeline.get_guidance_scale_embedding(
-                (scale.cpu() - 1).float(), embedding_dim=config.time_cond_proj_dim
+                (guidance_scale.cpu() - 1).float(), embedding_dim=denoiser.config.time_cond_proj_dim
             )
             inputs["timestep_cond"] = embedding.to(x_t.device, dtype)
-        prediction: Tensor = denoiser(self._seen(x_t, condition).to(dtype), timesteps, **inputs).sample.float()
-        return prediction
+        prediction: Tensor = denoiser(self.denoiser_input(x_t, condition).to(dtype), timesteps, **inputs).sample
+        return prediction.float()
 
-    def _seen(self, x_t: Tensor, condition: Condition) -> Tensor:  # noqa: ARG002
-        """x_t and what a variant of the denoiser sees beside it."""
+    def denoiser_input(self, x_t: Tensor, condition: Condition) -> Tensor:  # noqa: ARG002
+        """Return the input of the first convolution: x_t, and in variants an image condition as further channels."""
         return x_t
 
-    def _told(self, condition: Condition, dtype: torch.dtype) -> dict[str, Any]:  # noqa: ARG002
-        """What a variant of the denoiser is told beside the text, as keyword arguments."""
+    def extra_inputs(self, condition: Condition, dtype: torch.dtype) -> dict[str, Any]:  # noqa: ARG002
+        """Return keyword arguments of the denoiser that only variants have."""
         return {}
 
 
-def unet_inputs(config: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:
-    """Keyword arguments of a forward pass of a U-Net with cross-attention, on the meta device.
+def unet_inputs(config: Mapping[str, Any], size: tuple[int, int], text_length: int) -> dict[str, Any]:
+    """Return keyword arguments for a forward pass of a U-Net with cross-attention, on the meta device.
 
     Raises:
-        CondistillError: the denoiser asks for conditions other than text and, as Stable Diffusion XL's, sizes.
+        CondistillError: the U-Net needs conditions other than text and the sizes of Stable Diffusion XL.
     """
-    known = {"addition_embed_type": (None, "text_time"), "class_embed_type": (None,), "num_class_embeds": (None,)}
-    for setting, values in known.items():
-        if config.get(setting) not in values:
+    supported = {"addition_embed_type": (None, "text_time"), "class_embed_type": (None,), "num_class_embeds": (None,)}
+    for key, values in supported.items():
+        if config.get(key) not in values:
             raise CondistillError(
-                f"the denoiser has {setting}={config[setting]!r}; only denoisers conditioned on text alone, or on "
-                "text and sizes (addition_embed_type='text_time'), are known"
+                f"the denoiser has {key}={config[key]!r}; only denoisers conditioned on text, or on text and sizes "
+                "(addition_embed_type='text_time'), are supported"
             )
-    text_width = config.encoder_hid_dim or config.cross_attention_dim
+    text_width = config["encoder_hid_dim"] or config["cross_attention_dim"]
     text_width = text_width if isinstance(text_width, int) else text_width[0]
     inputs: dict[str, Any] = {
-        "sample": torch.empty(1, config.in_channels, *size, device="meta"),
+        "sample": torch.empty(1, config["in_channels"], *size, device="meta"),
         "timestep": torch.empty(1, dtype=torch.int64, device="meta"),
         "encoder_hidden_states": torch.empty(1, text_length, text_width, device="meta"),
     }
-    if config.addition_embed_type == "text_time":
-        pooled_width = config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim
+    if config["addition_embed_type"] == "text_time":
+        width = config["projection_class_embeddings_input_dim"] - TIME_IDS * config["addition_time_embed_dim"]
         inputs["added_cond_kwargs"] = {
-            "text_embeds": torch.empty(1, pooled_width, device="meta"),
-            "time_ids": torch.empty(1, SIZES, device="meta"),
+            "text_embeds": torch.empty(1, width, device="meta"),
+            "time_ids": torch.empty(1, TIME_IDS, device="meta"),
         }
     return inputs

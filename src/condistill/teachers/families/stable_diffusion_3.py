@@ -1,21 +1,25 @@
-"""Stable Diffusion 3 and 3.5: a transformer that text and image pass through together, trained by flow matching."""
+"""Stable Diffusion 3 and 3.5: a transformer with joint layers for text and image, trained by flow matching."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
-from condistill.teachers.family import Family
+from condistill.teachers.family import Family, dtype_of
 from condistill.teachers.noise.flow import FlowSchedule
 from condistill.teachers.noise.schedule import NoiseSchedule
+from condistill.teachers.traits import LayerList
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
 
 T5_TOKENS = 256
-"""What the pipeline's own call asks of T5, and fills with zeros where it has none."""
+"""Tokens of T5 in the pipeline's call by default; without T5 it fills them with zeros."""
 
 
 class StableDiffusion3(Family):
@@ -25,13 +29,23 @@ class StableDiffusion3(Family):
     pipeline_classes = ("StableDiffusion3Pipeline",)
     denoiser_name = "transformer"
     denoiser_class = "SD3Transformer2DModel"
+    layer_lists = (
+        LayerList(
+            "transformer_blocks",
+            "num_layers",
+            index_keys=("dual_attention_layers",),  # only in Stable Diffusion 3.5
+            joint_class="JointTransformerBlock",
+            keeps_last=True,  # only the last layer is built without an output for the text
+        ),
+    )
 
-    def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, *, resolution: int | None = None) -> None:
         super().__init__(pipeline, resolution=resolution)
         largest = self.denoiser.config.pos_embed_max_size * self.latent_multiple * self.pixels_per_latent
         if resolution is not None and resolution > largest:
             raise CondistillError(
-                f"teacher.resolution is {resolution}; this teacher's positions reach {largest} pixels"
+                f"teacher.resolution is {resolution}; the position embeddings of this teacher support at most "
+                f"{largest} pixels"
             )
 
     def build_noise(self) -> NoiseSchedule:
@@ -42,7 +56,7 @@ class StableDiffusion3(Family):
         return int(self.pipeline.tokenizer_max_length) + T5_TOKENS
 
     @classmethod
-    def example_inputs(cls, denoiser: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:
+    def example_inputs(cls, denoiser: ModelMixin, size: tuple[int, int], text_length: int) -> dict[str, Any]:
         config = denoiser.config
         return {
             "hidden_states": torch.empty(1, config.in_channels, *size, device="meta"),
@@ -58,12 +72,12 @@ class StableDiffusion3(Family):
         )
         return Condition({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
-    def predict(self, denoiser: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        dtype = self._dtype(denoiser)
+    def predict(self, denoiser: ModelMixin, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        dtype = dtype_of(denoiser)
         prediction: Tensor = denoiser(
             x_t.to(dtype),
             timestep=timesteps,
             encoder_hidden_states=condition.tensors["prompt_embeds"].to(dtype),
             pooled_projections=condition.tensors["pooled_prompt_embeds"].to(dtype),
-        ).sample.float()
-        return prediction
+        ).sample
+        return prediction.float()

@@ -1,8 +1,8 @@
-"""In-painting variants of Stable Diffusion 1.x and 2.x: the U-Net also sees a mask and what the mask leaves.
+"""In-painting variants of Stable Diffusion 1.x and 2.x: the U-Net also takes a mask and the masked image.
 
-The teacher draws whole images, as if the mask were everywhere. In training a sample's mask is a random rectangle or,
-every fourth time, everywhere, as in the models' own training; what it leaves is then cut out of the latents, where the
-pipeline encodes an image with a grey hole: the same but near the rectangle's edge.
+The teacher generates whole images, with a mask that covers the whole image. In training, a sample's mask is a random
+rectangle, or the whole image for one sample in four, as in the training of these models. The masked latents are cut
+out of x_0, while the pipeline encodes an image with a grey hole; the two differ only near the edge of the rectangle.
 """
 
 from __future__ import annotations
@@ -15,84 +15,89 @@ from torch import Tensor
 
 from condistill.teachers.condition import Condition
 from condistill.teachers.families.stable_diffusion import StableDiffusion
+from condistill.teachers.traits import CallExample
 
-WHOLE = 0.25
-"""Share of the training's masks that cover the image."""
+WHOLE_IMAGE = 0.25
+"""Share of the training masks that cover the whole image."""
 
 
 class StableDiffusionInpaint(StableDiffusion):
-    """A `StableDiffusionInpaintPipeline` whose U-Net takes 9 channels: latents, mask (1: to be drawn), what is left."""
+    """A `StableDiffusionInpaintPipeline` whose U-Net takes 9 channels: latents, mask and masked latents.
+
+    The mask is 1 where the image is generated.
+    """
 
     name = "stable_diffusion_inpaint"
     pipeline_classes = ("StableDiffusionInpaintPipeline",)
     has_image_condition = True
-    _blank: Tensor | None = None
+    call_example = CallExample(
+        arguments='{prompt}, image=load_image("image.png"), mask_image=load_image("mask.png")',
+        imports="from diffusers.utils import load_image\n",
+    )
+    _grey_latents_cache: Tensor | None = None
 
     @property
-    def _input_channels(self) -> int:
+    def input_channels(self) -> int:
         return 2 * self.latent_channels + 1
 
-    @property
-    def _image_size(self) -> tuple[int, int]:
-        height, width = (size * self.pixels_per_latent for size in self.latent_shape[1:])
-        return height, width
-
-    @torch.inference_mode(False)  # the first to ask may only draw, and a training goes on with them
-    def _blank_latents(self) -> Tensor:
-        """Latents `[1, C, h, w]` of an image that is grey all over, which is what a mask leaves of it."""
-        if self._blank is None:
+    @torch.inference_mode(False)  # the cached tensor must be usable in training, even if sampling needs it first
+    def _grey_latents(self) -> Tensor:
+        """Return latents `[1, C, h, w]` of a grey image: the masked latents of a mask that covers the whole image."""
+        if self._grey_latents_cache is None:
             vae = self.pipeline.vae
-            grey = torch.zeros(1, 3, *self._image_size, device=self.device, dtype=vae.dtype)
-            self._blank = vae.encode(grey).latent_dist.mode() * vae.config.scaling_factor
-        return self._blank.to(self.device)
+            grey = torch.zeros(1, 3, *self.image_size, device=self.device, dtype=vae.dtype)
+            self._grey_latents_cache = vae.encode(grey).latent_dist.mode() * vae.config.scaling_factor
+        return self._grey_latents_cache.to(self.device)
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        n, blank = len(prompts), self._blank_latents()
-        everywhere = torch.ones_like(blank[:, :1])
+        n, grey = len(prompts), self._grey_latents()
+        mask = torch.ones_like(grey[:, :1])
         tensors = super().encode(prompts).tensors
-        return Condition({**tensors, "mask": everywhere.repeat(n, 1, 1, 1), "masked_latents": blank.repeat(n, 1, 1, 1)})
+        return Condition({**tensors, "mask": mask.repeat(n, 1, 1, 1), "masked_latents": grey.repeat(n, 1, 1, 1)})
 
     def unconditional(self, condition: Condition) -> Condition:
-        kept = {name: condition.tensors[name] for name in ("mask", "masked_latents")}
-        return Condition({**self.encode([""] * len(condition)).tensors, **kept})
+        image_condition = {name: condition.tensors[name] for name in ("mask", "masked_latents")}
+        return Condition({**super().unconditional(condition).tensors, **image_condition})
 
     def training_condition(self, condition: Condition, x_0: Tensor, uniform: Tensor) -> Condition:
         mask = random_masks(uniform, (x_0.shape[-2], x_0.shape[-1])).to(x_0)
-        masked_latents = torch.where(mask > 0, self._blank_latents().to(x_0), x_0)
+        masked_latents = torch.where(mask > 0, self._grey_latents().to(x_0), x_0)
         return Condition({**condition.tensors, "mask": mask, "masked_latents": masked_latents})
 
-    def _seen(self, x_t: Tensor, condition: Condition) -> Tensor:
-        beside = [condition.tensors[name].to(x_t) for name in ("mask", "masked_latents")]
-        return torch.cat([x_t, *beside], dim=1)
+    def denoiser_input(self, x_t: Tensor, condition: Condition) -> Tensor:
+        image_condition = [condition.tensors[name].to(x_t) for name in ("mask", "masked_latents")]
+        return torch.cat([x_t, *image_condition], dim=1)
 
-    def _asked(self, prompts: Sequence[str]) -> dict[str, Any]:
-        image = torch.full((1, 3, *self._image_size), 0.5)  # of pixels in [0, 1]
+    def arguments_of_call(self, prompts: Sequence[str]) -> dict[str, Any]:
+        image = torch.full((1, 3, *self.image_size), 0.5)  # grey, for pixels in [0, 1]
         return {
-            **super()._asked(prompts),
+            **super().arguments_of_call(prompts),
             "image": image,
             "mask_image": torch.ones_like(image[:, :1]),
-            "masked_image_latents": self._blank_latents(),
+            "masked_image_latents": self._grey_latents(),
             "strength": 1.0,
         }
 
 
 def random_masks(uniform: Tensor, size: tuple[int, int]) -> Tensor:
-    """Rectangles of ones `[B, 1, h, w]`, every side and place equally likely, and `WHOLE` of them everywhere.
+    """Return rectangular masks of ones `[B, 1, h, w]`; the share `WHOLE_IMAGE` of them covers the whole image.
+
+    Height, width and position of the others are uniform.
 
     Args:
-        uniform: numbers in [0, 1) `[B]`, float64: five of ten bits are read from each.
+        uniform: numbers in [0, 1) `[B]`, float64; five numbers of ten bits are read from each.
         size: (h, w).
     """
     digits = []
     for _ in range(5):
         digits.append((uniform * 1024).floor() / 1024)
         uniform = (uniform * 1024).frac()
-    whole = digits[0] < WHOLE
+    is_whole = digits[0] < WHOLE_IMAGE
     inside = []
-    for length, side, place in zip(size, digits[1:3], digits[3:5], strict=True):
-        extent = torch.where(whole, length, 1 + (side * length).floor())[:, None]
-        start = (place[:, None] * (length - extent + 1)).floor()
-        here = torch.arange(length)
-        inside.append((here >= start) & (here < start + extent))
+    for length, side, position in zip(size, digits[1:3], digits[3:5], strict=True):
+        extent = torch.where(is_whole, length, 1 + (side * length).floor())[:, None]
+        start = (position[:, None] * (length - extent + 1)).floor()
+        index = torch.arange(length)
+        inside.append((index >= start) & (index < start + extent))
     rows, columns = inside
     return (rows[:, :, None] & columns[:, None, :])[:, None].float()

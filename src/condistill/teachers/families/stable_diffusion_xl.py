@@ -1,53 +1,58 @@
-"""Stable Diffusion XL: two text encoders, a pooled embedding, and the sizes of the image."""
+"""Stable Diffusion XL: two text encoders, a pooled text embedding, and the size of the image as a condition."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from condistill.errors import CondistillError
-from condistill.teachers.condition import Condition
-from condistill.teachers.families.stable_diffusion import SIZES, StableDiffusion
+from condistill.teachers.condition import Condition, normalized_difference
+from condistill.teachers.families.stable_diffusion import TIME_IDS, StableDiffusion
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 class StableDiffusionXL(StableDiffusion):
     """A `StableDiffusionXLPipeline`, base or turbo.
 
-    The empty prompt is what the pipeline guides against: zeros where its `force_zeros_for_empty_prompt` says so.
+    The empty prompt is encoded as the pipeline's call encodes it for guidance: as zeros if its config sets
+    `force_zeros_for_empty_prompt`.
     """
 
     name = "stable_diffusion_xl"
     pipeline_classes = ("StableDiffusionXLPipeline",)
 
-    def __init__(self, pipeline: Any, *, resolution: int | None = None) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, *, resolution: int | None = None) -> None:
         super().__init__(pipeline, resolution=resolution)
-        config, pooled = self.denoiser.config, pipeline.text_encoder_2.config.projection_dim
-        heard = config.projection_class_embeddings_input_dim
-        told = pooled + SIZES * (config.addition_time_embed_dim or 0)
-        if pipeline.text_encoder is None or config.addition_embed_type != "text_time" or heard != told:
+        config, pooled_width = self.denoiser.config, pipeline.text_encoder_2.config.projection_dim
+        found = config.projection_class_embeddings_input_dim
+        needed = pooled_width + TIME_IDS * (config.addition_time_embed_dim or 0)
+        if pipeline.text_encoder is None or config.addition_embed_type != "text_time" or found != needed:
             raise CondistillError(
-                f"the teacher's U-Net has addition_embed_type {config.addition_embed_type!r} and hears {heard} numbers "
-                f"beside the text of two encoders, not the {told} of pooled text and {SIZES} sizes; give a base or "
-                "turbo model of Stable Diffusion XL, not a refiner"
+                f"the teacher's U-Net has addition_embed_type {config.addition_embed_type!r} and "
+                f"projection_class_embeddings_input_dim {found}; this family needs two text encoders, 'text_time' and "
+                f"{needed}, for pooled text and {TIME_IDS} sizes; give a base or turbo model of Stable Diffusion XL, "
+                "not a refiner"
             )
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
-        texts = self._encode_texts(prompts)
+        tensors = self._encode_text(prompts)
         if self.pipeline.config.force_zeros_for_empty_prompt:
-            empty = torch.tensor([not prompt for prompt in prompts], device=self.device)
-            for embeds in texts.values():
-                embeds[empty] = 0
-        height, width = (size * self.pixels_per_latent for size in self.latent_shape[1:])
-        sizes = torch.tensor([height, width, 0, 0, height, width]).to(texts["prompt_embeds"])
-        return Condition({**texts, "time_ids": sizes.repeat(len(prompts), 1)})
+            is_empty = torch.tensor([not prompt for prompt in prompts], device=self.device)
+            for embeds in tensors.values():
+                embeds[is_empty] = 0
+        height, width = self.image_size
+        time_ids = torch.tensor([height, width, 0, 0, height, width]).to(tensors["prompt_embeds"])
+        return Condition({**tensors, "time_ids": time_ids.repeat(len(prompts), 1)})
 
-    def _encode_texts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def _encode_text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             list(prompts), device=self.device, do_classifier_free_guidance=False
         )
@@ -55,19 +60,18 @@ class StableDiffusionXL(StableDiffusion):
 
     @torch.no_grad()
     def text_embedding(self, prompts: Sequence[str]) -> Tensor:
-        # the pooled embedding, whose direction was trained to tell texts apart; the empty prompt's own, never zeros
-        pooled = self._encode_texts([*prompts, ""])["text_embeds"].float()
-        said = torch.tensor([bool(prompt) for prompt in prompts], device=pooled.device)
-        return nn.functional.normalize((pooled[:-1] - pooled[-1]) * said[:, None])
+        # the pooled embedding: its direction was trained contrastively. Of the empty prompt the true one, not zeros
+        pooled = self._encode_text([*prompts, ""])["text_embeds"].float()
+        return normalized_difference(pooled[:-1], pooled[-1], prompts)
 
-    def _told(self, condition: Condition, dtype: torch.dtype) -> dict[str, Any]:
+    def extra_inputs(self, condition: Condition, dtype: torch.dtype) -> dict[str, Any]:
         return {"added_cond_kwargs": {name: condition.tensors[name].to(dtype) for name in ("text_embeds", "time_ids")}}
 
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         vae = self.pipeline.vae
         if vae.dtype != torch.float16 or not vae.config.force_upcast:
             return super().decode(latents)
-        vae.float()  # its activations are beyond float16
+        vae.float()  # its activations overflow in float16
         try:
             return super().decode(latents)
         finally:
