@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import condistill
 from condistill.cli import doctor
@@ -32,7 +33,7 @@ PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz", ".
 PICKLE_START = re.compile(rb"\x80[\x02-\x05]")
 ZIP_START = b"PK\x03\x04"
 OURS = (".venv", ".git", "runs", "build", "dist")
-"""Folders that are no part of the repository; only looked at where there is no git."""
+"""How folders that are no part of the repository begin; only looked at where there is no git."""
 
 
 def project() -> dict[str, Any]:
@@ -45,8 +46,8 @@ def names(requirements: list[str]) -> set[str]:
     return {canonicalize_name(Requirement(line).name) for line in requirements}
 
 
-def pins() -> dict[str, Requirement]:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+def pins(file: str = "constraints.txt") -> dict[str, Requirement]:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {canonicalize_name(pin.name): pin for pin in found}
 
@@ -73,30 +74,43 @@ def test_the_version_is_one() -> None:
     assert f"## [{condistill.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_constraints_pin_everything_that_make_installs() -> None:
+CONSTRAINTS = pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
+
+
+@CONSTRAINTS
+def test_constraints_pin_everything_that_make_installs(file: str) -> None:
     extras = re.findall(r'"\.\[([\w,]+)\]"', (ROOT / "Makefile").read_text(encoding="utf-8"))[0].split(",")
     declared = project()
     wanted = [declared["dependencies"], *(declared["optional-dependencies"][extra] for extra in extras)]
-    assert names([line for lines in wanted for line in lines]) <= set(pins())
+    assert names([line for lines in wanted for line in lines]) <= set(pins(file))
 
 
-def test_constraints_are_exact_versions_that_any_machine_can_find() -> None:
+@CONSTRAINTS
+def test_constraints_are_exact_versions_that_any_machine_can_find(file: str) -> None:
     assert str(pins()["torch"].specifier) == "==2.13.0"
-    for pin in pins().values():
+    for pin in pins(file).values():
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), pin  # no local version, no range
         assert pin.url is None, pin
 
 
-def test_constraints_fit_the_ranges_that_are_declared() -> None:
+@CONSTRAINTS
+def test_constraints_fit_the_ranges_that_are_declared(file: str) -> None:
     declared = project()
     lines = [
         *declared["dependencies"],
         *(line for extra in declared["optional-dependencies"].values() for line in extra),
     ]
     for requirement in map(Requirement, lines):
-        if pin := pins().get(canonicalize_name(requirement.name)):
+        if pin := pins(file).get(canonicalize_name(requirement.name)):
             (version,) = pin.specifier
             assert requirement.specifier.contains(version.version), requirement
+
+
+def test_the_lowest_constraints_are_the_lower_bounds_that_are_declared() -> None:
+    for requirement in map(Requirement, project()["dependencies"]):
+        (bound,), (pin,) = requirement.specifier, pins("constraints-lowest.txt")[requirement.name].specifier
+        assert bound.operator == ">="
+        assert Version(pin.version) == Version(bound.version), requirement
 
 
 def test_what_is_imported_is_declared_and_known_to_the_doctor() -> None:
@@ -153,7 +167,7 @@ def repository_files() -> list[Path]:
     return [
         path
         for path in ROOT.rglob("*")
-        if path.is_file() and path.relative_to(ROOT).parts[0] not in OURS and "__pycache__" not in path.parts
+        if path.is_file() and not path.relative_to(ROOT).parts[0].startswith(OURS) and "__pycache__" not in path.parts
     ]
 
 

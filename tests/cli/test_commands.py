@@ -139,7 +139,7 @@ def test_help_imports_nothing_heavy() -> None:
     ("arguments", "told"),
     [
         (["no-such-command"], "no-such-command"),
-        (["run"], "recipe"),
+        (["run"], "Missing argument"),
         (["run", "recipe.yaml", "--no-such-option"], "--no-such-option"),
         (["sample", "miniature", "a star", "--seed", "many"], "--seed"),
         (["sample", "miniature", "a star", "--steps", "0"], "--steps"),
