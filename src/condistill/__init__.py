@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from condistill.teachers.registry import register_family
     from condistill.workflow.compress import compress, register_stage
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "CondistillError": "condistill.errors",
