@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from condistill.cache.fill import finish_cache
 from condistill.cache.latents import shard_name, write_shard
 from condistill.config.recipe import Recipe
+from condistill.distill.batches import batch_source
 from condistill.distill.trainer import Trainer
 from condistill.miniature import build
 from condistill.miniature.world import all_captions
@@ -161,13 +162,12 @@ def measure(recipe: Recipe, steps: int) -> tuple[float, int]:
         (directory / "cache").mkdir()
         write_shard(directory / "cache" / shard_name(0), latents, captions)
         cache = finish_cache(directory / "cache", family, recipe.cache, seed=0, teacher="random")
-        trainer = Trainer(
-            family, student, cache, pool, settings, seed=0, directory=directory / "run", accelerator=accelerator
-        )
+        source = batch_source(cache, pool, settings, seed=0, accelerator=accelerator)
+        trainer = Trainer(family, student, source, settings, directory=directory / "run", accelerator=accelerator)
         batches = iter(range(10**6))
 
         def step() -> None:
-            trainer._train_step(trainer.source(next(batches)))
+            trainer.train_step(trainer.source(next(batches)))
 
         step()
         step()  # the optimiser has its state from here on

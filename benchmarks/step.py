@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from condistill.cache.fill import fill_cache, finish_cache
 from condistill.config.distill import DistillSettings
 from condistill.config.sections import CacheSettings, TeacherSettings
+from condistill.distill.batches import batch_source
 from condistill.distill.trainer import Trainer
 from condistill.miniature.world import all_captions
 from condistill.prompts.pool import PromptPool
@@ -43,9 +44,8 @@ def main(
         fill_cache(Path(folder) / "cache", family, pool.take(range(64)), caching, seed=0)
         cache = finish_cache(Path(folder) / "cache", family, caching, seed=0, teacher="miniature")
         settings = DistillSettings(steps=10**6, batch_size=batch_size)
-        trainer = Trainer(
-            family, student, cache, pool, settings, seed=0, directory=Path(folder) / "run", accelerator=accelerator
-        )
+        source = batch_source(cache, pool, settings, seed=0, accelerator=accelerator)
+        trainer = Trainer(family, student, source, settings, directory=Path(folder) / "run", accelerator=accelerator)
         times = _times(trainer, batch_size, rounds)
     median = {name: statistics.median(values) for name, values in times.items()}
     models = median["teacher forward"] + median["student forward and backward"]
@@ -79,7 +79,7 @@ def _times(trainer: Trainer, batch_size: int, rounds: int) -> dict[str, list[flo
     parts = {
         "teacher forward": teacher,
         "student forward and backward": student,
-        "whole step": lambda: trainer._train_step(trainer.source(next(steps))),
+        "whole step": lambda: trainer.train_step(trainer.source(next(steps))),
     }
     times: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(rounds + 2):

@@ -20,7 +20,12 @@ def samples(batches: list[Batch]) -> list[tuple[str, str, float, bytes, bytes]]:
         (own, random, time, noise.numpy().tobytes(), x_0.numpy().tobytes())
         for batch in batches
         for own, random, time, noise, x_0 in zip(
-            batch.own, batch.random, batch.draws.uniform.tolist(), batch.draws.noise, batch.x_0, strict=True
+            batch.cached_prompts,
+            batch.random_prompts,
+            batch.draws.uniform.tolist(),
+            batch.draws.noise,
+            batch.x_0,
+            strict=True,
         )
     ]
 
@@ -32,7 +37,7 @@ def test_the_global_batch_is_the_same_however_it_is_cut(
     whole = samples(BatchSource(tiny_cache, tiny_pool, 5, 12, 12)(3))
     parts = [BatchSource(tiny_cache, tiny_pool, 5, 12, micro, process, processes)(3) for process in range(processes)]
     assert {len(part) for part in parts} == {12 // (processes * micro)}
-    assert {len(batch.own) for part in parts for batch in part} == {micro}
+    assert {len(batch.cached_prompts) for part in parts for batch in part} == {micro}
     in_order = [part[i] for i in range(len(parts[0])) for part in parts]
     assert samples(in_order) == whole
 
@@ -46,15 +51,15 @@ def test_every_step_has_its_own_samples(tiny_cache: LatentCache, tiny_pool: Prom
 def test_latents_come_with_the_prompt_they_were_drawn_for(tiny_cache: LatentCache, tiny_pool: PromptPool) -> None:
     (batch,) = BatchSource(tiny_cache, tiny_pool, 5, 8, 8)(0)
     assert batch.x_0.dtype == torch.float32
-    for x_0, own, index in zip(batch.x_0, batch.own, batch.draws.cached, strict=True):
+    for x_0, own, index in zip(batch.x_0, batch.cached_prompts, batch.draws.cached, strict=True):
         latents, prompt = tiny_cache[index]
         assert own == prompt
         assert torch.equal(x_0, torch.tensor(latents).float())
-    assert list(batch.random) == [tiny_pool[i] for i in batch.draws.random]
+    assert list(batch.random_prompts) == [tiny_pool[i] for i in batch.draws.random]
 
 
 def source_of(cache: LatentCache, pool: PromptPool, size: int, **text: object) -> BatchSource:
-    return BatchSource(cache, pool, 5, size, size, text=PromptChoiceSettings.model_validate(text))
+    return BatchSource(cache, pool, 5, size, size, prompt_choice=PromptChoiceSettings.model_validate(text))
 
 
 def test_settings_that_change_nothing_leave_the_samples_as_they_are(
@@ -63,21 +68,21 @@ def test_settings_that_change_nothing_leave_the_samples_as_they_are(
     plain = BatchSource(tiny_cache, tiny_pool, 5, 8, 8)(2)
     assert samples(source_of(tiny_cache, tiny_pool, 8)(2)) == samples(plain)
     (chosen,) = source_of(tiny_cache, tiny_pool, 8, candidates=3, novelty=1.0)(2)
-    assert [prompts[0] for prompts in chosen.candidates] == list(plain[0].random)
+    assert [prompts[0] for prompts in chosen.candidates] == list(plain[0].random_prompts)
 
 
 def test_candidates_are_of_the_whole_pool_however_the_batch_is_cut(
     tiny_cache: LatentCache, tiny_pool: PromptPool
 ) -> None:
     text = PromptChoiceSettings(candidates=40, novelty=1.0, interpolate=0.5)
-    (whole,) = BatchSource(tiny_cache, tiny_pool, 5, 12, 12, text=text)(3)
+    (whole,) = BatchSource(tiny_cache, tiny_pool, 5, 12, 12, prompt_choice=text)(3)
     parts = [BatchSource(tiny_cache, tiny_pool, 5, 12, 2, process, 3, text)(3) for process in range(3)]
     in_order = [part[i] for i in range(2) for part in parts]
     assert [prompts for batch in in_order for prompts in batch.candidates] == list(whole.candidates)
     assert {len(prompts) for prompts in whole.candidates} == {40}
     assert len({prompt for prompts in whole.candidates for prompt in prompts}) > 0.95 * len(tiny_pool)
     assert whole.blend is not None
-    assert [prompt for batch in in_order for prompt in batch.blend.partners] == whole.blend.partners
+    assert [prompt for batch in in_order for prompt in batch.blend.prompts] == whole.blend.prompts
     assert torch.equal(torch.cat([batch.blend.weight for batch in in_order]), whole.blend.weight)
 
 
@@ -99,10 +104,10 @@ def test_all_random_prompts_are_of_the_sources_by_weight(tiny_cache: LatentCache
     text = {"source_weights": weights, "candidates": 2, "novelty": 1.0, "interpolate": 1.0}
     (batch,) = source_of(tiny_cache, pool, 600, **text)(0)
     assert batch.blend is not None
-    for prompts in (*zip(*batch.candidates, strict=True), batch.blend.partners):
+    for prompts in (*zip(*batch.candidates, strict=True), batch.blend.prompts):
         share = np.mean([prompt.startswith("few") for prompt in prompts])
         assert abs(share - 0.75) < 3 * (0.1875 / 600) ** 0.5
-    assert list(batch.random) == [prompts[0] for prompts in batch.candidates]
+    assert list(batch.random_prompts) == [prompts[0] for prompts in batch.candidates]
 
 
 @pytest.mark.parametrize("steps", [range(0), range(1), range(3, 5), range(7, 27)])

@@ -38,7 +38,9 @@ def test_a_sample_depends_on_its_position_and_not_on_the_batch_it_is_in(
 def test_a_guidance_scale_is_drawn_after_all_the_rest_and_changes_none_of_it() -> None:
     with_guidance = draw(5, 3, range(8), with_guidance=True, **SIZES)
     assert rows(with_guidance) == rows(drawn(5, 3, range(8)))
-    texts = [draw(5, 3, range(8), with_guidance=told, texts=2, **SIZES).text for told in (False, True)]
+    texts = [
+        draw(5, 3, range(8), with_guidance=told, further_prompts=2, **SIZES).prompt_choice for told in (False, True)
+    ]
     assert texts[0] is not None
     assert texts[1] is not None
     assert (texts[0].prompts == texts[1].prompts).all()
@@ -156,16 +158,16 @@ def test_more_counters_than_there_are_words_is_an_error() -> None:
 
 
 def further(texts: int, positions: list[int] | range = range(2000)) -> Draws:
-    return draw(5, 3, positions, texts=texts, **SIZES)
+    return draw(5, 3, positions, further_prompts=texts, **SIZES)
 
 
 def test_further_prompts_change_nothing_that_is_drawn_without_them() -> None:
-    assert further(0, range(8)).text is None
+    assert further(0, range(8)).prompt_choice is None
     assert rows(further(0, range(8))) == rows(further(4, range(8)))
 
 
 def test_more_prompts_leave_the_first_ones_and_the_coins_as_they_are() -> None:
-    few, many = further(2, range(8)).text, further(6, range(8)).text
+    few, many = further(2, range(8)).prompt_choice, further(6, range(8)).prompt_choice
     assert few is not None
     assert many is not None
     np.testing.assert_array_equal(few.prompts, many.prompts[:, :2])
@@ -174,7 +176,7 @@ def test_more_prompts_leave_the_first_ones_and_the_coins_as_they_are() -> None:
 
 
 def test_further_prompts_depend_on_the_position_alone() -> None:
-    whole, part = further(3, range(8)).text, further(3, [6, 1]).text
+    whole, part = further(3, range(8)).prompt_choice, further(3, [6, 1]).prompt_choice
     assert whole is not None
     assert part is not None
     np.testing.assert_array_equal(part.prompts, whole.prompts[[6, 1]])
@@ -182,7 +184,7 @@ def test_further_prompts_depend_on_the_position_alone() -> None:
 
 
 def test_further_draws_are_uniform_and_independent() -> None:
-    text = further(2).text
+    text = further(2).prompt_choice
     assert text is not None
     columns = [text.pick, text.blend_coin, text.blend, *torch.from_numpy(text.prompts).flatten(1).unbind(1)]
     values = np.array([column.numpy() for column in columns])

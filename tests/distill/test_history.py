@@ -1,104 +1,134 @@
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from condistill.distill.history import History, read_history
+from condistill.distill.history import History, HistoryRecord, read_history
+from condistill.errors import CondistillError
 
-CPU = torch.device("cpu")
+TERMS = ("output", "feature", "my_term")
 
 
-def same(sums: torch.Tensor) -> torch.Tensor:
+def history_in(file: Path) -> History:
+    return History(file, torch.device("cpu"), TERMS)
+
+
+def add(history: History, output: list[float], levels: list[float], replaced: list[bool] | None = None) -> None:
+    values = torch.tensor(output, requires_grad=True)
+    terms = {"output": values, "feature": 3 * values, "my_term": values - 1}
+    flags = torch.tensor(replaced or [False] * len(output))
+    history.add(2 * values, terms, flags, torch.tensor(levels))
+
+
+def same(sums: Tensor) -> Tensor:
     return sums
 
 
-def terms(output: list[float], replaced_prompt: list[bool] | None = None) -> dict[str, torch.Tensor]:
-    values = torch.tensor(output, requires_grad=True)
-    flags = torch.tensor(replaced_prompt or [False] * len(output))
-    zero = 0 * values
-    return {
-        "loss": 2 * values,
-        "output": values,
-        "feature": 3 * values,
-        "task": zero,
-        "guidance": zero,
-        "replaced_prompt": flags,
-    }
-
-
-def flush(history: History, step: int, *, write: bool = True, reduce=same) -> dict:
+def flush(history: History, step: int, *, write: bool = True, reduce=same) -> HistoryRecord:
     return history.flush(step, 1e-4, reduce=reduce, write=write)
 
 
-def test_a_record_holds_means_over_samples_since_the_last(tmp_path: Path) -> None:
-    history = History(tmp_path / "history.jsonl", CPU)
-    history.add(terms([1.0, 2.0, 3.0], [True, False, False]), torch.tensor([0.05, 0.05, 0.95]))
-    history.add(terms([6.0], [True]), torch.tensor([1.0]))
+def test_a_record_has_the_means_over_the_samples_since_the_last_one(tmp_path: Path) -> None:
+    history = history_in(tmp_path / "history.jsonl")
+    add(history, [1.0, 2.0, 3.0], [0.05, 0.05, 0.95], [True, False, False])
+    add(history, [6.0], [1.0], [True])
     record = flush(history, 10)
-    assert record == {
-        "step": 10,
+    assert record == HistoryRecord(
+        step=10,
+        learning_rate=1e-4,
+        loss=6.0,
+        terms={"output": 3.0, "feature": 9.0, "my_term": 2.0},
+        replaced_prompt=0.5,
+        bins=(1.5, *[None] * 8, 4.5),
+    )
+    add(history, [5.0], [0.45])
+    assert flush(history, 20).bins == (*[None] * 4, 5.0, *[None] * 5)
+    first, second = read_history(history.file)
+    assert (first, second.step) == (record, 20)
+
+
+def test_a_tracker_gets_every_number_by_name(tmp_path: Path) -> None:
+    history = history_in(tmp_path / "history.jsonl")
+    add(history, [1.0], [0.5])
+    assert flush(history, 1).scalars() == {
         "learning_rate": 1e-4,
-        "loss": 6.0,
-        "output": 3.0,
-        "feature": 9.0,
-        "task": 0.0,
-        "guidance": 0.0,
-        "replaced_prompt": 0.5,
-        "bins": [1.5, *[None] * 8, 4.5],
+        "loss": 2.0,
+        "output": 1.0,
+        "feature": 3.0,
+        "my_term": 0.0,
+        "replaced_prompt": 0.0,
     }
-    history.add(terms([5.0]), torch.tensor([0.45]))
-    assert flush(history, 20)["bins"] == [None] * 4 + [5.0] + [None] * 5
-    assert [r["step"] for r in read_history(history.file)] == [10, 20]
-    assert read_history(history.file)[0] == record
 
 
-def test_only_the_process_that_writes_leaves_a_file(tmp_path: Path) -> None:
-    history = History(tmp_path / "history.jsonl", CPU)
-    history.add(terms([1.0]), torch.tensor([0.5]))
-    assert flush(history, 1, write=False)["output"] == 1.0
+def test_only_the_writing_process_writes_the_file(tmp_path: Path) -> None:
+    history = history_in(tmp_path / "history.jsonl")
+    add(history, [1.0], [0.5])
+    assert flush(history, 1, write=False).terms["output"] == 1.0
     assert read_history(history.file) == []
 
 
-def test_means_are_over_all_processes(tmp_path: Path) -> None:
-    one, other = (History(tmp_path / f"{i}.jsonl", CPU) for i in range(2))
-    one.add(terms([1.0, 1.0, 1.0]), torch.tensor([0.5, 0.5, 0.5]))
-    other.add(terms([5.0]), torch.tensor([0.5]))
-    others = iter([other.sums, other.bins])
-    record = flush(one, 1, reduce=lambda sums: sums + next(others))
-    assert record["output"] == 2.0
-    assert record["bins"][5] == 2.0
+def test_means_are_over_the_samples_of_all_processes(tmp_path: Path) -> None:
+    first, second = (history_in(tmp_path / f"{i}.jsonl") for i in range(2))
+    add(first, [1.0, 1.0, 1.0], [0.5, 0.5, 0.5])
+    add(second, [5.0], [0.5])
+    tensors = iter([second.sums, second.bins])
+    record = flush(first, 1, reduce=lambda sums: sums + next(tensors))
+    assert record.terms["output"] == 2.0
+    assert record.bins[5] == 2.0
 
 
-def test_going_back_to_a_checkpoint_forgets_what_came_after(tmp_path: Path) -> None:
-    whole, cut = History(tmp_path / "whole.jsonl", CPU), History(tmp_path / "cut.jsonl", CPU)
-    level = torch.tensor([0.3])
+def test_a_resumed_training_leaves_the_same_file(tmp_path: Path) -> None:
+    whole, cut = history_in(tmp_path / "whole.jsonl"), history_in(tmp_path / "cut.jsonl")
     for history in (whole, cut):
-        history.add(terms([1.0]), level)
+        add(history, [1.0], [0.3])
         flush(history, 10)
-        history.add(terms([2.0]), level)
+        add(history, [2.0], [0.3])
     kept = {name: tensor.clone() for name, tensor in cut.state().items()}
-    cut.add(terms([9.0]), level)
+    add(cut, [9.0], [0.3])
     flush(cut, 20)
 
-    resumed = History(cut.file, CPU)
-    resumed.restore(kept, 12, write=True)
+    resumed = history_in(cut.file)
+    resumed.restore(kept)
+    resumed.truncate(12)
     for history in (whole, resumed):
-        history.add(terms([4.0]), level)
-        assert flush(history, 20)["output"] == 3.0
+        add(history, [4.0], [0.3])
+        assert flush(history, 20).terms["output"] == 3.0
     assert whole.file.read_bytes() == cut.file.read_bytes()
 
 
-def test_a_last_line_cut_off_by_a_power_loss_is_left_out(tmp_path: Path) -> None:
-    file = tmp_path / "history.jsonl"
-    file.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
-    assert read_history(file) == [{"step": 1}]
+def test_a_last_line_that_a_power_loss_cut_off_is_left_out(tmp_path: Path) -> None:
+    history = history_in(tmp_path / "history.jsonl")
+    add(history, [1.0], [0.5])
+    record = flush(history, 1)
+    with history.file.open("a") as file:
+        file.write('{"format": 2, "step": 2, "lo')
+    assert read_history(history.file) == [record]
+
+
+def test_a_loss_that_is_not_finite_can_be_written_and_read(tmp_path: Path) -> None:
+    history = history_in(tmp_path / "history.jsonl")
+    add(history, [math.nan], [0.5])
+    flush(history, 1)
+    assert math.isnan(read_history(history.file)[0].loss)
+
+
+@pytest.mark.parametrize("line", ['{"step": 1, "loss": 2.0}', "[]", "no JSON"])
+def test_a_line_of_another_format_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
+    history = history_in(tmp_path / "history.jsonl")
+    add(history, [1.0], [0.5])
+    flush(history, 1)
+    with history.file.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(CondistillError, match=r"line 2 of .*history.jsonl is not a record of format 2"):
+        read_history(history.file)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.999, 1.0])
 def test_every_noise_level_has_its_bin(tmp_path: Path, level: float) -> None:
-    history = History(tmp_path / "history.jsonl", CPU)
-    history.add(terms([1.0]), torch.tensor([level]))
+    history = history_in(tmp_path / "history.jsonl")
+    add(history, [1.0], [level])
     assert history.bins[1].sum() == 1

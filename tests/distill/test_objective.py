@@ -16,7 +16,7 @@ from condistill.config.distill import DistillSettings
 from condistill.config.yaml_tree import merge
 from condistill.distill import random_conditioning as rc
 from condistill.distill.batches import Blend
-from condistill.distill.objective import Objective
+from condistill.distill.objective import Losses, Objective
 from condistill.distill.states import Sample
 from condistill.students.derive import derive_student
 from condistill.students.guidance import with_guidance
@@ -43,7 +43,7 @@ def objective(tiny_family: Family) -> Iterator[Any]:
 
     yield build
     for each in made:
-        each.teacher_recorder.remove()
+        each.close()
 
 
 class Says:
@@ -54,6 +54,10 @@ class Says:
 
     def __call__(self, *_: Any) -> tuple[Tensor, list[Tensor]]:
         return self.prediction, []
+
+
+def losses(objective: Objective, model: Any, sample: Sample) -> Losses:
+    return objective.losses(objective.compare(model, sample))
 
 
 def guided(family: Family, x_t: Tensor, timesteps: Tensor, prompts: list[str], scale: float) -> Tensor:
@@ -75,14 +79,14 @@ def test_both_models_are_told_the_blend_of_two_prompts(objective: Any, tiny_fami
         told.append(condition)
         return tiny_family.predict(tiny_family.denoiser, x_t, timesteps, condition), []
 
-    terms, _ = objective()(student, sample)
+    found = losses(objective(), student, sample)
     first, second = (tiny_family.encode(p).tensors["prompt_embeds"] for p in (PROMPTS, partners))
     given = told[0].tensors["prompt_embeds"]
     for i, a in enumerate(weight):
         torch.testing.assert_close(given[i], (1 - a) * first[i] + a * second[i])
     assert torch.equal(given[1], first[1])
     assert torch.equal(given[3], first[3])
-    assert not terms["output"].any()  # the teacher was told the same
+    assert not found.terms["output"].any()  # the teacher was told the same
 
 
 # guidance folded in
@@ -91,12 +95,13 @@ def test_both_models_are_told_the_blend_of_two_prompts(objective: Any, tiny_fami
 def test_the_folded_target_is_the_guided_teacher(objective: Any, tiny_family: Family) -> None:
     sample = sample_at([999, 500, 20, 0])
     target = guided(tiny_family, sample.x_t, sample.timesteps, sample.prompts, 3.0)
-    terms, predictions = objective(guidance_distillation=3.0)(Says(target), sample)
-    torch.testing.assert_close(predictions.teacher, target, rtol=1e-4, atol=1e-5)
-    assert terms["loss"].max() < 1e-9
-    plain, _ = objective()(Says(target), sample)
-    assert plain["loss"][0] > 1e-4
-    assert plain["loss"][1] < 1e-9  # the empty prompt, which guidance leaves alone
+    of = objective(guidance_distillation=3.0)
+    comparison = of.compare(Says(target), sample)
+    torch.testing.assert_close(comparison.teacher, target, rtol=1e-4, atol=1e-5)
+    assert of.losses(comparison).total.max() < 1e-9
+    plain = losses(objective(), Says(target), sample).total
+    assert plain[0] > 1e-4
+    assert plain[1] < 1e-9  # the empty prompt, which guidance leaves alone
 
 
 class Converged(nn.Module):
@@ -133,7 +138,7 @@ def test_every_sample_has_the_target_of_its_own_guidance_scale(objective: Any, t
     scales = [2.0, 7.5, 3.25, 8.0]
     sample = sample_at([999, 500, 20, 700])
     told = replace(sample, guidance_scale=torch.tensor(scales, dtype=torch.float64))
-    _, predictions = objective(guidance_distillation=[2, 8])(Says(sample.x_t), told)
+    predictions = objective(guidance_distillation=[2, 8]).compare(Says(sample.x_t), told)
     for i, scale in enumerate(scales):
         rows = slice(i, i + 1)
         expected = guided(tiny_family, sample.x_t[rows], sample.timesteps[rows], sample.prompts[rows], scale)
@@ -154,7 +159,7 @@ def test_a_teacher_that_is_told_its_scale_is_told_the_students_and_asked_once(
     sizes: list[int] = []
     teacher.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     with tiny_family.using(teacher), torch.no_grad():
-        _, predictions = objective(guidance_distillation=[2, 8])(Says(sample.x_t), sample)
+        predictions = objective(guidance_distillation=[2, 8]).compare(Says(sample.x_t), sample)
         expected = tiny_family.predict(teacher, sample.x_t, sample.timesteps, condition)
     torch.testing.assert_close(predictions.teacher, expected)
     assert sizes == [2, 2]
@@ -170,7 +175,7 @@ def test_one_step_to_the_few_step_target_lands_where_the_teachers_steps_land(
 ) -> None:
     sample = sample_at([999, 749, 499, 249])
     few = {"num_inference_steps": 4, "teacher_steps": count}
-    _, predictions = objective(few_steps=few, guidance_distillation=2.0)(Says(sample.x_t), sample)
+    predictions = objective(few_steps=few, guidance_distillation=2.0).compare(Says(sample.x_t), sample)
     scheduler = DDIMScheduler.from_config(tiny_family.pipeline.scheduler.config)
     for i, start in enumerate(sample.timesteps.tolist()):
         end = start - 250
@@ -203,18 +208,19 @@ def test_a_few_step_target_costs_a_forward_for_each_of_the_teachers_steps(
 
     monkeypatch.setattr(tiny_family, "predict", count)
     of = objective(few_steps={"num_inference_steps": 4, "teacher_steps": 2})
-    of(Says(torch.zeros(2, 4, 8, 8)), sample_at([999, 249]))
+    of.compare(Says(torch.zeros(2, 4, 8, 8)), sample_at([999, 249]))
     assert asked == [[999, 249], [874, 124]]
 
 
 def test_weights_of_the_output_apply_to_the_few_step_target_as_well(objective: Any) -> None:
     sample = sample_at([999, 249])
     few = {"num_inference_steps": 4}
-    terms, predictions = objective(few_steps=few, loss={"output_weighting": "x0"})(
-        Says(torch.zeros(2, 4, 8, 8)), sample
-    )
-    assert terms["loss"][0] > terms["output"][0] * 9  # (1 - a) / a is clipped to 10 where there is only noise
-    torch.testing.assert_close(terms["output"], rc.mse(torch.zeros_like(predictions.teacher), predictions.teacher))
+    of = objective(few_steps=few, loss={"output_weighting": "x0"})
+    predictions = of.compare(Says(torch.zeros(2, 4, 8, 8)), sample)
+    found = of.losses(predictions)
+    output = found.terms["output"]
+    assert found.total[0] > output[0] * 9  # (1 - a) / a is clipped to 10 where there is only noise
+    torch.testing.assert_close(output, rc.mse(torch.zeros_like(predictions.teacher), predictions.teacher))
 
 
 # consistency
@@ -244,7 +250,7 @@ def test_the_consistent_target_sees_the_end_that_the_student_sees_one_guided_ste
 ) -> None:
     sample = sample_at([999, 549, 99, 49])
     student = Answers(wave)
-    _, predictions = objective(few_steps=CONSISTENCY, guidance_distillation=2.0)(student, sample)
+    predictions = objective(few_steps=CONSISTENCY, guidance_distillation=2.0).compare(student, sample)
     assert student.asked == [([949, 499, 49, 0], False), ([999, 549, 99, 49], True)]
     ddim_scheduler = DDIMScheduler.from_config(tiny_family.pipeline.scheduler.config)
     lcm = LCMScheduler.from_config(tiny_family.pipeline.scheduler.config, original_inference_steps=20)
@@ -282,7 +288,6 @@ def test_a_student_that_knows_the_end_of_every_path_has_no_loss(
     noise = sample_at([999, 499, 99, 49])
     a = scheduler.alphas_cumprod[noise.timesteps].view(-1, 1, 1, 1)
     sample = replace(noise, x_t=a.sqrt() * latent + (1 - a).sqrt() * noise.noise)
-    terms, _ = objective(few_steps=CONSISTENCY, guidance_distillation=2.0)(Answers(knows), sample)
-    assert terms["loss"].max() < 1e-6
-    off, _ = objective(few_steps=CONSISTENCY, guidance_distillation=2.0)(Answers(wave), sample)
-    assert off["loss"].min() > 1e-2
+    consistency = {"few_steps": CONSISTENCY, "guidance_distillation": 2.0}
+    assert losses(objective(**consistency), Answers(knows), sample).total.max() < 1e-6
+    assert losses(objective(**consistency), Answers(wave), sample).total.min() > 1e-2

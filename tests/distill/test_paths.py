@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -11,13 +12,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import DistillSettings, PathSettings
+from condistill.config.distill import DistillSettings, LossSettings
 from condistill.distill import paths as paths_module
 from condistill.distill.batches import BatchSource, Blend
-from condistill.distill.objective import Objective, StudentForward
+from condistill.distill.loss_terms import Comparison
+from condistill.distill.objective import Losses, Objective
 from condistill.distill.paths import Paths, on_path
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.states import Sample, noised_latents
+from condistill.distill.student import StudentForward
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import Student, derive_student
 from condistill.students.features import feature_pairs, make_maps
@@ -25,6 +28,12 @@ from condistill.teachers.family import Family
 
 SEED, STEPS, BATCH = 5, 5, 4
 CONDITIONING = RandomConditioning()
+
+
+def paths_of(
+    family: Family, settings: DistillSettings, positions: Sequence[int], student: Any, accelerator: Any
+) -> Paths:
+    return Paths(family, settings, CONDITIONING, positions=positions, student=student, accelerator=accelerator)
 
 
 @pytest.fixture(scope="module")
@@ -47,34 +56,24 @@ class Loop:
     def __init__(
         self, family: Family, student: Student, cache: LatentCache, pool: PromptPool, distill: Any = None, **path: Any
     ) -> None:
-        self.settings = DistillSettings.model_validate({"batch_size": BATCH, "path": path, **(distill or {})})
-        assert self.settings.path is not None
-        self.family = family
-        told = self.settings.guidance_range
-        self.source = BatchSource(cache, pool, SEED, BATCH, BATCH, guidance_range=told)
-        self.objective = Objective(family, self.settings, Accelerator(cpu=True), student.pairs)
+        base = {"steps": 100, "batch_size": BATCH, "path": path}
+        self.settings = DistillSettings.model_validate({**base, **(distill or {})})
+        self.family, accelerator = family, Accelerator(cpu=True)
+        self.source = BatchSource(cache, pool, SEED, BATCH, BATCH, guidance_range=self.settings.guidance_range)
+        self.objective = Objective(family, self.settings, accelerator, student.pairs)
         self.model = StudentForward(family, student, features="stages").eval()
-        self.paths = Paths(
-            family,
-            self.settings.path,
-            CONDITIONING,
-            self.source.positions,
-            total_steps=100,
-            with_guidance=told is not None,
-        )
+        self.paths = paths_of(family, self.settings, self.source.positions, self.model.denoiser, accelerator)
 
-    def step(self, step: int) -> tuple[Sample, dict[str, Tensor]]:
-        rows, batch = slice(0, BATCH), self.source(step)[0]
-        sample = noised_latents(self.family, CONDITIONING, batch)
-        sample = self.paths.place(step, rows, sample, batch)
-        terms, predictions = self.objective(self.model, sample)
-        moves, scale = self.paths.moves(step, rows, batch), self.paths.settings.guidance_scale
-        direction = self.objective.direction(self.model.denoiser, sample, predictions, moves, scale)
-        self.paths.advance(step, rows, sample, direction)
-        return sample, terms
+    def step(self, step: int) -> tuple[Sample, Losses]:
+        sample = self.place(step)
+        comparison = self.objective.compare(self.model, sample)
+        self.paths.advance(comparison)
+        return sample, self.objective.losses(comparison)
 
-    def close(self) -> None:
-        self.objective.teacher_recorder.remove()
+    def place(self, step: int) -> Sample:
+        batch = self.source(step)[0]
+        isolated = noised_latents(self.family, CONDITIONING, batch)
+        return self.paths.place(step, slice(0, BATCH), isolated, batch)
 
 
 @pytest.fixture
@@ -87,7 +86,7 @@ def loop(tiny_family: Family, tiny_cache: LatentCache, tiny_pool: PromptPool) ->
 
     yield build
     for each in made:
-        each.close()
+        each.objective.close()
 
 
 def visited_by_the_pipeline(family: Family, denoiser: Any, prompt: str, noise: Tensor, guidance: float) -> list[Tensor]:
@@ -173,8 +172,9 @@ def test_a_student_that_equals_its_teacher_has_no_loss_anywhere_on_a_path(
 ) -> None:
     walk = loop(twin, distill={"loss": {"guidance_weight": 1.0, "feature_normalization": "teacher"}}, **path)
     for step in range(4):
-        terms = walk.step(step)[1]
-        assert {name: term.abs().max().item() for name, term in terms.items()} == dict.fromkeys(terms, 0.0)
+        losses = walk.step(step)[1]
+        assert set(losses.terms) == {"output", "feature", "guidance"}
+        assert not any(term.any() for term in (losses.total, *losses.terms.values()))
 
 
 def test_the_share_of_a_batch_on_paths_is_spread_evenly_however_it_is_cut() -> None:
@@ -200,12 +200,13 @@ def test_states_on_a_path_are_told_the_prompt_alone(loop: Any, narrow: Student) 
     walk = loop(narrow, start="cache", share=0.5)
     for step in range(2):  # where paths begin, and on their way
         batch = walk.source(step)[0]
-        blend = Blend(batch.random, torch.tensor([0.1, 0.2, 0.3, 0.4]))
+        blend = Blend(batch.random_prompts, torch.tensor([0.1, 0.2, 0.3, 0.4]))
         fresh = replace(noised_latents(walk.family, CONDITIONING, batch), blend=blend)
         sample = walk.paths.place(step, slice(0, BATCH), fresh, batch)
         assert sample.blend is not None
         assert sample.blend.weight.tolist() == pytest.approx([0.1, 0, 0.3, 0])
-        walk.paths.advance(step, slice(0, BATCH), sample, sample.x_t)
+        same = {"teacher": sample.x_t, "student": sample.x_t}
+        walk.paths.advance(Comparison(sample, walk.family.noise, LossSettings(), **same))
 
 
 def test_a_buffer_of_several_batches_takes_turns(loop: Any, narrow: Student) -> None:
@@ -217,8 +218,8 @@ def test_a_buffer_of_several_batches_takes_turns(loop: Any, narrow: Student) -> 
 
 def test_the_mixture_moves_from_the_teacher_to_the_student(loop: Any, narrow: Student) -> None:
     walk = loop(narrow, follow="moving")
-    batch = [walk.source(step)[0] for step in range(100)]
-    followed = [walk.paths.moves(step, slice(0, BATCH), batch[step]).by_student for step in range(100)]
+    visits = [walk.place(step).visit for step in range(100)]
+    followed = [visit.by_student for visit in visits]
     assert not followed[0].any()
     early, late = (torch.cat(part).float().mean() for part in (followed[:30], followed[70:]))
     assert early < 0.3
@@ -240,9 +241,11 @@ class TwoProcesses:
 def test_the_states_of_all_processes_make_one_checkpoint_in_global_order(
     tiny_family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = PathSettings(buffer=2)
+    settings = DistillSettings.model_validate({"path": {"buffer": 2}})
     cut = [[0, 1, 4, 5], [2, 3, 6, 7]]  # two micro-batches of two, on two processes
-    both = [Paths(tiny_family, settings, CONDITIONING, places, total_steps=1) for places in cut]
+    both: list[Paths] = []
+    accelerator: Any = TwoProcesses(both)
+    both += [paths_of(tiny_family, settings, positions, tiny_family.denoiser, accelerator) for positions in cut]
     for paths in both:
         for column, place in enumerate(paths._positions):
             paths.x_t[:, column] = place
@@ -250,12 +253,11 @@ def test_the_states_of_all_processes_make_one_checkpoint_in_global_order(
             paths.left[:, column] = 200 + place
         paths.prompts = [[f"{block}:{place}" for place in paths._positions] for block in range(2)]
     monkeypatch.setattr(paths_module, "gather_object", lambda _: [paths.prompts for paths in both])
-    accelerator: Any = TwoProcesses(both)
-    tensors, prompts = both[0].state(accelerator)
+    tensors, prompts = both[0].state()
     assert tensors["x_t"][1, :, 0, 0, 0].tolist() == list(range(8))
     assert tensors["timesteps"][0].tolist() == list(range(100, 108))
     assert prompts == [[f"{block}:{place}" for place in range(8)] for block in range(2)]
-    alone = Paths(tiny_family, settings, CONDITIONING, cut[1], total_steps=1)
+    alone = paths_of(tiny_family, settings, cut[1], tiny_family.denoiser, accelerator)
     alone.restore(tensors, prompts)
     assert alone.left[0].tolist() == [202, 203, 206, 207]
     assert alone.prompts == both[1].prompts
@@ -281,4 +283,4 @@ def test_a_state_keeps_its_guidance_scale_along_its_path(loop: Any, narrow: Stud
         before = sample
     assert begun >= 2 * BATCH
     assert kept >= STEPS
-    assert torch.equal(walk.paths.state(Accelerator(cpu=True))[0]["guidance_scale"], walk.paths.guidance_scale)
+    assert torch.equal(walk.paths.state()[0]["guidance_scale"], walk.paths.guidance_scale)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from condistill.distill.history import HISTORY_NAME, read_history
+from condistill.distill.history import HISTORY_NAME, HistoryRecord, read_history
 
 RECIPE: dict[str, Any] = {
     "cache": {"size": 8, "num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 2, "shard_size": 2},
@@ -28,7 +28,7 @@ RECIPE: dict[str, Any] = {
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-def distill(recipe: Path, *launcher: str) -> tuple[dict[str, list[dict[str, Any]]], str]:
+def distill(recipe: Path, *launcher: str) -> tuple[dict[str, list[HistoryRecord]], str]:
     """Train in processes of their own; the records of each student, and what was told."""
     out = recipe.parent / f"run{len(launcher)}"
     command = [sys.executable, *launcher, "-m", "condistill", "distill", str(recipe), "--out", str(out)]
@@ -54,7 +54,7 @@ def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(
         assert len(alone[name]) == len(shared[name]) == 4
         for one, two in zip(alone[name], shared[name], strict=True):
             # gradients are summed in another order: float32 keeps 7 digits, and four steps lose one or two
-            for term in ("loss", "output", "feature"):
-                assert two[term] == pytest.approx(one[term], rel=1e-5)
-            assert two["replaced_prompt"] == one["replaced_prompt"]
-            assert one["feature"] > 0
+            assert two.loss == pytest.approx(one.loss, rel=1e-5)
+            assert two.terms == pytest.approx(one.terms, rel=1e-5)
+            assert two.replaced_prompt == one.replaced_prompt
+            assert one.terms["feature"] > 0

@@ -24,14 +24,13 @@ from condistill.distill.prompt_choice import (
     Disagreement,
     PromptChoice,
     RunningMeans,
-    effective_noise_level,
     k_means,
     mean_distance,
     nearest_distance,
     pick,
     probabilities,
 )
-from condistill.distill.random_conditioning import exponential
+from condistill.distill.random_conditioning import effective_noise_level, exponential
 from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptPool
 from condistill.prompts.sources import check_pool
@@ -185,13 +184,13 @@ def make(tiny_family: Family, tiny_cache: LatentCache, tiny_pool: PromptPool) ->
     def build(pool: PromptPool = tiny_pool, accelerator: Any = None, **settings: Any) -> PromptChoice:
         of = PromptChoiceSettings.model_validate(settings)
         accelerator = accelerator or Accelerator(cpu=True)
-        return PromptChoice(tiny_family, of, tiny_cache, pool, seed=SEED, accelerator=accelerator)
+        return PromptChoice(tiny_family, of, BatchSource(tiny_cache, pool, SEED, 1, 1), accelerator)
 
     return build
 
 
 def batch_of(text: PromptChoice, cache: LatentCache, pool: PromptPool, size: int = 24) -> Batch:
-    return BatchSource(cache, pool, SEED, size, size, text=text.settings)(0)[0]
+    return BatchSource(cache, pool, SEED, size, size, prompt_choice=text.settings)(0)[0]
 
 
 def embedded(family: Family, prompts: Any) -> np.ndarray:
@@ -210,7 +209,7 @@ def test_the_chosen_prompts_are_those_of_the_exact_scores(
     chosen = text.choose(batch)
     known = embedded(tiny_family, [tiny_cache[i][1] for i in range(len(tiny_cache))])
     losses, centers = text.disagreement.loss.sums.numpy(), text.disagreement.centers.double().numpy()
-    assert batch.draws.text is not None
+    assert batch.draws.prompt_choice is not None
     assert chosen.clusters is not None
     moved = 0
     for i, prompts in enumerate(batch.candidates):
@@ -219,12 +218,12 @@ def test_the_chosen_prompts_are_those_of_the_exact_scores(
         clusters = (embeddings @ centers.T).argmax(1)
         score = np.where(nearest < 1e-5, 0, nearest) ** 2.0 * losses[clusters] ** 1.5
         share = np.cumsum(score / score.sum())
-        kept = int(np.searchsorted(share, batch.draws.text.pick[i].item(), side="right"))
-        assert chosen.random[i] == prompts[kept]
+        kept = int(np.searchsorted(share, batch.draws.prompt_choice.pick[i].item(), side="right"))
+        assert chosen.random_prompts[i] == prompts[kept]
         assert chosen.clusters[i] == clusters[kept]
         moved += kept > 0
     assert moved
-    assert (chosen.own, chosen.draws) == (batch.own, batch.draws)
+    assert (chosen.cached_prompts, chosen.draws) == (batch.cached_prompts, batch.draws)
     assert chosen.stretch is None
 
 
@@ -236,7 +235,7 @@ def test_novelty_never_keeps_a_cached_prompt_where_there_is_another(
     cached = {tiny_cache[i][1] for i in range(len(tiny_cache))}
     open_to = [not cached.issuperset(prompts) for prompts in batch.candidates]
     assert sum(cached.issuperset(prompts[:1]) for prompts in batch.candidates) > 3
-    chosen = text.choose(batch).random
+    chosen = text.choose(batch).random_prompts
     assert not any(prompt in cached for prompt, new in zip(chosen, open_to, strict=True) if new)
 
 
@@ -246,7 +245,7 @@ def test_the_stretch_is_the_distance_over_its_mean_to_the_power(
 ) -> None:
     text = make(distance=0.7)
     batch = text.choose(batch_of(text, tiny_cache, tiny_pool))
-    own, random = embedded(tiny_family, batch.own), embedded(tiny_family, batch.random)
+    own, random = embedded(tiny_family, batch.cached_prompts), embedded(tiny_family, batch.random_prompts)
     everything = embedded(tiny_family, tiny_pool)
     mean = (1 - everything @ everything.T).mean()  # two random prompts may be one
     expected = (np.clip(1 - (own * random).sum(1), 0, None) / mean) ** 0.7
@@ -351,5 +350,5 @@ def test_weights_of_other_files_are_told_before_anything_is_embedded(make: Make,
 def test_embedding_in_parts_changes_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     text, prompts = make(), [f"a star {i}" for i in range(7)]
     whole = text.embed(prompts)
-    monkeypatch.setattr(module, "_AT_ONCE", 3)
+    monkeypatch.setattr(module, "_BATCH", 3)
     torch.testing.assert_close(text.embed(prompts), whole)

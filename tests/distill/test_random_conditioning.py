@@ -149,7 +149,9 @@ def test_without_an_empty_coin_no_prompt_is_emptied() -> None:
 @pytest.mark.parametrize("lengths", [(2, 3, 3, 3), (3, 2, 3, 3), (3, 3, 2, 3), (3, 3, 3, 2)])
 def test_lengths_that_differ_are_told(lengths: tuple[int, ...]) -> None:
     own, random, u, coin = lengths
-    with pytest.raises(ValueError, match=f"{own} own and {random} random prompts, {u} noise levels and {coin} coins"):
+    with pytest.raises(
+        ValueError, match=f"{own} cached and {random} random prompts, {u} noise levels and {coin} coins"
+    ):
         rc.RandomConditioning()(["a"] * own, ["b"] * random, torch.ones(u), coin=torch.ones(coin))
 
 

@@ -19,7 +19,7 @@ CONDITIONING = RandomConditioning(empty_prompt_probability=0.3)
 @pytest.fixture
 def batch(tiny_cache: LatentCache, tiny_pool: PromptPool) -> Batch:
     """All random prompts are to be blended."""
-    return BatchSource(tiny_cache, tiny_pool, 5, 64, 64, text=PromptChoiceSettings(interpolate=1.0))(0)[0]
+    return BatchSource(tiny_cache, tiny_pool, 5, 64, 64, prompt_choice=PromptChoiceSettings(interpolate=1.0))(0)[0]
 
 
 def test_repairing_is_decided_at_the_stretched_noise_level(tiny_family: Family, batch: Batch) -> None:
@@ -44,7 +44,7 @@ def test_only_random_prompts_are_blended(tiny_family: Family, batch: Batch) -> N
     replaced_prompt = sample.replaced & ~empty
     assert empty.any()
     assert replaced_prompt.any()
-    assert torch.equal(sample.replaced_prompt, replaced_prompt)
+    assert torch.equal(sample.has_random_prompt, torch.zeros(64, dtype=torch.bool))
     assert torch.equal(sample.blend.weight > 0, replaced_prompt)
     assert torch.equal(sample.blend.weight[replaced_prompt], batch.blend.weight[replaced_prompt])
-    assert sample.blend.partners == batch.blend.partners
+    assert sample.blend.prompts == batch.blend.prompts

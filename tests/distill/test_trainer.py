@@ -19,11 +19,11 @@ from condistill.config.conditioning import ConditioningSettings
 from condistill.config.distill import DistillSettings
 from condistill.config.yaml_tree import merge
 from condistill.distill import random_conditioning as rc
-from condistill.distill.batches import BatchSource
+from condistill.distill.batches import BatchSource, batch_source
 from condistill.distill.checkpoints import list_checkpoints, load_checkpoint
 from condistill.distill.history import HISTORY_NAME, read_history
 from condistill.distill.schedules import probability_of
-from condistill.distill.trainer import Trainer, batch_source
+from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError, NonFiniteLossError
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import Student, derive_student
@@ -81,16 +81,9 @@ def make(
         if student is None:
             student = copy.deepcopy(narrow)
             student.denoiser.to(memory_format=torch.channels_last)
-        return Trainer(
-            tiny_family,
-            student,
-            tiny_cache,
-            tiny_pool,
-            settings_of(**changes),
-            seed=SEED,
-            directory=directory,
-            accelerator=accelerator,
-        )
+        settings = settings_of(**changes)
+        source = batch_source(tiny_cache, tiny_pool, settings, seed=SEED, accelerator=accelerator)
+        return Trainer(tiny_family, student, source, settings, directory=directory, accelerator=accelerator)
 
     return build
 
@@ -172,7 +165,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Make, tmp_p
     assert_same_state(tmp_path / "whole", tmp_path / "cut")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-    assert [record["step"] for record in read_history(tmp_path / "cut" / HISTORY_NAME)] == [3, 6]
+    assert [record.step for record in read_history(tmp_path / "cut" / HISTORY_NAME)] == [3, 6]
 
 
 PATHS: list[Any] = [
@@ -236,9 +229,9 @@ def test_clusters_learn_from_isolated_samples_that_were_repaired(
     )
     text, noted, placed = trainer.prompt_choice, [], []
     assert text is not None
-    note, losses = text.note, trainer.objective._losses
+    note, compare = text.note, trainer.objective.compare
     monkeypatch.setattr(text, "note", lambda *given: (noted.append(given[-1]), note(*given)))
-    monkeypatch.setattr(trainer.objective, "_losses", lambda *given: (placed.append(given[0]), losses(*given))[1])
+    monkeypatch.setattr(trainer.objective, "compare", lambda *given: (placed.append(given[1]), compare(*given))[1])
     trainer.run()
     for counted, sample in zip(noted, placed, strict=True):
         isolated = torch.tensor([i % 2 == 0 for i in range(8)]) if share else torch.ones(8, dtype=torch.bool)
@@ -256,8 +249,8 @@ def test_paths_from_pure_noise_begin_with_a_chosen_prompt(
     trainer = make(tmp_path, steps=1, conditioning=conditioning, path={"start": "noise", "share": 0.5})
     (batch,) = trainer.source(0)
     assert trainer.prompt_choice is not None
-    chosen = trainer.prompt_choice.choose(batch).random
-    assert chosen != batch.random
+    chosen = trainer.prompt_choice.choose(batch).random_prompts
+    assert chosen != batch.random_prompts
     trainer.run()
     assert trainer.paths is not None
     assert [trainer.paths.prompts[0][i] for i in (1, 3)] == [chosen[i] for i in (1, 3)]
@@ -302,7 +295,7 @@ def test_a_run_without_a_checkpoint_begins_a_new_history(make: Make, tmp_path: P
         make(tmp_path).run(stop_after(1))
     assert list_checkpoints(tmp_path) == []
     make(tmp_path, steps=2).run()
-    assert [record["step"] for record in read_history(tmp_path / HISTORY_NAME)] == [1, 2]
+    assert [record.step for record in read_history(tmp_path / HISTORY_NAME)] == [1, 2]
 
 
 @pytest.mark.slow
@@ -367,16 +360,16 @@ def test_cutting_a_batch_into_micro_batches_does_not_change_the_gradient(
     for a, b in zip(*students, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     whole, cut = (read_history(tmp_path / name / HISTORY_NAME)[0] for name in ("4", "2"))
-    assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-5)
-    for mean, expected in zip(cut["bins"], whole["bins"], strict=True):
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-5)
+    for mean, expected in zip(cut.bins, whole.bins, strict=True):
         assert mean == (expected if expected is None else pytest.approx(expected, rel=1e-4))
 
 
 @pytest.mark.parametrize(
     ("processes", "batch", "told"),
     [
-        (3, {"batch_size": 4}, r"batch_size 4 cannot be cut evenly over 3 process.* multiple of 3"),
-        (2, {"batch_size": 12, "micro_batch_size": 4}, r"batch_size 12 .* micro_batch_size 4; make it a multiple of 8"),
+        (3, {"batch_size": 4}, r"batch_size 4 cannot be cut evenly into 3 process.* multiple of 3"),
+        (2, {"batch_size": 12, "micro_batch_size": 4}, r"batch_size 12 .*micro_batch_size 4; make it a multiple of 8"),
     ],
 )
 def test_a_batch_that_cannot_be_cut_evenly_is_refused(
@@ -441,7 +434,7 @@ def test_a_step_has_the_losses_of_the_method(
     for i in range(6):
         t = int(batch.draws.uniform[i] * 1000)
         replaced_prompt, empty = bool(batch.draws.coin[i] < 0.5), bool(batch.draws.empty_coin[i] < 0.1)
-        prompt = "" if empty else (batch.random if replaced_prompt else batch.own)[i]
+        prompt = "" if empty else (batch.random_prompts if replaced_prompt else batch.cached_prompts)[i]
         noise = batch.draws.noise[i : i + 1]
         x_t = alphas[t].sqrt() * batch.x_0[i : i + 1] + (1 - alphas[t]).sqrt() * noise
         embeds = tiny_family.encode([prompt]).tensors["prompt_embeds"]
@@ -458,8 +451,9 @@ def test_a_step_has_the_losses_of_the_method(
         parts.append((output, feature, task, replaced_prompt or empty))
     assert 0 < sum(part[3] for part in parts) < 6
     means = [sum(column) / 6 for column in zip(*parts, strict=True)]
-    assert [record[name] for name in ("output", "feature", "task", "replaced_prompt")] == pytest.approx(means, rel=1e-4)
-    assert record["loss"] == pytest.approx(sum(losses) / 6, rel=1e-4)
+    assert [*record.terms.values(), record.replaced_prompt] == pytest.approx(means, rel=1e-4)
+    assert list(record.terms) == ["output", "feature", "task"]
+    assert record.loss == pytest.approx(sum(losses) / 6, rel=1e-4)
 
 
 @pytest.mark.parametrize("features", ["cross_attention", "attention_maps"])
@@ -468,7 +462,7 @@ def test_attentions_may_be_compared_instead_of_stages(
 ) -> None:
     student = derive_student(tiny_family.denoiser, preset=None, width=0.5, features=features)
     make(tmp_path, student=student, steps=1, loss={"features": features}).run()
-    assert read_history(tmp_path / HISTORY_NAME)[0]["feature"] > 0
+    assert read_history(tmp_path / HISTORY_NAME)[0].terms["feature"] > 0
 
 
 @pytest.mark.slow
@@ -476,14 +470,14 @@ def test_a_layer_of_weight_0_is_not_learned_from(make: Make, tmp_path: Path) -> 
     whole = {"down_blocks": 0.0, "mid_block": 0.0, "up_blocks": 0.0}
     for name, weights in {"none": whole, "one": whole | {"mid_block": 1.0}}.items():
         make(tmp_path / name, steps=1, loss={"feature_layer_weights": weights}).run()
-    lost = {name: read_history(tmp_path / name / HISTORY_NAME)[0]["feature"] for name in ("none", "one")}
+    lost = {name: read_history(tmp_path / name / HISTORY_NAME)[0].terms["feature"] for name in ("none", "one")}
     assert lost["none"] == 0 < lost["one"]
 
 
 def test_features_that_weigh_nothing_are_not_looked_at(make: Make, tmp_path: Path) -> None:
     trainer = make(tmp_path, loss={"feature_weight": 0.0}, steps=1)
     trainer.run()
-    assert read_history(tmp_path / HISTORY_NAME)[0]["feature"] == 0
+    assert list(read_history(tmp_path / HISTORY_NAME)[0].terms) == ["output"]
     assert len(trainer.trained.maps) == 0
 
 
@@ -495,8 +489,8 @@ def test_gradient_checkpointing_gives_the_same_losses(make: Make, tmp_path: Path
         make(directory, steps=3, gradient_checkpointing=checkpointing).run()
         histories.append(read_history(directory / HISTORY_NAME))
     for plain, checkpointed in zip(*histories, strict=True):
-        for term in ("loss", "output", "feature"):
-            assert checkpointed[term] == pytest.approx(plain[term], rel=1e-5)
+        assert checkpointed.loss == pytest.approx(plain.loss, rel=1e-5)
+        assert checkpointed.terms == pytest.approx(plain.terms, rel=1e-5)
 
 
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(
@@ -507,7 +501,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(
     student = Student(denoiser, pairs, (), make_maps([1] * len(pairs), [1] * len(pairs)))
     trained = make(tmp_path, student=student, steps=2, optimizer={"weight_decay": 0.0}).run()
     for record in read_history(tmp_path / HISTORY_NAME):
-        assert (record["loss"], record["output"], record["feature"]) == (0, 0, 0)
+        assert (record.loss, record.terms) == (0, {"output": 0, "feature": 0})
     for ours, teachers in zip(trained.parameters(), tiny_family.denoiser.parameters(), strict=True):
         assert torch.equal(ours, teachers)
 
@@ -560,12 +554,12 @@ def test_plain_distillation_repairs_nothing_but_empty_prompts(
     source = BatchSource(tiny_cache, tiny_pool, SEED, 4, 4)
     batches = [source(step)[0] for step in range(4)]
     emptied = [(batch.draws.empty_coin < 0.3).tolist() for batch in batches]
-    own = [prompt for batch in batches for prompt in batch.own]
+    own = [prompt for batch in batches for prompt in batch.cached_prompts]
     flags = [flag for step in emptied for flag in step]
     assert any(flags)
     assert asked == ["" if flag else prompt for flag, prompt in zip(flags, own, strict=True)]
     history = read_history(tmp_path / HISTORY_NAME)
-    assert [record["replaced_prompt"] for record in history] == [sum(step) / 4 for step in emptied]
+    assert [record.replaced_prompt for record in history] == [sum(step) / 4 for step in emptied]
 
 
 @pytest.mark.slow
@@ -580,8 +574,8 @@ def test_always_repairing_never_asks_for_an_images_own_prompt(
     }
     make(tmp_path, steps=2, **always).run()
     source = BatchSource(tiny_cache, tiny_pool, SEED, 4, 4)
-    assert asked == [prompt for step in range(2) for prompt in source(step)[0].random]
-    assert [record["replaced_prompt"] for record in read_history(tmp_path / HISTORY_NAME)] == [1, 1]
+    assert asked == [prompt for step in range(2) for prompt in source(step)[0].random_prompts]
+    assert [record.replaced_prompt for record in read_history(tmp_path / HISTORY_NAME)] == [1, 1]
 
 
 @pytest.mark.parametrize(

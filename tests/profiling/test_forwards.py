@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from condistill.config.distill import DistillSettings
 from condistill.config.sections import CacheSettings
-from condistill.distill import history as module
-from condistill.distill.history import Stopwatch, train_sec
 from condistill.profiling.forwards import compute, forwards_per_step
 
 
@@ -55,22 +52,3 @@ def test_the_cache_is_counted_only_where_it_is_used() -> None:
 
     assert cached() == cached(start="cache") == cached(start="noise", share=0.5) == 10 * 25 * 2
     assert cached(start="noise") == 0
-
-
-def test_the_seconds_of_a_training_add_up_over_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
-    first = Stopwatch(tmp_path)
-    first.on_step(0, checkpoint=False)
-    now = 107.0
-    first.on_step(1, checkpoint=True)
-    now = 109.0  # two seconds more, and the power fails
-    first.on_step(2, checkpoint=False)
-    now = 500.0
-    second = Stopwatch(tmp_path)
-    second.on_step(1, checkpoint=False)
-    now = 504.0
-    second.on_step(3, checkpoint=True)
-    assert train_sec(tmp_path, 3) == 11.0
-    assert train_sec(tmp_path, 2) == 0.0  # a run that begins anew
-    assert train_sec(tmp_path / "nowhere", 3) == 0.0

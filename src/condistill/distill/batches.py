@@ -1,4 +1,4 @@
-"""What a training step needs before the teacher is asked: latents, noise, and two prompts per sample."""
+"""The inputs of a training step that need no model: latents, noise, and the prompts of every sample."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from functools import cached_property
 from typing import TypeVar
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from condistill.cache.latents import LatentCache
 from condistill.config.conditioning import PromptChoiceSettings
+from condistill.config.distill import DistillSettings
 from condistill.distill.draws import Draws, draw
+from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptPool
 from condistill.prompts.sources import SourceMix
 
@@ -25,41 +28,43 @@ T = TypeVar("T")
 class Blend:
     """A second prompt for each of B samples."""
 
-    partners: Sequence[str]
+    prompts: Sequence[str]
     weight: Tensor
-    """How much it counts, in [0, 1), `[B]`; 0: not at all."""
+    """Weight of the second prompt, in [0, 1), `[B]`; 0: not blended."""
 
-    def where(self, wanted: Tensor) -> Blend:
-        """The same where `wanted` `[B]`, and nothing elsewhere."""
-        return replace(self, weight=torch.where(wanted, self.weight, 0.0))
+    def where(self, mask: Tensor) -> Blend:
+        """Return the blend where `mask` `[B]` is true, and no blend elsewhere."""
+        return replace(self, weight=torch.where(mask, self.weight, 0.0))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one forward: B of everything."""
+    """A micro-batch: B samples of one forward."""
 
     x_0: Tensor
     """Cached latents `[B, C, h, w]`."""
-    own: Sequence[str]
-    random: Sequence[str]
+    cached_prompts: Sequence[str]
+    """The prompts that `x_0` was generated for."""
+    random_prompts: Sequence[str]
     draws: Draws
     guidance_scale: Tensor | None = None
-    """Float64 `[B]`, where the student is told one."""
+    """Input of the student, float64 `[B]`; None if it takes no guidance scale."""
     candidates: Sequence[Sequence[str]] = ()
-    """Prompts of which one is chosen to be `random`, B times n; the first, until it is."""
+    """`[B][n]` prompts to choose the random prompts from; until then, the first is the random prompt."""
     blend: Blend | None = None
-    """What random prompts are blended with; None: nothing."""
+    """Second prompts that random prompts are blended with; None: no prompt is blended."""
     stretch: Tensor | None = None
-    """Factor of 1 - u that p(u) is asked with, `[B]`; None: 1. See `prompt_choice.effective_noise_level`."""
+    """Argument of `random_conditioning.effective_noise_level`, `[B]`; None: 1."""
     clusters: Tensor | None = None
-    """Which cluster the random prompts belong to, `[B]`; None: there are no clusters."""
+    """Clusters of the random prompts, `[B]`; None if there are no clusters."""
 
 
 @dataclass(frozen=True)
 class BatchSource:
-    """Makes the batches of a step for one process: the same samples however they are cut up.
+    """The batches of one process. The samples of a step are the same however its batch is cut.
 
-    Without a cached latent, x_0 is 0 and a sample's own prompt is the random one: every sample is on a path from noise.
+    With an empty cache, x_0 is 0 and the random prompts take the place of the cached ones: every sample is then on a
+    path from pure noise.
     """
 
     cache: LatentCache
@@ -69,17 +74,17 @@ class BatchSource:
     micro_batch_size: int
     process: int = 0
     processes: int = 1
-    text: PromptChoiceSettings | None = None
+    prompt_choice: PromptChoiceSettings | None = None
     guidance_range: tuple[float, float] | None = None
-    """Between which guidance scales are drawn, where the student is told one."""
+    """Lowest and highest guidance scale; None if the student takes no guidance scale."""
 
     def __call__(self, step: int) -> list[Batch]:
-        """The micro-batches of a step that fall to this process, in order."""
+        """Return the micro-batches of a step for this process, in order."""
         return [self._batch(step, positions) for positions in self._parts]
 
     @property
     def positions(self) -> list[int]:
-        """Places in the global batch that fall to this process, micro-batch by micro-batch."""
+        """Positions in the global batch of this process's samples, micro-batch by micro-batch."""
         return [position for positions in self._parts for position in positions]
 
     @property
@@ -89,44 +94,90 @@ class BatchSource:
         return [range(start, start + self.micro_batch_size) for start in range(first, self.batch_size, stride)]
 
     def _batch(self, step: int, positions: range) -> Batch:
-        shape = self.cache.latent_shape
-        sizes = {"cache_size": len(self.cache), "pool_size": len(self.pool)}
-        texts = self.text.candidates + 1 if self.text else 0
-        told = self.guidance_range
+        shape, guidance_range = self.cache.latent_shape, self.guidance_range
         draws = draw(
-            self.seed, step, positions, latent_shape=shape, texts=texts, with_guidance=told is not None, **sizes
+            self.seed,
+            step,
+            positions,
+            cache_size=len(self.cache),
+            pool_size=len(self.pool),
+            latent_shape=shape,
+            with_guidance=guidance_range is not None,
+            further_prompts=self.prompt_choice.candidates + 1 if self.prompt_choice else 0,
         )
-        scale = told[0] + (told[1] - told[0]) * draws.guidance if told and draws.guidance is not None else None
-        candidates, blend = self._texts(draws)
-        random = [prompts[0] for prompts in candidates]
-        x_0, own = torch.zeros(len(positions), *shape), random
+        guidance_scale = None
+        if guidance_range and draws.guidance is not None:
+            low, high = guidance_range
+            guidance_scale = low + (high - low) * draws.guidance
+        candidates, blend = self._prompts(draws)
+        random_prompts = [prompts[0] for prompts in candidates]
+        x_0, cached_prompts = torch.zeros(len(positions), *shape), random_prompts
         if len(self.cache):
-            latents, own = self.cache.take(draws.cached)
+            latents, cached_prompts = self.cache.take(draws.cached)
             x_0 = torch.from_numpy(latents)
-        return Batch(x_0, own, random, draws, candidates=candidates, blend=blend, guidance_scale=scale)
+        return Batch(
+            x_0,
+            cached_prompts,
+            random_prompts,
+            draws,
+            candidates=candidates,
+            blend=blend,
+            guidance_scale=guidance_scale,
+        )
 
-    def _texts(self, draws: Draws) -> tuple[list[list[str]], Blend | None]:
-        """The random prompts of every sample, and what they are blended with."""
+    def _prompts(self, draws: Draws) -> tuple[list[list[str]], Blend | None]:
+        """Return the candidates for the random prompt of every sample, and the prompts to blend it with."""
         candidates = [[prompt] for prompt in self.pool.take(draws.random)]
-        if self.text is None or draws.text is None:
+        choice, numbers = self.prompt_choice, draws.prompt_choice
+        if choice is None or numbers is None:
             return candidates, None
-        indices = self._mix.indices(draws.text.prompts)  # [B, 1 + n]: what to blend with, then the candidates
-        known = 0 if self.text.source_weights else 1  # weights choose the first one as well
+        indices = self._mix.indices(numbers.prompts)  # [B, 1 + n]: a prompt to blend with, then the candidates
+        kept = 0 if choice.source_weights else 1  # the first candidate ignores source weights, so it is replaced too
         candidates = [
-            old[:known] + self.pool.take(row) for old, row in zip(candidates, indices[:, 1 + known :], strict=True)
+            first[:kept] + self.pool.take(row) for first, row in zip(candidates, indices[:, 1 + kept :], strict=True)
         ]
-        if not self.text.interpolate:
+        if not choice.interpolate:
             return candidates, None
-        blended = draws.text.blend_coin < self.text.interpolate
-        return candidates, Blend(self.pool.take(indices[:, 0]), draws.text.blend).where(blended)
+        return candidates, Blend(self.pool.take(indices[:, 0]), numbers.blend).where(
+            numbers.blend_coin < choice.interpolate
+        )
 
     @cached_property
     def _mix(self) -> SourceMix:
-        return SourceMix.of(self.pool, self.text.source_weights if self.text else None)
+        return SourceMix.of(self.pool, self.prompt_choice.source_weights if self.prompt_choice else None)
+
+
+def batch_source(
+    cache: LatentCache, pool: PromptPool, settings: DistillSettings, *, seed: int, accelerator: Accelerator
+) -> BatchSource:
+    """Cut the global batch evenly into processes and micro-batches.
+
+    Raises:
+        CondistillError: the batch cannot be cut evenly.
+    """
+    processes = accelerator.num_processes
+    share, rest = divmod(settings.batch_size, processes)
+    micro_batch_size = settings.micro_batch_size or share
+    if rest or share % micro_batch_size:
+        raise CondistillError(
+            f"distill.batch_size {settings.batch_size} cannot be cut evenly into {processes} process(es) with "
+            f"distill.micro_batch_size {micro_batch_size}; make it a multiple of {processes * micro_batch_size}"
+        )
+    return BatchSource(
+        cache,
+        pool,
+        seed,
+        settings.batch_size,
+        micro_batch_size,
+        process=accelerator.process_index,
+        processes=processes,
+        prompt_choice=settings.conditioning.prompt_choice,
+        guidance_range=settings.guidance_range,
+    )
 
 
 def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = 2) -> Iterator[T]:
-    """`make(step)` for every step, made in a thread while the last one is used."""
+    """Yield `make(step)` for every step; a thread makes the next ones while the last one is in use."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as executor:
         waiting = deque(executor.submit(make, step) for step in steps[:ahead])
         for step in steps:

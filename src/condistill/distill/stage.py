@@ -12,7 +12,9 @@ from torch import nn
 
 from condistill.cache import stage as cache_stage
 from condistill.cache.latents import LatentCache
-from condistill.distill.history import HISTORY_NAME, Stopwatch, read_history, train_sec
+from condistill.distill.batches import batch_source
+from condistill.distill.history import HISTORY_NAME, HistoryRecord, read_history
+from condistill.distill.stopwatch import Stopwatch, train_sec
 from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError
 from condistill.pipelines.card import model_card
@@ -55,7 +57,7 @@ class DistilledVariant:
         """Return the record of the student: its kept layers and the sizes of both denoisers."""
         return StudentRecord.read(self.directory / STUDENT_NAME, remedy="run `condistill distill` with --update")
 
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[HistoryRecord]:
         """Return the records of its training."""
         return read_history(self.directory / "checkpoints" / HISTORY_NAME)
 
@@ -138,16 +140,8 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: Pro
     sizes = {"teacher": _size(family, family.denoiser), "student": _size(family, student.denoiser)}
     if accelerator.is_main_process:
         _write_record(run, name, directory, student, sizes)
-    trainer = Trainer(
-        family,
-        student,
-        cache,
-        pool,
-        settings,
-        seed=recipe.seed,
-        directory=directory / "checkpoints",
-        accelerator=accelerator,
-    )
+    source = batch_source(cache, pool, settings, seed=recipe.seed, accelerator=accelerator)
+    trainer = Trainer(family, student, source, settings, directory=directory / "checkpoints", accelerator=accelerator)
     counts = " of the teacher's ".join(f"{sizes[model].parameters:,}" for model in ("student", "teacher"))
     run.say(f"{name}: {counts} parameters; {settings.steps:,} steps")
     denoiser = _train(run, name, trainer, settings.steps)
@@ -163,9 +157,9 @@ def _train(run: Run, name: str, trainer: Trainer, steps: int) -> nn.Module:
     accelerator, stopwatch, done = run.accelerator, Stopwatch(_variant(run, name).directory), 0
     with track(run.console, name, steps, unit="steps", quiet=not accelerator.is_main_process) as advance:
 
-        def on_step(step: int, record: dict[str, Any] | None) -> None:
+        def on_step(step: int, record: HistoryRecord | None) -> None:
             nonlocal done
-            advance(step - done, f"loss {record['loss']:.4f}" if record else "")
+            advance(step - done, f"loss {record.loss:.4f}" if record else "")
             done = step
             if accelerator.is_main_process:
                 stopwatch.on_step(step, checkpoint=step == trainer.saved_step)

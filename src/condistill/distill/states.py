@@ -1,4 +1,4 @@
-"""The states that teacher and student are compared at."""
+"""The states (x_t, t, prompt) at which teacher and student are compared."""
 
 from __future__ import annotations
 
@@ -8,15 +8,26 @@ import torch
 from torch import Tensor
 
 from condistill.distill.batches import Batch, Blend
-from condistill.distill.prompt_choice import effective_noise_level
-from condistill.distill.random_conditioning import RandomConditioning
+from condistill.distill.random_conditioning import RandomConditioning, effective_noise_level
 from condistill.teachers.family import Family
 from condistill.teachers.noise.grid import SolverGrid
 
 
 @dataclass(frozen=True)
+class Visit:
+    """The place of B states in the buffer of `paths.Paths`, and how they move on; tensors are on the CPU."""
+
+    block: int
+    rows: slice
+    on_path: Tensor
+    """Which states move on, bool `[B]`."""
+    by_student: Tensor
+    """Which of them follow the student's prediction; the others follow the teacher's. Bool `[B]`."""
+
+
+@dataclass(frozen=True)
 class Sample:
-    """B states, each with a prompt, and what is known of the truth. Timesteps stay on the CPU."""
+    """B states, each with a prompt and with its true target where it has one. Timesteps stay on the CPU."""
 
     x_t: Tensor
     """`[B, C, h, w]`."""
@@ -24,21 +35,26 @@ class Sample:
     """As the denoiser takes them, `[B]`."""
     prompts: list[str]
     replaced: Tensor
-    """Whether there is no true target: the prompt is not the latent's own, or the state has moved. Bool `[B]`."""
+    """Which states have no true target, because the prompt is not the latent's or the state has moved. Bool `[B]`."""
     x_0: Tensor
     noise: Tensor
-    """x_t is these two at its timestep, wherever there is a true target."""
+    """With x_0, gives x_t at its timestep for all states that have a true target."""
     guidance_scale: Tensor | None = None
-    """What the student is told, where it is told one: float64 `[B]`, on the CPU."""
+    """Input of the student, float64 `[B]` on the CPU; None if it takes no guidance scale."""
     blend: Blend | None = None
-    """What the prompts are blended with; None: nothing."""
-    context: Tensor | None = None
+    """Prompts that the prompts are blended with; None: no prompt is blended."""
+    image_uniform: Tensor | None = None
     """Random numbers `[B]` for `Family.training_condition`; None: the condition is the prompt alone."""
+    visit: Visit | None = None
+    """None if no state is on a path."""
 
     @property
-    def replaced_prompt(self) -> Tensor:
-        """Of isolated samples, those with a random prompt: bool `[B]`."""
-        return self.replaced & torch.tensor([bool(prompt) for prompt in self.prompts])
+    def has_random_prompt(self) -> Tensor:
+        """Which states are isolated and have a random prompt that is not blended: bool `[B]`."""
+        random = self.replaced & torch.tensor([bool(prompt) for prompt in self.prompts])
+        if self.blend:
+            random = random & (self.blend.weight == 0)
+        return random & ~self.visit.on_path if self.visit else random
 
 
 def noised_latents(
@@ -49,32 +65,51 @@ def noised_latents(
     timestep_bias: float = 0.0,
     grid: SolverGrid | None = None,
 ) -> Sample:
-    """The paper's samples: cached latents, noised, each with its own or with a random prompt.
+    """Return the paper's states: noised cached latents, each with its cached prompt or a random one.
 
     Args:
         timestep_bias: b of the density u^b over the noise level u.
-        grid: the only timesteps there are, where the student takes few steps.
+        grid: the timesteps of a few-step student; None: all timesteps.
     """
     draws = batch.draws
     x_0, noise = batch.x_0.to(family.device), draws.noise.to(family.device)
     # a power of a uniform number has the density u^bias over the noise level u
     uniform = draws.uniform ** (1 / (1 + timestep_bias))
     timesteps = grid.draw(uniform) if grid else family.noise.timesteps(uniform)
-    level = family.noise.noise_level(timesteps)
+    noise_level = family.noise.noise_level(timesteps)
     if batch.stretch is not None:
-        level = effective_noise_level(level, batch.stretch)
-    prompts, replaced = conditioning(batch.own, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
-    x_t = family.noise.add_noise(x_0, noise, timesteps.to(family.device))
-    context = draws.path_coin if family.has_image_condition else None  # where there is a context, there are no paths
-    sample = Sample(x_t, timesteps, prompts, replaced, x_0, noise, batch.guidance_scale, context=context)
-    return replace(sample, blend=batch.blend.where(sample.replaced_prompt)) if batch.blend else sample
+        noise_level = effective_noise_level(noise_level, batch.stretch)
+    prompts, replaced = conditioning(
+        batch.cached_prompts, batch.random_prompts, noise_level, coin=draws.coin, empty_coin=draws.empty_coin
+    )
+    sample = Sample(
+        x_t=family.noise.add_noise(x_0, noise, timesteps.to(family.device)),
+        timesteps=timesteps,
+        prompts=prompts,
+        replaced=replaced,
+        x_0=x_0,
+        noise=noise,
+        guidance_scale=batch.guidance_scale,
+        # a family with image conditions has no paths, which are the other use of these numbers
+        image_uniform=draws.path_coin if family.has_image_condition else None,
+    )
+    return replace(sample, blend=batch.blend.where(sample.has_random_prompt)) if batch.blend else sample
 
 
 def pure_noise(family: Family, conditioning: RandomConditioning, batch: Batch, first_timestep: Tensor) -> Sample:
-    """Where sampling begins: noise and a prompt of the pool, or the empty one as often as anywhere."""
+    """Return the states at which sampling starts: noise, with a random prompt or, as in any sample, the empty one."""
     draws = batch.draws
     noise = draws.noise.to(family.device)
-    level = torch.ones(len(noise))
-    prompts, _ = conditioning(batch.random, batch.random, level, coin=draws.coin, empty_coin=draws.empty_coin)
-    timesteps = first_timestep.repeat(len(noise))
-    return Sample(noise, timesteps, prompts, level.bool(), torch.zeros_like(noise), noise, batch.guidance_scale)
+    noise_level = torch.ones(len(noise))
+    prompts, _ = conditioning(
+        batch.random_prompts, batch.random_prompts, noise_level, coin=draws.coin, empty_coin=draws.empty_coin
+    )
+    return Sample(
+        x_t=noise,
+        timesteps=first_timestep.repeat(len(noise)),
+        prompts=prompts,
+        replaced=noise_level.bool(),
+        x_0=torch.zeros_like(noise),
+        noise=noise,
+        guidance_scale=batch.guidance_scale,
+    )

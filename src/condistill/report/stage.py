@@ -59,7 +59,7 @@ def _write(run: Run) -> None:
         metrics=metrics,
         grid=_read(evaluation / GRID_NAME),
         grid_folder=evaluation / GRID_FOLDER,
-        histories={name: variant.history() for name, variant in variants.items()},
+        histories={name: [r.model_dump() for r in variant.history()] for name, variant in variants.items()},
         students=students,
         title=run.path.resolve().name,
     )

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
 from condistill.config.sections import TeacherSettings
-from condistill.distill.objective import Objective, StudentForward
+from condistill.distill.objective import Objective
 from condistill.distill.stage import DistilledVariant
 from condistill.distill.states import Sample
+from condistill.distill.student import StudentForward
 from condistill.errors import CondistillError
 from condistill.evaluate.stage import _training
 from condistill.profiling.macs import macs
@@ -157,11 +158,11 @@ def test_a_teacher_that_is_told_its_scale_is_asked_once_and_told_each_samples_ow
     timesteps = torch.tensor([300.0, 800.0])
     sample = Sample(latents(0), timesteps, PROMPTS, kept, latents(1), latents(2), guidance_scale=scale)
     heard, handle = heard_by(dev.denoiser)
-    terms, _ = objective(StudentForward(dev, twin, features=None), sample)
+    losses = objective.losses(objective.compare(StudentForward(dev, twin, features=None), sample))
     handle.remove()
     assert len(heard) == 2  # the teacher, and the student that is its twin
     assert all(torch.equal(each["guidance"], scale.float()) for each in heard)
-    assert terms["output"].tolist() == [0, 0]
+    assert losses.terms["output"].tolist() == [0, 0]
 
 
 # sizes

@@ -192,7 +192,7 @@ def test_in_training_the_mask_leaves_the_latents_around_it(family: StableDiffusi
 def sample(family: StableDiffusionInpaint, tiny_cache: Any, tiny_pool: Any) -> Sample:
     batch = BatchSource(tiny_cache, tiny_pool, 5, 8, 8)(0)[0]
     made = noised_latents(family, RandomConditioning(), batch)
-    assert made.context is not None
+    assert made.image_uniform is not None
     return made
 
 
@@ -200,10 +200,12 @@ def test_a_samples_mask_does_not_depend_on_how_a_batch_is_cut(
     family: StableDiffusionInpaint, sample: Sample, tiny_cache: Any, tiny_pool: Any, tiny_family: Family
 ) -> None:
     parts = [noised_latents(family, RandomConditioning(), b) for b in BatchSource(tiny_cache, tiny_pool, 5, 8, 2)(0)]
-    assert sample.context is not None
-    assert torch.equal(torch.cat([part.context for part in parts if part.context is not None]), sample.context)
+    assert sample.image_uniform is not None
+    assert torch.equal(
+        torch.cat([part.image_uniform for part in parts if part.image_uniform is not None]), sample.image_uniform
+    )
     batch = BatchSource(tiny_cache, tiny_pool, 5, 8, 8)(0)[0]
-    assert noised_latents(tiny_family, RandomConditioning(), batch).context is None
+    assert noised_latents(tiny_family, RandomConditioning(), batch).image_uniform is None
 
 
 @pytest.mark.parametrize("settings", [{"loss": {"guidance_weight": 0.5}}, {"guidance_distillation": 3.0}])
@@ -222,8 +224,8 @@ def test_both_models_see_the_samples_mask_with_and_without_the_prompt(
         told.append(condition)
         return x_t, []
 
-    _, predictions = objective(student, sample)
-    expected = family.training_condition(family.encode(sample.prompts), sample.x_0, sample.context)
+    predictions = objective.compare(student, sample)
+    expected = family.training_condition(family.encode(sample.prompts), sample.x_0, sample.image_uniform)
     for name, tensor in expected.tensors.items():
         assert torch.equal(told[0].tensors[name][:8], tensor), name
     null = {**family.encode([""] * 8).tensors, **{k: expected.tensors[k] for k in ("mask", "masked_latents")}}
@@ -231,14 +233,14 @@ def test_both_models_see_the_samples_mask_with_and_without_the_prompt(
         with_prompt, without = (
             family.predict(family.denoiser, sample.x_t, sample.timesteps, c) for c in (expected, Condition(null))
         )
-    if predictions.teacher_null is not None:
-        torch.testing.assert_close(predictions.teacher_null, without)
+    if predictions.teacher_unconditional is not None:
+        torch.testing.assert_close(predictions.teacher_unconditional, without)
         torch.testing.assert_close(predictions.teacher, with_prompt)
     else:
         torch.testing.assert_close(predictions.teacher, without + 3.0 * (with_prompt - without), rtol=1e-4, atol=1e-4)
-    elsewhere = replace(sample, context=(sample.context + 0.5) % 1)
-    assert not torch.equal(objective(student, elsewhere)[1].teacher, predictions.teacher)
-    objective.teacher_recorder.remove()
+    elsewhere = replace(sample, image_uniform=(sample.image_uniform + 0.5) % 1)
+    assert not torch.equal(objective.compare(student, elsewhere).teacher, predictions.teacher)
+    objective.close()
 
 
 @pytest.mark.slow

@@ -22,12 +22,14 @@ from tiny import build_flux, build_sd3
 from torch import Tensor, nn
 
 from condistill.cache.latents import LatentCache
-from condistill.config.distill import DistillSettings, PathSettings
+from condistill.config.distill import DistillSettings, LossSettings
 from condistill.distill.batches import BatchSource
-from condistill.distill.objective import Objective, StudentForward
+from condistill.distill.loss_terms import Comparison
+from condistill.distill.objective import Objective
 from condistill.distill.paths import Paths
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.states import Sample, noised_latents
+from condistill.distill.student import StudentForward
 from condistill.errors import CondistillError
 from condistill.pipelines.save import save_pipeline
 from condistill.prompts.pool import PromptPool
@@ -213,7 +215,7 @@ def test_a_student_of_few_steps_learns_where_several_of_the_teachers_lead(
     prompts = ["a small red star", "", "a large blue box"]
     sample = Sample(x_t, here, prompts, zero, x_t, x_t)
     with torch.no_grad():
-        _, predictions = objective(StudentForward(family, twin, features=None), sample)
+        predictions = objective.compare(StudentForward(family, twin, features=None), sample)
         end = torch.cat([here[1:], torch.zeros(1)])
         middle = (here + end) / 2
         condition = family.encode(prompts)
@@ -239,8 +241,10 @@ def test_a_rolling_state_visits_what_the_pipelines_own_solver_visits(
     family, steps, rows, conditioning = families[kind], 4, slice(0, 2), RandomConditioning()
     told = (2.0, 6.0) if kind == "flux_dev" else None
     source = BatchSource(tiny_cache, tiny_pool, 5, 2, 2, guidance_range=told)
-    settings = PathSettings(start="noise", num_inference_steps=steps)
-    paths = Paths(family, settings, conditioning, source.positions, total_steps=100, with_guidance=told is not None)
+    path = {"start": "noise", "num_inference_steps": steps}
+    settings = DistillSettings.model_validate({"path": path, "guidance_distillation": told})
+    of_source = {"positions": source.positions, "student": family.denoiser, "accelerator": Accelerator(cpu=True)}
+    paths = Paths(family, settings, conditioning, **of_source)
     visits: list[Sample] = []
     for step in range(2 * steps):
         batch = source(step)[0]
@@ -250,7 +254,7 @@ def test_a_rolling_state_visits_what_the_pipelines_own_solver_visits(
             condition = condition.with_guidance_scale(sample.guidance_scale)
         with torch.no_grad():
             prediction = family.predict(family.denoiser, sample.x_t, sample.timesteps, condition)
-        paths.advance(step, rows, sample, prediction)
+        paths.advance(Comparison(sample, family.noise, LossSettings(), teacher=prediction, student=prediction))
         visits.append(sample)
     begun = [step for step in range(1, steps + 1) if visits[step].timesteps[0] == family.noise.total_timesteps]
     walked = visits[begun[0] : begun[0] + steps]

@@ -1,0 +1,150 @@
+"""The terms of the loss. A plugin can add one; a recipe switches it on by name in `distill.loss.extra`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from condistill.config.distill import LossSettings
+from condistill.distill import random_conditioning as rc
+from condistill.distill.states import Sample
+from condistill.errors import CondistillError, nearest
+from condistill.teachers.noise.schedule import NoiseSchedule
+from condistill.utils.registry import Registry
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both models at the same B states: what a loss term is computed from. All tensors are on the device."""
+
+    sample: Sample
+    """The states."""
+    noise: NoiseSchedule
+    """The teacher's."""
+    settings: LossSettings
+    teacher: Tensor
+    """The prediction that the student must match, `[B, C, h, w]`, without gradients."""
+    student: Tensor
+    """The student's prediction, `[B, C, h, w]`."""
+    teacher_unconditional: Tensor | None = None
+    """Prediction for the empty prompt; None unless `distill.loss.guidance_weight` is above 0."""
+    student_unconditional: Tensor | None = None
+    teacher_features: Sequence[Tensor] = ()
+    """One `[B, ...]` per pair of layers; none if `distill.loss.feature_weight` is 0."""
+    student_features: Sequence[Tensor] = ()
+    """Of the same shapes as the teacher's."""
+    layer_weights: Sequence[float] = ()
+    """One per pair of layers, from `distill.loss.feature_layer_weights`."""
+
+    @cached_property
+    def timesteps(self) -> Tensor:
+        """As the denoiser takes them, `[B]`."""
+        return self.sample.timesteps.to(self.student.device)
+
+    @cached_property
+    def alpha_bar(self) -> Tensor:
+        """The share of signal variance in x_t, `[B]`."""
+        return self.noise.alpha_bar(self.timesteps)
+
+    @cached_property
+    def true_target(self) -> Tensor:
+        """The true noise (or velocity), `[B, C, h, w]`; of no meaning where `replaced` is true."""
+        return self.noise.target(self.sample.x_0, self.sample.noise, self.timesteps)
+
+    @cached_property
+    def replaced(self) -> Tensor:
+        """Which states have no true target, bool `[B]`."""
+        return self.sample.replaced.to(self.student.device)
+
+
+LossTerm = Callable[[Comparison], Tensor]
+"""A term of the loss: from a comparison to one value per sample, `[B]`."""
+
+
+def output(comparison: Comparison) -> Tensor:
+    """Return the MSE between the predictions, `[B]`."""
+    return rc.mse(comparison.student, comparison.teacher)
+
+
+def feature(comparison: Comparison) -> Tensor:
+    """Return the loss between the features, `[B]`; 0 for a student that shares no layer with its teacher."""
+    if not comparison.student_features:
+        return comparison.student.new_zeros(len(comparison.student))
+    return rc.feature_loss(
+        comparison.student_features,
+        comparison.teacher_features,
+        weights=comparison.layer_weights,
+        normalized=comparison.settings.feature_normalization == "teacher",
+    )
+
+
+def task(comparison: Comparison) -> Tensor:
+    """Return the MSE to the true noise or velocity, `[B]`; 0 for states without a true target."""
+    return rc.task_loss(comparison.student, comparison.true_target, comparison.replaced)
+
+
+def guidance(comparison: Comparison) -> Tensor:
+    """Return the MSE between the guidance directions, `[B]`."""
+    assert comparison.student_unconditional is not None
+    assert comparison.teacher_unconditional is not None
+    return rc.guidance_loss(
+        comparison.student,
+        comparison.student_unconditional,
+        comparison.teacher,
+        comparison.teacher_unconditional,
+    )
+
+
+BUILT_IN: dict[str, LossTerm] = {"output": output, "feature": feature, "task": task, "guidance": guidance}
+"""Their weights are `distill.loss.<name>_weight`."""
+LOSS_TERMS: Registry[LossTerm] = Registry("loss term", BUILT_IN)
+
+
+def register_loss_term(name: str, term: LossTerm) -> None:
+    """Add a loss term, so that a recipe can give it a weight: `distill.loss.extra: {name: 0.1}`.
+
+    Raises:
+        CondistillError: another term has this name.
+    """
+    LOSS_TERMS.register(name, term)
+
+
+@dataclass(frozen=True)
+class WeightedTerm:
+    """A term of a training's loss."""
+
+    name: str
+    term: LossTerm
+    weight: float
+    output_weighting: bool = False
+    """Whether `distill.loss.output_weighting` applies to the term."""
+
+
+def active_terms(settings: LossSettings) -> list[WeightedTerm]:
+    """Return the terms of a training's loss. The output loss is always among them, since the history reports it.
+
+    Raises:
+        CondistillError: `distill.loss.extra` names a built-in term, or none that is registered.
+    """
+    terms = [
+        WeightedTerm("output", output, settings.output_weight, output_weighting=True),
+        WeightedTerm(
+            "feature", feature, settings.feature_weight, output_weighting=settings.feature_weighting == "output"
+        ),
+        WeightedTerm("task", task, settings.task_weight),
+        WeightedTerm("guidance", guidance, settings.guidance_weight, output_weighting=True),
+    ]
+    registered = [name for name in LOSS_TERMS if name not in BUILT_IN]
+    for name, weight in settings.extra.items():
+        if name in BUILT_IN:
+            raise CondistillError(
+                f"distill.loss.extra names the built-in term {name!r}; set distill.loss.{name}_weight"
+            )
+        if name not in LOSS_TERMS:
+            suggestion = nearest(name, registered) if registered else "; install the plugin that adds it"
+            raise CondistillError(f"distill.loss.extra names {name!r}, and no such loss term is registered{suggestion}")
+        terms.append(WeightedTerm(name, LOSS_TERMS[name], weight))
+    return [term for term in terms if term.weight > 0 or term.name == "output"]
