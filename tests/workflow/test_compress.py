@@ -271,6 +271,10 @@ def test_what_would_fail_late_is_told_before_anything_is_trained_though_the_cach
             "variants.plain.distill={few_steps: {method: consistency, num_inference_steps: 2}}",
             "the student 'plain' cannot be made: few_steps.method 'consistency' learns where guided paths end",
         ),
+        (
+            "variants.plain.distill={loss: {extra: {taks: 1.0}}}",
+            "the student 'plain' cannot be made: distill.loss.extra names 'taks', and no such loss term is registered",
+        ),
         ("evaluate.classifier=miniature", "evaluate.classifier is 'miniature', and "),
     ],
 )

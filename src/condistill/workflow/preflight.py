@@ -13,6 +13,7 @@ import torch
 from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
 from condistill.distill import stage as distill_stage
+from condistill.distill.loss_terms import active_terms
 from condistill.errors import CondistillError
 from condistill.evaluate.generate import rounds
 from condistill.evaluate.stage import choose_classifier
@@ -78,6 +79,7 @@ def check_students(recipe: Recipe, family: Family) -> None:
                 teacher, student, may_be_as_large=settings.draws_cheaper, features=settings.loss.features
             )
             layer_weights(settings.loss.feature_layer_weights, derived.pairs)
+            active_terms(settings.loss)
         except CondistillError as error:
             raise _cannot_be_made(name, error) from error
         denoisers[name] = derived.denoiser
