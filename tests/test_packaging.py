@@ -245,5 +245,5 @@ def test_the_wheel_works_away_from_the_repository(wheel: Path, tmp_path: Path) -
     where = say("python", "-c", "import condistill; print(condistill.__file__)").strip()
     assert Path(where).is_relative_to(tmp_path)
     assert "demo" in say("condistill", "--help")
-    assert "all is well" in say("condistill", "doctor")
+    assert "all checks passed" in say("condistill", "doctor")
     assert not list(tmp_path.glob("*.*"))

@@ -1,4 +1,4 @@
-"""What a user is told. Anything else that is raised is a bug of ours."""
+"""Errors for users. Any other exception that is raised is a bug in condistill."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from collections.abc import Iterable
 
 
 class CondistillError(Exception):
-    """Says in one line what was given, what is allowed and what to do next."""
+    """An error for the user: one line with the value given, the values allowed and the next step."""
 
 
 class RecipeError(CondistillError):
-    """A recipe that cannot be run; lists every mistake with its place."""
+    """A recipe that cannot be run; the message lists every mistake with its place."""
 
 
 class CorruptError(CondistillError):
-    """An artefact on disk is not what was written."""
+    """A file or directory of a run whose content differs from the content that was written."""
 
 
 class NonFiniteLossError(CondistillError):
-    """A loss became NaN or infinite; the last good checkpoint is kept."""
+    """A loss that became NaN or infinite; the last good checkpoint is kept."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the valid name closest to `name`, or the list of valid names."""
+    """Return the end of an error message about an unknown name.
+
+    It is `; did you mean 'x'?` with the valid name closest to `name`, or the list of valid names if none is close.
+    """
     valid = list(valid)
     if close := difflib.get_close_matches(name, valid, n=1):
         return f"; did you mean {close[0]!r}?"

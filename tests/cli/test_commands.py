@@ -23,7 +23,7 @@ from PIL import Image
 
 from condistill import __version__, cli
 from condistill.cache.latents import write_shard
-from condistill.cli import commands, doctor
+from condistill.cli import doctor, entry
 from condistill.cli import texts as cli_texts
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
@@ -32,7 +32,7 @@ from condistill.pipelines.sampling import SAMPLING_NAME, Sampling
 GROUP: Any = typer.main.get_command(cli.app)
 COMMANDS = sorted(GROUP.commands)
 EXAMPLES = [(name, line) for name, lines in cli_texts.EXAMPLES.items() for line in lines]
-STOPPED = "stopped; what is finished is kept: run the same command again to go on"
+INTERRUPTED = "interrupted; finished work is kept: run the same command again to resume"
 
 
 class Result(NamedTuple):
@@ -46,20 +46,20 @@ Call = Callable[..., Result]
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run a command in this process: its exit code and what it printed."""
+    """Run a command in this process; return its exit code and its output."""
 
     def run(*arguments: str | Path) -> Result:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exited:
             cli.main([str(argument) for argument in arguments])
-        return Result(int(left.value.code or 0), *capsys.readouterr())
+        return Result(int(exited.value.code or 0), *capsys.readouterr())
 
     return run
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_pipeline_dir: Path) -> Path:
-    """A recipe of 6 images and one student, with its prompts beside it."""
+    """A recipe with 6 images and one student, in the directory of its prompt file."""
     (tmp_path / "prompts.txt").write_text("".join(f"a {word} ball\n" for word in "abcdefgh"), encoding="utf-8")
     data = {
         "teacher": {"pipeline": str(tiny_pipeline_dir)},
@@ -74,13 +74,13 @@ def recipe(tmp_path: Path, tiny_pipeline_dir: Path) -> Path:
     return path
 
 
-def refused(result: Result, *told: str, code: int = 1) -> None:
-    """The command failed in one readable message, and no traceback."""
+def assert_error(result: Result, *parts: str, code: int = 1) -> None:
+    """Check that the command failed with an error message that contains `parts`, and without a traceback."""
     assert result.code == code
     assert re.search("^error: ", result.err, re.MULTILINE)
     assert "Traceback" not in result.err
     assert "unexpected" not in result.err
-    for part in told:
+    for part in parts:
         assert part in result.err
 
 
@@ -89,7 +89,7 @@ def test_the_help_of_every_command_shows_an_example(call: Call, name: str) -> No
     result = call(name, "--help")
     assert result.code == 0
     examples = result.out.partition("Examples")[2]
-    assert examples.count(f"• condistill {name}") == len(cli_texts.EXAMPLES[name])  # each on a line of its own
+    assert examples.count(f"• condistill {name}") == len(cli_texts.EXAMPLES[name])  # one line each
 
 
 def test_every_command_has_examples() -> None:
@@ -98,7 +98,7 @@ def test_every_command_has_examples() -> None:
 
 
 @pytest.mark.parametrize(("name", "line"), EXAMPLES)
-def test_every_example_is_a_command_that_is_understood(name: str, line: str) -> None:
+def test_every_example_is_a_valid_command(name: str, line: str) -> None:
     program, command, *arguments = shlex.split(line)
     assert (program, command) == ("condistill", name)
     with GROUP.commands[name].make_context(name, arguments) as context:
@@ -111,7 +111,7 @@ def test_the_help_names_every_command_and_debug(call: Call) -> None:
     assert all(name in result.out for name in [*COMMANDS, "--debug", "--version"])
 
 
-def test_no_command_shows_the_help(call: Call) -> None:
+def test_the_help_is_shown_without_a_command(call: Call) -> None:
     result = call()
     assert result.code == 2
     assert "Usage: condistill" in result.out
@@ -128,7 +128,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys\n"
         "from condistill.cli import main\n"
         "try:\n    main(['--help'])\n"
-        "except SystemExit as left:\n    assert not left.code\n"
+        "except SystemExit as exited:\n    assert not exited.code\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'accelerate', 'pyarrow', 'matplotlib', 'numpy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
@@ -136,7 +136,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "wrong"),
     [
         (["no-such-command"], "no-such-command"),
         (["run"], "Missing argument"),
@@ -146,8 +146,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["init", "teacher"], "--prompts"),
     ],
 )
-def test_a_wrong_command_line_names_what_is_wrong_and_the_help(call: Call, arguments: list[str], told: str) -> None:
-    refused(call(*arguments), told, "--help` shows how it is used", code=2)
+def test_a_wrong_command_line_names_the_mistake_and_the_help(call: Call, arguments: list[str], wrong: str) -> None:
+    assert_error(call(*arguments), wrong, "see `condistill", "--help`", code=2)
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "run", "gone.yaml"], ["run", "gone.yaml", "--debug"]])
@@ -156,9 +156,9 @@ def test_debug_shows_the_traceback_before_and_after_the_command(arguments: list[
         cli.main(arguments)
 
 
-def test_what_follows_two_dashes_is_no_option() -> None:
-    assert commands._split_debug(["sample", "p", "--", "--debug"]) == (["sample", "p", "--", "--debug"], False)
-    assert commands._split_debug(["--debug", "sample", "--", "--debug"]) == (["sample", "--", "--debug"], True)
+def test_arguments_after_two_dashes_are_not_options() -> None:
+    assert entry._split_debug(["sample", "p", "--", "--debug"]) == (["sample", "p", "--", "--debug"], False)
+    assert entry._split_debug(["--debug", "sample", "--", "--debug"]) == (["sample", "--", "--debug"], True)
 
 
 def test_validate_prints_the_resolved_recipe_and_writes_nothing(call: Call, recipe: Path) -> None:
@@ -167,11 +167,11 @@ def test_validate_prints_the_resolved_recipe_and_writes_nothing(call: Call, reci
     assert result.code == 0
     shown = Recipe.parse(result.out)
     assert (shown.distill.steps, shown.distill.optimizer.learning_rate, shown.cache.size) == (3, 5e-5, 6)
-    assert "is valid; the teacher is of family stable_diffusion" in result.err
+    assert "is valid; the family of the teacher is stable_diffusion" in result.err
     assert set(recipe.parent.iterdir()) == before
 
 
-def test_plan_prints_data_on_stdout_and_nothing_else(call: Call, recipe: Path) -> None:
+def test_plan_prints_only_json_on_stdout(call: Call, recipe: Path) -> None:
     before = set(recipe.parent.iterdir())
     result = call("plan", recipe, "--device", "a100-80gb", "--json", "-s", "distill.steps=7")
     assert (result.code, result.err) == (0, "")
@@ -182,55 +182,57 @@ def test_plan_prints_data_on_stdout_and_nothing_else(call: Call, recipe: Path) -
 
 
 @pytest.mark.slow
-def test_plan_tells_what_it_assumes_for_people(call: Call, recipe: Path) -> None:
+def test_plan_shows_its_assumptions(call: Call, recipe: Path) -> None:
     result = call("plan", recipe, "--device", "l4", "--count", 2)
     assert result.code == 0
-    assert all(told in result.out for told in ("b-base", "training on 2 x l4", "activations", "assumed:"))
+    assert all(text in result.out for text in ("b-base", "training on 2 x l4", "activations", "assumed:"))
 
 
-def test_plan_of_an_unknown_device_names_all_that_are_known(call: Call, recipe: Path) -> None:
-    refused(call("plan", recipe, "--device", "a100"), "the device 'a100' is not known", "a100-40gb, a100-80gb, h100")
-    refused(call("plan", recipe, "--device", "l4", "--measure"), "--measure times the present device alone")
+def test_plan_names_the_known_devices_when_it_does_not_know_one(call: Call, recipe: Path) -> None:
+    assert_error(
+        call("plan", recipe, "--device", "a100"), "the device 'a100' is not known", "a100-40gb, a100-80gb, h100"
+    )
+    assert_error(call("plan", recipe, "--device", "l4", "--measure"), "--measure times the present device alone")
 
 
 @pytest.mark.parametrize("stage", ["run", "prompts", "cache", "distill", "evaluate", "report"])
-def test_a_dry_run_prints_recipe_and_plan_and_writes_nothing(
+def test_a_dry_run_prints_the_recipe_and_the_plan_and_writes_nothing(
     call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     plan = importlib.import_module("condistill.plan")
-    monkeypatch.setattr(plan, "make_plan", lambda recipe: {"of": recipe.distill.steps})
-    monkeypatch.setattr(plan, "show_plan", lambda made, console: console.print(f"the plan of {made['of']} steps"))
+    monkeypatch.setattr(plan, "make_plan", lambda recipe: {"steps": recipe.distill.steps})
+    monkeypatch.setattr(plan, "show_plan", lambda plan, console: console.print(f"plan of {plan['steps']} steps"))
     before = set(tmp_path.rglob("*"))
     result = call(stage, recipe, "--dry-run", "-o", tmp_path / "run", "-s", "distill.steps=3")
     assert result.code == 0
     assert Recipe.parse(result.out).distill.steps == 3
-    assert "the plan of 3 steps" in result.err
+    assert "plan of 3 steps" in result.err
     assert "nothing was written" in result.err
     assert set(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow
-def test_a_dry_run_plans_for_real(call: Call, recipe: Path, tmp_path: Path) -> None:
+def test_a_dry_run_computes_a_real_plan(call: Call, recipe: Path, tmp_path: Path) -> None:
     result = call("distill", recipe, "--dry-run", "-o", tmp_path / "run")
     assert result.code == 0
     assert "memory: activations" in result.err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_verifies_nothing_and_says_so(call: Call, recipe: Path) -> None:
-    refused(call("cache", recipe, "--dry-run", "--verify"), "give one of the two")
+def test_a_dry_run_cannot_verify_the_cache(call: Call, recipe: Path) -> None:
+    assert_error(call("cache", recipe, "--dry-run", "--verify"), "use only one of them")
 
 
 @pytest.mark.slow
-def test_inspect_shows_layers_and_what_presets_keep(call: Call, tiny_pipeline_dir: Path) -> None:
+def test_inspect_shows_layers_and_the_layers_that_presets_keep(call: Call, tiny_pipeline_dir: Path) -> None:
     result = call("inspect", tiny_pipeline_dir, "--levels", 1)
     assert (result.code, result.err) == (0, "")
-    assert all(told in result.out for told in ("UNet2DConditionModel", "down_blocks.0", "compared:", "b-base keeps"))
+    assert all(text in result.out for text in ("UNet2DConditionModel", "down_blocks.0", "compared:", "b-base keeps"))
     assert "resnets" not in result.out.partition("b-base")[0]
     assert "resnets" in call("inspect", tiny_pipeline_dir).out.partition("b-base")[0]
 
 
-def test_init_writes_a_recipe_that_validates_and_never_overwrites(
+def test_init_writes_a_valid_recipe_and_never_overwrites_one(
     call: Call, recipe: Path, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "new.yaml"
@@ -240,141 +242,141 @@ def test_init_writes_a_recipe_that_validates_and_never_overwrites(
     assert f"condistill run {out}" in result.err
     assert call("validate", out).code == 0
     written = out.read_text(encoding="utf-8")
-    refused(call(*arguments), f"{out} is there already; choose another --out")
+    assert_error(call(*arguments), f"{out} exists already and is not overwritten; choose another --out")
     assert out.read_text(encoding="utf-8") == written
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "chosen"),
+    ("pipeline", "expected"),
     [
         ("StableDiffusionXLPipeline", ("b-base", None, None)),
         ("PixArtSigmaPipeline", (None, 0.5, None)),
         ("FluxPipeline", (None, 0.5, (1.5, 5.0))),
     ],
 )
-def test_init_writes_a_student_that_can_be_made_of_the_teacher(
-    call: Call, recipe: Path, tmp_path: Path, pipeline: str, chosen: tuple[Any, ...]
+def test_init_chooses_a_student_that_fits_the_teacher(
+    call: Call, recipe: Path, tmp_path: Path, pipeline: str, expected: tuple[Any, ...]
 ) -> None:
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "model_index.json").write_text(json.dumps({"_class_name": pipeline}), encoding="utf-8")
     out = tmp_path / "new.yaml"
     assert call("init", tmp_path / "teacher", "--prompts", recipe.parent / "prompts.txt", "--out", out).code == 0
     written = Recipe.load(out)
-    assert (written.student.preset, written.student.depth, written.distill.guidance_distillation) == chosen
+    assert (written.student.preset, written.student.depth, written.distill.guidance_distillation) == expected
 
 
-def test_sample_draws_the_same_picture_for_the_same_seed(call: Call, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
-    drawn = []
+def test_sample_generates_the_same_image_for_the_same_seed(call: Call, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    images = []
     for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
         out = tmp_path / name
         result = call("sample", tiny_pipeline_dir, "a ball", "--out", out, "--steps", 1, "--seed", seed)
         assert (result.code, result.out, result.err) == (0, "", f"wrote {out}\n")
-        with Image.open(out) as picture:
-            assert picture.size == (64, 64)
-            drawn.append(picture.tobytes())
-    assert drawn[0] == drawn[1]
-    assert drawn[0] != drawn[2]
+        with Image.open(out) as image:
+            assert image.size == (64, 64)
+            images.append(image.tobytes())
+    assert images[0] == images[1]
+    assert images[0] != images[2]
 
 
-def test_a_student_of_another_resolution_is_drawn_in_it(call: Call, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_sample_uses_the_resolution_of_the_student(call: Call, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     student, out = tmp_path / "student", tmp_path / "ball.png"
     shutil.copytree(tiny_pipeline_dir, student)
-    said = Sampling(num_inference_steps=1, guidance_scale=1.0, resolution=32).to_json()
-    (student / SAMPLING_NAME).write_text(said, encoding="utf-8")
+    sampling = Sampling(num_inference_steps=1, guidance_scale=1.0, resolution=32).to_json()
+    (student / SAMPLING_NAME).write_text(sampling, encoding="utf-8")
     assert call("sample", student, "a ball", "--out", out).code == 0
-    with Image.open(out) as picture:
-        assert picture.size == (32, 32)
+    with Image.open(out) as image:
+        assert image.size == (32, 32)
 
 
-def test_sample_tells_what_it_cannot_use(call: Call, tiny_pipeline_dir: Path) -> None:
-    refused(call("sample", tiny_pipeline_dir, "a ball", "--out", "ball.txt"), "--out ball.txt", ".png, .jpg")
-    refused(call("sample", "", "a ball"), "the name of the pipeline is empty")
+def test_sample_refuses_an_unknown_image_format_and_an_empty_pipeline_name(call: Call, tiny_pipeline_dir: Path) -> None:
+    assert_error(call("sample", tiny_pipeline_dir, "a ball", "--out", "ball.txt"), "--out ball.txt", ".png, .jpg")
+    assert_error(call("sample", "", "a ball"), "the name of the pipeline is empty")
 
 
-@pytest.mark.parametrize("well", [True, False])
-def test_doctor_fails_where_something_is_missing(call: Call, monkeypatch: pytest.MonkeyPatch, well: bool) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda _: well)
-    assert call("doctor").code == (0 if well else 1)
+@pytest.mark.parametrize("can_run", [True, False])
+def test_doctor_fails_if_condistill_cannot_run(call: Call, monkeypatch: pytest.MonkeyPatch, can_run: bool) -> None:
+    monkeypatch.setattr(doctor, "check_installation", lambda _: can_run)
+    assert call("doctor").code == (0 if can_run else 1)
 
 
 def test_an_unknown_key_names_the_nearest_one(call: Call, recipe: Path) -> None:
-    refused(call("run", recipe, "-s", "distill.stpes=3"), "distill.stpes is not a setting; did you mean 'steps'?")
+    assert_error(call("run", recipe, "-s", "distill.stpes=3"), "distill.stpes is not a setting; did you mean 'steps'?")
 
 
-def test_all_mistakes_of_a_recipe_are_told_at_once(call: Call, recipe: Path) -> None:
+def test_all_mistakes_of_a_recipe_are_listed_at_once(call: Call, recipe: Path) -> None:
     data = json.loads(recipe.read_text(encoding="utf-8"))
     data["distill"] |= {"steps": "many", "optimizer": {"learning_rate": -1.0}}
     data["cache"]["size"] = -1
     recipe.write_text(json.dumps(data, indent=1), encoding="utf-8")
     result = call("run", recipe)
-    refused(
+    assert_error(
         result, "has 3 mistake(s)", "distill.steps", "(given: 'many')", "distill.optimizer.learning_rate", "cache.size"
     )
     assert result.err.count("line ") == 3
 
 
-def test_a_missing_recipe_or_teacher_is_told(call: Call, recipe: Path) -> None:
-    refused(call("run", recipe.with_name("gone.yaml")), "there is no recipe at", "`condistill init` writes one")
-    refused(call("run", recipe, "-s", "teacher.pipeline=./gone"), "does not exist", "gone")
+def test_a_missing_recipe_or_teacher_is_named(call: Call, recipe: Path) -> None:
+    assert_error(call("run", recipe.with_name("gone.yaml")), "there is no recipe at", "`condistill init` writes one")
+    assert_error(call("run", recipe, "-s", "teacher.pipeline=./gone"), "does not exist", "gone")
 
 
-def test_a_teacher_with_pickles_only_is_refused(call: Call, recipe: Path, tmp_path: Path) -> None:
+def test_a_teacher_with_only_pickle_weights_is_refused(call: Call, recipe: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "pickled"
     (teacher / "unet").mkdir(parents=True)
     (teacher / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
     (teacher / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-    refused(
+    assert_error(
         call("run", recipe, "-s", "teacher.pipeline=./pickled"),
         "has only pickle weights for unet",
         "safe_serialization=True",
     )
 
 
-def test_an_empty_prompts_file_is_told(call: Call, recipe: Path, tmp_path: Path) -> None:
+def test_a_prompt_file_without_prompts_is_refused(call: Call, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n  \n", encoding="utf-8")
-    refused(call("run", recipe, "-o", tmp_path / "run"), "there are no prompts in prompts.txt; 2 were blank")
+    assert_error(call("run", recipe, "-o", tmp_path / "run"), "there are no prompts in prompts.txt (2 empty ones)")
 
 
-def test_a_prompts_file_that_is_not_utf8_is_told(call: Call, recipe: Path, tmp_path: Path) -> None:
+def test_a_prompt_file_that_is_not_utf8_is_refused(call: Call, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes("a ball\nein Fuß\n".encode("latin-1"))
-    refused(call("run", recipe, "-o", tmp_path / "run"), "is not UTF-8: byte 13, on line 2; save it as UTF-8")
+    assert_error(call("run", recipe, "-o", tmp_path / "run"), "is not UTF-8: byte 13, on line 2; save it as UTF-8")
 
 
-def test_a_parquet_without_the_column_lists_its_columns(call: Call, recipe: Path, tmp_path: Path) -> None:
+def test_a_parquet_file_without_the_column_lists_its_columns(call: Call, recipe: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"TEXT": ["a"], "url": ["b"]}), tmp_path / "prompts.parquet")
     settings = ("-s", "prompts.files=[prompts.parquet]", "-s", "prompts.column=caption")
-    refused(call("validate", recipe, *settings), "has no column 'caption'", "TEXT, url")
+    assert_error(call("validate", recipe, *settings), "has no column 'caption'", "TEXT, url")
 
 
-def test_a_run_of_another_recipe_is_refused(call: Call, recipe: Path, tmp_path: Path) -> None:
+def test_a_run_directory_with_another_recipe_is_refused(call: Call, recipe: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
     assert call("prompts", recipe, *out).code == 0
-    refused(call("prompts", recipe, *out, "-s", "seed=1"), "another recipe (it differs in seed)", "--update")
+    assert_error(call("prompts", recipe, *out, "-s", "seed=1"), "another recipe (it differs in seed)", "--update")
     assert call("prompts", recipe, *out, "-s", "seed=1", "--update").code == 0
 
 
-def test_a_directory_that_is_no_run_is_left_alone(call: Call, recipe: Path, tmp_path: Path) -> None:
-    refused(call("run", recipe, "--out", tmp_path), "is not empty and holds no run", "choose another --out")
+def test_a_directory_that_is_not_a_run_is_left_unchanged(call: Call, recipe: Path, tmp_path: Path) -> None:
+    assert_error(call("run", recipe, "--out", tmp_path), "is not empty and holds no run", "choose another --out")
 
 
 @pytest.mark.slow
 def test_a_corrupt_shard_is_found_by_verify_and_by_distill(call: Call, recipe: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
-    assert "is as it was written (6 latents)" in call("cache", recipe, *out, "--verify").err
+    assert "matches its checksum (6 latents)" in call("cache", recipe, *out, "--verify").err
     shard = tmp_path / "run" / "cache" / "shard-00001.arrow"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    told = (f"the cache shard {shard} is corrupt", "delete it and run `condistill cache` again")
-    refused(call("cache", recipe, *out, "--verify"), *told)
-    refused(call("distill", recipe, *out), *told)
+    message = (f"the cache shard {shard} is corrupt", "delete it and run `condistill cache` again")
+    assert_error(call("cache", recipe, *out, "--verify"), *message)
+    assert_error(call("distill", recipe, *out), *message)
     shard.unlink()
     assert call("cache", recipe, *out, "--verify").code == 0
 
 
-def full(kind: str, tmp_path: Path) -> None:
-    """Write to a device that is always full, as each library does; or fail in the library's words."""
+def write_to_full_disk(kind: str, tmp_path: Path) -> None:
+    """Write to a device that is always full, or raise the error that a library raises for a full disk."""
     if kind == "safetensors":
         from safetensors import SafetensorError
 
@@ -395,7 +397,7 @@ def full(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["text", "arrow", "safetensors", "quota"])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_full_disk_is_told_whichever_library_meets_it(
+def test_a_full_disk_is_reported_for_every_library(
     call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kind: str, wrapped: bool
 ) -> None:
     if kind in ("text", "arrow") and not Path("/dev/full").exists():
@@ -403,39 +405,39 @@ def test_a_full_disk_is_told_whichever_library_meets_it(
 
     def write(*_: Any, **__: Any) -> None:
         try:
-            full(kind, tmp_path)
+            write_to_full_disk(kind, tmp_path)
         except Exception as error:
             if wrapped:
                 raise CondistillError("the pipeline cannot be used") from error
             raise
 
     monkeypatch.setattr(importlib.import_module("condistill.workflow.compress"), "compress", write)
-    refused(call("run", recipe), "no space is left on the disk; free some and run the same command again to go on")
+    assert_error(call("run", recipe), "the disk is full", "free some space, then run the same command again to resume")
     assert not (tmp_path / "target.arrow").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told(
+def test_a_folder_that_cannot_be_written_is_named(
     call: Call, recipe: Path, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     out = tmp_path / "file" / "a.png"
-    refused(call("sample", tiny_pipeline_dir, "a ball", "--steps", "1", "--out", out), str(tmp_path / "file"))
+    assert_error(call("sample", tiny_pipeline_dir, "a ball", "--steps", "1", "--out", out), str(tmp_path / "file"))
 
 
-def test_a_bug_is_told_in_one_line(call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_reported_in_one_line(call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("by zero\nand more")
 
     monkeypatch.setattr(importlib.import_module("condistill.workflow.compress"), "compress", fail)
     result = call("run", recipe)
-    told = "error: unexpected: ZeroDivisionError: by zero (a bug: run with --debug for the traceback)\n"
-    assert (result.code, result.err) == (1, told)
+    message = "unexpected ZeroDivisionError: by zero (a bug in condistill: run with --debug for the traceback)"
+    assert (result.code, result.err) == (1, f"error: {message}\n")
     with pytest.raises(ZeroDivisionError):
         cli.main(["run", str(recipe), "--debug"])
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, typer.Abort])
-def test_ctrl_c_says_how_to_go_on(
+def test_ctrl_c_explains_how_to_resume(
     call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]
 ) -> None:
     def stop(*_: Any, **__: Any) -> None:
@@ -443,11 +445,11 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(importlib.import_module("condistill.workflow.compress"), "compress", stop)
     result = call("run", recipe)
-    assert (result.code, result.err) == (130, f"{STOPPED}\n")
+    assert (result.code, result.err) == (130, f"{INTERRUPTED}\n")
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_a_checkpoint_and_the_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_run_stopped_with_ctrl_c_resumes_to_the_same_weights(tmp_path: Path) -> None:
     import kill
 
     recipe, out = kill.prepare(tmp_path), tmp_path / "stopped"
@@ -458,9 +460,9 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_run_goes_on_to_the_same_weights(tmp_p
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
-    told = kill.log_of(out).read_text(encoding="utf-8")
-    assert told.endswith(f"{STOPPED}\n")
-    assert "Traceback" not in told
+    log = kill.log_of(out).read_text(encoding="utf-8")
+    assert log.endswith(f"{INTERRUPTED}\n")
+    assert "Traceback" not in log
     assert list(checkpoints.glob("step-*"))
     kill.finish(kill.start(recipe, out), out)
     assert kill.differences(out, tmp_path / "peaceful") == []
@@ -479,4 +481,4 @@ def test_ctrl_c_while_libraries_are_imported_leaves_no_traceback(recipe: Path) -
         f"main(['run', {os.fspath(recipe)!r}])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (130, f"{STOPPED}\n")
+    assert (done.returncode, done.stderr) == (130, f"{INTERRUPTED}\n")

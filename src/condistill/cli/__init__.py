@@ -1,6 +1,6 @@
-"""The `condistill` command: parses and delegates."""
+"""The `condistill` command: parses the command line and calls the packages below."""
 
 from condistill.cli.app import app
-from condistill.cli.commands import main
+from condistill.cli.entry import main
 
 __all__ = ["app", "main"]

@@ -1,4 +1,4 @@
-"""The command's frame: the application, its console, and the options that commands share."""
+"""The typer application, its console, and the arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typer.core import TyperGroup
 from condistill.cli.texts import EXAMPLES
 
 
-class Stopped(Exception):  # noqa: N818 - no error
-    """Ctrl-C."""
+class Interrupted(Exception):  # noqa: N818 - the user pressed Ctrl-C, which is no error
+    """An interruption with Ctrl-C."""
 
 
-class Commands(TyperGroup):
-    """Tells Ctrl-C apart from other exits, of which typer makes one thing."""
+class CommandGroup(TyperGroup):
+    """A command group that raises `Interrupted` on Ctrl-C, which typer would turn into an ordinary exit."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise Stopped from error
+            raise Interrupted from error
 
 
 app = typer.Typer(
     name="condistill",
-    cls=Commands,
+    cls=CommandGroup,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -37,31 +37,33 @@ app = typer.Typer(
 )
 console = Console(stderr=True)
 
-RecipePath = Annotated[Path, typer.Argument(help="A recipe file; `condistill init` writes one.", show_default=False)]
+RecipePath = Annotated[Path, typer.Argument(help="Recipe file; `condistill init` writes one.", show_default=False)]
+PipelineName = Annotated[str, typer.Argument(help="Pipeline directory, hub name, or `miniature`.", show_default=False)]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads the annotation
     typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Change a setting: `-s distill.steps=1000`. Repeat for more."
+        "--set", "-s", metavar="KEY=VALUE", help="Override a setting: `-s distill.steps=1000`. Can be repeated."
     ),
 ]
 Out = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--out", "-o", help="The run's directory. Default: `runs/NAME`, after the recipe's file name."),
+    typer.Option("--out", "-o", help="Run directory. Default: `runs/NAME` for a recipe file `NAME.yaml`."),
 ]
 Update = Annotated[
-    bool, typer.Option("--update", help="The directory holds another recipe's run: redo what depends on the change.")
+    bool,
+    typer.Option("--update", help="Accept a run directory with another recipe, and redo the stages that it changes."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved recipe and what it would cost; write nothing.")
+    bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan with its costs; write nothing.")
 ]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command under its function's name, with its examples at the end of its help."""
-    examples = "\n\n".join(f"- `{line}`" for line in EXAMPLES[function.__name__])  # a line each, which a list keeps
+    """Register a command under the name of its function, and add its examples to the end of its help."""
+    examples = "\n\n".join(f"- `{line}`" for line in EXAMPLES[function.__name__])  # typer joins lines of one paragraph
     return app.command(epilog=f"Examples:\n\n{examples}")(function)
 
 
 def say(text: str) -> None:
-    """A line to the user, as it is: not wrapped, so that paths can be copied."""
+    """Print one line for the user: without markup, and not wrapped, so that paths can be copied."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

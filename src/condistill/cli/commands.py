@@ -1,33 +1,25 @@
-"""One command per stage, plus those for recipes, plans, sweeps and pipelines. Parses and delegates."""
+"""The commands: each parses its arguments and calls the package that does the work."""
 
 from __future__ import annotations
 
 import json
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.console import Console
 
 from condistill import __version__
-from condistill.cli.app import DryRun, Out, Overrides, RecipePath, Stopped, Update, app, command, console, say
-from condistill.cli.texts import told, usage
+from condistill.cli.app import DryRun, Out, Overrides, PipelineName, RecipePath, Update, app, command, console, say
 from condistill.errors import CondistillError
-from condistill.utils.malloc import keep_freed_memory
-from condistill.utils.quiet import quiet_environment
 
 if TYPE_CHECKING:
     from condistill.config.recipe import Recipe
 
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(show: bool) -> None:
+    if show:
         typer.echo(f"condistill {__version__}")
         raise typer.Exit
 
@@ -35,31 +27,34 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def condistill(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and warnings; also after the command.")
+        bool, typer.Option("--debug", help="Show tracebacks and warnings. Can also follow the command.")
     ] = False,
 ) -> None:
-    """Turn a diffusion pipeline (the teacher) and a list of prompts into a smaller, faster pipeline that draws
-    the same things, without a single training image.
+    """Distill a diffusion pipeline (the teacher) into a smaller, faster pipeline (the student).
 
-    Start with `condistill demo`, which needs no download, then `condistill init TEACHER --prompts FILE` and
-    `condistill run recipe.yaml`. A run goes on where it was stopped: run the same command again.
+    The inputs are a diffusers pipeline and a list of prompts; no training images are needed.
+
+    Start with `condistill demo`, which needs no download. For a teacher of your own, write a recipe with
+    `condistill init TEACHER --prompts FILE`, then start it with `condistill run recipe.yaml`. To resume a run that
+    was stopped, run the same command again.
     """
 
 
 def _run_until(
     stage: str, recipe: Path, overrides: Sequence[str] | None, out: Path | None, *, update: bool, dry_run: bool
 ) -> Path:
-    """Run a recipe up to a stage; or, in a dry run, tell what that means."""
+    """Run the stages of a recipe file up to `stage`, and return the run directory; see `_compress`."""
     from condistill.config.recipe import Recipe
 
-    loaded = Recipe.load(recipe, overrides or ())  # a mistake is told before anything heavy is imported
+    loaded = Recipe.load(recipe, overrides or ())  # reports mistakes before anything heavy is imported
     return _compress(loaded, stage, out or Path("runs") / recipe.stem, update=update, dry_run=dry_run)
 
 
 def _compress(recipe: Recipe, stage: str, out: Path, *, update: bool, dry_run: bool) -> Path:
+    """Run the stages of a recipe up to `stage`; in a dry run, only print the resolved recipe and its plan."""
     from condistill.workflow.compress import compress
     from condistill.workflow.preflight import check_inputs
 
@@ -70,21 +65,23 @@ def _compress(recipe: Recipe, stage: str, out: Path, *, update: bool, dry_run: b
 
     typer.echo(recipe.to_yaml(), nl=False)
     show_plan(make_plan(recipe), console)
-    say(f"nothing was written; without --dry-run, the {stage} stage and those before it would go to {out}")
+    say(f"dry run: nothing was written; without --dry-run, the stages up to {stage} would write to {out}")
     return out
 
 
 @command
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run's directory.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run directory.")] = Path("runs/demo"),
     overrides: Overrides = None,
     update: Update = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Show the whole thing on the embedded miniature: no download, about ten minutes on two cores.
+    """Run every stage on the embedded miniature teacher: no download, about ten minutes on two CPU cores.
 
-    A quarter of the shapes are left out of the cached prompts. The same student is distilled twice, plainly and
-    with random conditioning, and a classifier tells which of them can draw the shapes it never saw.
+    A quarter of the shapes are left out of the cached prompts. The demo distills the same student twice, with and
+    without random conditioning; a classifier then checks whether each student generates the shapes it never saw.
+
+    Reads only files of the package. Writes the run directory with `report.html`.
     """
     from condistill.miniature.demo import demo_recipe
 
@@ -93,24 +90,28 @@ def demo(
 
 @command
 def init(
-    teacher: Annotated[str, typer.Argument(help="A diffusers pipeline directory or hub name.", show_default=False)],
+    teacher: Annotated[str, typer.Argument(help="Diffusers pipeline directory or hub name.", show_default=False)],
     prompts: Annotated[
-        list[Path], typer.Option("--prompts", "-p", help="Prompts: txt, csv, jsonl or parquet. Repeat for more.")
+        list[Path], typer.Option("--prompts", "-p", help="Prompt file: txt, csv, jsonl or parquet. Can be repeated.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Recipe file to write.")] = Path("recipe.yaml"),
 ) -> None:
-    """Write a commented recipe for a teacher and its prompts."""
+    """Write a commented recipe for a teacher and its prompts.
+
+    Reads the pipeline index of the teacher and the prompt files; no weights are loaded. Writes one recipe file, and
+    never overwrites one.
+    """
     from condistill.cli.init import write_recipe
 
     path = write_recipe(teacher, prompts, out)
-    say(f"wrote {path}; read it, then: condistill run {path}")
+    say(f"wrote {path}; next: read it, then run `condistill run {path}`")
 
 
 @command
 def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Check a recipe, its teacher and its prompt files, and print it with every default filled in.
+    """Check a recipe, and print it with every default filled in.
 
-    Nothing is loaded and nothing is written.
+    Reads the recipe, the configs of the teacher and the prompt files; no weights are loaded. Writes no file.
     """
     from condistill.config.recipe import Recipe
 
@@ -121,7 +122,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     with quiet_libraries():
         skeleton = preflight(loaded)
     typer.echo(loaded.to_yaml(), nl=False)
-    say(f"{recipe} is valid; the teacher is of family {skeleton.family.name}")
+    say(f"{recipe} is valid; the family of the teacher is {skeleton.family.name}")
 
 
 @command
@@ -130,22 +131,26 @@ def plan(
     overrides: Overrides = None,
     *,
     device: Annotated[
-        str, typer.Option(help="What it would run on: a name such as a100-80gb; `present` is what is here.")
+        str,
+        typer.Option(help="Device to plan for: a name such as a100-80gb; `present` is that of this machine."),
     ] = "present",
-    count: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
+    count: Annotated[int, typer.Option(help="Number of devices.", min=1)] = 1,
     efficiency: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Share of the peak of tensor cores that is reached.", min=0.01, max=1),
+        typer.Option(help="Fraction of the peak speed of tensor cores to assume.", min=0.01, max=1),
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time networks of random weights here, instead of assuming.")
+        bool,
+        typer.Option("--measure", help="Time networks with random weights on this machine; assume no speed."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as data.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Tell what a recipe will make and what it will cost, before a weight is loaded.
+    """Show the students of a recipe and their costs, before weights are loaded.
 
-    Every student that the teacher could have, and for the recipe's own: arithmetic, hours, disk, and memory by part.
-    Prompts are not looked at.
+    For the students of the recipe: arithmetic, hours, disk space, and memory by part. For comparison: the sizes of all
+    students that the teacher could have.
+
+    Reads the recipe and the configs of the teacher, but not the prompts. Writes no file.
     """
     from condistill.config.recipe import Recipe
 
@@ -153,21 +158,20 @@ def plan(
     from condistill.plan import make_plan, show_plan
 
     assumed = {} if efficiency is None else {"efficiency": efficiency}
-    made = make_plan(loaded, device=device, count=count, measure=measure, **assumed)
+    result = make_plan(loaded, device=device, count=count, measure=measure, **assumed)
     if as_json:
-        typer.echo(json.dumps(made, indent=2))
+        typer.echo(json.dumps(result, indent=2))
     else:
-        show_plan(made, Console())
+        show_plan(result, Console())
 
 
 @command
-def inspect(
-    pipeline: Annotated[
-        str, typer.Argument(help="A pipeline directory or hub name, or `miniature`.", show_default=False)
-    ],
-    levels: Annotated[int, typer.Option(help="How deep the tree goes.", min=1)] = 2,
-) -> None:
-    """Show a pipeline's denoiser as a tree: layers, widths, costs, what is compared, what each preset keeps."""
+def inspect(pipeline: PipelineName, levels: Annotated[int, typer.Option(help="Depth of the tree.", min=1)] = 2) -> None:
+    """Show the denoiser of a pipeline as a tree: layers, widths and costs.
+
+    The tree marks the layers whose features can be compared, and lists the layers that each preset keeps. Reads the
+    configs of the pipeline; no weights are loaded. Writes no file.
+    """
     from condistill.config.sections import TeacherSettings
     from condistill.plan.inspect import inspect_pipeline
 
@@ -178,7 +182,11 @@ def inspect(
 def run(
     recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
 ) -> None:
-    """Run every stage of a recipe that is missing or out of date, up to the report."""
+    """Run every stage of a recipe that is missing or out of date.
+
+    The stages are prompts, cache, distill, evaluate and report. Reads the recipe, the teacher and the prompt files.
+    Writes the run directory: the students in `pipelines/`, and `report.html`.
+    """
     _run_until("report", recipe, overrides, out, update=update, dry_run=dry_run)
 
 
@@ -186,7 +194,10 @@ def run(
 def prompts(
     recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
 ) -> None:
-    """Build the text pool: read the prompts, drop duplicates and empty lines, split seen from unseen."""
+    """Build the text pool: drop duplicates and empty lines, and split seen from unseen prompts.
+
+    Reads the prompt files of the recipe. Writes `prompts/` in the run directory.
+    """
     _run_until("prompts", recipe, overrides, out, update=update, dry_run=dry_run)
 
 
@@ -200,23 +211,31 @@ def cache(
     *,
     verify: Annotated[bool, typer.Option("--verify", help="Compare every shard with its checksum.")] = False,
 ) -> None:
-    """Let the teacher draw the cached latents; goes on after the last whole shard."""
+    """Generate the latents of the cached prompts with the teacher.
+
+    Runs the stages before it if they are missing, and resumes after the last complete shard. Reads the teacher and
+    `prompts/`. Writes `cache/` in the run directory.
+    """
     if verify and dry_run:
-        raise CondistillError("--verify reads shards and --dry-run leaves them alone; give one of the two")
+        raise CondistillError("--verify reads the cache and --dry-run reads no results; use only one of them")
     path = _run_until("cache", recipe, overrides, out, update=update, dry_run=dry_run) / "cache"
     if verify:
         from condistill.cache.latents import LatentCache
 
         latents = LatentCache.open(path)
         latents.verify()
-        say(f"every shard of {path} is as it was written ({len(latents):,} latents)")
+        say(f"every shard of {path} matches its checksum ({len(latents):,} latents)")
 
 
 @command
 def distill(
     recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
 ) -> None:
-    """Derive the students and train them; goes on from the newest checkpoint."""
+    """Derive the students from the teacher and train them.
+
+    Runs the stages before it if they are missing, and resumes from the newest checkpoint. Reads the teacher,
+    `prompts/` and `cache/`. Writes `distill/` and the students in `pipelines/`.
+    """
     _run_until("distill", recipe, overrides, out, update=update, dry_run=dry_run)
 
 
@@ -224,7 +243,11 @@ def distill(
 def evaluate(
     recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
 ) -> None:
-    """Draw the same prompts from the same noise with every model, and measure: `metrics.json`."""
+    """Generate images with the teacher and every student, from the same prompts and noise, and compute the metrics.
+
+    Runs the stages before it if they are missing. Reads the teacher, `prompts/` and `pipelines/`. Writes
+    `evaluation/` and `metrics.json`.
+    """
     _run_until("evaluate", recipe, overrides, out, update=update, dry_run=dry_run)
 
 
@@ -232,15 +255,19 @@ def evaluate(
 def report(
     recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
 ) -> None:
-    """Write the report: one self-contained page, `report.html`."""
+    """Write the report, a self-contained HTML page.
+
+    Runs the stages before it if they are missing. Reads `metrics.json`, `evaluation/` and the training losses. Writes
+    `report.html` and a model card for every student.
+    """
     _run_until("report", recipe, overrides, out, update=update, dry_run=dry_run)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    """The seeds of `0,1,2`."""
+def _parse_seeds(text: str) -> tuple[int, ...]:
+    """Return the seeds of a text such as `0,1,2`."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words) or len(set(map(int, words))) < len(words):
-        raise CondistillError(f"--seeds {text!r} is no list of different whole numbers; write them as in 0,1,2")
+        raise CondistillError(f"--seeds {text!r} is not a list of different whole numbers; write it like 0,1,2")
     return tuple(map(int, words))
 
 
@@ -250,62 +277,72 @@ def sweep(
     *,
     grid: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="KEY=[VALUE,...]", help="Values of a setting. Repeat for every combination with another."),
+        typer.Option(metavar="KEY=[VALUE,...]", help="One case per value. Repeat the option to combine settings."),
     ] = None,
     case: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="NAME: KEY=VALUE ...", help="A case by name, with what it changes. Repeat for more."),
+        typer.Option(metavar="NAME: KEY=VALUE ...", help="One case with its name and its changes. Can be repeated."),
     ] = None,
     seeds: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="N,N,...", help="Seeds, as in 0,1,2: every case once with each. Default: the recipe's."),
+        typer.Option(metavar="N,N,...", help="Seeds: each case runs once per seed. Default: the seed of the recipe."),
     ] = None,
     overrides: Overrides = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--out", "-o", help="The sweep's directory. Default: `runs/NAME-sweep`."),
+        typer.Option("--out", "-o", help="Sweep directory. Default: `runs/NAME-sweep` for a recipe file `NAME.yaml`."),
     ] = None,
     update: Update = False,
     equal_forwards: Annotated[
         bool,
         typer.Option(
-            "--equal-forwards", help="Give every case the steps that cost as many forwards as the recipe's own."
+            "--equal-forwards", help="Choose distill.steps so that each case has as many forwards as the recipe."
         ),
     ] = False,
 ) -> None:
-    """Run a recipe in several cases over seeds, and write one table with spreads and a plot.
+    """Run several cases of a recipe over several seeds, and write one table with standard deviations and one plot.
 
-    The cases are those of `--case` and `--grid`, or else the recipe's own variants. Cases that differ in `student`
-    and `distill` only share prompts, cache and the teacher's evaluation. A sweep goes on where it was stopped.
+    The cases are those of `--case` and `--grid`, or else the variants of the recipe. Cases that differ only in
+    `student` and `distill` share prompts, cache and the evaluation of the teacher. To resume a sweep that was stopped,
+    run the same command again.
+
+    Reads the recipe, the teacher and the prompt files. Writes `sweep.md`, `sweep.svg`, `sweep.json` and the run
+    directories in `runs/`.
     """
     from condistill.workflow.sweep import run_sweep
     from condistill.workflow.sweep_cases import Sweep
 
-    asked = Sweep(
-        recipe, grid or (), case or (), () if seeds is None else _seeds(seeds), overrides or (), equal_forwards
+    request = Sweep(
+        recipe,
+        grid or (),
+        case or (),
+        () if seeds is None else _parse_seeds(seeds),
+        overrides or (),
+        equal_forwards,
     )
-    run_sweep(asked, out or Path("runs") / f"{recipe.stem}-sweep", update=update, console=console)
+    run_sweep(request, out or Path("runs") / f"{recipe.stem}-sweep", update=update, console=console)
 
 
 @command
 def sample(
-    pipeline: Annotated[
-        str, typer.Argument(help="A pipeline directory or hub name, or `miniature`.", show_default=False)
-    ],
-    prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
+    pipeline: PipelineName,
+    prompt: Annotated[str, typer.Argument(help="Prompt of the image.", show_default=False)],
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("sample.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Image file to write.")] = Path("sample.png"),
     seed: Annotated[int, typer.Option(help="Seed of the starting noise.", min=0)] = 0,
     steps: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Sampling steps. Default: what the pipeline was made for, else 25.", min=1),
+        typer.Option(help="Sampling steps. Default: the number that the pipeline was trained for, else 25.", min=1),
     ] = None,
     guidance: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Guidance scale. Default: what the pipeline was made for, else 7.5.", min=0),
+        typer.Option(help="Guidance scale. Default: the scale that the pipeline was trained for, else 7.5.", min=0),
     ] = None,
 ) -> None:
-    """Draw one picture with a finished pipeline; the same seed is the same noise for teacher and student."""
+    """Generate one image with a pipeline.
+
+    With the same seed, a teacher and its students start from the same noise. Reads the pipeline. Writes one image.
+    """
     from condistill.pipelines.generate import generate_image
 
     say(f"wrote {generate_image(pipeline, prompt, out, seed=seed, steps=steps, guidance=guidance)}")
@@ -313,49 +350,11 @@ def sample(
 
 @command
 def doctor() -> None:
-    """Tell versions and devices, what is missing and how to get it."""
-    from condistill.cli.doctor import examine
+    """Check the installation: versions, devices, free disk space, and how to install what is missing.
 
-    if not examine(Console()):
-        raise CondistillError("something that condistill needs is missing; see above")
+    Reads no recipe. Writes no file. The exit code is 1 if condistill cannot run.
+    """
+    from condistill.cli.doctor import check_installation
 
-
-_UsageError = cast("type[Exception]", typer.BadParameter.__mro__[2])
-"""click's, or that of typer's own copy of click."""
-
-
-def _split_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """The arguments without `--debug`, and whether it was there; what follows `--` is left alone."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = [argument for argument in arguments[:end] if argument != "--debug"]
-    return [*options, *arguments[end:]], len(options) < end
-
-
-def _fail(text: str, code: int) -> None:
-    console.print("[red]error:[/] ", end="")
-    say(text)
-    sys.exit(code)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The `condistill` command: exit code 0 only on success, an error in one readable line."""
-    given, debug = _split_debug(list(sys.argv[1:] if arguments is None else arguments))
-    quiet_environment()
-    keep_freed_memory()
-    try:
-        with warnings.catch_warnings():
-            if not debug:
-                warnings.simplefilter("ignore")
-            sys.exit(app(given, prog_name="condistill", standalone_mode=False))
-    except (Stopped, KeyboardInterrupt, typer.Abort):
-        say("stopped; what is finished is kept: run the same command again to go on")
-        sys.exit(EXIT_INTERRUPTED)
-    except _UsageError as error:
-        code: int = getattr(error, "exit_code", 2)
-        if type(error).__name__ == "NoArgsIsHelpError":
-            sys.exit(code)
-        _fail(usage(error), code)
-    except Exception as error:
-        if debug:
-            raise
-        _fail(told(error), EXIT_FAILED)
+    if not check_installation(Console()):
+        raise CondistillError("condistill cannot run on this machine; the table above shows what is missing")

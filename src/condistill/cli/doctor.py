@@ -1,4 +1,4 @@
-"""What is installed, what devices there are, what is missing and how to get it."""
+"""The checks of `condistill doctor`: packages, devices, disk space, and how to install a missing package."""
 
 from __future__ import annotations
 
@@ -30,57 +30,64 @@ REQUIRED = (
 OPTIONAL = {"tensorboard": "pip install 'condistill[track]'", "wandb": "pip install 'condistill[wandb]'"}
 
 
-def installed(package: str) -> str | None:
-    """A package's version, or None."""
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def examine(console: Console) -> bool:
-    """Print what there is; True if all that is needed is there and works."""
+def check_installation(console: Console) -> bool:
+    """Print a table of packages and devices, and return whether condistill can run."""
     table = Table(title="condistill doctor", title_justify="left", box=None, pad_edge=False)
-    table.add_column("what")
+    table.add_column("component")
     table.add_column("found")
-    table.add_column("to get it", overflow="fold")
+    table.add_column("how to install", overflow="fold")
     table.add_row("Python", platform.python_version(), "")
-    missing = [package for package in REQUIRED if installed(package) is None]
-    for package in REQUIRED:
-        version = installed(package)
+    versions = {package: installed_version(package) for package in REQUIRED}
+    for package, version in versions.items():
         table.add_row(package, version or "[red]missing[/]", "" if version else f"pip install {package}")
     for package, how in OPTIONAL.items():
-        table.add_row(f"{package} (optional)", installed(package) or "-", "" if installed(package) else how)
-    found = devices()
-    for name, told in found:
-        table.add_row(name, told, "")
-    table.add_row("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB", "")
-    whole, works = miniature_is_there(), "torch" not in dict(found)
-    table.add_row("miniature", "there" if whole else "[red]missing[/]", "" if whole else "make miniature, or reinstall")
+        version = installed_version(package)
+        table.add_row(f"{package} (optional)", version or "-", "" if version else how)
+    found_devices = devices()
+    for name, description in found_devices.items():
+        table.add_row(name, description, "")
+    table.add_row("free disk space", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB", "")
+    found_miniature = has_miniature()
+    table.add_row(
+        "miniature teacher",
+        "yes" if found_miniature else "[red]missing[/]",
+        "" if found_miniature else "make miniature, or install condistill again",
+    )
     console.print(table)
-    well = not missing and whole and works
-    console.print("all is well" if well else "something is missing", highlight=False)
-    return well
+    can_run = all(versions.values()) and found_miniature and "torch" not in found_devices
+    console.print("all checks passed" if can_run else "some checks failed", highlight=False)
+    return can_run
 
 
-def devices() -> list[tuple[str, str]]:
-    """Each device torch can use, with its memory or threads; or why torch cannot be used."""
-    if installed("torch") is None:
-        return []
+def devices() -> dict[str, str]:
+    """Return a description of each device that torch can use.
+
+    If torch cannot be imported, the only entry is `torch` with the reason. Without torch, there is no entry.
+    """
+    if installed_version("torch") is None:
+        return {}
     try:
         import torch
-    except Exception as error:  # whatever is wrong with it, this is the command that says so
-        return [("torch", f"[red]cannot be imported[/]: {escape(str(error))}")]
+    except Exception as error:  # a broken installation can raise any exception
+        return {"torch": f"[red]cannot be imported[/]: {escape(str(error))}"}
 
-    found = [("CPU", f"{torch.get_num_threads()} threads")]
+    found = {"CPU": f"{torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        found.append((f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
+        found[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     return found
 
 
-def miniature_is_there() -> bool:
-    """Whether the embedded teacher came along with the package."""
+def has_miniature() -> bool:
+    """Return whether the embedded teacher is installed with the package."""
     from condistill.miniature import weights_path
 
     return (weights_path() / "teacher" / "model_index.json").is_file()

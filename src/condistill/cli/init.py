@@ -1,4 +1,4 @@
-"""Write a commented recipe to begin with."""
+"""Write a commented recipe for a new teacher."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from condistill.utils.atomic import write_text
 
 
 def write_recipe(teacher: str, prompts: Sequence[Path], out: Path) -> Path:
-    """Write a recipe for a teacher and prompts; both are looked at first, nothing is loaded.
+    """Write a recipe for a teacher and prompt files, and return its path.
+
+    The pipeline index and the prompt files are checked first; no weights are loaded.
 
     Raises:
-        CondistillError: the file is there already, or the teacher or the prompts cannot be used.
+        CondistillError: `out` exists, or the teacher or a prompt file cannot be used.
     """
     if out.exists():
-        raise CondistillError(f"{out} is there already; choose another --out, so that nothing is lost")
+        raise CondistillError(f"{out} exists already and is not overwritten; choose another --out")
     _, index = read_index(TeacherSettings(pipeline=teacher))
     family = family_class(TeacherSettings(pipeline=teacher), index)
     for path in prompts:
         if next(iter(read_prompts(path)), None) is None:
-            raise CondistillError(f"{path} holds no prompts")
+            raise CondistillError(f"{path} contains no prompts; choose another file")
     template = resources.files("condistill.cli").joinpath("recipe.yaml.j2").read_text(encoding="utf-8")
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters["yaml"] = _one_line
@@ -40,7 +42,7 @@ def write_recipe(teacher: str, prompts: Sequence[Path], out: Path) -> Path:
         can_cut_width=family.can_cut_width,
         files=[str(path.resolve()) for path in prompts],
         tabular=any(map(is_tabular, prompts)),
-        prompts=_count(prompts),
+        prompts=_count_prompts(prompts),
     )
     Recipe.parse(text, source=str(out))
     write_text(out, text)
@@ -48,13 +50,14 @@ def write_recipe(teacher: str, prompts: Sequence[Path], out: Path) -> Path:
 
 
 def _one_line(value: object) -> str:
+    """Return a value as YAML on one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).split("\n")[0]
 
 
-def _count(prompts: Sequence[Path], limit: int = 1_000_000) -> int:
-    """How many prompts there are, counted no further than `limit`."""
+def _count_prompts(files: Sequence[Path], limit: int = 1_000_000) -> int:
+    """Return the number of prompts in several files, or `limit` if there are more."""
     count = 0
-    for path in prompts:
+    for path in files:
         for _ in read_prompts(path):
             count += 1
             if count >= limit:

@@ -1,4 +1,4 @@
-"""What the command tells: an example of everything, and what became of an error. Imports nothing heavy."""
+"""Texts that commands print: examples of use, and messages for exceptions. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -43,38 +43,39 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "doctor": ("condistill doctor",),
 }
-"""What the help of every command ends with."""
+"""Examples by command; the help of each command ends with its own."""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _is_full(error: BaseException) -> bool:
-    """Whether a disk or a quota is full: some libraries say so in words only."""
-    numbered = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return numbered or any(words in str(error) for words in ("No space left", "quota exceeded"))
+def _is_disk_full(error: BaseException) -> bool:
+    """Return whether a disk or a quota is full. Some libraries report it only in the text of the exception."""
+    has_code = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return has_code or any(words in str(error) for words in ("No space left", "quota exceeded"))
 
 
-def told(error: Exception) -> str:
-    """What a user is told of an error."""
+def error_message(error: Exception) -> str:
+    """Return the message of one line that a user sees for an exception."""
     for cause in _chain(error):
-        if _is_full(cause):
-            place = f" for {cause.filename}" if isinstance(cause, OSError) and cause.filename else ""
-            return f"no space is left on the disk{place}; free some and run the same command again to go on"
+        if _is_disk_full(cause):
+            place = f" ({cause.filename})" if isinstance(cause, OSError) and cause.filename else ""
+            return f"the disk is full{place}; free some space, then run the same command again to resume"
     if isinstance(error, CondistillError):
         return str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
+    if type(error).__name__ == "OutOfMemoryError":  # the class is in torch, which this module does not import
         return "the device is out of memory; lower cache.batch_size, distill.micro_batch_size or evaluate.batch_size"
-    what = (str(error).splitlines() or [""])[0]
-    return f"unexpected: {type(error).__name__}: {what} (a bug: run with --debug for the traceback)"
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"unexpected {type(error).__name__}: {first_line} (a bug in condistill: run with --debug for the traceback)"
 
 
-def usage(error: Any) -> str:
-    """What a user is told of a command that is not one; of no command at all, typer has printed the help."""
-    path = error.ctx.command_path if getattr(error, "ctx", None) else "condistill"
-    return f"{error.format_message().rstrip('.')}; `{path} --help` shows how it is used"
+def usage_message(error: Any) -> str:
+    """Return the message of one line that a user sees for a command line that typer rejects."""
+    command_path = error.ctx.command_path if getattr(error, "ctx", None) else "condistill"
+    return f"{error.format_message().rstrip('.')}; see `{command_path} --help`"

@@ -1,0 +1,64 @@
+"""The entry point: runs a command and turns exceptions into error lines and exit codes."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import cast
+
+import typer
+
+import condistill.cli.commands  # noqa: F401 - registers the commands
+from condistill.cli.app import Interrupted, app, console, say
+from condistill.cli.texts import error_message, usage_message
+from condistill.utils.malloc import keep_freed_memory
+from condistill.utils.quiet import quiet_environment
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+_UsageError = cast("type[Exception]", typer.BadParameter.__mro__[2])
+"""The class in click, or in the copy of click that typer contains."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a `condistill` command and exit: with code 0 on success, else with an error message of one line.
+
+    Args:
+        arguments: the command line without the program name. Default: `sys.argv[1:]`.
+    """
+    arguments, debug = _split_debug(list(sys.argv[1:] if arguments is None else arguments))
+    quiet_environment()
+    keep_freed_memory()
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+            sys.exit(app(arguments, prog_name="condistill", standalone_mode=False))
+    except (Interrupted, KeyboardInterrupt, typer.Abort):
+        say("interrupted; finished work is kept: run the same command again to resume")
+        sys.exit(EXIT_INTERRUPTED)
+    except _UsageError as error:
+        code: int = getattr(error, "exit_code", 2)
+        if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help already
+            sys.exit(code)
+        _fail(usage_message(error), code)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(error_message(error), EXIT_FAILED)
+
+
+def _split_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the arguments without `--debug`, and whether it was one of them; arguments after `--` are kept."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = [argument for argument in arguments[:end] if argument != "--debug"]
+    return [*options, *arguments[end:]], len(options) < end
+
+
+def _fail(message: str, code: int) -> None:
+    """Print an error message and exit."""
+    console.print("[red]error:[/] ", end="")
+    say(message)
+    sys.exit(code)
