@@ -20,49 +20,51 @@ SETTINGS = CacheSettings(size=10, num_inference_steps=1, guidance_scale=3.0, bat
 Shards = dict[str, bytes]
 
 
-def fill(directory: Path, family: Family, settings: CacheSettings = SETTINGS, *, seed: int = 3, **more: Any) -> Shards:
-    """Fill, and return the bytes of every shard."""
-    fill_cache(directory, family, PROMPTS, settings, seed=seed, **more)
+def fill(
+    directory: Path, family: Family, settings: CacheSettings = SETTINGS, *, seed: int = 3, **options: Any
+) -> Shards:
+    """Fill a cache, and return the bytes of each shard."""
+    fill_cache(directory, family, PROMPTS, settings, seed=seed, **options)
     return {path.name: path.read_bytes() for path in directory.glob("*.arrow")}
 
 
-def everything(directory: Path, shards: int) -> np.ndarray:
+def all_latents(directory: Path, shards: int) -> np.ndarray:
     return np.concatenate([read_shard(directory / shard_name(i))[0] for i in range(shards)])
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_family: Family, tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """The shards of an uninterrupted fill by one process."""
+    """The shards that one process writes without interruption."""
     return fill(tmp_path_factory.mktemp("whole"), tiny_family)
 
 
 @pytest.fixture
 def noises(tiny_family: Family, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """Every starting noise that the teacher is given; drawing takes no time."""
-    seen: list[torch.Tensor] = []
+    """The starting noises that the teacher receives; its sampler is replaced by a function that takes no time."""
+    received: list[torch.Tensor] = []
 
     def sample(_denoiser: Any, _prompts: Any, noise: torch.Tensor, **_: Any) -> torch.Tensor:
-        seen.append(noise)
+        received.append(noise)
         return noise * 0.5
 
     monkeypatch.setattr(tiny_family, "sample", sample)
-    return seen
+    return received
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
-def test_the_noise_of_an_image_depends_on_the_seed_and_its_index_alone(
+def test_the_noise_of_an_image_depends_only_on_the_seed_and_its_index(
     tiny_family: Family, tmp_path: Path, noises: list[torch.Tensor], batch_size: int
 ) -> None:
     fill(tmp_path, tiny_family, SETTINGS.model_copy(update={"batch_size": batch_size}))
-    given = torch.cat(noises)
-    assert len(given) == 10
-    for index, noise in enumerate(given):
+    received = torch.cat(noises)
+    assert len(received) == 10
+    for index, noise in enumerate(received):
         expected = image_noise(3, Stream.CACHE_NOISE, index, (4, 8, 8))
         np.testing.assert_array_equal(noise.numpy(), expected)
-    assert len(torch.unique(given.flatten(1), dim=0)) == 10
+    assert len(torch.unique(received.flatten(1), dim=0)) == 10
 
 
-def test_another_seed_gives_other_noise(tiny_family: Family, tmp_path: Path, noises: list[torch.Tensor]) -> None:
+def test_another_seed_gives_different_noise(tiny_family: Family, tmp_path: Path, noises: list[torch.Tensor]) -> None:
     fill(tmp_path / "a", tiny_family, seed=3)
     fill(tmp_path / "b", tiny_family, seed=4)
     first, second = noises[:5], noises[5:]
@@ -70,18 +72,18 @@ def test_another_seed_gives_other_noise(tiny_family: Family, tmp_path: Path, noi
 
 
 @pytest.mark.slow
-def test_an_image_is_the_same_whatever_the_batch_size(tiny_family: Family, tmp_path: Path) -> None:
+def test_an_image_does_not_depend_on_the_batch_size(tiny_family: Family, tmp_path: Path) -> None:
     settings = {"num_inference_steps": 2, "dtype": "float32"}
     for batch_size in (1, 4):
         fill(
             tmp_path / str(batch_size), tiny_family, SETTINGS.model_copy(update={**settings, "batch_size": batch_size})
         )
-    one, four = everything(tmp_path / "1", 3), everything(tmp_path / "4", 3)
+    one, four = all_latents(tmp_path / "1", 3), all_latents(tmp_path / "4", 3)
     np.testing.assert_allclose(one, four, rtol=1e-4, atol=1e-4)
     assert np.abs(one[0] - one[1]).max() > 0.1
 
 
-def test_images_are_drawn_for_their_prompts_with_the_teachers_own_sampler(tiny_family: Family, tmp_path: Path) -> None:
+def test_latents_equal_those_of_the_teacher_pipeline(tiny_family: Family, tmp_path: Path) -> None:
     fill(tmp_path, tiny_family, SETTINGS.model_copy(update={"dtype": "float32", "num_inference_steps": 2}))
     noise = torch.from_numpy(image_noise(3, Stream.CACHE_NOISE, 9, (4, 8, 8)))[None]
     expected = tiny_family.pipeline(
@@ -92,56 +94,56 @@ def test_images_are_drawn_for_their_prompts_with_the_teachers_own_sampler(tiny_f
     assert prompts.to_pylist() == PROMPTS[8:]
 
 
-def test_an_interrupted_fill_goes_on_after_its_last_whole_shard(
+def test_an_interrupted_fill_resumes_after_the_last_complete_shard(
     tiny_family: Family, tmp_path: Path, whole: Shards
 ) -> None:
-    drawn: list[int] = []
+    generated: list[int] = []
 
     def interrupt(images: int) -> None:
-        drawn.append(images)
-        if sum(drawn) == 6:
+        generated.append(images)
+        if sum(generated) == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fill(tmp_path, tiny_family, on_images=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == [shard_name(0)]
     before = (tmp_path / shard_name(0)).stat().st_mtime_ns
-    (tmp_path / f".{shard_name(1)}.partial").write_bytes(b"left by a kill")
-    found: list[int] = []
-    assert fill(tmp_path, tiny_family, on_images=found.append) == whole
-    assert found == [4, 2, 2, 2]
+    (tmp_path / f".{shard_name(1)}.partial").write_bytes(b"from a killed run")
+    reported: list[int] = []
+    assert fill(tmp_path, tiny_family, on_images=reported.append) == whole
+    assert reported == [4, 2, 2, 2]
     assert (tmp_path / shard_name(0)).stat().st_mtime_ns == before
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_two_processes_leave_the_shards_of_one(tiny_family: Family, tmp_path: Path, whole: Shards) -> None:
+def test_two_processes_write_the_same_shards_as_one(tiny_family: Family, tmp_path: Path, whole: Shards) -> None:
     second = fill(tmp_path, tiny_family, part=(1, 2))
     assert list(second) == [shard_name(1)]
     assert fill(tmp_path, tiny_family, part=(0, 2)) == whole
 
 
-def test_a_shard_that_is_corrupt_is_not_taken_for_whole(tiny_family: Family, tmp_path: Path) -> None:
+def test_a_fill_refuses_a_corrupt_shard(tiny_family: Family, tmp_path: Path) -> None:
     (tmp_path / shard_name(0)).write_bytes(b"not arrow")
     with pytest.raises(CorruptError, match=r"shard-00000\.arrow is corrupt"):
         fill(tmp_path, tiny_family)
 
 
-@pytest.mark.parametrize(("value", "way_out"), [(float("nan"), "teacher"), (float("inf"), "teacher"), (1e6, "cache")])
-def test_latents_that_are_not_finite_are_refused_and_not_kept(
-    tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, way_out: str
+@pytest.mark.parametrize(("value", "section"), [(float("nan"), "teacher"), (float("inf"), "teacher"), (1e6, "cache")])
+def test_latents_that_are_not_finite_are_refused_and_not_written(
+    tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, section: str
 ) -> None:
     def sample(_denoiser: Any, prompts: list[str], noise: torch.Tensor, **_: Any) -> torch.Tensor:
         return torch.where(torch.tensor([prompt == PROMPTS[5] for prompt in prompts]).view(-1, 1, 1, 1), value, noise)
 
     monkeypatch.setattr(tiny_family, "sample", sample)
-    with pytest.raises(CondistillError, match=rf"not finite for images 4 to 5, .* try {way_out}\.dtype: float32"):
+    with pytest.raises(CondistillError, match=rf"not finite for images 4 to 5, .* try {section}\.dtype: float32"):
         fill(tmp_path, tiny_family)
     assert [path.name for path in tmp_path.iterdir()] == [shard_name(0)]
 
 
-def test_the_manifest_says_where_the_latents_are_from(tiny_family: Family, tmp_path: Path) -> None:
+def test_the_manifest_records_the_teacher_and_the_settings(tiny_family: Family, tmp_path: Path) -> None:
     fill(tmp_path, tiny_family)
-    with pytest.raises(CondistillError, match="no whole cache"):
+    with pytest.raises(CondistillError, match="no complete cache"):
         LatentCache.open(tmp_path)
     cache = finish_cache(tmp_path, tiny_family, SETTINGS, seed=3, teacher="abc")
     cache.verify()

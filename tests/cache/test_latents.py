@@ -20,7 +20,7 @@ def some_latents(dtype: str = "float16") -> np.ndarray:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A whole cache of 10 images in shards of 4."""
+    """A complete cache of 10 images in shards of 4."""
     latents = some_latents()
     for index, start in enumerate(range(0, 10, 4)):
         write_shard(tmp_path / shard_name(index), latents[start : start + 4], PROMPTS[start : start + 4])
@@ -29,7 +29,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_a_shard_gives_back_what_was_written(tmp_path: Path, dtype: str) -> None:
+def test_a_shard_reads_as_it_was_written(tmp_path: Path, dtype: str) -> None:
     write_shard(tmp_path / "a.arrow", some_latents(dtype), PROMPTS)
     latents, prompts = read_shard(tmp_path / "a.arrow")
     assert latents.dtype == dtype
@@ -47,7 +47,7 @@ def test_latents_are_read_without_a_copy(directory: Path) -> None:
     assert first.__array_interface__["data"][0] + first.nbytes == other.__array_interface__["data"][0]
 
 
-def test_a_cache_is_a_sequence_over_its_shards(directory: Path) -> None:
+def test_a_cache_is_a_sequence_of_the_images_of_its_shards(directory: Path) -> None:
     cache = LatentCache.open(directory)
     assert len(cache) == 10
     assert cache.latent_shape == SHAPE
@@ -61,12 +61,12 @@ def test_a_cache_is_a_sequence_over_its_shards(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [10, -11, 1000])
-def test_an_image_that_is_not_there_is_an_index_error(directory: Path, index: int) -> None:
-    with pytest.raises(IndexError, match=f"image {index} of a cache of 10"):
+def test_an_index_outside_of_the_cache_is_an_error(directory: Path, index: int) -> None:
+    with pytest.raises(IndexError, match=f"image {index} is not in a cache of 10 images"):
         LatentCache.open(directory)[index]
 
 
-def test_taken_images_come_in_the_order_asked_for_and_as_float32(directory: Path) -> None:
+def test_take_returns_float32_latents_in_the_order_of_the_indices(directory: Path) -> None:
     latents, prompts = LatentCache.open(directory).take([9, 0, 9, 5])
     assert latents.dtype == np.float32
     np.testing.assert_array_equal(latents, some_latents()[[9, 0, 9, 5]].astype(np.float32))
@@ -74,33 +74,33 @@ def test_taken_images_come_in_the_order_asked_for_and_as_float32(directory: Path
     latents += 1  # the caller may write to them
 
 
-def test_a_pickled_cache_opens_its_shards_anew(directory: Path) -> None:
+def test_a_pickled_cache_opens_its_shards_again(directory: Path) -> None:
     cache = LatentCache.open(directory)
     before = cache[3]
-    sent = pickle.dumps(cache)
-    assert len(sent) < 4000
-    np.testing.assert_array_equal(pickle.loads(sent)[3][0], before[0])
+    pickled = pickle.dumps(cache)
+    assert len(pickled) < 4000
+    np.testing.assert_array_equal(pickle.loads(pickled)[3][0], before[0])
 
 
-def test_opening_reads_no_shard(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_a_cache_reads_no_shard(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("condistill.cache.latents.read_shard", None)
     assert len(LatentCache.open(directory)) == 10
 
 
-def test_a_directory_without_a_manifest_is_no_cache(tmp_path: Path) -> None:
+def test_a_directory_without_a_manifest_is_not_a_cache(tmp_path: Path) -> None:
     write_shard(tmp_path / shard_name(0), some_latents(), PROMPTS)
-    with pytest.raises(CondistillError, match=r"no whole cache in .*; fill one with `condistill cache RECIPE`"):
+    with pytest.raises(CondistillError, match=r"no complete cache in .*; fill it with `condistill cache RECIPE`"):
         LatentCache.open(tmp_path)
 
 
-def test_a_cache_of_another_format_is_refused(directory: Path) -> None:
+def test_a_cache_with_another_format_is_refused(directory: Path) -> None:
     manifest = json.loads((directory / MANIFEST_NAME).read_text())
     (directory / MANIFEST_NAME).write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(CorruptError, match="has format 99, this condistill reads 1"):
+    with pytest.raises(CorruptError, match="has format 99, this version reads format 1"):
         LatentCache.open(directory)
 
 
-def test_a_flipped_byte_is_found_and_its_shard_named(directory: Path) -> None:
+def test_verify_names_the_shard_with_a_changed_byte(directory: Path) -> None:
     cache = LatentCache.open(directory)
     checked: list[str] = []
     cache.verify(checked.append)
@@ -113,28 +113,28 @@ def test_a_flipped_byte_is_found_and_its_shard_named(directory: Path) -> None:
         LatentCache.open(directory).verify()
 
 
-def test_a_truncated_shard_is_found_on_opening(directory: Path) -> None:
+def test_a_truncated_shard_is_found_when_the_cache_is_opened(directory: Path) -> None:
     path = directory / shard_name(2)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CorruptError, match=r"shard-00002\.arrow is corrupt"):
         LatentCache.open(directory)
 
 
-def test_a_missing_shard_is_found_on_opening(directory: Path) -> None:
+def test_a_missing_shard_is_found_when_the_cache_is_opened(directory: Path) -> None:
     (directory / shard_name(0)).unlink()
     with pytest.raises(CorruptError, match=r"shard-00000\.arrow is corrupt"):
         LatentCache.open(directory)
 
 
 @pytest.mark.parametrize("content", [b"", b"not arrow at all", b"ARROW1\0\0" + b"\xff" * 64])
-def test_a_file_that_is_no_shard_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_shard_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.arrow"
     path.write_bytes(content)
     with pytest.raises(CorruptError, match=r"a\.arrow is corrupt"):
         read_shard(path)
 
 
-def test_a_leftover_of_a_killed_run_is_ignored(directory: Path) -> None:
+def test_a_partial_file_of_a_killed_run_is_ignored(directory: Path) -> None:
     (directory / f".{shard_name(3)}.partial").write_bytes(b"half")
     write_manifest(directory, shard_size=4, origin={"latent_shape": list(SHAPE)})
     assert len(LatentCache.open(directory)) == 10

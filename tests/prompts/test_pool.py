@@ -22,33 +22,33 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "BATCH_ROWS", 4)
 
 
-def test_files_become_one_pool_without_blanks_and_repetitions(tmp_path: Path) -> None:
+def test_a_pool_is_built_from_files_without_empty_prompts_and_duplicates(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("  a cat \n\na dog\na cat\n \t\n")
     (tmp_path / "b.csv").write_text("prompt,n\na dog,1\na fox,2\n")
-    made = PromptPool.build([tmp_path / "a.txt", str(tmp_path / "b.csv")], tmp_path / "p.arrow", column="prompt")
-    assert list(made) == ["a cat", "a dog", "a fox"]
-    assert made.counts == PoolCounts(read=7, kept=3, empty=2, duplicates=2)
-    assert made.sources == ("a.txt", "b.csv")
-    assert str(tmp_path).encode() not in made.path.read_bytes()
+    prompt_pool = PromptPool.build([tmp_path / "a.txt", str(tmp_path / "b.csv")], tmp_path / "p.arrow", column="prompt")
+    assert list(prompt_pool) == ["a cat", "a dog", "a fox"]
+    assert prompt_pool.counts == PoolCounts(read=7, kept=3, empty=2, duplicates=2)
+    assert prompt_pool.sources == ("a.txt", "b.csv")
+    assert str(tmp_path).encode() not in prompt_pool.path.read_bytes()
 
 
 @pytest.mark.usefixtures("small_batches")
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 8, 9])
-def test_a_pool_is_indexed_as_a_sequence(tmp_path: Path, n: int) -> None:
+def test_a_pool_is_a_sequence(tmp_path: Path, n: int) -> None:
     prompts = [f"prompt {i}" for i in range(n)]
-    made = PromptPool.from_prompts(iter(prompts), tmp_path / "p.arrow")
-    assert len(made) == n
-    assert [made[i] for i in range(-n, n)] == prompts + prompts
-    assert made.take(np.arange(n)[::-1]) == prompts[::-1]
-    assert list(made) == prompts
+    prompt_pool = PromptPool.from_prompts(iter(prompts), tmp_path / "p.arrow")
+    assert len(prompt_pool) == n
+    assert [prompt_pool[i] for i in range(-n, n)] == prompts + prompts
+    assert prompt_pool.take(np.arange(n)[::-1]) == prompts[::-1]
+    assert list(prompt_pool) == prompts
     for index in (n, -n - 1):
-        with pytest.raises(IndexError, match=f"prompt {index} of a pool of {n}"):
-            made[index]
+        with pytest.raises(IndexError, match=f"prompt {index} is not in a pool of {n} prompts"):
+            prompt_pool[index]
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=20))
 @settings(max_examples=25, deadline=None)
-def test_a_pool_holds_each_stripped_prompt_once_in_order(
+def test_a_pool_contains_each_stripped_prompt_once_in_order(
     tmp_path_factory: pytest.TempPathFactory, prompts: list[str]
 ) -> None:
     out = tmp_path_factory.mktemp("pool") / "p.arrow"
@@ -57,13 +57,13 @@ def test_a_pool_holds_each_stripped_prompt_once_in_order(
         with pytest.raises(CondistillError, match="no prompts"):
             PromptPool.from_prompts(prompts, out)
         return
-    made = PromptPool.from_prompts(prompts, out)
-    assert list(made) == expected
-    counts = made.counts
+    prompt_pool = PromptPool.from_prompts(prompts, out)
+    assert list(prompt_pool) == expected
+    counts = prompt_pool.counts
     assert counts.read == len(prompts) == counts.kept + counts.empty + counts.duplicates
 
 
-def test_the_content_hash_follows_prompts_and_order_and_nothing_else(
+def test_the_content_hash_depends_only_on_the_prompts_and_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = PromptPool.from_prompts(["a", "bc", "d"], tmp_path / "1.arrow").content_hash
@@ -77,17 +77,17 @@ def test_the_content_hash_follows_prompts_and_order_and_nothing_else(
     assert PromptPool.from_prompts(["ab", "c", "d"], tmp_path / "4.arrow").content_hash != first
 
 
-def test_draws_are_uniform_with_replacement_and_follow_the_generator(tmp_path: Path) -> None:
-    made = PromptPool.from_prompts(["a", "b", "c"], tmp_path / "p.arrow")
-    drawn = made.draw(3000, np.random.Generator(np.random.Philox(7)))
-    assert drawn == made.draw(3000, np.random.Generator(np.random.Philox(7)))
+def test_random_prompts_are_uniform_with_replacement_and_depend_on_the_generator(tmp_path: Path) -> None:
+    prompt_pool = PromptPool.from_prompts(["a", "b", "c"], tmp_path / "p.arrow")
+    drawn = prompt_pool.draw(3000, np.random.Generator(np.random.Philox(7)))
+    assert drawn == prompt_pool.draw(3000, np.random.Generator(np.random.Philox(7)))
     assert all(900 < drawn.count(prompt) < 1100 for prompt in "abc")
 
 
-def test_opening_reads_no_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_a_pool_reads_no_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "BATCH_ROWS", 1000)
-    made = PromptPool.from_prompts((f"prompt {i}" * 50 for i in range(5000)), tmp_path / "p.arrow")
-    del made
+    prompt_pool = PromptPool.from_prompts((f"prompt {i}" * 50 for i in range(5000)), tmp_path / "p.arrow")
+    del prompt_pool
     before = pa.total_allocated_bytes()
     again = PromptPool.open(tmp_path / "p.arrow")
     assert len(again) == 5000
@@ -102,52 +102,52 @@ def test_any_arrow_reader_can_read_the_pool(tmp_path: Path) -> None:
     assert table.schema.field("prompt").type == pa.large_string()
 
 
-def test_a_pool_pickles_as_its_path(tmp_path: Path) -> None:
-    made = PromptPool.from_prompts([f"prompt {i}" for i in range(2000)], tmp_path / "p.arrow")
-    pickled = pickle.dumps(made)
+def test_a_pool_is_pickled_as_its_path(tmp_path: Path) -> None:
+    prompt_pool = PromptPool.from_prompts([f"prompt {i}" for i in range(2000)], tmp_path / "p.arrow")
+    pickled = pickle.dumps(prompt_pool)
     assert len(pickled) < 1000
     assert pickle.loads(pickled)[1999] == "prompt 1999"
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_progress_tells_the_prompts_read(tmp_path: Path) -> None:
+def test_progress_reports_the_number_of_prompts_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a\n" * 9)
-    told: list[int] = []
-    PromptPool.build([tmp_path / "a.txt"], tmp_path / "p.arrow", on_progress=told.append)
-    assert told == [4, 8, 9]
+    reported: list[int] = []
+    PromptPool.build([tmp_path / "a.txt"], tmp_path / "p.arrow", on_progress=reported.append)
+    assert reported == [4, 8, 9]
 
 
 def test_a_column_that_applies_to_no_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a cat\n")
-    with pytest.raises(CondistillError, match=r"column 'text' applies to none of a.txt, miniature.*leave it out"):
+    with pytest.raises(CondistillError, match=r"column 'text' applies to none of a.txt, miniature.*leave the column"):
         PromptPool.build([tmp_path / "a.txt", "miniature"], tmp_path / "p.arrow", column="text")
 
 
-def test_nothing_kept_names_the_files_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_pool_without_prompts_is_not_written_and_the_error_names_the_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n \n")
-    with pytest.raises(CondistillError, match=r"no prompts in a.txt; 2 were blank"):
+    with pytest.raises(CondistillError, match=r"no prompts in a.txt \(2 empty ones\)"):
         PromptPool.build([tmp_path / "a.txt"], tmp_path / "p.arrow")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_mistake_in_the_last_file_is_told_before_the_first_is_converted(tmp_path: Path) -> None:
+def test_a_mistake_in_the_last_file_is_reported_before_the_first_is_converted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a\nb\n")
     (tmp_path / "b.csv").write_text("p,q\n1,2\n")
-    told: list[int] = []
+    reported: list[int] = []
     with pytest.raises(CondistillError, match=r"b.csv has no column 'prompt'"):
         PromptPool.build(
-            [tmp_path / "a.txt", tmp_path / "b.csv"], tmp_path / "p.arrow", column="prompt", on_progress=told.append
+            [tmp_path / "a.txt", tmp_path / "b.csv"], tmp_path / "p.arrow", column="prompt", on_progress=reported.append
         )
-    assert told == []
+    assert reported == []
 
 
 @pytest.mark.parametrize("prompt", ["\ud800", 3, None])
 def test_a_prompt_that_is_not_text_is_an_error(tmp_path: Path, prompt: object) -> None:
-    with pytest.raises(CondistillError, match="is not text that UTF-8 can hold"):
+    with pytest.raises(CondistillError, match="is not valid UTF-8 text"):
         PromptPool.from_prompts(["a", prompt], tmp_path / "p.arrow")  # type: ignore[list-item]
 
 
-def test_a_build_that_fails_leaves_the_old_pool(tmp_path: Path) -> None:
+def test_a_failed_build_keeps_the_old_pool(tmp_path: Path) -> None:
     out = tmp_path / "p.arrow"
     old = PromptPool.from_prompts(["old"], out)
 
@@ -161,7 +161,7 @@ def test_a_build_that_fails_leaves_the_old_pool(tmp_path: Path) -> None:
     assert not partial_path(out).exists()
 
 
-def test_what_is_no_pool_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_a_complete_pool_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CondistillError, match="there is no prompt pool"):
         PromptPool.open(tmp_path / "none.arrow")
     whole = PromptPool.from_prompts(["a", "b"], tmp_path / "p.arrow").path.read_bytes()
@@ -171,7 +171,7 @@ def test_what_is_no_pool_is_refused(tmp_path: Path) -> None:
     contents = (b"", b"hello", whole[:-5], whole[: len(whole) // 2], other.read_bytes())
     for content in contents:
         other.write_bytes(content)
-        with pytest.raises(CorruptError, match=r"other.arrow is not a whole prompt pool .*build it again"):
+        with pytest.raises(CorruptError, match=r"other.arrow is not a complete prompt pool .*rebuild it"):
             PromptPool.open(other)
     with pytest.raises(CorruptError):
         PromptPool.open(tmp_path)
@@ -185,17 +185,17 @@ def build(folder: Path, **files: str) -> PromptPool:
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_the_prompts_of_a_source_are_those_no_file_before_it_had(tmp_path: Path) -> None:
-    made = build(tmp_path, a="pqrpst", b="tuv", c="wpx")
-    ranges = made.source_ranges()
-    assert {name: made.take(np.array(mine)) for name, mine in ranges.items()} == {
+def test_a_source_contains_the_prompts_that_no_earlier_file_contains(tmp_path: Path) -> None:
+    prompt_pool = build(tmp_path, a="pqrpst", b="tuv", c="wpx")
+    ranges = prompt_pool.source_ranges()
+    assert {name: prompt_pool.take(np.array(indices)) for name, indices in ranges.items()} == {
         "a.txt": list("pqrst"),
         "b.txt": list("uv"),
         "c.txt": list("wx"),
     }
 
 
-def test_a_file_that_is_given_twice_is_one_source(tmp_path: Path) -> None:
+def test_a_file_given_twice_is_one_source(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("p\nq\n")
     (tmp_path / "b.txt").write_text("r\n")
     files = [tmp_path / name for name in ("a.txt", "b.txt", "a.txt")]
@@ -203,25 +203,25 @@ def test_a_file_that_is_given_twice_is_one_source(tmp_path: Path) -> None:
 
 
 def test_a_source_without_a_prompt_of_its_own_is_an_empty_range(tmp_path: Path) -> None:
-    pool = build(tmp_path, a="pq", b="q", c="r")
-    assert [len(mine) for mine in pool.source_ranges().values()] == [2, 0, 1]
+    prompt_pool = build(tmp_path, a="pq", b="q", c="r")
+    assert [len(indices) for indices in prompt_pool.source_ranges().values()] == [2, 0, 1]
 
 
-def test_sources_that_cannot_be_told_apart_are_told(tmp_path: Path) -> None:
+def test_two_sources_with_the_same_name_are_refused(tmp_path: Path) -> None:
     build(tmp_path, a="pq")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.txt").write_text("z\n")
     same = PromptPool.build([tmp_path / "a.txt", tmp_path / "other" / "a.txt"], tmp_path / "same.arrow")
-    with pytest.raises(CondistillError, match=r"two files of the prompt pool are called 'a.txt'; rename one"):
+    with pytest.raises(CondistillError, match=r"two files of the prompt pool are named 'a.txt'; rename one"):
         same.source_ranges()
 
 
-def test_a_pool_of_an_older_version_is_read_and_asked_for_anew_where_its_sources_matter(
+def test_a_pool_of_an_older_version_can_be_read_and_must_be_rebuilt_to_use_its_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dumps = pool.json.dumps
     monkeypatch.setattr(pool.json, "dumps", lambda data: dumps({k: v for k, v in data.items() if k != "kept_of"}))
     old = build(tmp_path, a="pq")
     assert list(old) == ["p", "q"]
-    with pytest.raises(CondistillError, match=r"pool.arrow is of an older version .*delete it, and it is built again"):
+    with pytest.raises(CondistillError, match=r"pool.arrow was built by an older version.*to rebuild it"):
         old.source_ranges()

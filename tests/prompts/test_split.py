@@ -17,22 +17,22 @@ def test_a_whole_word_matches_in_any_case_and_plural(prompt: str) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["a starfish", "start", "mustard", "stare", "star_1", "", "a ring"])
-def test_part_of_a_word_does_not_match(prompt: str) -> None:
+def test_a_part_of_a_word_does_not_match(prompt: str) -> None:
     assert not has_word(prompt, ["star"])
 
 
-def test_phrases_match_over_any_space() -> None:
+def test_phrases_match_with_any_white_space() -> None:
     assert has_word("two Polar  bears", ("cat", "polar bear"))
     assert not has_word("a polar dog and a bear", ("cat", "polar bear"))
 
 
-def test_words_are_literal_and_any_letter_is_a_letter() -> None:
+def test_words_are_literal_and_unicode_letters_are_letters() -> None:
     assert has_word("written in c++ today", ["c++"])
     assert not has_word("written in cc", ["c++"])
     assert not has_word("überstar", ["star"])
 
 
-def test_without_words_nothing_matches_and_a_blank_word_is_an_error() -> None:
+def test_without_words_nothing_matches_and_an_empty_word_is_an_error() -> None:
     assert not has_word("a star", [])
     with pytest.raises(CondistillError, match="' ' is not a word"):
         has_word("a star", ["ring", " "])

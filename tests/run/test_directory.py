@@ -17,7 +17,7 @@ def recipe(*overrides: str) -> Recipe:
     return Recipe.parse(BASE, overrides)
 
 
-def test_equal_parts_have_equal_keys_whatever_the_order_of_settings() -> None:
+def test_the_key_does_not_depend_on_the_order_of_settings() -> None:
     assert key_of({"a": 1, "b": (2, 3)}, Path("x")) == key_of({"b": [2, 3], "a": 1}, Path("x"))
     assert key_of({"a": 1}) != key_of({"a": 2})
     assert key_of("a", "b") != key_of("ab")
@@ -28,27 +28,27 @@ def test_hash_file_is_sha256(tmp_path: Path) -> None:
     assert hash_file(tmp_path / "a") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
 
 
-def test_a_run_writes_its_resolved_recipe_and_is_opened_again(tmp_path: Path) -> None:
+def test_a_run_directory_contains_the_resolved_recipe_and_can_be_opened_again(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "a"
     RunDir.open(path, recipe("distill.steps=7"))
     assert Recipe.load(path / "recipe.yaml") == recipe("distill.steps=7")
     RunDir.open(path, recipe("distill.steps=7"))
 
 
-def test_another_recipe_is_refused_and_named_unless_updating(tmp_path: Path) -> None:
+def test_another_recipe_is_refused_without_update_and_the_error_names_the_difference(tmp_path: Path) -> None:
     RunDir.open(tmp_path / "run", recipe())
-    held = (tmp_path / "run" / "recipe.yaml").read_text()
+    before = (tmp_path / "run" / "recipe.yaml").read_text()
     other = recipe("distill.steps=7", "seed=3", "variants.plain.distill.optimizer.learning_rate=0.1")
     with pytest.raises(
         CondistillError, match=r"another recipe \(it differs in distill.steps, seed, variants.*--update"
     ):
         RunDir.open(tmp_path / "run", other)
-    assert (tmp_path / "run" / "recipe.yaml").read_text() == held
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == before
     RunDir.open(tmp_path / "run", other, update=True)
     RunDir.open(tmp_path / "run", other)
 
 
-def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for path in (tmp_path, tmp_path / "thesis.tex"):
         with pytest.raises(CondistillError, match="holds no run of condistill; choose another --out"):
@@ -58,7 +58,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_folder_in_which_somebody_keeps_a_recipe_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_with_a_recipe_of_the_user_is_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe().to_yaml(), encoding="utf-8")
     for update in (False, True):
         with pytest.raises(CondistillError, match="holds no run of condistill; choose another --out"):
@@ -66,7 +66,7 @@ def test_a_folder_in_which_somebody_keeps_a_recipe_is_no_run(tmp_path: Path) -> 
     assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == recipe().to_yaml()
 
 
-def test_a_stage_whose_file_is_lost_is_not_done(tmp_path: Path) -> None:
+def test_a_stage_without_one_of_its_files_is_not_done(tmp_path: Path) -> None:
     stage = StageDir(tmp_path / "cache", "one")
     (stage.begin() / "pool").touch()
     stage.finish()
@@ -74,7 +74,7 @@ def test_a_stage_whose_file_is_lost_is_not_done(tmp_path: Path) -> None:
     assert not stage.is_done("pool", "other")
 
 
-def test_an_empty_folder_becomes_a_run(tmp_path: Path) -> None:
+def test_an_empty_folder_can_become_a_run_directory(tmp_path: Path) -> None:
     assert RunDir.open(tmp_path, recipe()).stage("cache", "k").path == tmp_path / "cache"
 
 
@@ -98,12 +98,12 @@ def test_another_key_empties_the_stage(tmp_path: Path) -> None:
     assert not stage.is_done()
 
 
-def test_files_of_no_known_key_do_not_survive_the_beginning_of_a_stage(tmp_path: Path) -> None:
+def test_files_without_a_key_are_deleted_when_a_stage_begins(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "shard").touch()
     assert not (StageDir(tmp_path / "cache", "one").begin() / "shard").exists()
 
 
-def test_an_interrupted_stage_keeps_what_was_there(tmp_path: Path) -> None:
+def test_an_interrupted_stage_keeps_its_files(tmp_path: Path) -> None:
     (StageDir(tmp_path / "cache", "one").begin() / "shard").touch()
     assert (StageDir(tmp_path / "cache", "one").begin() / "shard").exists()

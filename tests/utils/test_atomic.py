@@ -21,7 +21,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     with atomic_file(path) as partial:
         partial.write_text("content")
@@ -47,7 +47,7 @@ def test_a_file_keeps_its_old_content_when_writing_fails(tmp_path: Path, error: 
     assert names(tmp_path) == {"a.txt"}
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path, full_disk: None) -> None:
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path, full_disk: None) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(OSError, match="No space left"):
@@ -56,15 +56,15 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, full_disk: None) -> Non
     assert names(tmp_path) == {"a.txt"}
 
 
-def test_a_leftover_partial_file_is_overwritten(tmp_path: Path) -> None:
+def test_a_partial_file_of_a_killed_run_is_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    partial_path(path).write_text("a long leftover of a run that was killed")
+    partial_path(path).write_text("long text of a run that was killed")
     write_text(path, "new")
     assert path.read_text() == "new"
     assert names(tmp_path) == {"a.txt"}
 
 
-def test_a_directory_replaces_the_old_one_whole(tmp_path: Path) -> None:
+def test_a_directory_replaces_the_old_one_completely(tmp_path: Path) -> None:
     path = tmp_path / "d"
     for content in ("one", "two"):
         with atomic_directory(path) as partial:
@@ -90,7 +90,7 @@ def test_a_directory_keeps_its_old_content_when_filling_fails(tmp_path: Path) ->
     assert names(tmp_path) == {"d"}
 
 
-def test_a_full_disk_leaves_the_old_directory(tmp_path: Path, full_disk: None) -> None:
+def test_a_full_disk_keeps_the_old_directory(tmp_path: Path, full_disk: None) -> None:
     path = tmp_path / "d"
     path.mkdir()
     (path / "old").touch()
@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_the_old_directory(tmp_path: Path, full_disk: None) -
     assert names(tmp_path) == {"d"}
 
 
-def test_the_old_directory_is_put_back_when_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_directory_is_restored_when_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "d"
     path.mkdir()
     (path / "old").touch()
@@ -118,7 +118,7 @@ def test_the_old_directory_is_put_back_when_the_rename_fails(tmp_path: Path, mon
     assert names(tmp_path) == {"d"}
 
 
-def test_leftover_partial_directories_do_not_leak_into_the_new_one(tmp_path: Path) -> None:
+def test_partial_directories_of_a_killed_run_are_not_part_of_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "d"
     for leftover in (partial_path(path), tmp_path / ".d.old", path):
         leftover.mkdir()
@@ -129,7 +129,7 @@ def test_leftover_partial_directories_do_not_leak_into_the_new_one(tmp_path: Pat
     assert names(tmp_path) == {"d"}
 
 
-def test_remove_takes_files_folders_and_links_and_what_is_not_there(tmp_path: Path) -> None:
+def test_remove_deletes_files_folders_and_links_and_ignores_missing_paths(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").touch()

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from condistill.utils.quiet import quiet_environment, quiet_libraries
 
 
-def test_a_pipeline_is_loaded_and_saved_without_a_word(
+def test_loading_and_saving_a_pipeline_prints_nothing(
     tiny_pipeline_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with quiet_libraries():
@@ -22,22 +22,22 @@ def test_a_pipeline_is_loaded_and_saved_without_a_word(
     assert capfd.readouterr() == ("", "")
 
 
-def test_afterwards_all_is_as_it_was_before() -> None:
-    loggings = (diffusers_logging, transformers_logging)
-    before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in loggings]
+def test_the_logging_settings_are_restored() -> None:
+    modules = (diffusers_logging, transformers_logging)
+    before = [(module.get_verbosity(), module.is_progress_bar_enabled()) for module in modules]
     with quiet_libraries():
-        assert not any(each.is_progress_bar_enabled() for each in loggings)
+        assert not any(module.is_progress_bar_enabled() for module in modules)
     with pytest.raises(ZeroDivisionError), quiet_libraries():
         raise ZeroDivisionError
-    assert [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in loggings] == before
+    assert [(module.get_verbosity(), module.is_progress_bar_enabled()) for module in modules] == before
 
 
-def test_warnings_of_our_users_are_shown() -> None:
-    with pytest.warns(UserWarning, match="mine"), quiet_libraries():
-        warnings.warn("mine", UserWarning, stacklevel=1)
+def test_warnings_of_other_packages_are_shown() -> None:
+    with pytest.warns(UserWarning, match="from the user"), quiet_libraries():
+        warnings.warn("from the user", UserWarning, stacklevel=1)
 
 
-def test_a_users_own_verbosity_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verbosity_that_a_user_has_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFUSERS_VERBOSITY", "info")
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "")
     monkeypatch.delenv("TRANSFORMERS_VERBOSITY")
@@ -46,7 +46,7 @@ def test_a_users_own_verbosity_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_command_prints_our_lines_only(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_a_command_prints_only_lines_of_condistill(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("".join(f"a {word} ball\n" for word in "abcdefgh"), encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

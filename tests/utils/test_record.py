@@ -36,7 +36,7 @@ def test_a_record_reads_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "message"),
+    ("text", "error", "message"),
     [
         ('{"format": 2, "points": []}', CondistillError, "has format 2, .* reads format 3; make it again"),
         ('{"points": []}', CondistillError, "has format 1, .* reads format 3; make it again"),
@@ -46,21 +46,21 @@ def test_a_record_reads_as_it_was_written(tmp_path: Path) -> None:
         ("[]", CorruptError, "is not a JSON object; make it again"),
     ],
 )
-def test_another_format_or_a_damaged_file_is_refused(
-    tmp_path: Path, text: str, kind: type[CondistillError], message: str
+def test_a_file_with_another_format_or_invalid_content_is_refused(
+    tmp_path: Path, text: str, error: type[CondistillError], message: str
 ) -> None:
     file = tmp_path / "points.json"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(kind, match=message):
+    with pytest.raises(error, match=message):
         Points.read(file, remedy="make it again")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_an_error_about_a_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(CondistillError, match=r"points\.json does not exist; make it"):
         Points.read(tmp_path / "points.json", remedy="make it")
 
 
-def test_a_record_cannot_be_changed_and_holds_finite_numbers_only() -> None:
+def test_a_record_cannot_be_changed_and_contains_only_finite_numbers() -> None:
     with pytest.raises(ValidationError):
         POINTS.points[0].x = 3.0  # type: ignore[misc]
     for number in (math.nan, math.inf):

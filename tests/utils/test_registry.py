@@ -10,7 +10,7 @@ from condistill.utils import registry
 from condistill.utils.registry import Registry, load_plugins
 
 
-def test_an_entry_is_found_by_its_name_in_the_order_of_registration() -> None:
+def test_entries_are_found_by_name_and_listed_in_the_order_of_registration() -> None:
     numbers = Registry("number", {"one": 1})
     assert numbers.register("two", 2) == 2
     assert list(numbers) == ["one", "two"]
@@ -18,12 +18,12 @@ def test_an_entry_is_found_by_its_name_in_the_order_of_registration() -> None:
     assert "three" not in numbers
 
 
-def test_an_unknown_name_is_an_error_with_the_nearest_one() -> None:
+def test_an_error_about_an_unknown_name_suggests_the_closest_one() -> None:
     with pytest.raises(CondistillError, match=r"there is no number 'tow'; did you mean 'two'\?"):
         Registry("number", {"one": 1, "two": 2})["tow"]
 
 
-def test_a_name_is_given_once() -> None:
+def test_a_name_can_be_registered_only_once() -> None:
     numbers = Registry("number", {"one": 1000})
     numbers.register("one", numbers["one"])
     with pytest.raises(CondistillError, match="'one' is registered already; choose another name"):
@@ -39,7 +39,7 @@ class _EntryPoint:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets what is installed."""
+    """A function that installs a plugin; its argument is called when the plugin is imported."""
 
     def install(load: Any) -> None:
         points = [_EntryPoint(load)]
@@ -57,7 +57,7 @@ def test_an_installed_plugin_is_imported_once(installed: Any) -> None:
     assert loaded == [1]
 
 
-def test_a_plugin_that_cannot_be_imported_is_named(installed: Any) -> None:
+def test_an_error_about_a_plugin_names_it(installed: Any) -> None:
     def fail() -> None:
         raise ImportError("no module named 'x'")
 

@@ -1,4 +1,4 @@
-"""Latents the teacher drew, with their prompts, in Arrow shards with a manifest."""
+"""Latents that the teacher generated, with their prompts, in Arrow shards with a manifest."""
 
 from condistill.cache.latents import LatentCache, write_shard
 

@@ -1,4 +1,4 @@
-"""Fill a cache: the teacher draws latents for prompts, shard by shard."""
+"""Fill a cache: generate latents for prompts with the teacher, shard by shard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from condistill.cache.latents import MANIFEST_NAME, LatentCache, read_shard, shard_name, write_manifest, write_shard
 from condistill.config.sections import CacheSettings
 from condistill.errors import CondistillError
-from condistill.prompts.pool import Texts
+from condistill.prompts.pool import PromptSequence
 from condistill.teachers.family import Family
 from condistill.utils.atomic import partial_path, remove
 from condistill.utils.randomness import Stream, image_noise, image_seed
@@ -22,46 +22,50 @@ from condistill.utils.randomness import Stream, image_noise, image_seed
 def fill_cache(
     directory: Path,
     family: Family,
-    prompts: Texts,
+    prompts: PromptSequence,
     settings: CacheSettings,
     *,
     seed: int,
     part: tuple[int, int] = (0, 1),
     on_images: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Draw what is missing of the shards this process owns; whole shards stay as they are.
+    """Generate the shards that this process owns and that are missing; complete shards are kept.
 
-    The starting noise of image i depends on (seed, i) alone.
+    The starting noise of image i depends only on (seed, i).
 
     Args:
         prompts: one per image.
-        part: (process, processes): a process draws every so-many-th shard.
-        on_images: called with how many images were drawn or found.
+        part: (process index, number of processes P); a process owns every P-th shard.
+        on_images: called with the number of images that were generated or found since the last call.
 
     Raises:
-        CondistillError: the teacher drew latents that are not finite.
+        CondistillError: the teacher generated latents that are not finite.
     """
     directory.mkdir(parents=True, exist_ok=True)
     shards = range(0, len(prompts), settings.shard_size)
     process, processes = part
     for index in list(range(len(shards)))[process::processes]:
         path = directory / shard_name(index)
-        mine = range(shards[index], min(shards[index] + settings.shard_size, len(prompts)))
+        indices = range(shards[index], min(shards[index] + settings.shard_size, len(prompts)))
         if path.exists():
             read_shard(path)
-            on_images(len(mine))
+            on_images(len(indices))
             continue
         remove(partial_path(path))
         latents = []
-        for start in range(0, len(mine), settings.batch_size):
-            batch = mine[start : start + settings.batch_size]
-            latents.append(_draw_batch(family, prompts, batch, settings, seed))
+        for start in range(0, len(indices), settings.batch_size):
+            batch = indices[start : start + settings.batch_size]
+            latents.append(_sample_batch(family, prompts, batch, settings, seed))
             on_images(len(batch))
-        write_shard(path, np.concatenate(latents), [prompts[i] for i in mine])
+        write_shard(path, np.concatenate(latents), [prompts[i] for i in indices])
 
 
 def finish_cache(directory: Path, family: Family, settings: CacheSettings, *, seed: int, teacher: str) -> LatentCache:
-    """Write the manifest over whole shards; the last thing a fill does, once. `teacher` is its identity."""
+    """Write the manifest once all shards are complete, and return the cache.
+
+    Args:
+        teacher: the key of the teacher, which the manifest records.
+    """
     origin = {
         "teacher": teacher,
         "family": family.name,
@@ -77,13 +81,14 @@ def finish_cache(directory: Path, family: Family, settings: CacheSettings, *, se
     return LatentCache.open(directory)
 
 
-def _draw_batch(
+def _sample_batch(
     family: Family,
-    prompts: Texts,
+    prompts: PromptSequence,
     indices: Sequence[int],
     settings: CacheSettings,
     seed: int,
 ) -> NDArray[Any]:
+    """Return the latents of several images `[B, C, h, w]` in the dtype of the cache."""
     noise = np.stack([image_noise(seed, Stream.CACHE_NOISE, i, family.latent_shape) for i in indices])
     latents = family.sample(
         family.denoiser,
@@ -95,11 +100,11 @@ def _draw_batch(
     )
     dtype = np.dtype(settings.dtype)
     with np.errstate(over="ignore"):
-        kept: NDArray[Any] = latents.cpu().numpy().astype(dtype)
-    if not np.isfinite(kept).all():
-        way_out = "cache.dtype" if torch.isfinite(latents).all() else "teacher.dtype"
+        stored: NDArray[Any] = latents.cpu().numpy().astype(dtype)
+    if not np.isfinite(stored).all():
+        setting = "cache.dtype" if torch.isfinite(latents).all() else "teacher.dtype"
         raise CondistillError(
-            f"the teacher drew latents that are not finite for images {indices[0]} to {indices[-1]}, computed in "
-            f"{family.dtype} and kept in {dtype}; try {way_out}: float32"
+            f"the teacher generated latents that are not finite for images {indices[0]} to {indices[-1]}, computed in "
+            f"{family.dtype} and stored in {dtype}; try {setting}: float32"
         )
-    return kept
+    return stored

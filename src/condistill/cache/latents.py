@@ -1,4 +1,7 @@
-"""`LatentCache`: memory-mapped Arrow shards of (latents, prompt) and the manifest that says where they are from."""
+"""`LatentCache`: memory-mapped Arrow shards of (latents, prompt) pairs, and a manifest.
+
+The manifest records the teacher and the settings that generated the latents, and the checksum of each shard.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,16 @@ FORMAT = 1
 
 
 def shard_name(index: int) -> str:
+    """Return the file name of a shard."""
     return f"shard-{index:05d}.arrow"
 
 
 def write_shard(path: Path, latents: NDArray[Any], prompts: Sequence[str]) -> None:
-    """Write one Arrow IPC file, whole or not at all.
+    """Write one Arrow IPC file, completely or not at all.
 
     Args:
         latents: float16 or float32 `[N, C, h, w]`.
-        prompts: N of them.
+        prompts: the N prompts of the latents.
     """
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(latents))
     table = pa.record_batch([tensors, pa.array(prompts, pa.large_string())], names=["latents", "prompt"])
@@ -41,7 +45,7 @@ def write_shard(path: Path, latents: NDArray[Any], prompts: Sequence[str]) -> No
 
 
 def read_shard(path: Path) -> tuple[NDArray[Any], Any]:
-    """Map one shard: latents `[N, C, h, w]` without a copy, and its Arrow column of prompts.
+    """Map one shard to memory, and return its latents `[N, C, h, w]` and its Arrow column of prompts, without a copy.
 
     Raises:
         CorruptError: the file is not a shard.
@@ -53,12 +57,16 @@ def read_shard(path: Path) -> tuple[NDArray[Any], Any]:
     except (OSError, pa.ArrowInvalid, KeyError, IndexError) as error:
         raise CorruptError(
             f"the cache shard {path} is corrupt ({str(error).splitlines()[0]}); delete it and run `condistill cache` "
-            "again: only what is missing is drawn"
+            "again: only missing shards are generated"
         ) from error
 
 
 def write_manifest(directory: Path, *, shard_size: int, origin: Mapping[str, Any]) -> None:
-    """Describe the shards of a directory that is filled: rows, bytes and SHA-256 of each."""
+    """Write the manifest of a directory with complete shards: the rows, bytes and SHA-256 of each shard.
+
+    Args:
+        origin: the teacher and the settings that generated the latents.
+    """
     shards = []
     for path in sorted(directory.glob("shard-*.arrow")):
         latents, _ = read_shard(path)
@@ -68,11 +76,13 @@ def write_manifest(directory: Path, *, shard_size: int, origin: Mapping[str, Any
     write_text(directory / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
 
 
-def verify_left(directory: Path) -> None:
-    """Of a cache that was whole and lost shards, the others must be as they were written; checks those.
+def verify_remaining_shards(directory: Path) -> None:
+    """Compare the shards that exist with their checksums, in a cache whose other shards were deleted.
+
+    Without a manifest, nothing is compared.
 
     Raises:
-        CorruptError: names the first shard that differs.
+        CorruptError: a shard differs; the message names the first one.
     """
     file = directory / MANIFEST_NAME
     for shard in json.loads(file.read_text(encoding="utf-8"))["shards"] if file.is_file() else ():
@@ -82,7 +92,7 @@ def verify_left(directory: Path) -> None:
 
 
 class LatentCache:
-    """A read-only sequence of (latents, prompt); opening it reads the manifest only."""
+    """A read-only sequence of (latents, prompt) pairs; only the manifest is read when it is opened."""
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         self.directory = directory
@@ -93,20 +103,21 @@ class LatentCache:
 
     @classmethod
     def open(cls, directory: str | Path) -> LatentCache:
-        """Open the cache that a fill left in `directory`.
+        """Open the cache in `directory`.
 
         Raises:
-            CondistillError: there is no whole cache.
-            CorruptError: a shard is missing or has another size than the manifest says.
+            CondistillError: the directory has no manifest, so the cache is not complete.
+            CorruptError: a shard is missing, or its size differs from the manifest.
         """
         directory = Path(directory)
         file = directory / MANIFEST_NAME
         if not file.is_file():
-            raise CondistillError(f"there is no whole cache in {directory}; fill one with `condistill cache RECIPE`")
+            raise CondistillError(f"there is no complete cache in {directory}; fill it with `condistill cache RECIPE`")
         manifest = json.loads(file.read_text(encoding="utf-8"))
         if manifest.get("format") != FORMAT:
             raise CorruptError(
-                f"{file} has format {manifest.get('format')!r}, this condistill reads {FORMAT}; fill the cache anew"
+                f"{file} has format {manifest.get('format')!r}, this version reads format {FORMAT}; delete the "
+                "directory and fill the cache again"
             )
         for shard in manifest["shards"]:
             path = directory / shard["name"]
@@ -118,9 +129,9 @@ class LatentCache:
         return int(self._length)
 
     def __getitem__(self, index: int) -> tuple[NDArray[Any], str]:
-        """Latents `[C, h, w]`, scaled as the denoiser sees x_0, and the prompt they were drawn for."""
+        """Return the latents of an image `[C, h, w]`, scaled like the x_0 of the denoiser, and its prompt."""
         if not -self._length <= index < self._length:
-            raise IndexError(f"image {index} of a cache of {self._length}")
+            raise IndexError(f"image {index} is not in a cache of {self._length} images")
         shard, row = divmod(index % self._length, self._shard_size)
         if shard not in self._shards:
             self._shards[shard] = read_shard(self.directory / self.manifest["shards"][shard]["name"])
@@ -128,20 +139,24 @@ class LatentCache:
         return latents[row], prompts[row].as_py()
 
     def take(self, indices: Sequence[int]) -> tuple[NDArray[np.float32], list[str]]:
-        """Latents float32 `[B, C, h, w]` and B prompts."""
+        """Return the latents of several images, float32 `[B, C, h, w]`, and their B prompts."""
         rows = [self[index] for index in indices]
         return np.stack([latents for latents, _ in rows]).astype(np.float32), [prompt for _, prompt in rows]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
+        """The shape of the latents of one image: (C, h, w)."""
         channels, height, width = self.manifest["latent_shape"]
         return channels, height, width
 
     def verify(self, on_shard: Callable[[str], None] | None = None) -> None:
         """Compare every shard with its checksum.
 
+        Args:
+            on_shard: called with the name of each shard after it was checked.
+
         Raises:
-            CorruptError: names the first shard that differs.
+            CorruptError: a shard differs; the message names the first one.
         """
         for shard in self.manifest["shards"]:
             path = self.directory / shard["name"]
@@ -155,7 +170,8 @@ class LatentCache:
 
 
 def _corrupt(path: Path) -> str:
+    """Return the error message for a shard that is missing or differs from the manifest."""
     return (
-        f"the cache shard {path} is corrupt: its bytes are not those the manifest names; delete it and run "
-        "`condistill cache` again: only what is missing is drawn"
+        f"the cache shard {path} is corrupt: it differs from the size or checksum in the manifest; delete it and run "
+        "`condistill cache` again: only missing shards are generated"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from condistill.cache.fill import fill_cache, finish_cache
-from condistill.cache.latents import MANIFEST_NAME, LatentCache, shard_name, verify_left
+from condistill.cache.latents import MANIFEST_NAME, LatentCache, shard_name, verify_remaining_shards
 from condistill.errors import CondistillError
 from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
@@ -46,7 +46,7 @@ def make(run: Run) -> None:
     prompts, seed = prompts_stage.open(run).cached, run.recipe.seed
 
     def begin() -> None:
-        verify_left(directory.begin())
+        verify_remaining_shards(directory.begin())
         check_space(directory.path, len(prompts), run.family.latent_shape, settings.dtype)
 
     def finish() -> None:

@@ -1,4 +1,4 @@
-"""What may be asked: the text pool and which of its prompts may be cached."""
+"""The text pool, and its split into seen and unseen prompts."""
 
 from condistill.prompts.pool import PromptPool
 

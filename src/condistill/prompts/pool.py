@@ -1,7 +1,8 @@
-"""The text pool: every prompt the teacher may be asked, in one memory-mapped Arrow file.
+"""The text pool: all prompts that distillation may use, in one memory-mapped Arrow file.
 
-The file is Arrow IPC: one column `prompt` in batches of `BATCH_ROWS`, so that prompt i is in batch
-i // rows. Its schema says how it was made; a last, empty batch carries what is known only at the end.
+The file is Arrow IPC with one column `prompt`, in batches of `BATCH_ROWS` rows: prompt i is in batch i // BATCH_ROWS.
+The metadata of the schema holds the format, the rows per batch and the source files. The metadata of a last, empty
+batch holds the values that are known only after all prompts are read: the content hash and the counts.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class PoolCounts:
-    """What became of the prompts that were read: read = kept + empty + duplicates."""
+    """Numbers of prompts while a pool was built: read = kept + empty + duplicates."""
 
     read: int
     kept: int
@@ -39,21 +40,24 @@ class PoolCounts:
 
 
 def prompt_digest(prompt: str) -> bytes:
-    """16 bytes that stand for a prompt in a set of very many."""
+    """Return a hash of 16 bytes, which represents a prompt in a large set."""
     return hashlib.blake2b(prompt.encode(), digest_size=16).digest()
 
 
 class PromptPool:
-    """Distinct, non-empty prompts in a fixed order; opens in constant memory at any size. Pickles as its path."""
+    """Distinct, non-empty prompts in a fixed order.
+
+    A pool of any size opens in constant time and memory. A pool is pickled as its path.
+    """
 
     def __init__(self, path: Path, reader: Any, head: dict[str, Any], tail: dict[str, Any]) -> None:
         self.path = path
         self.content_hash: str = tail["content_hash"]
-        """SHA-256 over the kept prompts, in their order."""
+        """SHA-256 of the kept prompts, in their order."""
         self.counts = PoolCounts(**tail["counts"])
         self.sources: tuple[str, ...] = tuple(head["sources"])
-        """Names of the files it was built from."""
-        self._kept_of: list[int] | None = tail.get("kept_of")
+        """Names of the files from which the pool was built."""
+        self._kept_per_source: list[int] | None = tail.get("kept_of")
         self._reader = reader
         self._rows: int = head["rows"]
         self._columns: dict[int, Any] = {}
@@ -67,32 +71,34 @@ class PromptPool:
         column: str | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> PromptPool:
-        """Convert prompt files (see `read_prompts`) to one pool, written whole or not at all.
+        """Convert prompt files to one pool, which is written completely or not at all.
 
         Args:
-            column: where the prompts are in the csv, jsonl and parquet files.
-            on_progress: called now and then with the number of prompts read so far.
+            files: see `read_prompts` for the formats.
+            column: column of the prompts in csv, jsonl and parquet files.
+            on_progress: called repeatedly with the number of prompts read so far.
 
         Raises:
-            CondistillError: a file cannot be used, `column` applies to none, or no prompt is left.
+            CondistillError: a file cannot be used, no file has columns although `column` is given, or all prompts
+                are empty.
         """
         names = [Path(file).name for file in files]
         if column is not None and not any(map(is_tabular, files)):
             raise CondistillError(
                 f"column {column!r} applies to none of {', '.join(names)}: only {', '.join(TABULAR)} files have "
-                "columns; leave it out"
+                "columns; leave the column out"
             )
-        for file in files:  # a mistake in the last file is told before the first is converted
+        for file in files:  # report a mistake in the last file before the first is converted
             next(read_prompts(file, column=column), None)
         _write([read_prompts(file, column=column) for file in files], Path(out), names, on_progress)
         return cls.open(out)
 
     @classmethod
     def from_prompts(cls, prompts: Iterable[str], out: Path) -> PromptPool:
-        """Write prompts from any source to a pool; blank ones and repetitions are left out.
+        """Write prompts to a pool without empty prompts and duplicates.
 
         Raises:
-            CondistillError: no prompt is left, or one is not text.
+            CondistillError: all prompts are empty, or a prompt is not text.
         """
         _write([prompts], Path(out), [], None)
         return cls.open(out)
@@ -102,25 +108,25 @@ class PromptPool:
         """Open a pool; the prompts stay on disk.
 
         Raises:
-            CondistillError: there is no file.
-            CorruptError: the file is no pool, or not the whole of one.
+            CondistillError: the file does not exist.
+            CorruptError: the file is not a complete pool.
         """
         path = Path(path)
         if not path.exists():
-            raise CondistillError(f"there is no prompt pool at {path}; PromptPool.build writes one")
+            raise CondistillError(f"there is no prompt pool at {path}; PromptPool.build creates one")
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             head = json.loads(reader.schema.metadata[_KEY])
             if head["format"] != _FORMAT:
-                raise ValueError(f"it has format {head['format']}, this version reads format {_FORMAT}")
+                raise ValueError(f"it has format {head['format']}, this version of condistill reads format {_FORMAT}")
             batches = reader.num_record_batches - 1
             tail = json.loads(reader.get_batch_with_custom_metadata(batches).custom_metadata[_KEY])
             if batches != -(-tail["counts"]["kept"] // head["rows"]):
-                raise ValueError(f"it has {batches} batches")
+                raise ValueError(f"it has {batches} batches for {tail['counts']['kept']} prompts")
             return cls(path, reader, head, tail)
         except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise CorruptError(f"{path} is not a whole prompt pool ({reason}); delete it and build it again") from error
+            raise CorruptError(f"{path} is not a complete prompt pool ({reason}); delete and rebuild it") from error
 
     def __len__(self) -> int:
         return self.counts.kept
@@ -128,7 +134,7 @@ class PromptPool:
     def __getitem__(self, index: int) -> str:
         i = operator.index(index)
         if not -len(self) <= i < len(self):
-            raise IndexError(f"prompt {i} of a pool of {len(self)}")
+            raise IndexError(f"prompt {i} is not in a pool of {len(self)} prompts")
         batch, row = divmod(i % len(self), self._rows)
         prompt: str = self._column(batch)[row].as_py()
         return prompt
@@ -141,30 +147,33 @@ class PromptPool:
         return PromptPool.open, (self.path,)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> list[str]:
-        """The prompts at several indices, in their order."""
+        """Return the prompts at several indices, in the order of the indices."""
         return [self[i] for i in indices]
 
     def draw(self, n: int, generator: np.random.Generator) -> list[str]:
-        """`n` prompts, uniformly and with replacement."""
+        """Return `n` random prompts, drawn uniformly and with replacement."""
         return self.take(generator.integers(len(self), size=n))
 
     def source_ranges(self) -> dict[str, range]:
-        """Where the prompts of each source lie, by the name of its file; those it shares count for the first alone.
+        """Return the indices of the prompts of each source, by file name.
+
+        A prompt that several sources contain belongs only to the first of them.
 
         Raises:
-            CondistillError: two sources share a name, or the pool does not know.
+            CondistillError: two sources have the same name, or an older version built the pool without this record.
         """
-        if self._kept_of is None:
+        if self._kept_per_source is None:
             raise CondistillError(
-                f"{self.path} is of an older version and does not say which prompts are of which file; delete it, "
-                "and it is built again"
+                f"{self.path} was built by an older version, which did not record the source of each prompt; delete "
+                "the file and run the same command again to rebuild it"
             )
         ranges: dict[str, range] = {}
-        for name, end, count in zip(self.sources, accumulate(self._kept_of), self._kept_of, strict=True):
-            mine = range(end - count, end)
-            if mine and ranges.get(name):
-                raise CondistillError(f"two files of the prompt pool are called {name!r}; rename one")
-            ranges[name] = ranges.get(name) or mine
+        counts = self._kept_per_source
+        for name, end, count in zip(self.sources, accumulate(counts), counts, strict=True):
+            indices = range(end - count, end)
+            if indices and ranges.get(name):
+                raise CondistillError(f"two files of the prompt pool are named {name!r}; rename one")
+            ranges[name] = ranges.get(name) or indices
         return ranges
 
     def _column(self, batch: int) -> Any:
@@ -173,7 +182,7 @@ class PromptPool:
             try:
                 column.validate()
             except pa.ArrowException as error:
-                raise CorruptError(f"batch {batch} of {self.path} is damaged: {error}; build the pool again") from error
+                raise CorruptError(f"batch {batch} of {self.path} is corrupt: {error}; build the pool again") from error
             self._columns[batch] = column
         return self._columns[batch]
 
@@ -181,17 +190,17 @@ class PromptPool:
 def _write(
     parts: Sequence[Iterable[str]], out: Path, sources: Sequence[str], on_progress: Callable[[int], None] | None
 ) -> None:
-    """Stream the distinct, non-empty prompts to `out`; in memory: one batch and a digest per prompt kept.
+    """Stream the distinct, non-empty prompts to `out`. Memory holds one batch, and one digest per kept prompt.
 
     Args:
-        parts: the prompts of every source.
-        sources: their names; none where they come from no file.
+        parts: the prompts of each source.
+        sources: the file names of the sources; empty if the prompts are not from files.
     """
     seen: set[bytes] = set()
     content = hashlib.sha256()
     rows: list[str] = []
     read = empty = 0
-    kept_of = [0] * len(parts)
+    kept_per_source = [0] * len(parts)
     head = json.dumps({"format": _FORMAT, "rows": BATCH_ROWS, "sources": list(sources)})
     schema = pa.schema([pa.field("prompt", pa.large_string(), nullable=False)], metadata={_KEY: head})
 
@@ -208,36 +217,36 @@ def _write(
                 empty += 1
             elif (digest := prompt_digest(prompt)) not in seen:
                 seen.add(digest)
-                kept_of[source] += 1
+                kept_per_source[source] += 1
                 content.update(len(encoded).to_bytes(8, "little") + encoded)
                 rows.append(prompt)
                 if len(rows) == BATCH_ROWS:
                     writer.write_batch(record_batch())
                     rows.clear()
         if not seen:
-            raise CondistillError(
-                f"there are no prompts in {', '.join(sources) or 'what was given'}; {read} were blank"
-            )
+            place = ", ".join(sources) or "the given list"
+            raise CondistillError(f"there are no prompts in {place} ({read} empty ones); add prompts")
         if rows:
             writer.write_batch(record_batch())
             rows.clear()
         counts = PoolCounts(read=read, kept=len(seen), empty=empty, duplicates=read - empty - len(seen))
-        tail = json.dumps({"content_hash": content.hexdigest(), "counts": asdict(counts), "kept_of": kept_of})
+        tail = json.dumps({"content_hash": content.hexdigest(), "counts": asdict(counts), "kept_of": kept_per_source})
         writer.write_batch(record_batch(), custom_metadata={_KEY: tail})
     if on_progress:
         on_progress(read)
 
 
 def _clean(raw: str) -> tuple[str, bytes]:
+    """Return a prompt without surrounding white space, and its UTF-8 bytes."""
     try:
         prompt = raw.strip()
         return prompt, prompt.encode()
     except (AttributeError, UnicodeEncodeError) as error:
-        raise CondistillError(f"a prompt is not text that UTF-8 can hold: {raw!r}; correct or remove it") from error
+        raise CondistillError(f"a prompt is not valid UTF-8 text: {raw!r}; correct or remove it") from error
 
 
-class Texts(Protocol):
-    """Prompts by number: a list, or a pool."""
+class PromptSequence(Protocol):
+    """A list of prompts or a `PromptPool`."""
 
     def __len__(self) -> int: ...
 

@@ -1,4 +1,4 @@
-"""Prompts from files of text and tables, streamed; nothing is held whole."""
+"""Read prompts from text files and tables as a stream, so that a file of any size fits in memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ _PARQUET_ROWS = 8192
 
 
 def read_prompts(path: Path | str, *, column: str | None = None) -> Iterator[str]:
-    """Stream the prompts of a txt (one a line), csv, jsonl or parquet file; a null is an empty prompt.
+    """Return an iterator over the prompts of a txt, csv, jsonl or parquet file.
+
+    A txt file has one prompt per line. A null in a table is an empty prompt.
 
     Args:
-        path: a file, or `miniature` for the captions of the embedded world.
-        column: where the prompts are in a table; None takes its only column of text (of a csv: its only column).
+        path: a file, or `miniature` for the captions of the embedded miniature world.
+        column: the column of a table that contains the prompts. Default: the only text column (csv: the only column).
 
     Raises:
-        CondistillError: there is no such file, it is of another kind, or it is not what its name says.
+        CondistillError: the file does not exist, has another extension, or its content does not match its extension.
     """
     if str(path) == MINIATURE:
         from condistill.miniature.world import all_captions
@@ -35,9 +37,9 @@ def read_prompts(path: Path | str, *, column: str | None = None) -> Iterator[str
         return iter(all_captions())
     path = Path(path)
     if path.is_dir():
-        raise CondistillError(f"{path} is a folder; name the prompt files in it")
+        raise CondistillError(f"{path} is a folder; name its prompt files instead")
     if not path.exists():
-        raise CondistillError(f"there is no prompt file {path}; a relative name starts at the recipe's folder")
+        raise CondistillError(f"there is no prompt file {path}; a relative path starts at the folder of the recipe")
     match path.suffix.lower():
         case ".txt":
             return (line.rstrip("\r\n") for _, line in _lines(path))
@@ -48,16 +50,16 @@ def read_prompts(path: Path | str, *, column: str | None = None) -> Iterator[str
         case ".parquet":
             return _read_parquet(path, column)
         case other:
-            raise CondistillError(f"{path} ends in {other!r}; prompts are read from {', '.join(EXTENSIONS)} files")
+            raise CondistillError(f"{path} has the extension {other!r}; valid: {', '.join(EXTENSIONS)}")
 
 
 def is_tabular(path: Path | str) -> bool:
-    """Whether a column can be named in this file."""
+    """Return whether a file is a table with columns."""
     return str(path) != MINIATURE and Path(path).suffix.lower() in TABULAR
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of every line, with its line end."""
+    """Yield the number and the text of each line, line ending included."""
     offset = 0
     try:
         with path.open("rb") as file:
@@ -75,21 +77,21 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _choose(path: Path, column: str | None, columns: Sequence[str], text: Sequence[str], where: str = "") -> str:
-    """The column to read: the one that is named, or the only one of text."""
+    """Return the column to read: `column`, or the only text column if it is None."""
     listed = ", ".join(columns) or "no columns"
     if column is None:
         if len(text) == 1:
             return text[0]
-        what = "more than one column" if text else "no column"
-        raise CondistillError(f"{path}{where} has {what} that may be text ({listed}); name one with `column`")
+        found = "more than one text column" if text else "no text column"
+        raise CondistillError(f"{path}{where} has {found} ({listed}); name one with `column`")
     if column not in columns:
-        hint = nearest(column, columns)
-        shown = "" if listed in hint else f" ({listed})"
-        raise CondistillError(f"{path}{where} has no column {column!r}{shown}{hint}")
+        suggestion = nearest(column, columns)
+        all_columns = "" if listed in suggestion else f" ({listed})"
+        raise CondistillError(f"{path}{where} has no column {column!r}{all_columns}{suggestion}")
     if columns.count(column) > 1:
         raise CondistillError(f"{path} has more than one column {column!r} ({listed}); rename all but one")
     if column not in text:
-        raise CondistillError(f"column {column!r} of {path} is not text; its columns of text: {', '.join(text) or '-'}")
+        raise CondistillError(f"column {column!r} of {path} is not text; text columns: {', '.join(text) or 'none'}")
     return column
 
 
@@ -97,14 +99,14 @@ def _read_csv(path: Path, column: str | None) -> Iterator[str]:
     rows = csv.reader((line for _, line in _lines(path)), strict=True)
     try:
         header = next(rows, [])
-        at = header.index(_choose(path, column, header, header))
+        position = header.index(_choose(path, column, header, header))
         for row in rows:
             if len(row) == len(header):
-                yield row[at]
+                yield row[position]
             elif row:
                 raise CondistillError(
                     f"{path} has {len(row)} fields on line {rows.line_num} and {len(header)} columns; "
-                    "a field that holds a comma must be quoted"
+                    "put fields that contain a comma in quotes"
                 )
     except csv.Error as error:
         raise CondistillError(f"{path} is not valid csv: line {rows.line_num}: {error}; correct that line") from error
@@ -115,19 +117,22 @@ def _read_jsonl(path: Path, column: str | None) -> Iterator[str]:
     for number, line in _lines(path):
         if not line.strip():
             continue
-        record = _record(path, number, line)
+        record = _parse_record(path, number, line)
         if chosen is None:
             text = [key for key, value in record.items() if isinstance(value, str | None)]
             chosen = _choose(path, column, list(record), text, where=f", line {number},")
         if chosen not in record:
-            raise CondistillError(f"{path} has no {chosen!r} on line {number}; it has {', '.join(record) or 'no keys'}")
+            raise CondistillError(
+                f"line {number} of {path} has no key {chosen!r}; its keys: {', '.join(record) or 'none'}"
+            )
         prompt = record[chosen]
         if not isinstance(prompt, str | None):
             raise CondistillError(f"{chosen!r} on line {number} of {path} is not text: {prompt!r}; put it in quotes")
         yield prompt or ""
 
 
-def _record(path: Path, number: int, line: str) -> dict[str, Any]:
+def _parse_record(path: Path, number: int, line: str) -> dict[str, Any]:
+    """Return the JSON object on a line."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -139,10 +144,11 @@ def _record(path: Path, number: int, line: str) -> dict[str, Any]:
     return record
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+def _is_text(data_type: pa.DataType) -> bool:
+    if pa.types.is_dictionary(data_type):
+        data_type = data_type.value_type
+    is_string = pa.types.is_string(data_type) or pa.types.is_large_string(data_type)
+    return bool(is_string or pa.types.is_string_view(data_type))
 
 
 def _read_parquet(path: Path, column: str | None) -> Iterator[str]:
@@ -155,4 +161,4 @@ def _read_parquet(path: Path, column: str | None) -> Iterator[str]:
                     yield prompt or ""
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise CondistillError(f"{path} cannot be read as parquet: {reason}; write or download it again") from error
+        raise CondistillError(f"{path} is not valid parquet: {reason}; write or download it again") from error

@@ -1,4 +1,7 @@
-"""Prompts of a pool, drawn from its sources by weight: in constant memory, since a source is a range of the pool."""
+"""Random prompts of a pool, drawn from its source files by weight.
+
+Each source is a range of indices into the pool, so the memory does not depend on the size of the pool.
+"""
 
 from __future__ import annotations
 
@@ -16,46 +19,55 @@ from condistill.prompts.pool import PromptPool
 
 @dataclass(frozen=True)
 class SourceMix:
-    """S ranges of a pool, and how often each is drawn from."""
+    """S sources of a pool: their ranges of indices and their probabilities."""
 
     starts: NDArray[np.int64]
+    """Index of the first prompt of each source `[S]`."""
     counts: NDArray[np.int64]
-    shares: NDArray[np.float64]
-    """Of all draws, those from a source or from one before it `[S]`, rising to 1."""
+    """Number of prompts of each source `[S]`."""
+    cumulative: NDArray[np.float64]
+    """Cumulative probability of the sources `[S]`; the last is 1."""
 
     @classmethod
     def of(cls, pool: PromptPool, weights: Mapping[str, float] | None) -> SourceMix:
-        """Mix the sources of a pool; without weights, every prompt of the pool is equally likely.
+        """Return a mix of the sources of a pool; without weights, each prompt of the pool is equally likely.
 
         Args:
-            weights: by the names of `pool.sources`.
+            weights: one weight for each name of `pool.sources`.
 
         Raises:
-            CondistillError: the weights are not those of the pool's sources, or one has no prompt of its own.
+            CondistillError: the names are not those of the sources of the pool, or a source with a positive weight has
+                no prompts of its own.
         """
         if weights is None:
             return cls(np.array([0]), np.array([len(pool)]), np.array([1.0]))
         check_sources(weights, pool.sources)
         ranges = pool.source_ranges()
-        if bare := [name for name, mine in ranges.items() if weights[name] and not mine]:
+        if empty := [name for name, indices in ranges.items() if weights[name] and not indices]:
             raise CondistillError(
-                f"{bare[0]!r} has no prompt of its own: all are in the files before it; give those the weight, and it 0"
+                f"{empty[0]!r} has no prompts of its own: the files before it contain all of them; set its weight to 0 "
+                "and add the weight to those files"
             )
-        shares = np.cumsum([weights[name] for name in ranges], dtype=np.float64)
-        starts, counts = [mine.start for mine in ranges.values()], [len(mine) for mine in ranges.values()]
-        return cls(np.array(starts), np.array(counts), shares / shares[-1])
+        cumulative = np.cumsum([weights[name] for name in ranges], dtype=np.float64)
+        starts = np.array([indices.start for indices in ranges.values()])
+        counts = np.array([len(indices) for indices in ranges.values()])
+        return cls(starts, counts, cumulative / cumulative[-1])
 
     def indices(self, uniform: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Places in the pool `[...]`, from numbers in [0, 1) for the source and for the place in it `[..., 2]`."""
-        source = np.searchsorted(self.shares, uniform[..., 0], side="right")
+        """Return random indices into the pool `[...]`.
+
+        Args:
+            uniform: uniform random numbers in [0, 1), `[..., 2]`: the first chooses the source, the second the prompt.
+        """
+        source = np.searchsorted(self.cumulative, uniform[..., 0], side="right")
         return self.starts[source] + (uniform[..., 1] * self.counts[source]).astype(np.int64)
 
 
 def check_pool(pool: PromptPool, settings: PromptChoiceSettings | None) -> None:
-    """Whether random prompts can be drawn from a pool as the settings say.
+    """Check that a pool has the sources and the number of prompts that the settings need.
 
     Raises:
-        CondistillError: the sources are not those of the weights, or there are fewer prompts than clusters.
+        CondistillError: the weights are not for the sources of the pool, or the pool has fewer prompts than clusters.
     """
     if settings is None:
         return

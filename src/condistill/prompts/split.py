@@ -1,4 +1,4 @@
-"""Which prompts may be cached (seen) and which the teacher is asked about in distillation only (unseen)."""
+"""The split of a pool: seen prompts may be cached; unseen prompts never are, and are only used as text."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condistill.errors import CondistillError
-from condistill.prompts.pool import PromptPool, Texts, prompt_digest
+from condistill.prompts.pool import PromptPool, PromptSequence, prompt_digest
 
 
 class SeenSplit(NamedTuple):
-    """Indices into a pool, ascending: every prompt is in one of the two."""
+    """Ascending indices into a pool; each prompt is either seen or unseen."""
 
     seen: NDArray[np.int64]
     unseen: NDArray[np.int64]
 
 
 def has_word(prompt: str, words: Sequence[str]) -> bool:
-    """Whether a prompt has one of these words or phrases: whole, in any case, also with a plural s or es.
+    """Return whether a prompt contains one of several words or phrases.
+
+    Only whole words match. Case is ignored, and a plural with s or es matches too.
 
     Raises:
-        CondistillError: a word is blank.
+        CondistillError: a word is empty.
     """
     return bool(words) and _pattern(tuple(words)).search(prompt) is not None
 
 
 @lru_cache(maxsize=32)
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    if blank := [word for word in words if not word.strip()]:
-        raise CondistillError(f"{blank[0]!r} is not a word that a prompt can have; remove it")
+    if empty := [word for word in words if not word.strip()]:
+        raise CondistillError(f"{empty[0]!r} is not a word; remove it")
     phrases = (r"\s+".join(map(re.escape, word.split())) for word in words)
     return re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?:s|es)?(?!\w)", re.IGNORECASE)
 
@@ -42,10 +44,14 @@ def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
 def split_indices(
     pool: PromptPool, *, unseen_words: Sequence[str] = (), unseen_prompts: PromptPool | None = None
 ) -> SeenSplit:
-    """Split a pool: unseen is what has one of the words or is in `unseen_prompts`.
+    """Split a pool into seen and unseen prompts.
+
+    Args:
+        unseen_words: a prompt with one of these words is unseen; see `has_word`.
+        unseen_prompts: a prompt in this pool is unseen.
 
     Raises:
-        CondistillError: a word is blank.
+        CondistillError: a word is empty.
     """
     held_out = {prompt_digest(prompt) for prompt in unseen_prompts or ()}
     unseen = np.fromiter(
@@ -58,19 +64,19 @@ def split_indices(
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the first stage leaves: the pool, what may be cached, and what is cached."""
+    """The result of the prompts stage: the pool, the cached prompts, and the seen and unseen indices into the pool."""
 
     pool: PromptPool
-    cached: Texts
+    cached: PromptSequence
     seen: np.ndarray[Any, np.dtype[np.int64]]
     unseen: np.ndarray[Any, np.dtype[np.int64]]
 
     @property
     def splits(self) -> list[str]:
-        """`seen` and `unseen`, or neither where nothing is held out."""
+        """The names of the splits to evaluate: `seen` and `unseen`, or only `all` if no prompt is unseen."""
         return ["seen", "unseen"] if len(self.unseen) else ["all"]
 
     def choose(self, split: str, n: int, rng: np.random.Generator) -> list[str]:
-        """Up to n distinct prompts of a split."""
+        """Return `n` random, distinct prompts of a split, or all of them if the split has fewer."""
         indices = {"seen": self.seen, "unseen": self.unseen, "all": np.arange(len(self.pool))}[split]
         return self.pool.take(rng.choice(indices, min(n, len(indices)), replace=False).tolist())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from condistill.config.sections import PromptSettings
 from condistill.errors import CondistillError
-from condistill.prompts.pool import PromptPool, Texts
+from condistill.prompts.pool import PromptPool, PromptSequence
 from condistill.prompts.readers import is_tabular
 from condistill.prompts.sources import check_pool
 from condistill.prompts.split import Prompts, has_word, split_indices
@@ -74,7 +74,7 @@ def _open(run: Run) -> Prompts:
     pool = PromptPool.open(folder / _POOL)
     unseen_prompts = PromptPool.open(folder / _UNSEEN) if settings.unseen_files else None
     seen, unseen = split_indices(pool, unseen_words=settings.unseen_words, unseen_prompts=unseen_prompts)
-    cached: Texts = PromptPool.open(folder / _CACHED) if recipe.cache.size else []
+    cached: PromptSequence = PromptPool.open(folder / _CACHED) if recipe.cache.size else []
     prompts = Prompts(pool, cached, seen, unseen)
     _check_words(run, prompts)
     for name in recipe.variants:

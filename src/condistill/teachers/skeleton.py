@@ -17,7 +17,7 @@ from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, read_index
-from condistill.utils.meta import parameters, weights_of_products
+from condistill.utils.meta import matmul_parameters, parameters
 from condistill.utils.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Skeleton:
     @cached_property
     def text_macs(self) -> int:
         """Multiply-accumulates of encoding one prompt: every matrix once per token, without attention."""
-        return sum(tokens * weights_of_products(encoder) for encoder, tokens in self.text_encoders)
+        return sum(tokens * matmul_parameters(encoder) for encoder, tokens in self.text_encoders)
 
 
 class _Preprocessor:

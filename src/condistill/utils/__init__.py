@@ -1,1 +1,1 @@
-"""Helpers that know nothing of diffusion: files, hashes, random numbers, progress, devices."""
+"""Helpers that are independent of diffusion: files, hashes, random numbers, progress, devices."""

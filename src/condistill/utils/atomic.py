@@ -1,4 +1,7 @@
-"""Artefacts appear whole or not at all: write beside the final name, flush to disk, rename."""
+"""Write files and directories completely or not at all.
+
+The content is written under a temporary name in the same folder, flushed to disk, and then renamed.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ _PARTIAL = ".partial"
 
 
 def partial_path(path: Path) -> Path:
-    """Where `path` is written before it is renamed; a leftover is from a run that was killed."""
+    """Return the temporary path of `path`. If it exists when a write begins, it is from a run that was killed."""
     return path.with_name(f".{path.name}{_PARTIAL}")
 
 
@@ -25,7 +28,7 @@ def _fsync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or directory if it is there."""
+    """Delete a file, a link or a directory, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -34,7 +37,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write; on success it becomes `path`, on an error nothing changes.
+    """Yield a path to write; rename it to `path` on success, delete it on an error.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
@@ -52,14 +55,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, completely or not at all."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory to fill; on success it becomes `path`, replacing what stood there.
+    """Yield an empty directory to fill; let it replace `path` on success, delete it on an error.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Decisions and work of several processes: decided on the main process, with barriers outside of conditions."""
+"""Work and decisions of the main process in a run of several processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def decide(accelerator: Any, question: Callable[[], bool]) -> bool:
     """Return the main process's answer to a question on every process.
 
     Args:
-        question: called on the main process only, so that all processes act on one answer.
+        question: a function that only the main process calls, so that all processes act on the same answer.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -21,7 +21,7 @@ def decide(accelerator: Any, question: Callable[[], bool]) -> bool:
 
 
 def on_main_process(accelerator: Any, work: Callable[[], object]) -> None:
-    """Do some work on the main process while the others wait for it."""
+    """Call `work` on the main process, and make every process wait until it is done."""
     if accelerator.is_main_process:
         work()
     accelerator.wait_for_everyone()

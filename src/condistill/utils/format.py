@@ -1,4 +1,4 @@
-"""Numbers written for people."""
+"""Format numbers for people."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ import math
 from collections.abc import Sequence
 
 DECIMAL_UNITS = ("", " K", " M", " B", " T")
-
-
 SI_UNITS = ("", " K", " M", " G", " T")
-
-
 BYTE_UNITS = (" B", " kB", " MB", " GB", " TB")
 
 
 def percent(share: float) -> str:
-    """`0.674` is `67 %`."""
+    """Return a fraction as a percentage: `67 %` for `0.674`."""
     return f"{100 * share:.0f} %"
 
 
 def significant(number: float, digits: int = 3) -> str:
-    """A number with so many significant digits and no exponent: `12.3`, `0.0712`, `860`."""
+    """Return a number with `digits` significant digits and no exponent: `12.3`, `0.0712`, `860`."""
     if number == 0:
         return "0"
     decimals = digits - 1 - math.floor(math.log10(abs(number)))
@@ -28,7 +24,7 @@ def significant(number: float, digits: int = 3) -> str:
 
 
 def quantity(number: float, units: Sequence[str] = DECIMAL_UNITS) -> str:
-    """`6978372` is `6.98 M`."""
+    """Return a number with a unit for thousands, millions and so on: `6.98 M` for `6978372`."""
     power = 0
     while abs(number) >= 999.5 and power < len(units) - 1:
         number /= 1000
@@ -38,5 +34,5 @@ def quantity(number: float, units: Sequence[str] = DECIMAL_UNITS) -> str:
 
 
 def times_as_fast(relative_time: float) -> str:
-    """Share of the teacher's time as a speed: `0.5` is `2.00× as fast`."""
+    """Return the speed for a fraction of the time of the teacher: `2.00× as fast` for `0.5`."""
     return f"{1 / relative_time:.2f}× as fast" if relative_time > 0 else ""

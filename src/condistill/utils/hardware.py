@@ -1,4 +1,4 @@
-"""The device at hand."""
+"""The device of this machine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 
 def machine() -> str:
-    """The device a figure was measured on, in words."""
+    """Return the name of the device, to record it next to measurements."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def present_torch_device() -> torch.device:
-    """Where a run would compute here."""
+    """Return the device on which a run computes on this machine."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Hashes of settings and files: what a key is made of."""
+"""Hashes of settings and files."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def key_of(*parts: Any) -> str:
-    """Hash of settings and inputs: equal parts, equal key."""
+    """Return a hash of settings and inputs, 16 hexadecimal digits; equal parts have equal hashes."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of the content of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

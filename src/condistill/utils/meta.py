@@ -1,4 +1,4 @@
-"""Denoisers of shapes only, on the meta device."""
+"""Denoisers on the meta device, which have shapes but no weights."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from torch import nn
 
 
 def plain_config(denoiser: ModelMixin) -> dict[str, Any]:
-    """The constructor's arguments, without what diffusers notes about where the model came from."""
+    """Return the constructor arguments of a denoiser, without the private entries that diffusers adds to its config."""
     return {key: value for key, value in dict(denoiser.config).items() if not key.startswith("_")}
 
 
-def build_on_meta(kind: type[ModelMixin], config: dict[str, Any]) -> ModelMixin:
-    """A denoiser of shapes only: no memory, no random numbers."""
+def build_on_meta(model_class: type[ModelMixin], config: dict[str, Any]) -> ModelMixin:
+    """Return a model on the meta device; it needs no memory for weights and draws no random numbers."""
     with torch.device("meta"):
-        return kind.from_config(config)
+        return model_class.from_config(config)
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of weights in a module."""
+    """Return the number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def weights_of_products(module: nn.Module) -> int:
-    """Of these, those that every token is multiplied with: matrices and kernels, not tables of embeddings."""
-    tables = sum(parameters(part) for part in module.modules() if isinstance(part, nn.Embedding))
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1) - tables
+def matmul_parameters(module: nn.Module) -> int:
+    """Return the number of parameters that every token is multiplied with.
+
+    These are the entries of matrices and kernels; embedding tables and vectors do not count.
+    """
+    in_tables = sum(parameters(part) for part in module.modules() if isinstance(part, nn.Embedding))
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1) - in_tables

@@ -1,4 +1,4 @@
-"""Progress a person can read: a bar with rate and time left, or a line now and then where there is no terminal."""
+"""Progress with the rate and the remaining time: a bar in a terminal, else a line every 20 seconds."""
 
 from __future__ import annotations
 
@@ -36,9 +36,14 @@ class _RateColumn(ProgressColumn):
 def track(
     console: Console, description: str, total: int, *, unit: str, quiet: bool = False
 ) -> Iterator[Callable[..., None]]:
-    """Yield `advance(n, note="")`: n more of `total` are done."""
+    """Yield a function `advance(n, note="")`, to be called when n more of `total` units are done.
+
+    Args:
+        unit: plural name of one unit, such as "images".
+        quiet: show nothing.
+    """
     if quiet or not console.is_terminal:
-        yield _lines(console, description, total, unit, quiet=quiet)
+        yield _line_printer(console, description, total, unit, quiet=quiet)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -61,7 +66,8 @@ def track(
         yield advance
 
 
-def _lines(console: Console, description: str, total: int, unit: str, *, quiet: bool) -> Callable[..., None]:
+def _line_printer(console: Console, description: str, total: int, unit: str, *, quiet: bool) -> Callable[..., None]:
+    """Return a function `advance(n, note="")` that prints at most one line every 20 seconds, and a last one."""
     started = last = time.monotonic()
     done = 0
 
@@ -73,14 +79,15 @@ def _lines(console: Console, description: str, total: int, unit: str, *, quiet: 
             return
         last = now
         rate = done / max(now - started, 1e-9)
-        left = (total - done) / max(rate, 1e-9)
-        line = f"{description}: {done}/{total}  {rate:.1f} {unit}/s  {_clock(left)} left  {note}".rstrip()
+        remaining = (total - done) / max(rate, 1e-9)
+        line = f"{description}: {done}/{total}  {rate:.1f} {unit}/s  {_clock(remaining)} left  {note}".rstrip()
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     return advance
 
 
 def _clock(seconds: float) -> str:
+    """Return a duration as minutes and seconds, `3:05`, or as hours, minutes and seconds, `1:03:05`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

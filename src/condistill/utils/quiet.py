@@ -1,4 +1,4 @@
-"""Keep third-party libraries quiet: their bars and advice are for developers; what a user needs we say ourselves."""
+"""Silence third-party libraries: their progress bars and warnings are for developers, and condistill prints its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NOISY = r"(accelerate|diffusers|huggingface_hub|torch|transformers)\b"
 
 
 def quiet_environment() -> None:
-    """Ask for quiet before the libraries are imported; imports nothing. A user's own settings stay."""
+    """Set the environment variables that silence libraries once they are imported; keep variables that are set."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -19,21 +19,21 @@ def quiet_environment() -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No progress bars, advice or warnings of the libraries; afterwards all is as it was before."""
+    """Turn off the progress bars, messages and warnings of libraries, and restore the settings afterwards."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    loggings = (diffusers_logging, transformers_logging)
-    before = [(each, each.get_verbosity(), each.is_progress_bar_enabled()) for each in loggings]
-    for each in loggings:
-        each.set_verbosity_error()
-        each.disable_progress_bar()
+    modules = (diffusers_logging, transformers_logging)
+    before = [(module, module.get_verbosity(), module.is_progress_bar_enabled()) for module in modules]
+    for module in modules:
+        module.set_verbosity_error()
+        module.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=_NOISY)
             yield
     finally:
-        for each, verbosity, bars in before:
-            each.set_verbosity(verbosity)
-            if bars:
-                each.enable_progress_bar()
+        for module, verbosity, has_progress_bar in before:
+            module.set_verbosity(verbosity)
+            if has_progress_bar:
+                module.enable_progress_bar()

@@ -1,6 +1,6 @@
-"""Counter-based random numbers: a draw is a function of (seed, stream, counters) and of nothing else.
+"""Counter-based random numbers: a random number depends only on the seed, the stream and up to three counters.
 
-So it does not matter how work is cut into batches and processes, or where a run was interrupted.
+Results are therefore independent of batch size, number of processes and interruptions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class Stream(IntEnum):
-    """What a draw is for; draws of different streams are independent."""
+    """The purpose of random numbers; numbers of different streams are independent."""
 
     TRAINING = 1
     CACHE_NOISE = 2
@@ -24,21 +24,21 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
-    """A Philox generator for up to three counters (Salmon et al., SC 2011).
+    """Return a Philox generator for up to three counters (Salmon et al., SC 2011).
 
-    The lowest of Philox's four counter words is left at 0: it is what advances as numbers are drawn.
+    The lowest of the four counter words of Philox starts at 0, because it advances as numbers are drawn.
     """
     if len(counters) > 3:
-        raise ValueError(f"at most 3 counters, given {len(counters)}")
+        raise ValueError(f"at most 3 counters are allowed; given: {len(counters)}")
     words = [0, *counters, *([0] * (3 - len(counters)))]
     return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=words))
 
 
 def image_noise(seed: int, stream: Stream, index: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Starting noise of image `index`: standard normal of `shape`."""
+    """Return the starting noise of image `index`: standard normal, float32, of the given shape."""
     return generator(seed, stream, index).standard_normal(shape, dtype=np.float32)
 
 
 def image_seed(seed: int, stream: Stream, index: int) -> int:
-    """Seed of image `index` for schedulers that add noise on the way."""
+    """Return the seed of image `index` for schedulers that add noise during sampling."""
     return int(generator(seed, stream, index, 1).integers(2**62))

@@ -1,4 +1,4 @@
-"""Frozen records, and the JSON files that hold them."""
+"""Frozen records, and JSON files that contain them."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ AnyRecordFile = TypeVar("AnyRecordFile", bound="RecordFile")
 
 
 class Record(BaseModel):
-    """A frozen record; an unknown field is an error, and so is a number that is not finite."""
+    """A frozen record. Unknown fields and numbers that are not finite are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class RecordFile(Record):
-    """A record that is a JSON file of its own. A subclass fixes its format: `format: Literal[2] = 2`."""
+    """A record with a JSON file of its own. A subclass fixes the format number: `format: Literal[2] = 2`."""
 
     format: int
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all; fields that are None are left out."""
-        held = self.model_dump(mode="json", exclude_none=True)
-        write_text(path, json.dumps(held, indent=2, ensure_ascii=False) + "\n")
+        """Write the file, completely or not at all; fields that are None are left out."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls: type[AnyRecordFile], path: Path, *, remedy: str) -> AnyRecordFile:
-        """Read a file that `write` wrote.
+        """Read a file that `write` has written.
 
         Args:
-            remedy: what a user can do about a file of another format, such as "run `condistill report` again".
+            remedy: the last part of error messages, such as "run `condistill report` again".
 
         Raises:
             CondistillError: the file does not exist or has another format.
-            CorruptError: the file has the right format and is not what was written.
+            CorruptError: the file has the right format number but invalid content.
         """
         try:
             text = path.read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ class RecordFile(Record):
             raise CondistillError(f"{path} does not exist; {remedy}") from None
         expected = cls.model_fields["format"].default
         try:
-            found: Any = json.loads(text).get("format", 1)  # the first formats had no number
+            found: Any = json.loads(text).get("format", 1)  # the first format had no number
         except (ValueError, AttributeError) as error:
             raise CorruptError(f"{path} is not a JSON object; {remedy}") from error
         if found != expected:
@@ -58,4 +58,4 @@ class RecordFile(Record):
             return cls.model_validate_json(text)
         except ValidationError as error:
             places = ", ".join(".".join(map(str, mistake["loc"])) for mistake in error.errors())
-            raise CorruptError(f"{path} is damaged or was changed (see {places}); {remedy}") from error
+            raise CorruptError(f"{path} is corrupt or was edited (see {places}); {remedy}") from error

@@ -1,7 +1,7 @@
-"""Registries of what can be extended, and the plugins that extend them.
+"""Registries of named objects, such as metrics, and plugins that add to them.
 
-A plugin is a module that registers something when it is imported. Installed packages name theirs in the entry point
-group `condistill.plugins`, so that recipes can use them by name.
+A plugin is a module that registers objects when it is imported. An installed package lists its plugins in the entry
+point group `condistill.plugins`; recipes can then use the objects by name.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from condistill.errors import CondistillError, nearest
 
 T = TypeVar("T")
 PLUGINS = "condistill.plugins"
-"""The entry point group."""
+"""The entry point group of plugins."""
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Things by name, in the order in which they were registered."""
+    """Objects by name, in the order of their registration."""
 
     def __init__(self, kind: str, builtin: Mapping[str, T] | None = None) -> None:
-        """Start with what is built in; `kind` is what messages call an entry, such as "metric"."""
+        """Create a registry.
+
+        Args:
+            kind: the word for an entry in messages, such as "metric".
+            builtin: the first entries.
+        """
         self.kind = kind
         self._entries: dict[str, T] = dict(builtin or {})
 
@@ -30,7 +35,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """Add an entry and return it.
 
         Raises:
-            CondistillError: the name belongs to another entry.
+            CondistillError: the name belongs to another entry already.
         """
         if self._entries.get(name, entry) is not entry:
             raise CondistillError(f"the {self.kind} {name!r} is registered already; choose another name")
@@ -38,10 +43,10 @@ class Registry(Mapping[str, T], Generic[T]):
         return entry
 
     def __getitem__(self, name: str) -> T:
-        """Return the entry of this name.
+        """Return the entry with this name.
 
         Raises:
-            CondistillError: there is none; the message names the nearest.
+            CondistillError: no entry has this name; the message suggests the closest name.
         """
         if name not in self._entries:
             raise CondistillError(f"there is no {self.kind} {name!r}{nearest(name, list(self._entries))}")
@@ -68,7 +73,7 @@ def load_plugins() -> tuple[str, ...]:
     for entry_point in found:
         try:
             entry_point.load()
-        except Exception as error:  # whatever is wrong with it, the user must know which one it was
+        except Exception as error:  # a plugin can raise any exception, and the message must name the plugin
             raise CondistillError(
                 f"the plugin {entry_point.name} ({entry_point.value}) cannot be imported: {error}"
             ) from error
