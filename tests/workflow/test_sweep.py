@@ -18,7 +18,7 @@ from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.profiling.forwards import forwards_per_step
 from condistill.workflow.sweep import run_sweep
-from condistill.workflow.sweep_cases import Sweep, SweepRun, grid_cases, named_case, plan
+from condistill.workflow.sweep_cases import Sweep, SweepRun, grid_cases, named_case, plan_runs
 
 GRID = ("distill.conditioning.probability.lambda=[1, 5]",)
 SEEDS = (0, 1)
@@ -26,7 +26,7 @@ METRIC = "latent_rmse"
 
 
 def write_recipe(folder: Path, teacher: Path | str, **changes: Any) -> Path:
-    """A recipe of 6 images and students that learn one step, with its prompts beside it."""
+    """Write a recipe with 6 images and students that train for one step, and its prompt file in the same folder."""
     (folder / "prompts.txt").write_text("".join(f"a {word} ball\n" for word in "abcdefgh"), encoding="utf-8")
     data = {
         "teacher": {"pipeline": str(teacher)},
@@ -44,49 +44,49 @@ def write_recipe(folder: Path, teacher: Path | str, **changes: Any) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """For what is told before the teacher is looked for."""
+    """A recipe for tests that load no teacher."""
     return write_recipe(tmp_path, "miniature")
 
 
-class Swept:
-    """A sweep to the end: two values over two seeds."""
+class FinishedSweep:
+    """A finished sweep of two values over two seeds."""
 
     def __init__(self, folder: Path, teacher: Path) -> None:
-        self.asked = Sweep(write_recipe(folder, teacher), grid=GRID, seeds=SEEDS)
+        self.sweep = Sweep(write_recipe(folder, teacher), grid=GRID, seeds=SEEDS)
         self.out = folder / "sweep"
-        self.again()
+        self.run()
 
-    def again(self) -> None:
+    def run(self) -> None:
         console = Console(record=True, width=200, file=io.StringIO())
-        run_sweep(self.asked, self.out, console=console)
+        run_sweep(self.sweep, self.out, console=console)
         self.printed = console.export_text()
 
     def measured(self, run: str, name: str) -> dict[str, Any]:
-        """What a run found, read from its own file."""
+        """Return the figures of a model from the `metrics.json` of a run."""
         metrics = json.loads((self.out / "runs" / run / "metrics.json").read_text(encoding="utf-8"))
         model: dict[str, Any] = metrics["models"][name]
         return model
 
 
-def spare_the_rest(patch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes most of a tiny run and what no test here looks at: counting operations, reports of runs."""
+def skip_slow_parts(patch: pytest.MonkeyPatch) -> None:
+    """Skip the slowest parts of a tiny run that no test here needs: counting operations, and the report of each run."""
     for stage in ("distill", "evaluate"):
         patch.setattr(f"condistill.{stage}.stage.macs", lambda *_, **__: 1)
     patch.setattr("condistill.report.stage.make", lambda _: None)
 
 
 @pytest.fixture(scope="module")
-def swept(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def finished(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedSweep:
     with pytest.MonkeyPatch.context() as patch:
-        spare_the_rest(patch)
-        return Swept(tmp_path_factory.mktemp("sweep"), tiny_pipeline_dir)
+        skip_slow_parts(patch)
+        return FinishedSweep(tmp_path_factory.mktemp("sweep"), tiny_pipeline_dir)
 
 
 def markdown_table(text: str) -> dict[str, dict[str, str]]:
-    """Cells by row and heading."""
+    """Return the cells of a table by row and heading."""
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    head, _, *rows = lines
-    return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    headings, _, *rows = lines
+    return {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
 
 
 def labels(runs: Sequence[SweepRun]) -> list[tuple[str, list[str]]]:
@@ -94,21 +94,21 @@ def labels(runs: Sequence[SweepRun]) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.slow
-def test_a_grid_becomes_variants_over_one_cache(swept: Swept) -> None:
-    assert {path.name for path in (swept.out / "runs").iterdir()} == {"seed=0", "seed=1"}
-    assert len(list(swept.out.rglob("manifest.json"))) == len(SEEDS)
+def test_the_cases_of_a_grid_are_variants_with_one_cache_per_seed(finished: FinishedSweep) -> None:
+    assert {path.name for path in (finished.out / "runs").iterdir()} == {"seed=0", "seed=1"}
+    assert len(list(finished.out.rglob("manifest.json"))) == len(SEEDS)
     for seed in SEEDS:
-        run = swept.out / "runs" / f"seed={seed}"
+        run = finished.out / "runs" / f"seed={seed}"
         assert {path.name for path in (run / "pipelines").iterdir()} == {"lambda-1", "lambda-5"}
         assert json.loads((run / "cache" / "manifest.json").read_text(encoding="utf-8"))["seed"] == seed
 
 
 @pytest.mark.slow
-def test_the_table_has_mean_and_standard_deviation_over_seeds(swept: Swept) -> None:
-    rows = markdown_table((swept.out / "sweep.md").read_text(encoding="utf-8"))
+def test_the_table_has_mean_and_standard_deviation_over_seeds(finished: FinishedSweep) -> None:
+    rows = markdown_table((finished.out / "sweep.md").read_text(encoding="utf-8"))
     assert list(rows) == ["teacher", "lambda=1", "lambda=5"]
     for label, name in (("lambda=1", "lambda-1"), ("lambda=5", "lambda-5")):
-        values = [swept.measured(f"seed={seed}", name)["all"][METRIC] for seed in SEEDS]
+        values = [finished.measured(f"seed={seed}", name)["all"][METRIC] for seed in SEEDS]
         assert values[0] != values[1]
         mean, spread = rows[label]["latent RMSE, all"].split(" ± ")
         assert float(mean) == pytest.approx(statistics.fmean(values), rel=5e-3)
@@ -118,20 +118,20 @@ def test_the_table_has_mean_and_standard_deviation_over_seeds(swept: Swept) -> N
 
 
 @pytest.mark.slow
-def test_the_figures_of_every_case_seed_split_and_metric_are_kept(swept: Swept) -> None:
-    result = json.loads((swept.out / "sweep.json").read_text(encoding="utf-8"))
+def test_the_figures_of_every_case_seed_split_and_metric_are_kept(finished: FinishedSweep) -> None:
+    result = json.loads((finished.out / "sweep.json").read_text(encoding="utf-8"))
     model = result["models"]["lambda=5"]
     assert (model["name"], model["changes"]) == ("lambda-5", {"distill.conditioning.probability.lambda": 5})
-    assert model["seeds"] == {str(seed): swept.measured(f"seed={seed}", "lambda-5") for seed in SEEDS}
-    values = [swept.measured(f"seed={seed}", "lambda-5")["all"][METRIC] for seed in SEEDS]
+    assert model["seeds"] == {str(seed): finished.measured(f"seed={seed}", "lambda-5") for seed in SEEDS}
+    values = [finished.measured(f"seed={seed}", "lambda-5")["all"][METRIC] for seed in SEEDS]
     assert model["mean"]["all"][METRIC] == pytest.approx(statistics.fmean(values))
     assert model["std"]["all"][METRIC] == pytest.approx(statistics.stdev(values))
 
 
 @pytest.mark.slow
-def test_the_markdown_says_how_its_figures_were_made(swept: Swept) -> None:
-    text = (swept.out / "sweep.md").read_text(encoding="utf-8")
-    assert f"`{swept.asked.command(swept.out)}`" in text
+def test_the_markdown_records_how_the_figures_were_made(finished: FinishedSweep) -> None:
+    text = (finished.out / "sweep.md").read_text(encoding="utf-8")
+    assert f"`{finished.sweep.command(finished.out)}`" in text
     assert "Seeds: 0, 1." in text
     assert "Images per model and seed: 2 all; 1 sampling steps, guidance 7.5." in text
     assert "CPU" in text or "NVIDIA" in text
@@ -140,37 +140,37 @@ def test_the_markdown_says_how_its_figures_were_made(swept: Swept) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_and_where_it_is_are_told(swept: Swept) -> None:
-    assert all(label in swept.printed for label in ("lambda=1", "lambda=5", "latent RMSE, all"))
-    assert f"sweep.md: {swept.out / 'sweep.md'}\n" in swept.printed
+def test_the_table_and_its_path_are_printed(finished: FinishedSweep) -> None:
+    assert all(label in finished.printed for label in ("lambda=1", "lambda=5", "latent RMSE, all"))
+    assert f"sweep.md: {finished.out / 'sweep.md'}\n" in finished.printed
 
 
 @pytest.mark.slow
-def test_the_plot_is_an_svg(swept: Swept) -> None:
-    assert ElementTree.parse(swept.out / "sweep.svg").getroot().tag.endswith("svg")
+def test_the_plot_is_an_svg(finished: FinishedSweep) -> None:
+    assert ElementTree.parse(finished.out / "sweep.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_given_again_trains_nothing_again(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_sweep_repeats_no_stage(finished: FinishedSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("something is done again")
+        raise AssertionError("a stage runs again")
 
-    before = (swept.out / "sweep.md").read_bytes()
-    spare_the_rest(monkeypatch)
+    before = (finished.out / "sweep.md").read_bytes()
+    skip_slow_parts(monkeypatch)
     monkeypatch.setattr("condistill.run.context.load_teacher", refuse)
-    swept.again()
-    assert (swept.out / "sweep.md").read_bytes() == before
+    finished.run()
+    assert (finished.out / "sweep.md").read_bytes() == before
 
 
-def measure_in_place(
+def replace_runs(
     monkeypatch: pytest.MonkeyPatch, figures: Callable[[Recipe], dict[str, Any]], *, stop_at: int = 9
 ) -> list[Path]:
-    """Let a run leave these figures of every model, and the `stop_at`-th one fail; where the runs were asked for."""
-    asked: list[Path] = []
+    """Let each run write these figures for every model, and let run `stop_at` fail; return the run directories."""
+    directories: list[Path] = []
 
     def compress(recipe: Recipe, out: Path, **_: Any) -> Path:
-        asked.append(out)
-        if len(asked) == stop_at:
+        directories.append(out)
+        if len(directories) == stop_at:
             raise CondistillError("stopped")
         metrics = {
             "models": dict.fromkeys(("teacher", *recipe.variants), figures(recipe)),
@@ -182,7 +182,7 @@ def measure_in_place(
         return out
 
     monkeypatch.setattr("condistill.workflow.compress.compress", compress)
-    return asked
+    return directories
 
 
 @pytest.mark.slow
@@ -192,7 +192,7 @@ def test_a_classified_sweep_shows_shares_distances_and_compute(
     split = {"all_correct": 0.5, "latent_rmse": 0.3}
     compute = {"teacher_forwards": 3200, "student_forwards": 1600, "train_sec": 12.5}
     model = {"seen": split, "unseen": split, "all": {**split, "frechet_classifier": 2.5}, "compute": compute}
-    measure_in_place(monkeypatch, lambda _: model)
+    replace_runs(monkeypatch, lambda _: model)
     run_sweep(Sweep(recipe, seeds=SEEDS), tmp_path / "out", console=Console(file=io.StringIO()))
     text = (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
     assert "Miniature figures" in text
@@ -211,10 +211,10 @@ def test_a_classified_sweep_shows_shares_distances_and_compute(
     }
 
 
-def test_a_single_seed_has_no_spread_and_a_seed_without_a_figure_is_told(
+def test_a_single_seed_has_no_deviation_and_a_seed_without_a_figure_is_counted_out(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure_in_place(monkeypatch, lambda made: {"all": {"latent_rmse": 0.3 if made.seed == 0 else math.nan}})
+    replace_runs(monkeypatch, lambda made: {"all": {"latent_rmse": 0.3 if made.seed == 0 else math.nan}})
     for seeds, cell in (((0,), "0.300"), ((0, 1), "0.300 (1 of 2 seeds)")):
         out = tmp_path / str(len(seeds))
         run_sweep(Sweep(recipe, seeds=seeds), out, console=Console(file=io.StringIO()))
@@ -222,39 +222,39 @@ def test_a_single_seed_has_no_spread_and_a_seed_without_a_figure_is_told(
         assert rows["random_conditioning"]["latent RMSE, all"] == cell
 
 
-def test_a_sweep_that_fails_keeps_the_table_of_what_is_done(
+def test_a_failed_sweep_keeps_the_table_of_the_finished_runs(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = measure_in_place(monkeypatch, lambda _: {"all": {"latent_rmse": 0.3}}, stop_at=3)
+    directories = replace_runs(monkeypatch, lambda _: {"all": {"latent_rmse": 0.3}}, stop_at=3)
     with pytest.raises(CondistillError, match="stopped"):
         run_sweep(Sweep(recipe, seeds=(3, 4, 5)), tmp_path / "out", console=Console(file=io.StringIO()))
-    assert [path.name for path in asked] == ["seed=3", "seed=4", "seed=5"]
+    assert [path.name for path in directories] == ["seed=3", "seed=4", "seed=5"]
     text = (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
     assert "**2 of 3 runs are done.**" in text
     assert "Seeds: 3, 4." in text
 
 
-def test_brackets_in_a_label_are_shown(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure_in_place(monkeypatch, lambda _: {"all": {"latent_rmse": 0.3}})
+def test_brackets_in_a_label_are_printed(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_runs(monkeypatch, lambda _: {"all": {"latent_rmse": 0.3}})
     console = Console(record=True, width=200, file=io.StringIO())
     run_sweep(Sweep(recipe, grid=["prompts.unseen_words=[[red], [ball]]"]), tmp_path / "out", console=console)
     printed = console.export_text()
     assert "prompts.unseen_words=[red]" in printed.rpartition("case")[2]
 
 
-def test_a_directory_that_is_no_sweep_is_left_alone(recipe: Path, tmp_path: Path) -> None:
-    with pytest.raises(CondistillError, match="is not empty and holds no sweep of condistill; choose another --out"):
+def test_a_directory_that_is_not_a_sweep_is_left_unchanged(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(CondistillError, match="is not empty and is not the directory of a sweep; choose another --out"):
         run_sweep(Sweep(recipe), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "prompts.txt"}
 
 
-def test_without_cases_the_recipes_own_variants_run_over_the_seeds(tmp_path: Path) -> None:
+def test_without_cases_the_variants_of_the_recipe_run_with_each_seed(tmp_path: Path) -> None:
     variants = {
         "plain": {"distill": {"conditioning": {"probability": {"schedule": "none"}}}},
         "small": {"student": {"width": 0.25}},
         "smaller": {"teacher": "small", "student": {"width": 0.5}},
     }
-    runs = plan(Sweep(write_recipe(tmp_path, "miniature", variants=variants), seeds=(2, 3)))
+    runs = plan_runs(Sweep(write_recipe(tmp_path, "miniature", variants=variants), seeds=(2, 3)))
     assert labels(runs) == [
         ("runs/seed=2", ["plain", "small", "smaller"]),
         ("runs/seed=3", ["plain", "small", "smaller"]),
@@ -274,9 +274,9 @@ def test_a_grid_is_every_combination_of_its_values() -> None:
     assert cases[1].changes == {"student.width": 0.25, "distill.conditioning.probability": {"lambda": 1}}
 
 
-def test_cases_over_the_cache_have_runs_of_their_own_and_share_them(recipe: Path) -> None:
-    asked = Sweep(recipe, grid=["cache.size=[4, 5]", "student.width=[0.5, 0.25]"], cases=["base:"], seeds=SEEDS)
-    runs = plan(asked)
+def test_cases_that_change_the_cache_have_runs_of_their_own(recipe: Path) -> None:
+    sweep = Sweep(recipe, grid=["cache.size=[4, 5]", "student.width=[0.5, 0.25]"], cases=["base:"], seeds=SEEDS)
+    runs = plan_runs(sweep)
     assert labels(runs)[:3] == [
         ("runs/seed=0", ["base"]),
         ("runs/cache.size=4,seed=0", ["cache.size=4, width=0.5", "cache.size=4, width=0.25"]),
@@ -290,7 +290,7 @@ def test_cases_over_the_cache_have_runs_of_their_own_and_share_them(recipe: Path
         (4, 1),
         (5, 1),
     ]
-    fewer = plan(Sweep(recipe, grid=["cache.size=[5]"]))
+    fewer = plan_runs(Sweep(recipe, grid=["cache.size=[5]"]))
     assert fewer[0].folder in {run.folder for run in runs}
 
 
@@ -301,73 +301,76 @@ def test_cases_over_the_cache_have_runs_of_their_own_and_share_them(recipe: Path
         (lambda recipe: {"all": {"latent_rmse": recipe.cache.size}}, ["teacher", "teacher, cache.size=5"]),
     ],
 )
-def test_a_teacher_that_draws_something_else_has_a_row_of_its_own(
+def test_a_teacher_with_other_figures_has_a_row_of_its_own(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: Any, teachers: list[str]
 ) -> None:
-    measure_in_place(monkeypatch, figures)
+    replace_runs(monkeypatch, figures)
     run_sweep(Sweep(recipe, grid=["cache.size=[4, 5]"]), tmp_path / "out", console=Console(file=io.StringIO()))
     rows = markdown_table((tmp_path / "out" / "sweep.md").read_text(encoding="utf-8"))
     assert list(rows) == [*teachers, "cache.size=4", "cache.size=5"]
 
 
-def test_a_long_label_makes_a_name_that_a_file_system_takes(recipe: Path) -> None:
+def test_a_long_label_gives_a_short_file_name(recipe: Path) -> None:
     words = "[[" + ", ".join(f"word{i}" for i in range(100)) + "]]"
-    (run,) = plan(Sweep(recipe, grid=[f"prompts.unseen_words={words}"]))
+    (run,) = plan_runs(Sweep(recipe, grid=[f"prompts.unseen_words={words}"]))
     assert max(len(Path(run.folder).name), len(run.cases[0].name)) < 100
 
 
-def test_a_case_holds_values_with_spaces_and_needs_no_settings() -> None:
+def test_a_case_can_have_values_with_spaces_or_no_settings() -> None:
     case = named_case("wide: student.width=[8, 16, 16]  distill.conditioning.probability={schedule: none}")
     assert case.changes == {"student.width": [8, 16, 16], "distill.conditioning.probability": {"schedule": "none"}}
     assert (named_case("as_it_is:").name, named_case("as_it_is:").changes) == ("as_it_is", {})
 
 
-def test_cases_take_the_place_of_the_recipes_variants_and_come_before_the_grid(recipe: Path) -> None:
-    (run,) = plan(Sweep(recipe, grid=["distill.steps=[3]"], cases=["base:"], overrides=["distill.batch_size=4"]))
+def test_cases_replace_the_variants_of_the_recipe_and_come_before_the_grid(recipe: Path) -> None:
+    (run,) = plan_runs(Sweep(recipe, grid=["distill.steps=[3]"], cases=["base:"], overrides=["distill.batch_size=4"]))
     assert list(run.recipe.variants) == ["base", "steps-3"]
     assert [run.recipe.variant(name)[1].steps for name in run.recipe.variants] == [1, 3]
     assert run.recipe.variant("steps-3")[1].batch_size == 4
 
 
-def test_another_schedule_replaces_the_recipes(tmp_path: Path) -> None:
+def test_a_case_can_replace_the_schedule_of_the_recipe(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, "miniature", distill={"conditioning": {"probability": {"lambda": 2.0}}})
-    (run,) = plan(Sweep(path, grid=["distill.conditioning.probability.schedule=[none, exponential]"]))
+    (run,) = plan_runs(Sweep(path, grid=["distill.conditioning.probability.schedule=[none, exponential]"]))
     none, exponential = (run.recipe.variant(case.name)[1].conditioning.probability for case in run.cases)
     assert none.schedule == "none"
     assert exponential.model_dump() == {"schedule": "exponential", "lambda_": 2.0}
 
 
-def test_a_teacher_that_is_told_its_scale_is_counted_as_asked_once(recipe: Path) -> None:
+def test_a_teacher_with_the_guidance_scale_as_an_input_counts_as_one_evaluation(recipe: Path) -> None:
     text = """variants={
-        told: {},
-        again: {teacher: told, student: {width: 1.0}},
+        embedded: {},
+        second: {teacher: embedded, student: {width: 1.0}},
     }"""
-    (run,) = plan(
+    (run,) = plan_runs(
         Sweep(
             recipe, overrides=["distill.steps=100", "distill.guidance_distillation=[2, 8]", text], equal_forwards=True
         )
     )
-    assert [run.recipe.variant(name)[1].steps for name in ("told", "again")] == [100, 150]
+    assert [run.recipe.variant(name)[1].steps for name in ("embedded", "second")] == [100, 150]
 
 
 def test_equal_forwards_scales_the_steps_of_every_case(recipe: Path) -> None:
-    asked = Sweep(
+    sweep = Sweep(
         recipe, grid=["distill.batch_size=[2, 4]"], overrides=["distill.steps=100"], equal_forwards=True, seeds=SEEDS
     )
-    for run in plan(asked):
+    for run in plan_runs(sweep):
         settings = [run.recipe.variant(case.name)[1] for case in run.cases]
         assert [s.steps for s in settings] == [100, 50]
         assert len({s.steps * sum(forwards_per_step(s)) for s in settings}) == 1
 
 
-def told(sweep: Sweep) -> str:
+def planning_error(sweep: Sweep) -> str:
+    """Return the error message of planning an invalid sweep."""
     with pytest.raises(CondistillError) as caught:
-        plan(sweep)
+        plan_runs(sweep)
     return str(caught.value)
 
 
-def test_a_wrong_key_names_the_nearest_one_and_the_case_and_all_are_told_at_once(recipe: Path) -> None:
-    text = told(Sweep(recipe, grid=["distill.stpes=[1, 2]"], cases=["small: cache.sise=3", "big: student.width=2.0"]))
+def test_the_mistakes_of_all_cases_are_listed_at_once(recipe: Path) -> None:
+    text = planning_error(
+        Sweep(recipe, grid=["distill.stpes=[1, 2]"], cases=["small: cache.sise=3", "big: student.width=2.0"])
+    )
     for label in ("stpes=1", "stpes=2"):
         assert f"case {label!r}: " in text
     assert text.count("distill.stpes is not a setting; did you mean 'steps'?") == 2
@@ -378,53 +381,59 @@ def test_a_wrong_key_names_the_nearest_one_and_the_case_and_all_are_told_at_once
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("arguments", "expected"),
     [
-        ({"grid": ["distill.steps"]}, "--grid: 'distill.steps' is no setting; write key=value"),
+        ({"grid": ["distill.steps"]}, "--grid: 'distill.steps' is not a setting; write key=value"),
         ({"grid": ["distill.steps=3"]}, "has no list of values; write key=[value, ...]"),
-        ({"grid": ["distill.steps=[1"]}, "--grid: the value of 'distill.steps=[1' is not YAML"),
-        ({"grid": ["distill.steps=[1]", "distill.steps=[2]"]}, "--grid gives distill.steps twice; put all of its"),
-        ({"grid": ["distill.steps=[1, 1]"]}, "two cases are called 'steps-1'"),
-        ({"grid": ["seed=[0, 1]"]}, "case 'seed=0': seed cannot be swept: the seeds are given with --seeds"),
-        ({"grid": ["evaluate.grid=[1, 2]"]}, "evaluate.grid cannot be swept: cases are measured alike"),
+        ({"grid": ["distill.steps=[1"]}, "--grid: the value of 'distill.steps=[1' is not valid YAML"),
+        ({"grid": ["distill.steps=[1]", "distill.steps=[2]"]}, "--grid contains distill.steps twice; write all its"),
+        ({"grid": ["distill.steps=[1, 1]"]}, "two cases have the name 'steps-1'"),
+        ({"grid": ["seed=[0, 1]"]}, "case 'seed=0': seed cannot differ between cases: use --seeds"),
+        ({"grid": ["evaluate.grid=[1, 2]"]}, "evaluate.grid cannot differ between cases: the figures of the"),
         (
             {"cases": ["a: distill.mixed_precision=bf16"]},
-            "distill.mixed_precision cannot be swept: one process has one",
+            "distill.mixed_precision cannot differ between cases: one process",
         ),
-        ({"cases": ["distill.steps=3"]}, "has no name of a-z"),
-        ({"cases": ["teacher: distill.steps=3"]}, "has no name of a-z"),
-        ({"cases": ["a: distill.steps=3 distill.steps=4"]}, "--case a gives distill.steps twice; keep one of the two"),
-        ({"cases": ["a: faster"]}, "--case a: 'faster' is no setting; write key=value"),
-        ({"seeds": [1], "overrides": ["seed=2"]}, "-s seed and --seeds are both given; keep --seeds"),
+        ({"cases": ["distill.steps=3"]}, "needs a name of a-z"),
+        ({"cases": ["teacher: distill.steps=3"]}, "needs a name of a-z"),
+        (
+            {"cases": ["a: distill.steps=3 distill.steps=4"]},
+            "--case a contains distill.steps twice; remove one",
+        ),
+        ({"cases": ["a: faster"]}, "--case a: 'faster' is not a setting; write key=value"),
+        ({"seeds": [1], "overrides": ["seed=2"]}, "-s seed and --seeds exclude each other; use only --seeds"),
         ({"cases": ["a:"], "overrides": ["variants={}"]}, "variants"),
-        ({"equal_forwards": True, "cases": ["a: distill.steps=3"]}, "case 'a': it sets distill.steps, which --equal"),
+        (
+            {"equal_forwards": True, "cases": ["a: distill.steps=3"]},
+            "case 'a': the case sets distill.steps, which",
+        ),
     ],
 )
-def test_what_cannot_be_swept_is_told_before_anything_runs(recipe: Path, asked: dict[str, Any], expected: str) -> None:
-    assert expected in told(Sweep(recipe, **asked))
+def test_an_invalid_sweep_is_refused_before_any_run(recipe: Path, arguments: dict[str, Any], expected: str) -> None:
+    assert expected in planning_error(Sweep(recipe, **arguments))
 
 
-def test_the_command_hands_on_what_it_was_given_and_can_be_given_again(
+def test_the_command_line_of_a_sweep_gives_the_same_sweep_again(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Sweep, Path]] = []
-    monkeypatch.setattr("condistill.workflow.sweep.run_sweep", lambda sweep, out, **_: asked.append((sweep, out)))
+    calls: list[tuple[Sweep, Path]] = []
+    monkeypatch.setattr("condistill.workflow.sweep.run_sweep", lambda sweep, out, **_: calls.append((sweep, out)))
     words = ["sweep", str(recipe), "--grid", "student.width=[0.5, 0.25]", "--case", "base:", "--seeds", "0, 2"]
     words += ["-s", "cache.size=3", "--equal-forwards", "-o", str(tmp_path / "out")]
     for _ in range(2):
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exited:
             cli.main(words)
-        assert not left.value.code
-        sweep, out = asked[-1]
+        assert not exited.value.code
+        sweep, out = calls[-1]
         words = shlex.split(sweep.command(out))[1:]
-    wanted = Sweep(recipe, ["student.width=[0.5, 0.25]"], ["base:"], (0, 2), ["cache.size=3"], equal_forwards=True)
-    assert asked == [(wanted, tmp_path / "out")] * 2
+    expected = Sweep(recipe, ["student.width=[0.5, 0.25]"], ["base:"], (0, 2), ["cache.size=3"], equal_forwards=True)
+    assert calls == [(expected, tmp_path / "out")] * 2
 
 
 @pytest.mark.parametrize("seeds", ["", "0,x", "1,1", "-1", "0;1"])
-def test_seeds_that_are_no_different_whole_numbers_are_refused(
+def test_seeds_that_are_not_different_whole_numbers_are_refused(
     recipe: Path, capsys: pytest.CaptureFixture[str], seeds: str
 ) -> None:
     with pytest.raises(SystemExit):
         cli.main(["sweep", str(recipe), f"--seeds={seeds}"])
-    assert f"--seeds {seeds!r} is no list of different whole numbers; write them as in 0,1,2" in capsys.readouterr().err
+    assert f"--seeds {seeds!r} is not a list of different whole numbers; write it like 0,1,2" in capsys.readouterr().err

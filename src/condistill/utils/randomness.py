@@ -29,7 +29,7 @@ def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
     The lowest of the four counter words of Philox starts at 0, because it advances as numbers are drawn.
     """
     if len(counters) > 3:
-        raise ValueError(f"at most 3 counters are allowed; given: {len(counters)}")
+        raise ValueError(f"at most 3 counters, given {len(counters)}")
     words = [0, *counters, *([0] * (3 - len(counters)))]
     return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=words))
 

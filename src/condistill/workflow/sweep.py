@@ -1,7 +1,8 @@
-"""Ablations: one recipe in several cases, each over seeds, and one table with the spread of every figure.
+"""Sweeps: several cases of a recipe over several seeds, and one table with mean and standard deviation.
 
-A sweep is ordinary runs. Cases that differ in `student` and `distill` only are variants of one recipe, and share its
-prompts, its cache and the evaluation of its teacher; any other difference, and every seed, has a run of its own.
+A sweep consists of ordinary runs. Cases that differ only in `student` and `distill` are variants of one recipe: they
+share the prompts, the cache and the evaluation of the teacher. Any other difference needs a run of its own, and so does
+each seed.
 """
 
 from __future__ import annotations
@@ -16,18 +17,23 @@ from rich.table import Table
 
 from condistill.errors import CondistillError
 from condistill.utils.atomic import write_text
-from condistill.workflow.sweep_cases import Sweep, plan
+from condistill.workflow.sweep_cases import Sweep, plan_runs
 from condistill.workflow.sweep_table import RESULT_NAME, Done, measured, table, write_sweep
 
 
 def run_sweep(sweep: Sweep, out: Path, *, update: bool = False, console: Console | None = None) -> None:
-    """Do every run of a sweep that is not done yet; `sweep.json`, `sweep.md` and `sweep.svg` are in `out` after each.
+    """Run a sweep, and write `sweep.json`, `sweep.md` and `sweep.svg` to `out` after each run.
+
+    Finished runs are not repeated.
+
+    Args:
+        update: accept run directories whose recipe differs, and redo the stages that depend on the difference.
 
     Raises:
-        CondistillError: says what was given, what is allowed and what to do.
+        CondistillError: a case is invalid, `out` is not the directory of a sweep, or a run fails.
     """
     console = console or Console(stderr=True)
-    runs = plan(sweep)
+    runs = plan_runs(sweep)
     from accelerate import PartialState
 
     from condistill.workflow.compress import compress
@@ -38,7 +44,7 @@ def run_sweep(sweep: Sweep, out: Path, *, update: bool = False, console: Console
     process = PartialState()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     if process.is_main_process:
-        _claim(out, sweep)
+        _open_directory(out, sweep)
     process.wait_for_everyone()
     done: list[Done] = []
     for number, run in enumerate(runs, start=1):
@@ -49,19 +55,19 @@ def run_sweep(sweep: Sweep, out: Path, *, update: bool = False, console: Console
             done.append((run, json.loads((path / "metrics.json").read_text(encoding="utf-8"))))
             write_sweep(sweep, out, done, len(runs))
     if process.is_main_process:
-        head, *lines = table(measured(done))
-        shown = Table(*map(escape, head))
-        for line in lines:
-            shown.add_row(*map(escape, line))
-        console.print(shown)
+        headings, *rows = table(measured(done))
+        printed = Table(*map(escape, headings))
+        for row in rows:
+            printed.add_row(*map(escape, row))
+        console.print(printed)
         say("\n".join(f"{name}: {out / name}" for name in ("sweep.md", "sweep.svg", RESULT_NAME)))
 
 
-def _claim(out: Path, sweep: Sweep) -> None:
-    """Make the directory of a sweep, unless it is there; refuse one that holds something else."""
+def _open_directory(out: Path, sweep: Sweep) -> None:
+    """Create the directory of a sweep if it does not exist, and refuse a directory with other content."""
     if not (out / RESULT_NAME).is_file():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise CondistillError(
-                f"{out} is not empty and holds no sweep of condistill; choose another --out, so that nothing is lost"
+                f"{out} is not empty and is not the directory of a sweep; choose another --out, so that no file is lost"
             )
         write_text(out / RESULT_NAME, json.dumps({"command": sweep.command(out)}) + "\n")

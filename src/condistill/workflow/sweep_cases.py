@@ -1,4 +1,4 @@
-"""The cases of a sweep, and the runs that they make."""
+"""The cases of a sweep, and the plan of its runs."""
 
 from __future__ import annotations
 
@@ -18,57 +18,65 @@ from condistill.config.yaml_tree import flow
 from condistill.errors import CondistillError, RecipeError
 from condistill.utils.hashing import key_of
 
-_SAME_FOR_ALL = {
-    "seed": "the seeds are given with --seeds",
-    "variants": "the cases take the place of the recipe's variants",
-    "evaluate": "cases are measured alike, or their figures could not be compared; change it for all with -s",
-    "distill.mixed_precision": "one process has one; change it for all with -s",
-    "distill.logging.tracker": "it changes no figure; change it for all with -s",
+_FIXED_SETTINGS = {
+    "seed": "use --seeds",
+    "variants": "the cases replace the variants of the recipe",
+    "evaluate": "the figures of the cases would not be comparable; change it for all cases with -s",
+    "distill.mixed_precision": "one process supports only one precision; change it for all cases with -s",
+    "distill.logging.tracker": "it does not change results; change it for all cases with -s",
 }
+"""Settings that must be equal in all cases, with the reason."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table: the recipe with other settings, by dotted key. `name` is its student's in every run."""
+    """One row of the table: the recipe with some settings changed."""
 
     name: str
+    """Name of the student in each run directory."""
     label: str
+    """Name of the row."""
     changes: Mapping[str, Any]
+    """Values of the changed settings by dotted key."""
     teacher: str | None = None
-    """The case above whose student teaches this one: only where the cases are a recipe's own variants."""
+    """Name of an earlier case whose student is the teacher of this one; only for variants of the recipe."""
 
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run directory: the cases that can share a cache, at one seed.
-
-    `group` is what they change beside `student` and `distill`, such as `cache.size=64`; empty: nothing.
-    """
+    """One run directory: cases that share a cache, with one seed."""
 
     group: str
+    """Changes outside of `student` and `distill`, which all cases of the run share, such as `cache.size=64`."""
     seed: int
     recipe: Recipe
     cases: tuple[Case, ...]
 
     @property
     def folder(self) -> str:
-        """Its place under the sweep's directory: the same whatever other cases and seeds there are."""
-        parts = [_shortened(quote(self.group, safe="=,[]"))] if self.group else []
+        """Path of the run under the directory of the sweep; it does not depend on the other runs of the sweep."""
+        parts = [_shorten(quote(self.group, safe="=,[]"))] if self.group else []
         return "runs/" + ",".join([*parts, f"seed={self.seed}"])
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is asked for, in the words of the command line; without grid and cases, the recipe's own variants."""
+    """The arguments of `condistill sweep`. Without `grid` and `cases`, the cases are the variants of the recipe."""
 
     recipe: Path
     grid: Sequence[str] = ()
+    """Texts such as `student.width=[0.5, 0.25]`."""
     cases: Sequence[str] = ()
+    """Texts such as `short: distill.steps=1000`."""
     seeds: Sequence[int] = ()
+    """Default: the seed of the recipe."""
     overrides: Sequence[str] = ()
+    """Changes for all cases, such as `cache.size=100`."""
     equal_forwards: bool = False
+    """Whether to choose `distill.steps` so that each case has as many forwards as the recipe."""
 
     def command(self, out: Path) -> str:
+        """Return the command line that runs this sweep in the directory `out`."""
         words = ["condistill", "sweep", str(self.recipe), *(["--equal-forwards"] if self.equal_forwards else [])]
         for option, texts in (("--grid", self.grid), ("--case", self.cases), ("-s", self.overrides)):
             words += [word for text in texts for word in (option, text)]
@@ -76,138 +84,153 @@ class Sweep:
         return shlex.join([*words, "--out", str(out)])
 
 
-def _shortened(name: str) -> str:
-    """A name that a file system takes; what is cut off lives on in a hash."""
+def _shorten(name: str) -> str:
+    """Return a file name of at most 80 characters; the end of a longer name is replaced by a hash."""
     return name if len(name) <= 80 else f"{name[:63]}-{key_of(name)}"
 
 
-def _change(text: str, option: str) -> tuple[str, Any]:
+def _parse_change(text: str, option: str) -> tuple[str, Any]:
+    """Return the key and the value of a text `key=value`; `option` is its origin for error messages."""
     key, equals, value = (part.strip() for part in text.partition("="))
     if not (key and equals):
-        raise CondistillError(f"{option}: {text!r} is no setting; write key=value, such as distill.steps=1000")
+        raise CondistillError(f"{option}: {text!r} is not a setting; write key=value, such as distill.steps=1000")
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise CondistillError(f"{option}: the value of {text!r} is not YAML") from error
+        raise CondistillError(f"{option}: the value of {text!r} is not valid YAML; correct it") from error
 
 
 def grid_cases(options: Sequence[str]) -> list[Case]:
-    """Every combination of the values of all `key=[value, ...]`; the last key changes fastest."""
+    """Return a case for each combination of the values of texts `key=[value, ...]`; the last key changes fastest."""
     axes: dict[str, list[Any]] = {}
     for option in options:
-        key, values = _change(option, "--grid")
+        key, values = _parse_change(option, "--grid")
         if not isinstance(values, list) or not values:
             raise CondistillError(
                 f"--grid {option!r} has no list of values; write key=[value, ...], such as student.width=[0.5, 0.25]"
             )
         if key in axes:
-            raise CondistillError(f"--grid gives {key} twice; put all of its values into one list")
+            raise CondistillError(f"--grid contains {key} twice; write all its values in one list")
         axes[key] = values
     cases = []
-    for chosen in itertools.product(*axes.values()) if axes else ():
-        changes = dict(zip(axes, chosen, strict=True))
-        short = {key: key.rpartition(".")[2] if _is_students(key) else key for key in axes}
-        label = ", ".join(f"{short[key]}={flow(value)}" for key, value in changes.items())
+    short_keys = {key: key.rpartition(".")[2] if _is_variant_setting(key) else key for key in axes}
+    for values in itertools.product(*axes.values()) if axes else ():
+        changes = dict(zip(axes, values, strict=True))
+        label = ", ".join(f"{short_keys[key]}={flow(value)}" for key, value in changes.items())
         name = re.sub(r"[^a-z0-9_-]+", "-", label.lower().replace(".", "_").replace("=", "-")).strip("-_")
-        cases.append(Case(_shortened(name), label, changes))
+        cases.append(Case(_shorten(name), label, changes))
     return cases
 
 
 def named_case(option: str) -> Case:
-    """A case from `name: key=value key=value`; without settings it is the recipe as it stands."""
+    """Return the case of a text `name: key=value key=value`; without settings, the case is the unchanged recipe."""
     name, colon, rest = (part.strip() for part in option.partition(":"))
     if not colon or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == TEACHER:
         raise CondistillError(
-            f"--case {option!r} has no name of a-z, 0-9, _ and -, other than {TEACHER!r}; write 'name: key=value "
+            f"--case {option!r} needs a name of a-z, 0-9, _ and -, other than {TEACHER!r}; write 'name: key=value "
             "key=value', such as 'short: distill.steps=1000'"
         )
     changes: dict[str, Any] = {}
-    for text in filter(None, re.split(r"\s+(?=[\w.]+\s*=)", rest)):  # before every key: values may hold spaces
-        key, value = _change(text, f"--case {name}")
+    for text in filter(None, re.split(r"\s+(?=[\w.]+\s*=)", rest)):  # split before keys only: values may contain spaces
+        key, value = _parse_change(text, f"--case {name}")
         if key in changes:
-            raise CondistillError(f"--case {name} gives {key} twice; keep one of the two")
+            raise CondistillError(f"--case {name} contains {key} twice; remove one of them")
         changes[key] = value
     return Case(name, name, changes)
 
 
-def _own_cases(recipe: Recipe) -> Iterator[Case]:
-    """The recipe's variants as cases."""
+def _variant_cases(recipe: Recipe) -> Iterator[Case]:
+    """Yield the variants of a recipe as cases."""
     for name, variant in recipe.variants.items():
-        parts = {"student": variant.student, "distill": variant.distill}
-        changes = {f"{part}.{key}": value for part, of in parts.items() for key, value in of.items()}
+        sections = {"student": variant.student, "distill": variant.distill}
+        changes = {f"{section}.{key}": value for section, of in sections.items() for key, value in of.items()}
         yield Case(name, name, changes, variant.teacher)
 
 
-def _is_students(key: str) -> bool:
-    """Whether a setting is one that the variants of one recipe can differ in."""
+def _is_variant_setting(key: str) -> bool:
+    """Return whether the variants of a recipe can differ in a setting."""
     return key.partition(".")[0] in ("student", "distill")
 
 
-def _refusals(sweep: Sweep, cases: Sequence[Case]) -> Iterator[str]:
-    """What cannot be swept, although a recipe could hold it."""
-    given = {text.partition("=")[0].strip().partition(".")[0] for text in sweep.overrides}
-    if sweep.seeds and "seed" in given:
-        yield "-s seed and --seeds are both given; keep --seeds"
-    if (sweep.grid or sweep.cases) and "variants" in given:
-        yield "-s variants is given, and the cases take the place of variants; write it as a --case"
+def _mistakes(sweep: Sweep, cases: Sequence[Case]) -> Iterator[str]:
+    """Yield a message for each setting and case that is valid in a recipe but not in this sweep."""
+    overridden = {text.partition("=")[0].strip().partition(".")[0] for text in sweep.overrides}
+    if sweep.seeds and "seed" in overridden:
+        yield "-s seed and --seeds exclude each other; use only --seeds"
+    if (sweep.grid or sweep.cases) and "variants" in overridden:
+        yield "-s variants has no effect, because the cases replace the variants; write the variants with --case"
     names = [case.name for case in cases]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        yield f"two cases are called {name!r}; leave one out, or give it a name of its own with --case"
+        yield f"two cases have the name {name!r}; remove one, or give it another name with --case"
     for case in cases:
-        for key, (same, why) in itertools.product(case.changes, _SAME_FOR_ALL.items()):
-            if f"{key}.".startswith(f"{same}."):
-                yield f"case {case.label!r}: {key} cannot be swept: {why}"
+        for key, (fixed, reason) in itertools.product(case.changes, _FIXED_SETTINGS.items()):
+            if f"{key}.".startswith(f"{fixed}."):
+                yield f"case {case.label!r}: {key} cannot differ between cases: {reason}"
 
 
 def _load(sweep: Sweep, cases: Sequence[Case], seed: int) -> Recipe:
-    """The recipe of the run of these cases."""
-    texts = [*sweep.overrides, f"seed={seed}", "variants={}"]
+    """Return the recipe of a run with these cases as variants."""
+    overrides = [*sweep.overrides, f"seed={seed}", "variants={}"]
     for case in cases:
-        texts.append(f"variants.{case.name}={flow({'teacher': case.teacher})}")
+        overrides.append(f"variants.{case.name}={flow({'teacher': case.teacher})}")
         for key, value in case.changes.items():
-            place = f"variants.{case.name}.{key}" if _is_students(key) else key
-            texts.append(f"{place}={flow(value)}")
-    return Recipe.load(sweep.recipe, texts)
+            full_key = f"variants.{case.name}.{key}" if _is_variant_setting(key) else key
+            overrides.append(f"{full_key}={flow(value)}")
+    return Recipe.load(sweep.recipe, overrides)
 
 
-def plan(sweep: Sweep) -> list[SweepRun]:
-    """The runs of a sweep, in their order: all cases at the first seed, then at the next.
+def plan_runs(sweep: Sweep) -> list[SweepRun]:
+    """Return the runs of a sweep in their order: all cases with the first seed, then with the next seed.
+
+    Nothing is loaded or written.
 
     Raises:
-        CondistillError: lists the mistakes of every case; nothing has been loaded or written.
+        CondistillError: the message lists the mistakes of all cases.
     """
     base = Recipe.load(sweep.recipe, sweep.overrides)
-    asked = [*map(named_case, sweep.cases), *grid_cases(sweep.grid)]
-    cases = asked or [*_own_cases(base)]
-    mistakes, equal = [*_refusals(sweep, cases)], []
+    groups: dict[str, list[Case]] = {}
+    for case in _checked_cases(sweep, base):
+        changes = sorted(f"{key}={flow(value)}" for key, value in case.changes.items() if not _is_variant_setting(key))
+        groups.setdefault(",".join(changes).replace(", ", ","), []).append(case)
+    return [
+        SweepRun(group, seed, _load(sweep, cases, seed), tuple(cases))
+        for seed in sweep.seeds or (base.seed,)
+        for group, cases in groups.items()
+    ]
+
+
+def _checked_cases(sweep: Sweep, base: Recipe) -> list[Case]:
+    """Return the cases of a sweep, with equal forwards if it has that option.
+
+    Raises:
+        RecipeError: lists the mistakes of all cases.
+    """
+    given = [*map(named_case, sweep.cases), *grid_cases(sweep.grid)]
+    cases = given or [*_variant_cases(base)]
+    mistakes, checked = [*_mistakes(sweep, cases)], []
     for case in cases if not mistakes else ():
         try:
-            recipe = _load(sweep, [case] if asked else cases, base.seed)
-            equal.append(_with_equal_steps(case, recipe, base) if sweep.equal_forwards else case)
+            recipe = _load(sweep, [case] if given else cases, base.seed)
+            checked.append(_with_equal_forwards(case, recipe, base) if sweep.equal_forwards else case)
         except CondistillError as error:
             mistakes.append(f"case {case.label!r}: {error}")
     if mistakes:
         raise RecipeError("\n".join(mistakes))
-    groups: dict[str, list[Case]] = {}
-    for case in equal:
-        own = sorted(f"{key}={flow(value)}" for key, value in case.changes.items() if not _is_students(key))
-        groups.setdefault(",".join(own).replace(", ", ","), []).append(case)
-    return [
-        SweepRun(group, seed, _load(sweep, together, seed), tuple(together))
-        for seed in sweep.seeds or (base.seed,)
-        for group, together in groups.items()
-    ]
+    return checked
 
 
-def _with_equal_steps(case: Case, recipe: Recipe, base: Recipe) -> Case:
-    """The case with the steps that cost as many forwards, of teacher and student together, as the recipe's own."""
+def _with_equal_forwards(case: Case, recipe: Recipe, base: Recipe) -> Case:
+    """Return the case with the `distill.steps` that give it as many forwards as the base recipe.
+
+    Forwards of the teacher and of the student are added.
+    """
     from condistill.profiling.forwards import forwards_per_step
 
     if "steps" in recipe.variants[case.name].distill:
-        raise CondistillError("it sets distill.steps, which --equal-forwards chooses; leave out one of the two")
+        raise CondistillError("the case sets distill.steps, which --equal-forwards chooses; remove one of them")
     _, settings = recipe.variant(case.name)
     teacher = recipe.variants[case.name].teacher
-    told = teacher is not None and recipe.variant(teacher)[1].guidance_range is not None
-    budget = base.distill.steps * sum(forwards_per_step(base.distill))
-    steps = round(budget / sum(forwards_per_step(settings, teacher_takes_guidance=told)))
+    teacher_takes_guidance = teacher is not None and recipe.variant(teacher)[1].guidance_range is not None
+    forwards = base.distill.steps * sum(forwards_per_step(base.distill))
+    steps = round(forwards / sum(forwards_per_step(settings, teacher_takes_guidance=teacher_takes_guidance)))
     return replace(case, changes={**case.changes, "distill.steps": steps})
