@@ -1,9 +1,9 @@
-"""Quality against network evaluations: every model of finished runs, drawn in many and in few steps.
+"""Quality against denoiser evaluations: every model of finished runs, in many and in few steps.
 
     python benchmarks/curve.py "runs/sweeps/steps/runs/seed=0" "runs/sweeps/steps/runs/seed=1"
 
-One run per seed; all must have the same students. Teacher and full-step students are drawn in each number of steps of
-`--steps`, a few-step student in its own. Latents are kept in the run, so an interrupted benchmark goes on. Writes
+One run per seed; all must have the same students. Teacher and full-step students sample in each number of steps of
+`--steps`, a few-step student in its own. Latents are kept in the run, so an interrupted benchmark resumes. Writes
 benchmarks/curve.md and curve.svg. All figures are miniature figures.
 """
 
@@ -12,71 +12,75 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from condistill.config.recipe import Recipe
-from condistill.evaluate.generate import draw_round, measure, rounds
-from condistill.evaluate.stage import choose_classifier, load_student
+from condistill.config.recipe import TEACHER, Recipe
+from condistill.distill import stage as distill_stage
+from condistill.evaluate import stage as evaluate_stage
+from condistill.evaluate.generate import choose_rounds, generate_round
+from condistill.evaluate.measure import Measurement
+from condistill.evaluate.metrics.classifier import choose_classifier
+from condistill.pipelines.sampling import planned_sampling
+from condistill.prompts import stage as prompts_stage
+from condistill.run.context import Run
 from condistill.utils.hardware import machine
 from condistill.utils.malloc import keep_freed_memory
-from condistill.workflow.compress import Compression
 
 console = Console()
 HERE = Path(__file__).parent
+SPLITS = ("seen", "unseen")
 Point = tuple[str, int]
-"""A model and how often its denoiser is asked for one image."""
+"""A model and its denoiser evaluations for one image."""
 
 
-def draw(path: Path, steps: list[int]) -> dict[Point, dict[str, float]]:
-    """Scores of one run: all right on seen and unseen prompts, and the Fréchet distance of all."""
-    run = Compression(Recipe.load(path / "recipe.yaml"), path, update=False, console=console)
-    prompts, settings = run.prompts(), run.recipe.evaluate
-    made = rounds(settings, prompts.choose, prompts.splits)
-    classifier = choose_classifier(settings.classifier, made)
-    kept = run._evaluate_stage().path / "curve"
-    kept.mkdir(parents=True, exist_ok=True)
-    scores: dict[Point, dict[str, float]] = {}
-    for name in ("teacher", *run.recipe.variants):
-        variant = None if name == "teacher" else name
-        denoiser = load_student(run, name) if variant else run.family.denoiser
-        usual = run.sampling(variant)
-        few = variant and run.recipe.variant(name)[1].few_steps
-        for n in [usual.num_inference_steps] if few else steps:
-            how = replace(usual, num_inference_steps=n)
+def scores_of(path: Path, steps: list[int]) -> dict[Point, dict[str, float]]:
+    """Return the scores of one run: correct images of seen and unseen prompts, and the Fréchet distance of all."""
+    run = Run(Recipe.load(path / "recipe.yaml"), path, console=console)
+    prompts, settings, variants = prompts_stage.open(run), run.recipe.evaluate, distill_stage.open(run)
+    rounds = choose_rounds(settings, prompts.choose, prompts.splits)
+    classifier = choose_classifier(settings.classifier, [prompt for each in rounds for prompt in each.prompts])
+    measurement = Measurement(rounds, run.family.decode, batch_size=settings.batch_size, classifier=classifier)
+    folder = evaluate_stage.open(run).directory / "curve"
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[Point, dict[str, float]] = {}
+    for name in (TEACHER, *variants):
+        variant = None if name == TEACHER else name
+        denoiser = variants[name].load(run.family) if variant else run.family.denoiser
+        usual = planned_sampling(run.recipe, variant)
+        for n in [usual.num_inference_steps] if usual.few_steps else steps:
+            sampling = replace(usual, num_inference_steps=n)
             console.print(f"{path.name}: {name}, {n} steps")
             latents = [
-                draw_round(
-                    kept / f"{name}-{n}-seed{this.seed}.arrow",
+                generate_round(
+                    folder / f"{name}-{n}-seed{each.seed}.arrow",
                     run.family,
                     denoiser,
-                    this,
+                    each,
                     batch_size=settings.batch_size,
-                    sampling=how,
+                    sampling=sampling,
                 )
-                for this in made
+                for each in rounds
             ]
-            measured, _ = measure(
-                {"teacher": latents}, run.family, made, settings, classifier
-            )  # no difference is asked for
-            found: dict[str, Any] = measured["teacher"]
-            scores[name, how.denoiser_evaluations(denoiser)] = {
-                **{split: found[split]["all_correct"] for split in ("seen", "unseen")},
-                "frechet": found["all"]["frechet_classifier"],
+            scores = measurement.scores(name, latents)
+            found[name, sampling.denoiser_evaluations(denoiser)] = {
+                **{split: scores[split]["all_correct"].value for split in SPLITS},
+                "frechet": scores["all"]["frechet_classifier"].value,
             }
-    return scores
+    return found
 
 
-def told(values: list[float], factor: float = 1.0) -> str:
+def mean_and_spread(values: list[float], factor: float = 1.0) -> str:
+    """Return `mean ± standard deviation`."""
     spread = f" ± {factor * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{factor * statistics.fmean(values):.1f}{spread}"
 
 
 def plot(points: dict[Point, list[dict[str, float]]], file: Path) -> None:
-    """Unseen prompts all right against evaluations."""
+    """Plot the share of unseen prompts that are correct against denoiser evaluations."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for name in dict.fromkeys(name for name, _ in points):
@@ -90,8 +94,8 @@ def plot(points: dict[Point, list[dict[str, float]]], file: Path) -> None:
     ticks = sorted({calls for _, calls in points})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("network evaluations per image")
-    axes.set_ylabel("all right on unseen prompts, %")
+    axes.set_xlabel("denoiser evaluations per image")
+    axes.set_ylabel("correct on unseen prompts, %")
     axes.grid(visible=True, color="#d9dde1", linewidth=0.7)
     axes.legend(frameon=False)
     figure.savefig(file, metadata={"Date": None})
@@ -99,23 +103,25 @@ def plot(points: dict[Point, list[dict[str, float]]], file: Path) -> None:
 
 def main(
     runs: Annotated[list[Path], typer.Argument(help="Finished runs with the same students, one per seed.")],
-    steps: Annotated[str, typer.Option(help="Sampling steps to draw in, where a model can take any.")] = "25,15,10,5,3",
+    steps: Annotated[
+        str, typer.Option(help="Numbers of sampling steps, for models that can use any number.")
+    ] = "25,15,10,5,3",
 ) -> None:
     keep_freed_memory()
     counts = [int(n) for n in steps.split(",")]
-    drawn = [draw(path, counts) for path in runs]
-    points = {point: [scores[point] for scores in drawn] for point in drawn[0]}
+    of_runs = [scores_of(path, counts) for path in runs]
+    points = {point: [scores[point] for scores in of_runs] for point in of_runs[0]}
     text = (
-        "# Quality against network evaluations\n\nMiniature figures: not FID on MS-COCO.\n\n"
+        "# Quality against denoiser evaluations\n\nMiniature figures: not FID on MS-COCO.\n\n"
         f"Command: `python benchmarks/curve.py {' '.join(map(str, runs))} --steps {steps}`. Machine: {machine()}. "
         f"{len(runs)} seed(s), mean ± standard deviation. Guidance costs a second evaluation per step, unless it is "
-        "folded in.\n\n| model | evaluations | seen, all right % | unseen, all right % | Fréchet distance, all |\n"
+        "distilled.\n\n| model | evaluations | seen, correct % | unseen, correct % | Fréchet distance, all |\n"
         "|---|---|---|---|---|\n"
     )
     for (name, calls), seeds in points.items():
-        cells = [told([s[split] for s in seeds], 100) for split in ("seen", "unseen")]
-        text += f"| {name} | {calls} | " + " | ".join([*cells, told([s["frechet"] for s in seeds])]) + " |\n"
-    text += "\n![Unseen prompts all right against evaluations](curve.svg)\n"
+        cells = [mean_and_spread([s[split] for s in seeds], 100) for split in SPLITS]
+        text += f"| {name} | {calls} | " + " | ".join([*cells, mean_and_spread([s["frechet"] for s in seeds])]) + " |\n"
+    text += "\n![Correct images of unseen prompts against evaluations](curve.svg)\n"
     (HERE / "curve.md").write_text(text, encoding="utf-8")
     plot(points, HERE / "curve.svg")
     console.print(text, markup=False)

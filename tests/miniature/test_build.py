@@ -25,7 +25,7 @@ def captions() -> list[str]:
 
 
 def tokens(tokenizer: CLIPTokenizer, text: str) -> list[int]:
-    """The tokens between start and end."""
+    """Return the tokens between the start and the end token."""
     ids: list[int] = tokenizer(text).input_ids
     assert ids[0] == tokenizer.bos_token_id
     assert ids[-1] == tokenizer.eos_token_id
@@ -50,7 +50,7 @@ def test_every_caption_fits(tokenizer: CLIPTokenizer, captions: list[str]) -> No
 
 
 @pytest.mark.parametrize("text", ["a zebra", "starfish", "Café Ümlaut", "圆 \U0001f600", "50% off!", "a-b_c"])
-def test_words_of_another_world_fall_apart_and_are_not_lost(tokenizer: CLIPTokenizer, text: str) -> None:
+def test_other_words_are_split_into_letters_and_are_not_lost(tokenizer: CLIPTokenizer, text: str) -> None:
     ids = tokens(tokenizer, text)
     assert len(ids) > len(text.split())
     assert tokenizer.unk_token_id not in ids
@@ -58,16 +58,16 @@ def test_words_of_another_world_fall_apart_and_are_not_lost(tokenizer: CLIPToken
     assert re.sub(r"\s", "", back) == re.sub(r"\s", "", text.lower())
 
 
-def test_an_empty_prompt_has_no_words(tokenizer: CLIPTokenizer) -> None:
+def test_an_empty_prompt_has_no_tokens(tokenizer: CLIPTokenizer) -> None:
     assert tokens(tokenizer, "") == []
 
 
-def test_long_prompts_are_cut_at_the_encoders_length(tokenizer: CLIPTokenizer) -> None:
+def test_long_prompts_are_truncated_to_the_length_of_the_encoder(tokenizer: CLIPTokenizer) -> None:
     ids = tokenizer("red " * 50, padding="max_length", max_length=MAX_TOKENS, truncation=True).input_ids
     assert len(ids) == MAX_TOKENS
 
 
-def test_a_saved_tokenizer_reads_as_before(tokenizer: CLIPTokenizer, captions: list[str], tmp_path: Path) -> None:
+def test_a_saved_tokenizer_gives_the_same_tokens(tokenizer: CLIPTokenizer, captions: list[str], tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     loaded = CLIPTokenizer.from_pretrained(tmp_path)
     for text in [*captions[::9000], "a zebra", "圆", ""]:
@@ -75,7 +75,7 @@ def test_a_saved_tokenizer_reads_as_before(tokenizer: CLIPTokenizer, captions: l
     assert loaded.model_max_length == MAX_TOKENS
 
 
-def test_the_pipeline_loads_with_plain_diffusers_and_draws(tiny_pipeline_dir: Path) -> None:
+def test_the_pipeline_loads_and_generates_with_plain_diffusers(tiny_pipeline_dir: Path) -> None:
     pipeline = DiffusionPipeline.from_pretrained(tiny_pipeline_dir, use_safetensors=True)
     assert type(pipeline) is StableDiffusionPipeline
     pipeline.set_progress_bar_config(disable=True)
@@ -92,7 +92,7 @@ def test_other_prompts_give_other_conditions(tiny_family: Family) -> None:
             assert not torch.allclose(embeds[i], embeds[j], atol=1e-3)
 
 
-def test_the_teachers_size_and_stages_can_be_changed() -> None:
+def test_the_size_and_the_stages_of_the_teacher_can_be_changed() -> None:
     with torch.device("meta"):
         full, tiny = build_denoiser(), build_denoiser(block_out_channels=(16, 32, 32), norm_num_groups=4)
     assert parameters(tiny) < parameters(full) / 5
@@ -101,7 +101,7 @@ def test_the_teachers_size_and_stages_can_be_changed() -> None:
 
 @pytest.mark.parametrize("steps", [1, 4, DEFAULT_STEPS])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_sampling_begins_where_noise_is_purest(steps: int, prediction_type: str) -> None:
+def test_sampling_starts_at_the_noisiest_timestep(steps: int, prediction_type: str) -> None:
     scheduler = build_scheduler(prediction_type)
     scheduler.set_timesteps(steps)
     assert scheduler.timesteps[0] == 999

@@ -12,23 +12,19 @@ import yaml
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.pipelines.card import escape, model_card
+from condistill.pipelines.card import PipelineParts, ScoreRow, ScoreTable, escape, model_card
+from condistill.pipelines.record import DenoiserSize, StudentRecord
 
-SIZES = {
-    "teacher": {"parameters": 6978372, "macs": 123_000_000},
-    "student": {"parameters": 1884160, "macs": 36_000_000},
-}
-METRICS: dict[str, Any] = {
-    "classifier": "miniature",
-    "num_inference_steps": 12,
-    "guidance_scale": 2.5,
-    "images_per_split": {"all": 200},
-    "models": {
-        "teacher": {"unseen": {"all_correct": 0.88}},
-        "plain": {"unseen": {"all_correct": 0.23, "latent_rmse": 0.7}},
-        "small": {"unseen": {"all_correct": 0.67, "latent_rmse": 0.42}},
-    },
-}
+STUDENT = StudentRecord(
+    kept=("half",),
+    teacher_size=DenoiserSize(parameters=6978372, macs=123_000_000),
+    student_size=DenoiserSize(parameters=1884160, macs=36_000_000),
+)
+SCORES = ScoreTable(
+    columns=("teacher", "this student"),
+    rows=(ScoreRow("Correct, unseen prompts", ("88 %", "67 %")), ScoreRow("Latent RMSE, all prompts", ("–", "0.420"))),
+    notes=("A note.", "Another."),
+)
 
 
 def _card(
@@ -48,13 +44,18 @@ def _card(
             "evaluate": evaluate or {},
         }
     )
-    given: dict[str, Any] = {"name": "small", "recipe": recipe, "kept": ["half"], "sizes": SIZES, "metrics": None}
-    return model_card(**{**given, "pipeline_class": "StableDiffusionPipeline", **changes})
+    arguments: dict[str, Any] = {
+        "name": "small",
+        "recipe": recipe,
+        "student": STUDENT,
+        "parts": PipelineParts("StableDiffusionPipeline"),
+    }
+    return model_card(**{**arguments, **changes})
 
 
 def _front(card: str) -> dict[str, Any]:
-    held: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
-    return held
+    front: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
+    return front
 
 
 def test_front_matter_names_the_library_and_a_hub_teacher() -> None:
@@ -79,7 +80,7 @@ def test_a_folder_that_looks_like_a_hub_name_is_a_folder(tmp_path: Path, monkeyp
     assert "base_model" not in _front(_card("models/mine"))
 
 
-def test_sizes_settings_and_what_was_kept_are_there() -> None:
+def test_sizes_settings_and_what_was_kept_are_shown() -> None:
     card = _card()
     assert "| Parameters of the denoiser | 6.98 M | 1.88 M | 27 % |" in card
     assert "| distill.steps | 1234 |" in card
@@ -88,16 +89,20 @@ def test_sizes_settings_and_what_was_kept_are_there() -> None:
     assert "No training image" in card
 
 
-def test_scores_are_shown_where_there_are_any() -> None:
+def test_scores_are_shown_as_they_are_formatted() -> None:
     assert "## Scores" not in _card()
-    assert "## Scores" not in _card(metrics={"models": {}})
-    card = _card(metrics=METRICS)
-    assert "| All right, unseen prompts | 88 % | 23 % | 67 % |" in card
-    assert "| Latent RMSE, unseen prompts | – | 0.700 | 0.420 |" in card
-    assert "not FID on MS-COCO" in card
+    assert "## Scores" not in _card(scores=ScoreTable((), (), ()))
+    card = _card(scores=SCORES)
+    assert "| Correct, unseen prompts | 88 % | 67 % |\n| Latent RMSE, all prompts | – | 0.420 |" in card
+    assert "A note. Another." in card
 
 
-def test_the_loading_example_is_python_with_the_measured_settings() -> None:
+def test_components_that_are_absent_are_set_to_none_when_loading() -> None:
+    card = _card(parts=PipelineParts("StableDiffusion3Pipeline", absent=("text_encoder_3", "tokenizer_3")))
+    assert 'from_pretrained("path/to/small", text_encoder_3=None, tokenizer_3=None)' in card
+
+
+def test_the_loading_example_is_python_with_the_settings_of_the_evaluation() -> None:
     code = re.findall(r"```python\n(.*?)```", _card(evaluate={"num_inference_steps": 12}), re.DOTALL)
     assert len(code) == 1
     ast.parse(code[0])
@@ -106,38 +111,41 @@ def test_the_loading_example_is_python_with_the_measured_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pipeline_class", "asked"),
+    ("pipeline_class", "arguments"),
     [
         ("StableDiffusionXLPipeline", {"num_inference_steps", "guidance_scale"}),
         ("StableDiffusionInpaintPipeline", {"image", "mask_image", "num_inference_steps", "guidance_scale"}),
         ("DiTPipeline", {"class_labels", "num_inference_steps", "guidance_scale"}),
     ],
 )
-def test_the_loading_example_asks_each_kind_of_pipeline_for_what_it_takes(pipeline_class: str, asked: set[str]) -> None:
-    card = _card(pipeline_class=pipeline_class)
-    assert f"A cheaper `{pipeline_class}`" in card
+def test_the_loading_example_calls_every_pipeline_with_arguments_that_it_takes(
+    pipeline_class: str, arguments: set[str]
+) -> None:
+    card = _card(parts=PipelineParts(pipeline_class))
+    assert f"A smaller or faster `{pipeline_class}`" in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
-    named = next(call for call in calls if getattr(call.func, "id", "") == "pipeline")
-    assert {keyword.arg for keyword in named.keywords} == asked
-    taken = inspect.signature(getattr(diffusers, pipeline_class).__call__).parameters
-    assert asked <= set(taken)
+    call = next(call for call in calls if getattr(call.func, "id", "") == "pipeline")
+    assert {keyword.arg for keyword in call.keywords} == arguments
+    parameters = inspect.signature(getattr(diffusers, pipeline_class).__call__).parameters
+    assert arguments <= set(parameters)
 
 
-def test_the_loading_example_names_a_scale_that_the_student_is_told() -> None:
-    for fold, scale in (([3, 8], 3.0), ([2, 8], 2.5), (3.0, 3.0)):
+def test_the_loading_example_has_a_guidance_scale_that_the_student_was_trained_with() -> None:
+    for distilled, scale in (([3, 8], 3.0), ([2, 8], 2.5), (3.0, 3.0)):
         data: dict[str, Any] = {
             "teacher": {"pipeline": "miniature"},
             "prompts": {"files": ["miniature"]},
             "cache": {"guidance_scale": 2.5},
             "student": {"preset": "b-small"},
-            "variants": {"small": {"distill": {"guidance_distillation": fold}}},
+            "variants": {"small": {"distill": {"guidance_distillation": distilled}}},
         }
         assert f"guidance_scale={scale})" in _card(recipe=Recipe.from_dict(data))
 
 
-def test_markdown_in_words_and_lines_does_nothing() -> None:
-    card = _card(kept=["<script>x</script>\n# head | [a](b)"], words=["a|b", "**bold**"])
+def test_markdown_in_words_and_lines_is_shown_as_text() -> None:
+    student = STUDENT.model_copy(update={"kept": ("<script>x</script>\n# head | [a](b)",)})
+    card = _card(student=student, words=["a|b", "**bold**"])
     assert "<script>" not in card
     assert "\n# head" not in card
     assert "a\\|b, \\*\\*bold\\*\\*" in card
@@ -150,4 +158,4 @@ def test_an_unknown_student_is_refused() -> None:
 
 
 def test_equal_input_gives_an_equal_card() -> None:
-    assert _card(metrics=METRICS) == _card(metrics=METRICS)
+    assert _card(scores=SCORES) == _card(scores=SCORES)

@@ -101,7 +101,9 @@ def test_a_run_leaves_a_report_and_figures_of_every_model_and_split(finished: Ru
     metrics = json.loads((finished.out / "metrics.json").read_text(encoding="utf-8"))
     assert set(metrics["models"]) == {"teacher", *VARIANTS}
     for name in VARIANTS:
-        assert all(metrics["models"][name][split]["latent_rmse"] > 0 for split in ("seen", "unseen", "all"))
+        assert all(
+            metrics["models"][name]["scores"][split]["latent_rmse"]["value"] > 0 for split in ("seen", "unseen", "all")
+        )
         compute = metrics["models"][name]["compute"]
         assert compute["teacher_forwards"] == compute["student_forwards"] > 0
         assert compute["train_sec"] > 0
@@ -363,8 +365,8 @@ def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> N
     run.out = run.out.with_name("fast")
     run.again(*FAST)
     models = json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))["models"]
-    assert models["teacher"]["sampling"] == {"num_inference_steps": 2, "guidance_scale": 3.0, "denoiser_calls": 4}
-    assert models["fast"]["sampling"] == {"num_inference_steps": 2, "guidance_scale": 3.0, "denoiser_calls": 2}
+    assert models["teacher"]["sampling"] == {"num_inference_steps": 2, "guidance_scale": 3.0, "denoiser_evaluations": 4}
+    assert models["fast"]["sampling"] == {"num_inference_steps": 2, "guidance_scale": 3.0, "denoiser_evaluations": 2}
     assert models["fast"]["compute"]["teacher_forwards"] == 4 * models["fast"]["compute"]["student_forwards"]
     assert models["full"]["compute"]["teacher_forwards"] == 2 * models["full"]["compute"]["student_forwards"]
     folder = run.out / "pipelines" / "fast"
@@ -378,7 +380,7 @@ def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> N
     pipeline("a ball", num_inference_steps=2, guidance_scale=7.5, output_type="latent")
     assert calls == [1, 1]  # guidance is folded in: a batch of one, whatever scale is asked for
     assert models["faster"]["size"] == models["fast"]["size"]
-    assert models["faster"]["sampling"] == {"num_inference_steps": 1, "guidance_scale": 3.0, "denoiser_calls": 1}
+    assert models["faster"]["sampling"] == {"num_inference_steps": 1, "guidance_scale": 3.0, "denoiser_evaluations": 1}
     alone = {key: models["fast"]["compute"][key] for key in ("teacher_forwards", "student_forwards", "cache_forwards")}
     whole = models["faster"]["compute"]
     assert whole["student_forwards"] == 2 * alone["student_forwards"]  # its own training, and that of its teacher
@@ -417,7 +419,7 @@ def test_students_draw_in_one_forward_with_the_scale_they_are_told_and_in_few_st
     run.out = run.out.with_name("scales")
     run.again(*SCALES)
     models = json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))["models"]
-    calls = {name: model["sampling"]["denoiser_calls"] for name, model in models.items()}
+    calls = {name: model["sampling"]["denoiser_evaluations"] for name, model in models.items()}
     assert calls == {"teacher": 4, "told": 2, "fixed": 2, "quick": 2, "quick_fixed": 1}
     asked = {name: models[name]["compute"] for name in ("told", "fixed", "quick", "quick_fixed")}
     assert {name: (a["teacher_forwards"], a["student_forwards"]) for name, a in asked.items()} == {

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import shlex
 import statistics
 from collections.abc import Callable, Sequence
@@ -11,11 +10,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from evaluations import build_evaluation
 from rich.console import Console
 
 from condistill import cli
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
+from condistill.evaluate.record import METRICS_NAME, Evaluation, ModelRecord
 from condistill.profiling.forwards import forwards_per_step
 from condistill.workflow.sweep import run_sweep
 from condistill.workflow.sweep_cases import Sweep, SweepRun, grid_cases, named_case, plan_runs
@@ -61,17 +62,19 @@ class FinishedSweep:
         run_sweep(self.sweep, self.out, console=console)
         self.printed = console.export_text()
 
-    def measured(self, run: str, name: str) -> dict[str, Any]:
-        """Return the figures of a model from the `metrics.json` of a run."""
-        metrics = json.loads((self.out / "runs" / run / "metrics.json").read_text(encoding="utf-8"))
-        model: dict[str, Any] = metrics["models"][name]
-        return model
+    def measured(self, run: str, name: str) -> ModelRecord:
+        """Return the record of a model, read from the file of its run."""
+        return Evaluation.load(self.out / "runs" / run).models[name]
+
+    def score(self, seed: int, name: str) -> float:
+        """Return the metric of the tests, on all prompts."""
+        return self.measured(f"seed={seed}", name).scores["all"][METRIC].value
 
 
 def skip_slow_parts(patch: pytest.MonkeyPatch) -> None:
     """Skip the slowest parts of a tiny run that no test here needs: counting operations, and the report of each run."""
-    for stage in ("distill", "evaluate"):
-        patch.setattr(f"condistill.{stage}.stage.macs", lambda *_, **__: 1)
+    for module in ("distill.stage", "evaluate.costs"):
+        patch.setattr(f"condistill.{module}.macs", lambda *_, **__: 1)
     patch.setattr("condistill.report.stage.make", lambda _: None)
 
 
@@ -108,13 +111,13 @@ def test_the_table_has_mean_and_standard_deviation_over_seeds(finished: Finished
     rows = markdown_table((finished.out / "sweep.md").read_text(encoding="utf-8"))
     assert list(rows) == ["teacher", "lambda=1", "lambda=5"]
     for label, name in (("lambda=1", "lambda-1"), ("lambda=5", "lambda-5")):
-        values = [finished.measured(f"seed={seed}", name)["all"][METRIC] for seed in SEEDS]
+        values = [finished.score(seed, name) for seed in SEEDS]
         assert values[0] != values[1]
-        mean, spread = rows[label]["latent RMSE, all"].split(" ± ")
+        mean, spread = rows[label]["Latent RMSE, all"].split(" ± ")
         assert float(mean) == pytest.approx(statistics.fmean(values), rel=5e-3)
         assert float(spread) == pytest.approx(statistics.stdev(values), rel=5e-2)
         assert " ± " not in rows[label]["parameters"]
-    assert rows["teacher"]["latent RMSE, all"] == "-"
+    assert rows["teacher"]["Latent RMSE, all"] == "-"
 
 
 @pytest.mark.slow
@@ -122,8 +125,8 @@ def test_the_figures_of_every_case_seed_split_and_metric_are_kept(finished: Fini
     result = json.loads((finished.out / "sweep.json").read_text(encoding="utf-8"))
     model = result["models"]["lambda=5"]
     assert (model["name"], model["changes"]) == ("lambda-5", {"distill.conditioning.probability.lambda": 5})
-    assert model["seeds"] == {str(seed): finished.measured(f"seed={seed}", "lambda-5") for seed in SEEDS}
-    values = [finished.measured(f"seed={seed}", "lambda-5")["all"][METRIC] for seed in SEEDS]
+    assert model["seeds"] == {str(seed): finished.measured(f"seed={seed}", "lambda-5").figures() for seed in SEEDS}
+    values = [finished.score(seed, "lambda-5") for seed in SEEDS]
     assert model["mean"]["all"][METRIC] == pytest.approx(statistics.fmean(values))
     assert model["std"]["all"][METRIC] == pytest.approx(statistics.stdev(values))
 
@@ -141,7 +144,7 @@ def test_the_markdown_records_how_the_figures_were_made(finished: FinishedSweep)
 
 @pytest.mark.slow
 def test_the_table_and_its_path_are_printed(finished: FinishedSweep) -> None:
-    assert all(label in finished.printed for label in ("lambda=1", "lambda=5", "latent RMSE, all"))
+    assert all(label in finished.printed for label in ("lambda=1", "lambda=5", "Latent RMSE, all"))
     assert f"sweep.md: {finished.out / 'sweep.md'}\n" in finished.printed
 
 
@@ -163,63 +166,66 @@ def test_a_finished_sweep_repeats_no_stage(finished: FinishedSweep, monkeypatch:
 
 
 def replace_runs(
-    monkeypatch: pytest.MonkeyPatch, figures: Callable[[Recipe], dict[str, Any]], *, stop_at: int = 9
+    monkeypatch: pytest.MonkeyPatch, scores: Callable[[Recipe], dict[str, Any]], *, stop_at: int = 9
 ) -> list[Path]:
-    """Let each run write these figures for every model, and let run `stop_at` fail; return the run directories."""
+    """Replace every run by one that writes these scores of every model; the `stop_at`-th run fails.
+
+    Returns:
+        the directories of the runs, in their order.
+    """
     directories: list[Path] = []
 
     def compress(recipe: Recipe, out: Path, **_: Any) -> Path:
         directories.append(out)
         if len(directories) == stop_at:
             raise CondistillError("stopped")
-        metrics = {
-            "models": dict.fromkeys(("teacher", *recipe.variants), figures(recipe)),
-            **{"device": "toy", "torch": "2", "num_inference_steps": 3, "guidance_scale": 1.0},
-            "images_per_split": {"seen": 5, "unseen": 4, "all": 9},
-        }
-        out.mkdir(parents=True)
-        (out / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+        of_model = scores(recipe)
+        evaluation = build_evaluation(
+            dict.fromkeys(("teacher", *recipe.variants), of_model),
+            images_per_split={"seen": 5, "unseen": 4, "all": 9},
+        )
+        evaluation.write(out / METRICS_NAME)
         return out
 
     monkeypatch.setattr("condistill.workflow.compress.compress", compress)
     return directories
 
 
-@pytest.mark.slow
-def test_a_classified_sweep_shows_shares_distances_and_compute(
+def test_the_first_metric_has_a_column_per_split_and_every_other_metric_one_column(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = {"all_correct": 0.5, "latent_rmse": 0.3}
-    compute = {"teacher_forwards": 3200, "student_forwards": 1600, "train_sec": 12.5}
-    model = {"seen": split, "unseen": split, "all": {**split, "frechet_classifier": 2.5}, "compute": compute}
-    replace_runs(monkeypatch, lambda _: model)
+    split = {"all_correct": 0.5, "latent_rmse": 0.3, "shape": 0.7}
+    scores = {"seen": split, "unseen": split, "all": {**split, "frechet_classifier": 2.5}}
+    replace_runs(monkeypatch, lambda _: scores)
     run_sweep(Sweep(recipe, seeds=SEEDS), tmp_path / "out", console=Console(file=io.StringIO()))
     text = (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
     assert "Miniature figures" in text
     assert "5 seen, 4 unseen, 9 all" in text
     assert markdown_table(text)["random_conditioning"] == {
         "case": "random_conditioning",
-        "all right %, seen": "50.0 ± 0.0",
-        "all right %, unseen": "50.0 ± 0.0",
-        "all right %, all": "50.0 ± 0.0",
+        "Correct %, seen": "50.0 ± 0.0",
+        "Correct %, unseen": "50.0 ± 0.0",
+        "Correct %, all": "50.0 ± 0.0",
         "Fréchet distance, all": "2.50 ± 0",
-        "parameters": "-",
+        "Latent RMSE, all": "0.300 ± 0",
+        "parameters": "1.88 M",
         "teacher forwards": "3.20 K",
         "student forwards": "1.60 K",
-        "cache forwards": "-",
+        "cache forwards": "0",
         "training s": "12.5",
     }
+    assert markdown_table(text)["teacher"]["training s"] == "-"
 
 
 def test_a_single_seed_has_no_deviation_and_a_seed_without_a_figure_is_counted_out(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace_runs(monkeypatch, lambda made: {"all": {"latent_rmse": 0.3 if made.seed == 0 else math.nan}})
+    replace_runs(monkeypatch, lambda recipe: {"all": {"latent_rmse": 0.3} if recipe.seed == 0 else {}})
     for seeds, cell in (((0,), "0.300"), ((0, 1), "0.300 (1 of 2 seeds)")):
         out = tmp_path / str(len(seeds))
         run_sweep(Sweep(recipe, seeds=seeds), out, console=Console(file=io.StringIO()))
         rows = markdown_table((out / "sweep.md").read_text(encoding="utf-8"))
-        assert rows["random_conditioning"]["latent RMSE, all"] == cell
+        assert rows["random_conditioning"]["Latent RMSE, all"] == cell
 
 
 def test_a_failed_sweep_keeps_the_table_of_the_finished_runs(
@@ -295,16 +301,16 @@ def test_cases_that_change_the_cache_have_runs_of_their_own(recipe: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("figures", "teachers"),
+    ("scores", "teachers"),
     [
         (lambda _: {"all": {"latent_rmse": 0.3}}, ["teacher"]),
         (lambda recipe: {"all": {"latent_rmse": recipe.cache.size}}, ["teacher", "teacher, cache.size=5"]),
     ],
 )
 def test_a_teacher_with_other_figures_has_a_row_of_its_own(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: Any, teachers: list[str]
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: Any, teachers: list[str]
 ) -> None:
-    replace_runs(monkeypatch, figures)
+    replace_runs(monkeypatch, scores)
     run_sweep(Sweep(recipe, grid=["cache.size=[4, 5]"]), tmp_path / "out", console=Console(file=io.StringIO()))
     rows = markdown_table((tmp_path / "out" / "sweep.md").read_text(encoding="utf-8"))
     assert list(rows) == [*teachers, "cache.size=4", "cache.size=5"]

@@ -17,7 +17,7 @@ from condistill.distill.history import HISTORY_NAME, HistoryRecord, read_history
 from condistill.distill.stopwatch import Stopwatch, train_sec
 from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError
-from condistill.pipelines.card import model_card
+from condistill.pipelines.card import PipelineParts, model_card
 from condistill.pipelines.record import STUDENT_NAME, DenoiserSize, StudentRecord
 from condistill.pipelines.sampling import SAMPLING_NAME, planned_sampling
 from condistill.pipelines.save import save_pipeline
@@ -32,7 +32,6 @@ from condistill.students.scores.channels import kept_importance
 from condistill.students.scores.layers import kept_influence
 from condistill.students.target import settled
 from condistill.teachers.family import Family
-from condistill.teachers.load import read_index
 from condistill.utils.distributed import decide, on_main_process
 from condistill.utils.hashing import key_of
 from condistill.utils.meta import parameters
@@ -179,29 +178,15 @@ def _write_record(run: Run, name: str, directory: Path, student: Student, sizes:
 def _save(run: Run, name: str, denoiser: nn.Module) -> None:
     """Write the pipeline of a variant, with a file that says how it is meant to sample."""
     variant, sampling = _variant(run, name), planned_sampling(run.recipe, name)
+    parts = PipelineParts.of_teacher(run.recipe.teacher)
+    card = model_card(name=name, recipe=run.recipe, student=variant.record(), parts=parts)
     save_pipeline(
         run.family,
         denoiser,
         variant.pipeline,
-        card=student_card(run, variant),
+        card=card,
         scheduler=sampling.scheduler(run.family),
         files={SAMPLING_NAME: sampling.to_json()},
-    )
-
-
-def student_card(run: Run, variant: DistilledVariant, metrics: Mapping[str, Any] | None = None) -> str:
-    """Return the model card of a variant, with scores where `metrics` are given."""
-    index = read_index(run.recipe.teacher)[1]
-    parts = {name: part for name, part in index.items() if name.startswith(("text_encoder", "tokenizer"))}
-    record = variant.record()
-    return model_card(
-        name=variant.name,
-        recipe=run.recipe,
-        kept=record.kept,
-        sizes={"teacher": record.teacher_size.model_dump(), "student": record.student_size.model_dump()},
-        metrics=metrics,
-        pipeline_class=index["_class_name"],
-        absent=[name for name, part in parts.items() if part[0] is None],
     )
 
 

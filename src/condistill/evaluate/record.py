@@ -1,46 +1,162 @@
-"""Reading figures out of the metrics, and writing them for people."""
+"""The records of an evaluation: `metrics.json` and `grid.json`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 from condistill.config.recipe import SPLITS, TEACHER
+from condistill.errors import CondistillError
+from condistill.evaluate.metrics import METRICS, Metric, Score
+from condistill.pipelines.record import DenoiserSize
+from condistill.utils.record import Record, RecordFile
+
+METRICS_NAME = "metrics.json"
+GRID_NAME = "grid.json"
+_REMEDY = "run `condistill evaluate RECIPE` again"
 
 
-def finite(number: Any) -> float | None:
-    """The number, or nothing where there is none: missing, null, NaN, infinite."""
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        return None
-    return float(number)
+class SamplingRecord(Record):
+    """How a model generates an image."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    denoiser_evaluations: int
+    """Samples that pass through the denoiser for one image; guidance with two evaluations per step doubles them."""
 
 
-def look(tree: Any, *keys: str) -> float | None:
-    """The finite number at a place of nested mappings, if there is one."""
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return finite(tree)
+class SizeRecord(DenoiserSize):
+    """The size of a denoiser, its weights in memory included."""
+
+    bytes: int
 
 
-def models(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """What was measured of each model, the teacher first."""
-    found = {str(name): model for name, model in metrics.get("models", {}).items()}
-    return {name: found[name] for name in sorted(found, key=lambda name: name != TEACHER)}
+class SpeedRecord(Record):
+    """What generating one image costs on the machine of the evaluation."""
+
+    sec_per_image: float
+    relative_time: float
+    """Time per image as a share of the teacher's."""
+    peak_memory_gib: float
 
 
-def students(metrics: Mapping[str, Any]) -> list[str]:
-    """Names of the students, in their order."""
-    return [name for name in models(metrics) if name != TEACHER]
+class ComputeRecord(Record):
+    """What training a student cost, the training of the students that taught it included."""
+
+    teacher_forwards: float
+    """Samples that passed forward through the teacher."""
+    student_forwards: float
+    cache_forwards: float
+    """Samples that passed forward through the teacher to fill the cache."""
+    train_sec: float
 
 
-def splits(metrics: Mapping[str, Any]) -> list[str]:
-    """The splits that some model was measured on."""
-    return [split for split in SPLITS if any(model.get(split) for model in models(metrics).values())]
+class ModelRecord(Record):
+    """Everything that was measured of one model."""
+
+    scores: dict[str, dict[str, Score]]
+    """By split and by the name of the metric."""
+    sampling: SamplingRecord
+    size: SizeRecord
+    speed: SpeedRecord
+    compute: ComputeRecord | None = None
+    """None for the teacher, which was not trained here."""
+
+    def score(self, split: str, metric: type[Metric]) -> Score | None:
+        """Return the score of a metric on a split, if it was measured."""
+        return self.scores.get(split, {}).get(metric.name)
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Return every figure by group and name; the groups are the splits, `sampling`, `size`, `speed`, `compute`."""
+        groups = {split: {name: score.value for name, score in scores.items()} for split, scores in self.scores.items()}
+        costs = (("sampling", self.sampling), ("size", self.size), ("speed", self.speed), ("compute", self.compute))
+        return groups | {name: record.model_dump() for name, record in costs if record is not None}
 
 
-def ratio(metrics: Mapping[str, Any], name: str, *place: str) -> float | None:
-    """A model's figure as a share of the teacher's."""
-    mine = look(metrics, "models", name, *place)
-    teacher = look(metrics, "models", TEACHER, *place)
-    return mine / teacher if mine is not None and teacher else None
+class Evaluation(RecordFile):
+    """`metrics.json`: how teacher and students were evaluated, and every figure."""
+
+    format: Literal[2] = 2
+    classifier: str
+    baseline: str | None = None
+    """The variant of plain distillation, p(u) = 0, that the other students are compared with."""
+    seeds: tuple[int, ...]
+    images_per_split: dict[str, int]
+    """Images per model, over all seeds."""
+    num_inference_steps: int
+    guidance_scale: float
+    device: str
+    torch: str
+    models: dict[str, ModelRecord]
+    """The teacher first, then the students in the order of the recipe."""
+
+    @property
+    def teacher(self) -> ModelRecord:
+        """The record of the teacher."""
+        return self.models[TEACHER]
+
+    @property
+    def students(self) -> list[str]:
+        """The names of the students, in order."""
+        return [name for name in self.models if name != TEACHER]
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits on which some model has a score."""
+        return [split for split in SPLITS if any(model.scores.get(split) for model in self.models.values())]
+
+    def score(self, name: str | None, split: str, metric: type[Metric]) -> Score | None:
+        """Return the score of a model; None where the model (None: no model) has none."""
+        return self.models[name].score(split, metric) if name is not None else None
+
+    @property
+    def metrics(self) -> list[type[Metric]]:
+        """The metrics of which some model has a score, in the order of the registry.
+
+        Raises:
+            CondistillError: a metric is not registered.
+        """
+        return measured_metrics(list(self.models.values()))
+
+    @classmethod
+    def load(cls, directory: Path) -> Evaluation:
+        """Read `metrics.json` of a run or of its evaluation."""
+        return cls.read(directory / METRICS_NAME, remedy=_REMEDY)
+
+
+def measured_metrics(models: Sequence[ModelRecord]) -> list[type[Metric]]:
+    """Return the metrics of which some model has a score, in the order of the registry.
+
+    Raises:
+        CondistillError: a metric is not registered.
+    """
+    names = {name for model in models for scores in model.scores.values() for name in scores}
+    if unknown := sorted(names - set(METRICS)):
+        raise CondistillError(
+            f"{METRICS_NAME} has scores of {', '.join(unknown)}, which no installed package registers as a metric; "
+            f"install the plugin that does, or {_REMEDY}"
+        )
+    return [metric for name, metric in METRICS.items() if name in names]
+
+
+class GridEntry(Record):
+    """One prompt of the grid, and the image of every model."""
+
+    prompt: str
+    images: dict[str, str]
+    """File name by model."""
+    correct: dict[str, bool]
+    """By model, whether the classifier found every attribute correct; empty without a classifier."""
+
+
+class Grid(RecordFile):
+    """`grid.json`: the images that the report shows."""
+
+    format: Literal[2] = 2
+    splits: dict[str, tuple[GridEntry, ...]]
+
+    @classmethod
+    def load(cls, directory: Path) -> Grid:
+        """Read `grid.json` of an evaluation."""
+        return cls.read(directory / GRID_NAME, remedy=_REMEDY)

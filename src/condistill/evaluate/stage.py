@@ -1,48 +1,73 @@
-"""The evaluate stage: every model generates images of the same prompts from the same noise."""
+"""The evaluate stage: every model generates images of the same prompts from the same noise, and is measured."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from condistill.config.recipe import TEACHER, Recipe
 from condistill.distill import stage as distill_stage
 from condistill.distill.stage import DistilledVariant
-from condistill.errors import CondistillError
-from condistill.evaluate.generate import ImageClassifier, Round, draw_round, measure, rounds, write_grid
+from condistill.evaluate.costs import compute_record, sampling_record, size_record, speed_records
+from condistill.evaluate.generate import Round, choose_rounds, generate_round
+from condistill.evaluate.measure import Measurement, PictureGrid, Scores, measure
+from condistill.evaluate.metrics import METRICS
+from condistill.evaluate.metrics.classifier import choose_classifier
+from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord
 from condistill.pipelines.sampling import Sampling, planned_sampling
-from condistill.profiling.forwards import compute
-from condistill.profiling.macs import macs
-from condistill.profiling.memory import peak_memory_gb
-from condistill.profiling.timing import sec_per_image
 from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
 from condistill.run.directory import StageDir
-from condistill.students.guidance import guidance_kind
-from condistill.teachers.family import Family
 from condistill.utils.atomic import write_text
 from condistill.utils.distributed import on_main_process
 from condistill.utils.hardware import machine
-from condistill.utils.meta import parameters
 from condistill.utils.progress import track
 
 NAME = "evaluate"
-METRICS_FORMAT = 1
-METRICS_NAME, GRID_NAME, GRID_FOLDER = "metrics.json", "grid.json", "grid"
+_GRID_FOLDER = "grid"
+
+
+@dataclass(frozen=True)
+class FinishedEvaluation:
+    """The result of the stage."""
+
+    directory: Path
+
+    def evaluation(self) -> Evaluation:
+        """Return every figure."""
+        return Evaluation.load(self.directory)
+
+    def grid(self) -> Grid:
+        """Return which images the report shows; their files are in `grid_folder`."""
+        return Grid.load(self.directory)
+
+    @property
+    def grid_folder(self) -> Path:
+        """The folder of the images that the report shows."""
+        return self.directory / _GRID_FOLDER
 
 
 def _directory(run: Run) -> StageDir:
-    settings, cache = run.recipe.evaluate.model_dump(), run.recipe.cache
-    return run.stage("evaluation", distill_stage.key(run), settings, cache.num_inference_steps, cache.guidance_scale)
+    settings, cache = run.recipe.evaluate.model_dump(exclude={"batch_size"}), run.recipe.cache
+    formats = [kind.model_fields["format"].default for kind in (Evaluation, Grid)]
+    return run.stage(
+        "evaluation",
+        distill_stage.key(run),
+        settings,
+        [cache.num_inference_steps, cache.guidance_scale],
+        [*formats, *METRICS],
+    )
 
 
 def key(run: Run) -> str:
-    """Return the hash of the students and of all settings that change figures."""
+    """Return the hash of the students, of all settings that change figures, and of the metrics."""
     return _directory(run).key
 
 
@@ -63,134 +88,97 @@ def make(run: Run) -> None:
     on_main_process(run.accelerator, evaluate)
 
 
-def open(run: Run) -> Path:
-    """Return the directory of the figures, and copy `metrics.json` to the run directory."""
+def open(run: Run) -> FinishedEvaluation:
+    """Return the evaluation, and copy `metrics.json` to the run directory."""
 
     def copy() -> None:
         text = (_directory(run).path / METRICS_NAME).read_text(encoding="utf-8")
         write_text(run.path / METRICS_NAME, text)
 
     run.once(NAME, lambda: on_main_process(run.accelerator, copy))
-    return _directory(run).path
+    return FinishedEvaluation(_directory(run).path)
+
+
+def baseline(recipe: Recipe) -> str | None:
+    """Return the first variant of plain distillation, p(u) = 0, if there is one."""
+    return next((name for name in recipe.variants if not _replaces_prompts(recipe, name)), None)
+
+
+def _replaces_prompts(recipe: Recipe, name: str) -> bool:
+    return recipe.variant(name)[1].conditioning.probability.replaces_prompts
 
 
 def _evaluate(run: Run, directory: Path) -> None:
     """Generate, measure, and write the figures and the images of the report to `directory`."""
-
     recipe, settings, family = run.recipe, run.recipe.evaluate, run.family
     variants, prompts = distill_stage.open(run), prompts_stage.open(run)
-    sampling = {"teacher": planned_sampling(recipe, None)}
-    sampling |= {name: planned_sampling(recipe, name) for name in variants}
-    made = rounds(settings, prompts.choose, prompts.splits)
-    classifier = choose_classifier(settings.classifier, made)
-    denoisers: dict[str, nn.Module] = {"teacher": family.denoiser}
+    rounds = choose_rounds(settings, prompts.choose, prompts.splits)
+    classifier = choose_classifier(settings.classifier, [prompt for each in rounds for prompt in each.prompts])
+    sampling = {name or TEACHER: planned_sampling(recipe, name) for name in (None, *variants)}
+    denoisers: dict[str, nn.Module] = {TEACHER: family.denoiser}
     denoisers |= {name: variant.load(family) for name, variant in variants.items()}
-    total = len(denoisers) * sum(len(this.prompts) for this in made)
-    drawn: dict[str, list[Any]] = {name: [] for name in denoisers}
+    latents = _generate(run, directory, denoisers, sampling, rounds)
+    grid = PictureGrid(directory / _GRID_FOLDER, rounds[0], per_split=settings.grid)
+    measurement = Measurement(rounds, family.decode, batch_size=settings.batch_size, classifier=classifier, grid=grid)
+    scores = measure(measurement, latents)
+    grid.record().write(directory / GRID_NAME)
+    Evaluation(
+        classifier=settings.classifier,
+        baseline=baseline(recipe),
+        seeds=settings.seeds,
+        images_per_split={split: sum(each.count(split) for each in rounds) for split in rounds[0].splits},
+        num_inference_steps=sampling[TEACHER].num_inference_steps,
+        guidance_scale=sampling[TEACHER].guidance_scale,
+        device=machine(),
+        torch=torch.__version__,
+        models=_records(run, variants, denoisers, sampling, scores),
+    ).write(directory / METRICS_NAME)
+
+
+def _generate(
+    run: Run,
+    directory: Path,
+    denoisers: Mapping[str, nn.Module],
+    sampling: Mapping[str, Sampling],
+    rounds: Sequence[Round],
+) -> dict[str, list[NDArray[Any]]]:
+    """Return the latents of every model and round; they are kept in `directory`."""
+    latents: dict[str, list[NDArray[Any]]] = {name: [] for name in denoisers}
+    total = len(denoisers) * sum(len(each.prompts) for each in rounds)
     with track(run.console, "evaluate", total, unit="images") as advance:
         for name, denoiser in denoisers.items():
-            for this in made:
-                latents = draw_round(
-                    directory / f"{name}-seed{this.seed}.arrow",
-                    family,
+            for each in rounds:
+                generated = generate_round(
+                    directory / f"{name}-seed{each.seed}.arrow",
+                    run.family,
                     denoiser,
-                    this,
-                    batch_size=settings.batch_size,
+                    each,
+                    batch_size=run.recipe.evaluate.batch_size,
                     sampling=sampling[name],
                     on_images=partial(advance, note=name),
                 )
-                drawn[name].append(latents)
-    models, shown = measure(drawn, family, made, settings, classifier)
-    for name, costs in _costs(run, variants, denoisers, sampling).items():
-        models[name] |= costs
-    first = made[0]
-    grid = write_grid(directory / GRID_FOLDER, shown, first, per_split=settings.grid)
-    write_text(directory / GRID_NAME, json.dumps(grid, indent=2, ensure_ascii=False) + "\n")
-    metrics = {
-        "format": METRICS_FORMAT,
-        "classifier": settings.classifier,
-        "seeds": list(settings.seeds),
-        "images_per_split": {
-            split: sum(this.splits[split].stop - this.splits[split].start for this in made) for split in first.splits
-        },
-        "num_inference_steps": sampling["teacher"].num_inference_steps,
-        "guidance_scale": sampling["teacher"].guidance_scale,
-        "device": machine(),
-        "torch": torch.__version__,
-        "models": models,
-    }
-    write_text(directory / METRICS_NAME, json.dumps(metrics, indent=2) + "\n")
+                latents[name].append(generated)
+    return latents
 
 
-def _costs(
+def _records(
     run: Run,
     variants: Mapping[str, DistilledVariant],
     denoisers: Mapping[str, nn.Module],
     sampling: Mapping[str, Sampling],
-) -> dict[str, dict[str, Any]]:
-    """What every model takes to store, to draw with and, where it was trained here, to train."""
-    family = run.family
-    times = sec_per_image(family, denoisers, sampling)
-    costs: dict[str, dict[str, Any]] = {}
-    for name, denoiser in denoisers.items():
-        how = sampling[name]
-        costs[name] = {
-            "sampling": {
-                "num_inference_steps": how.num_inference_steps,
-                "guidance_scale": how.guidance_scale,
-                "denoiser_calls": how.denoiser_evaluations(denoiser),
-            },
-            "size": _size(denoiser, family),
-            "speed": {
-                "sec_per_image": times[name],
-                "relative_time": times[name] / times["teacher"],
-                "peak_memory_gb": peak_memory_gb(family, denoiser),
-            },
-        }
-        if name in variants:
-            costs[name]["compute"] = _training(run, name, variants, denoisers)
-    return costs
-
-
-def _training(
-    run: Run, name: str, variants: Mapping[str, DistilledVariant], denoisers: Mapping[str, nn.Module]
-) -> dict[str, float]:
-    """What a variant took to train, and those before it that it was made of; all share one cache."""
-    cache = run.recipe.cache
-    guided = Sampling(1, cache.guidance_scale).denoiser_evaluations(denoisers["teacher"]) == 2
-    spent = []
-    for each in (name, *run.recipe.teachers(name)):
-        _, settings = run.recipe.variant(each)
-        teacher: Any = denoisers[run.recipe.variants[each].teacher or "teacher"]
-        told = guidance_kind(teacher) == "embedded"
-        asked = compute(settings, cache, teacher_takes_guidance=told, cache_is_guided=guided)
-        spent.append({**asked, "train_sec": variants[each].train_sec(settings.steps)})
-    return {key: (max if key == "cache_forwards" else sum)(each[key] for each in spent) for key in spent[0]}
-
-
-def choose_classifier(name: str, made: list[Round]) -> ImageClassifier | None:
-    """The classifier of `evaluate.classifier`.
-
-    Raises:
-        CondistillError: a prompt is not of the classifier's world.
-    """
-    if name == "none":
-        return None
-    from condistill.miniature.classifier import MiniatureClassifier
-    from condistill.miniature.world import parse
-
-    for this in made:
-        for prompt in this.prompts:
-            try:
-                parse(prompt)
-            except ValueError as error:
-                raise CondistillError(f"evaluate.classifier is 'miniature', and {error}; set it to 'none'") from error
-    return MiniatureClassifier()
-
-
-def _size(denoiser: Any, family: Family) -> dict[str, int]:
+    scores: Mapping[str, Scores],
+) -> dict[str, ModelRecord]:
+    """Return scores and costs of every model."""
+    recipe, family = run.recipe, run.family
+    speed = speed_records(family, denoisers, sampling)
+    train_sec = {name: variant.train_sec(recipe.variant(name)[1].steps) for name, variant in variants.items()}
     return {
-        "parameters": parameters(denoiser),
-        "macs": macs(denoiser, size=family.latent_shape[1:], text_length=family.text_length),
-        "bytes": sum(p.numel() * p.element_size() for p in denoiser.parameters()),
+        name: ModelRecord(
+            scores=scores[name],
+            sampling=sampling_record(sampling[name], denoiser),
+            size=size_record(denoiser, family),
+            speed=speed[name],
+            compute=compute_record(recipe, name, denoisers, train_sec) if name in variants else None,
+        )
+        for name, denoiser in denoisers.items()
     }

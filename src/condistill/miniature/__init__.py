@@ -4,5 +4,5 @@ from pathlib import Path
 
 
 def weights_path() -> Path:
-    """Where the trained miniature lies: `teacher/`, a diffusers pipeline, and the classifier."""
+    """Return the folder of the trained miniature: `teacher/`, a diffusers pipeline, and the classifier's weights."""
     return Path(__file__).parent / "weights"

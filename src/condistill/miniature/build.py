@@ -1,4 +1,4 @@
-"""The miniature teacher, untrained: a Stable Diffusion pipeline in every part, a thousand times smaller."""
+"""The miniature teacher, untrained: every part of a Stable Diffusion pipeline, a thousand times smaller."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from condistill.miniature.world import IMAGE_SIZE, all_captions
 
-MAX_TOKENS = 20  # the longest caption has 14 words, and a start and an end
+MAX_TOKENS = 20  # the longest caption has 14 words; with a start and an end token 16
 TEXT_WIDTH = 128
 DEFAULT_STEPS = 25
 DEFAULT_GUIDANCE = 3.0
@@ -18,7 +18,7 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer over the world's own words, one token each; other words fall apart into letters."""
+    """Return a CLIP tokenizer with one token per word of the world; any other word is split into letters."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=_END))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -46,6 +46,7 @@ def _merges(bpe: Tokenizer) -> list[list[str]]:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return a CLIP text encoder of two layers with random weights."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -63,7 +64,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """64x64 RGB to 8x8 latents of 4 channels."""
+    """Return an autoencoder from 64x64 RGB images to 8x8 latents of 4 channels."""
     return AutoencoderKL(
         block_out_channels=(16, 32, 64, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -76,7 +77,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def build_denoiser(**overrides: Any) -> UNet2DConditionModel:
-    """Three stages, two layers per block; cross-attention in all but the innermost, as in Stable Diffusion."""
+    """Return a U-Net of three stages, two layers per block; all but the innermost stage have cross-attention."""
     config: dict[str, Any] = {
         "sample_size": IMAGE_SIZE // 8,
         "in_channels": 4,
@@ -93,6 +94,7 @@ def build_denoiser(**overrides: Any) -> UNet2DConditionModel:
 
 
 def build_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
+    """Return a DDIM scheduler with Stable Diffusion's noise schedule; sampling starts at timestep 999."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -112,7 +114,7 @@ def assemble(
     denoiser: UNet2DConditionModel,
     scheduler: DDIMScheduler | None = None,
 ) -> StableDiffusionPipeline:
-    """Put the parts together as diffusers would load them."""
+    """Return the pipeline of these parts, as diffusers would load it."""
     pipeline = StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=text_encoder,

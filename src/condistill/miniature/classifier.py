@@ -1,4 +1,4 @@
-"""The classifier: a small classifier that names every attribute of an image of the miniature's world."""
+"""The classifier of the miniature: predicts every attribute of an image."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from condistill.miniature import weights_path
 from condistill.miniature.world import ATTRIBUTES, Scene, parse, render
 
 WEIGHTS_NAME = "classifier.safetensors"
+ALL_CORRECT = "all_correct"
+"""The key of `classify` that says whether every attribute is correct."""
 
 
 class Classifier(nn.Module):
-    """Convolutions, one feature vector, one linear head per attribute.
+    """A convolutional network with one linear head per attribute.
 
-    `features` is where the Fréchet distance of the miniature is measured.
+    The miniature's Fréchet distance is computed from `features`.
     """
 
     def __init__(self, *, width: int = 24, feature_size: int = 128) -> None:
@@ -37,12 +39,12 @@ class Classifier(nn.Module):
         )
 
     def features(self, images: Tensor) -> Tensor:
-        """Images `[B, 3, 64, 64]` in [-1, 1] to features `[B, 128]`."""
+        """Return features `[B, 128]` of images `[B, 3, 64, 64]` in [-1, 1]."""
         features: Tensor = self.body(images)
         return features
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images `[B, 3, 64, 64]` in [-1, 1] to logits `[B, names]` per attribute."""
+        """Return logits `[B, words]` per attribute, of images `[B, 3, 64, 64]` in [-1, 1]."""
         features = nn.functional.silu(self.features(images))
         return {attribute: head(features) for attribute, head in self.heads.items()}
 
@@ -53,7 +55,7 @@ class Classifier(nn.Module):
 
     @classmethod
     def load(cls, directory: Path) -> Classifier:
-        """Read what `save` wrote; weights become float32."""
+        """Read a directory that `save` wrote; the weights become float32."""
         classifier = cls()
         state = load_file(directory / WEIGHTS_NAME)
         classifier.load_state_dict({name: tensor.float() for name, tensor in state.items()})
@@ -61,7 +63,7 @@ class Classifier(nn.Module):
 
 
 def to_tensor(images: NDArray[np.uint8]) -> Tensor:
-    """uint8 `[B, H, W, 3]` to float32 `[B, 3, H, W]` in [-1, 1]."""
+    """Convert uint8 images `[B, H, W, 3]` to float32 `[B, 3, H, W]` in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -69,36 +71,39 @@ def to_tensor(images: NDArray[np.uint8]) -> Tensor:
 def classify_images(
     classifier: Classifier, images: NDArray[np.uint8], scenes: Sequence[Scene], *, batch_size: int = 128
 ) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.float64]]:
-    """Which attributes of each image are as its scene says, and the classifier's features.
+    """Return which attributes of each image are correct, and the classifier's features.
 
     Args:
         images: uint8 `[N, 64, 64, 3]`.
-        scenes: what each of the N images should show.
+        scenes: the N scenes that the images should show.
 
     Returns:
-        per attribute, and under `all_correct`, a boolean `[N]`; features float64 `[N, 128]`.
+        for each attribute and for `all_correct` a bool array `[N]`; features float64 `[N, 128]`.
+
+    Raises:
+        ValueError: the numbers of images and scenes differ.
     """
     if len(images) != len(scenes):
         raise ValueError(f"{len(images)} images for {len(scenes)} scenes; give one scene per image")
     labels = np.array([scene.labels() for scene in scenes])
-    right: dict[str, list[NDArray[np.bool_]]] = {attribute: [] for attribute in ATTRIBUTES}
+    correct: dict[str, list[NDArray[np.bool_]]] = {attribute: [] for attribute in ATTRIBUTES}
     features = []
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
-        seen = classifier.features(to_tensor(images[part]))
-        features.append(seen.double().numpy())
+        batch_features = classifier.features(to_tensor(images[part]))
+        features.append(batch_features.double().numpy())
         for column, (attribute, head) in enumerate(classifier.heads.items()):
-            predicted = head(nn.functional.silu(seen)).argmax(1).numpy()
-            right[attribute].append(predicted == labels[part, column])
-    joined = {attribute: np.concatenate(parts) for attribute, parts in right.items()}
-    joined["all_correct"] = np.logical_and.reduce(list(joined.values()))
+            predicted = head(nn.functional.silu(batch_features)).argmax(1).numpy()
+            correct[attribute].append(predicted == labels[part, column])
+    joined = {attribute: np.concatenate(parts) for attribute, parts in correct.items()}
+    joined[ALL_CORRECT] = np.logical_and.reduce(list(joined.values()))
     return joined, np.concatenate(features)
 
 
 class MiniatureClassifier:
-    """What `evaluate.classifier: miniature` means: images are classified by what their captions say."""
+    """The classifier of `evaluate.classifier: miniature`: compares images with their captions."""
 
-    name = "miniature"
+    attributes = (*ATTRIBUTES, ALL_CORRECT)
 
     def __init__(self, directory: Path | None = None) -> None:
         self._classifier = Classifier.load(directory or weights_path())
@@ -106,10 +111,10 @@ class MiniatureClassifier:
     def classify(
         self, images: NDArray[np.uint8], prompts: Sequence[str]
     ) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.float64]]:
-        """See `classify_images`; raises ValueError for a prompt that is no caption of the miniature's world."""
+        """See `classify_images`; raises ValueError for a prompt that is not a caption of the miniature's world."""
         return classify_images(self._classifier, images, [parse(prompt) for prompt in prompts])
 
     def reference(self, prompts: Sequence[str], *, seed: int) -> NDArray[np.float64]:
-        """Features float64 `[N, 128]` of renders of the same prompts."""
+        """Return features float64 `[N, 128]` of renders of the prompts."""
         scenes = [parse(prompt) for prompt in prompts]
         return classify_images(self._classifier, render(scenes, seed=seed), scenes)[1]

@@ -1,7 +1,7 @@
 """A small world of captioned scenes: one object with a shape, colour, size, place and background.
 
-The world is compositional, so that "unseen" is exact: a shape left out of the cached prompts appears
-in none of their images. Attribute words are disjoint, so a caption names its scene without ambiguity.
+The world is compositional, so that "unseen" is exact: a shape that no cached prompt names appears in no cached
+image. No word belongs to two attributes, so a caption describes exactly one scene.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Inside = Callable[[Array, Array], Mask]
 
 
 def _polygon(*vertices: tuple[float, float]) -> Inside:
-    """Even-odd rule; vertices in unit coordinates, y up."""
+    """Return the inside test of a polygon (even-odd rule); vertices in unit coordinates, y up."""
 
     def inside(x: Array, y: Array) -> Mask:
         result = np.zeros(x.shape, bool)
@@ -103,7 +103,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "background": tuple(BACKGROUNDS),
 }
 UNSEEN_SHAPES = ("star", "heart", "ring")
-"""A quarter of the shapes: the demo leaves them out of the cached prompts."""
+"""A quarter of the shapes; the demo caches no prompt that names one."""
 
 TEMPLATES = (
     "a {size} {colour} {shape} at the {place} on {background}",
@@ -117,7 +117,7 @@ TEMPLATES = (
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One word for every attribute, each from its row of `ATTRIBUTES`."""
+    """A scene: one word of `ATTRIBUTES` for every attribute."""
 
     shape: str
     colour: str
@@ -126,29 +126,30 @@ class Scene:
     background: str
 
     def caption(self, template: int = 0) -> str:
+        """Return the scene in words, in the template of this index."""
         words = {attribute: getattr(self, attribute) for attribute in ATTRIBUTES}
         return TEMPLATES[template].format(**words)
 
     def labels(self) -> tuple[int, ...]:
-        """Index of each attribute's word in `ATTRIBUTES`, in its order."""
+        """Return the index of each attribute's word, in the order of `ATTRIBUTES`."""
         return tuple(names.index(word) for names, word in zip(ATTRIBUTES.values(), astuple(self), strict=True))
 
 
 def all_scenes() -> list[Scene]:
-    """Every combination of attributes: 7,200 scenes."""
+    """Return every combination of attributes: 7,200 scenes."""
     return [Scene(*words) for words in itertools.product(*ATTRIBUTES.values())]
 
 
 def all_captions() -> list[str]:
-    """Every scene in every template: 43,200 distinct captions, in a fixed order."""
+    """Return every scene in every template: 43,200 distinct captions, in a fixed order."""
     return [scene.caption(i) for scene in all_scenes() for i in range(len(TEMPLATES))]
 
 
 def parse(caption: str) -> Scene:
-    """Read the scene out of a caption.
+    """Return the scene that a caption describes.
 
     Raises:
-        ValueError: a word of some attribute is missing, or two are named.
+        ValueError: the caption has no word of an attribute, or several.
     """
     words = set(caption.lower().replace(",", " ").split())
     found = []
@@ -156,18 +157,18 @@ def parse(caption: str) -> Scene:
         named = [name for name in names if name in words]
         if len(named) != 1:
             raise ValueError(
-                f"the caption {caption!r} names {named or 'no'} {attribute}; "
-                f"the miniature's world needs exactly one of {', '.join(names)}"
+                f"the caption {caption!r} has {' and '.join(named) or 'no word'} for {attribute}; "
+                f"a caption of the miniature has exactly one of {', '.join(names)}"
             )
         found.append(named[0])
     return Scene(*found)
 
 
 def render(scenes: Sequence[Scene], *, seed: int) -> NDArray[np.uint8]:
-    """Draw scenes, anti-aliased and slightly varied: `[N, 64, 64, 3]`, 0 to 255.
+    """Return anti-aliased, slightly varied renders of scenes, uint8 `[N, 64, 64, 3]`.
 
-    The variation of image i depends on (seed, i): turned by up to 10 degrees, scaled by up to 6 %, moved by
-    up to 1.5 pixels, colours shifted by up to 10, and a gentle gradient over the background.
+    The variation of image i is a function of (seed, i): rotated by up to 10 degrees, scaled by up to 6 %, moved by
+    up to 1.5 pixels, colours shifted by up to 10, and a slight gradient over the background.
     """
     images = np.empty((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     variation = np.random.Generator(np.random.Philox(key=seed)).uniform(-1, 1, (len(scenes), 12))

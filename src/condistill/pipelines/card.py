@@ -1,44 +1,79 @@
-"""The model card: a README.md for the hub that names no folder of the machine it was made on."""
+"""The model card: a README.md for the hub. It names no folder of the machine that made it."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
 
-from condistill.config.recipe import SPLITS, TEACHER, Recipe
-from condistill.config.sections import MINIATURE
+from condistill.config.recipe import Recipe
+from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError, nearest
-from condistill.evaluate.record import look, models, splits
+from condistill.pipelines.record import StudentRecord
 from condistill.pipelines.sampling import planned_sampling
-from condistill.report.verdict import BASELINE, PROMPTS
+from condistill.teachers.load import read_index
 from condistill.teachers.registry import family_of_pipeline
-from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, significant
+from condistill.utils.format import DECIMAL_UNITS, SI_UNITS, percent, quantity
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$-])")
-_SCORES = {"all_correct": "All right", "frechet_classifier": "Fréchet distance", "latent_rmse": "Latent RMSE"}
+_NOT_SET = "not set"
 _EXAMPLE = {MINIATURE: "a large red star at the left on snow"}
 
 
+@dataclass(frozen=True)
+class ScoreRow:
+    """One metric on one split, with a formatted score for every column."""
+
+    label: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """The formatted scores of a student and of the models it is compared with."""
+
+    columns: tuple[str, ...]
+    rows: tuple[ScoreRow, ...]
+    notes: tuple[str, ...]
+    """Sentences on how the scores are to be read."""
+
+
+@dataclass(frozen=True)
+class PipelineParts:
+    """What a model card says about the diffusers pipeline of teacher and student."""
+
+    class_name: str
+    absent: tuple[str, ...] = ()
+    """Components that pipelines of this class may have and this one does not; loading it needs them set to None."""
+
+    @classmethod
+    def of_teacher(cls, settings: TeacherSettings) -> PipelineParts:
+        """Read the index of the teacher's pipeline, which its students share."""
+        index = read_index(settings)[1]
+        optional = {name: part for name, part in index.items() if name.startswith(("text_encoder", "tokenizer"))}
+        return cls(index["_class_name"], tuple(name for name, part in optional.items() if part[0] is None))
+
+
 def escape(text: str) -> str:
-    """Text as Markdown that shows it and does nothing else: one line, no markup, no HTML, no table cells."""
+    """Return text as Markdown that shows it literally: on one line, without markup, HTML or table cells."""
     return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
 
 
 def hub_name(pipeline: str) -> str | None:
-    """The teacher's name on the hub; None for the miniature and for a folder."""
+    """Return the teacher's name on the hub; None for the miniature and for a folder."""
     on_hub = _HUB_NAME.fullmatch(pipeline) and pipeline != MINIATURE and not Path(pipeline).exists()
     return pipeline if on_hub else None
 
 
 def teacher_name(pipeline: str) -> str:
-    """What a teacher is called in public: its hub name, or the last part of its folder."""
+    """Return the public name of a teacher: its hub name, or the last part of its folder."""
     if pipeline == MINIATURE:
         return "the miniature of condistill"
     return hub_name(pipeline) or PureWindowsPath(pipeline).name or "a local pipeline"
@@ -48,56 +83,51 @@ def model_card(
     *,
     name: str,
     recipe: Recipe,
-    kept: Sequence[str],
-    sizes: Mapping[str, Mapping[str, int]],
-    metrics: Mapping[str, Any] | None,
-    pipeline_class: str,
-    absent: Sequence[str] = (),
+    student: StudentRecord,
+    parts: PipelineParts,
+    scores: ScoreTable | None = None,
 ) -> str:
-    """README.md of a student.
+    """Return the README.md of a student.
 
     Args:
         name: the variant of the recipe.
-        kept: lines on what was kept of the teacher.
-        sizes: of `teacher` and `student`: `parameters`, `macs` and, where known, `bytes`.
-        absent: parts that pipelines of the class may have and this one has not, which its loader must be told.
+        scores: None before the evaluation.
 
     Raises:
         CondistillError: the recipe has no variant of this name.
     """
     if name not in recipe.variants:
         raise CondistillError(f"the recipe has no student {name!r}{nearest(name, recipe.variants)}")
-    teacher = teacher_name(recipe.teacher.pipeline)
-    parts = [
+    teacher = escape(teacher_name(recipe.teacher.pipeline))
+    latents = "the teacher generated latents for some prompts, and " if recipe.cache.size else ""
+    sections = [
         _front_matter(recipe),
-        f"# {escape(name)}, distilled from {escape(teacher)}",
-        f"A cheaper `{pipeline_class}` that was taught to draw what {escape(teacher)} draws. "
-        "No training image was used: "
-        + ("the teacher drew latents for some prompts, and " if recipe.cache.size else "")
-        + "the student learnt from its teacher's own predictions.",
-        _size_section(sizes),
-        _kept_section(kept),
-        _score_section(name, metrics),
-        _loading(name, recipe, pipeline_class, absent),
+        f"# {escape(name)}, distilled from {teacher}",
+        f"A smaller or faster `{parts.class_name}`, trained to generate the same images as {teacher}. "
+        f"No training image was used: {latents}the student learnt from its teacher's own predictions.",
+        _size_section(student),
+        "## What was kept of the teacher\n\n" + "\n".join(f"- {escape(line)}" for line in student.kept),
+        _score_section(scores) if scores else "",
+        _loading(name, recipe, parts),
         _settings_section(name, recipe),
         "## Limits and licence\n\n"
-        "The student can draw at most what its teacher can, and has its teacher's biases. "
-        "It inherits the teacher's licence: what holds for the teacher's weights holds for these.",
+        "The student can generate at most what its teacher can, and has its teacher's biases. "
+        "It inherits the teacher's licence: the terms of the teacher's weights apply to these weights.",
         f"Made with condistill {metadata.version('condistill')}.",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _front_matter(recipe: Recipe) -> str:
-    held: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "license": "other",
         "tags": ["condistill", "distillation", "compression", "text-to-image", "diffusers"],
     }
     if base := hub_name(recipe.teacher.pipeline):
-        held["base_model"] = base
-    return f"---\n{yaml.safe_dump(held, sort_keys=False, allow_unicode=True)}---"
+        fields["base_model"] = base
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -105,56 +135,35 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _size_section(sizes: Mapping[str, Mapping[str, int]]) -> str:
-    units = {
-        "parameters": ("Parameters of the denoiser", ("", " K", " M", " B", " T")),
-        "macs": ("Multiply-accumulates per denoising step", SI_UNITS),
-        "bytes": ("Weights on disk", BYTE_UNITS),
-    }
-    rows = []
-    for key, (label, unit) in units.items():
-        teacher, student = look(sizes, TEACHER, key), look(sizes, "student", key)
-        if teacher and student is not None:
-            rows.append([label, quantity(teacher, unit), quantity(student, unit), percent(student / teacher)])
-    return "## Size\n\n" + _table(["", "teacher", "student", "share"], rows) if rows else ""
+def _size_section(student: StudentRecord) -> str:
+    teacher, of_student = student.teacher_size, student.student_size
+    figures = (
+        ("Parameters of the denoiser", DECIMAL_UNITS, teacher.parameters, of_student.parameters),
+        ("Multiply-accumulates per denoising step", SI_UNITS, teacher.macs, of_student.macs),
+    )
+    rows = [
+        [label, quantity(before, units), quantity(after, units), percent(after / before)]
+        for label, units, before, after in figures
+    ]
+    return "## Size\n\n" + _table(["", "teacher", "student", "share"], rows)
 
 
-def _kept_section(kept: Sequence[str]) -> str:
-    return "## What was kept of the teacher\n\n" + "\n".join(f"- {escape(line)}" for line in kept) if kept else ""
-
-
-def _score_section(name: str, metrics: Mapping[str, Any] | None) -> str:
-    if metrics is None:
-        return ""
-    shown = {TEACHER: "teacher", BASELINE: "plain distillation", name: "this student"}
-    columns = [model for model in (TEACHER, *dict.fromkeys((BASELINE, name))) if model in models(metrics)]
-    rows = []
-    for split in [split for split in SPLITS if split in splits(metrics)]:
-        for key, label in _SCORES.items():
-            values = [look(metrics, "models", model, split, key) for model in columns]
-            write = percent if key == "all_correct" else significant
-            if any(value is not None for value in values):
-                cells = ["–" if value is None else write(value) for value in values]
-                rows.append([f"{label}, {'all prompts' if split == 'all' else PROMPTS[split]}", *cells])
+def _score_section(scores: ScoreTable) -> str:
+    rows = [[row.label, *row.cells] for row in scores.rows]
     if not rows:
         return ""
-    images = look(metrics, "images_per_split", "all") or look(metrics, "images_per_split", "seen")
-    notes = ["A latent RMSE is the distance to the teacher's latents from the same noise."]
-    notes += [f"Measured on {images:.0f} images in all."] if images else []
-    if metrics.get("classifier") == "miniature":
-        notes.insert(0, "Miniature figures, given by a small classifier of drawn scenes: not FID on MS-COCO.")
-    return "## Scores\n\n" + _table(["", *[shown[model] for model in columns]], rows) + "\n\n" + " ".join(notes)
+    return "## Scores\n\n" + _table(["", *scores.columns], rows) + "\n\n" + " ".join(scores.notes)
 
 
-def _loading(name: str, recipe: Recipe, pipeline_class: str, absent: Sequence[str]) -> str:
-    how = planned_sampling(recipe, name)
+def _loading(name: str, recipe: Recipe, parts: PipelineParts) -> str:
+    sampling = planned_sampling(recipe, name)
     prompt = json.dumps(_EXAMPLE.get(recipe.teacher.pipeline, "a lighthouse at dusk, oil painting"))
-    example = family_of_pipeline(pipeline_class).call_example
+    example = family_of_pipeline(parts.class_name).call_example
     arguments = example.arguments.format(prompt=prompt)
-    if how.resolution is not None and example.takes_size:
-        arguments += f", height={how.resolution}, width={how.resolution}"
-    arguments += f", num_inference_steps={how.num_inference_steps}, guidance_scale={how.guidance_scale}"
-    without = "".join(f", {part}=None" for part in absent)
+    if sampling.resolution is not None and example.takes_size:
+        arguments += f", height={sampling.resolution}, width={sampling.resolution}"
+    arguments += f", num_inference_steps={sampling.num_inference_steps}, guidance_scale={sampling.guidance_scale}"
+    without = "".join(f", {part}=None" for part in parts.absent)
     return f"""## How to load it
 
 ```python
@@ -182,12 +191,13 @@ def _settings_section(name: str, recipe: Recipe) -> str:
     rows = [["seed", str(recipe.seed)]]
     for group, settings in dumped.items():
         rows += [[escape(f"{group}.{key}"), escape(_written(value))] for key, value in settings.items() if value != []]
-    return "## Settings\n\n" + _table(["setting", "value"], [row for row in rows if row[1] != "none given"])
+    return "## Settings\n\n" + _table(["setting", "value"], [row for row in rows if row[1] != _NOT_SET])
 
 
 def _written(value: Any) -> str:
+    """Return the value of a setting as text: short, in one line, with YAML's spelling of booleans."""
     if value is None:
-        return "none given"
+        return _NOT_SET
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_written(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
-"""What a person looks at: the HTML report, its plots and its verdict, and the model card."""
+"""The results of a run for people: the HTML report with its plots and its verdict."""
 
-from condistill.report.html import write_report
+from condistill.report.html import ReportInputs, write_report
 from condistill.report.verdict import gap_closed, verdict
 
-__all__ = ["gap_closed", "verdict", "write_report"]
+__all__ = ["ReportInputs", "gap_closed", "verdict", "write_report"]

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, no network and no script."""
+"""The report: one self-contained HTML file, without scripts and without anything from the network."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import base64
 import math
 import mimetypes
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from condistill.config.recipe import SPLITS, TEACHER, Recipe
-from condistill.evaluate.record import finite, look, models
+from condistill.config.sections import MINIATURE
+from condistill.evaluate.record import Evaluation, Grid
+from condistill.pipelines.record import StudentRecord
 from condistill.report import plots
-from condistill.report.tables import HEADINGS, attributes, cost_charts, costs, right_charts, scores
+from condistill.report.tables import HEADINGS, cost_charts, costs, details, metric_notes, score_charts, scores
 from condistill.report.verdict import subject, verdict
 from condistill.utils.atomic import write_text
 from condistill.utils.format import percent
@@ -25,18 +26,21 @@ from condistill.utils.format import percent
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image of the grid; `right` is `right`, `wrong` or empty where nobody classified; no `uri`: not found."""
+    """One image of the grid; `uri` is empty where its file does not exist."""
 
     model: str
     uri: str
     alt: str
-    right: str
+    mark: str
+    """`correct`, `wrong`, or empty without a classifier."""
     width: int
     height: int
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
+    """One prompt with the images of all models."""
+
     prompt: str
     pictures: list[Picture]
 
@@ -53,73 +57,70 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a student is: its lines on what was kept, and its settings as text."""
+    """A student: its lines on what was kept of the teacher, and its settings as YAML."""
 
     name: str
-    kept: list[str]
+    kept: tuple[str, ...]
     settings: str
 
 
-def write_report(
-    out: Path,
-    *,
-    recipe: Recipe,
-    metrics: Mapping[str, Any],
-    grid: Mapping[str, Any],
-    grid_folder: Path,
-    histories: Mapping[str, Sequence[Mapping[str, Any]]],
-    students: Mapping[str, Mapping[str, Any]],
-    title: str,
-) -> Path:
-    """Write the report of a run to `out`, whole or not at all; what was not measured is left out.
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything that the report of a run is made from."""
 
-    Args:
-        grid: per split, prompts with the images of every model, as file names in `grid_folder`.
-        histories: per student, what was logged in training.
-        students: per student, what was `kept` and its `settings`.
-    """
+    title: str
+    recipe: Recipe
+    evaluation: Evaluation
+    grid: Grid
+    grid_folder: Path
+    """The folder of the images that the grid names."""
+    students: Mapping[str, StudentRecord]
+    histories: Mapping[str, plots.History]
+    """By student, the records of its training history."""
+
+
+def write_report(path: Path, inputs: ReportInputs) -> Path:
+    """Write the report of a run to `path`, whole or not at all."""
     from jinja2 import Environment, StrictUndefined
 
-    headline, detail = verdict(metrics)
-    colours = _colours(metrics, histories)
-    groups = [*scores(metrics), *costs(metrics)]
-    grids = _grids(grid, grid_folder)
+    evaluation = inputs.evaluation
+    headline, detail = verdict(evaluation)
+    colours = _colours(evaluation)
+    grids = _grids(inputs.grid, inputs.grid_folder)
     page = {
-        "title": title,
+        "title": inputs.title,
         "verdict": _unbroken(headline),
         "detail": _unbroken(detail),
-        "miniature": metrics.get("classifier") == "miniature",
-        "models": [(name, colours[name]) for name in models(metrics)],
-        "scores": groups,
-        "attributes": attributes(metrics),
-        "has_rmse": any(row.label == "Latent RMSE" for group in groups for row in group.rows),
-        "right_charts": right_charts(metrics, colours),
+        "miniature": evaluation.classifier == MINIATURE,
+        "models": [(name, colours[name]) for name in evaluation.models],
+        "scores": [*scores(evaluation), *costs(evaluation)],
+        "details": details(evaluation),
+        "notes": metric_notes(metric for metric in evaluation.metrics if not metric.is_detail),
+        "score_charts": score_charts(evaluation, colours),
         "grids": grids,
-        "marked": any(picture.right for _, cards in grids for card in cards for picture in card.pictures),
-        "total": _total_curve(histories, colours),
-        "curves": _noise_curves(histories),
-        "cost_charts": cost_charts(metrics, colours),
-        "students": [about for name, s in students.items() if (about := _about(name, s)).kept or about.settings],
-        "made": _made(recipe, metrics),
-        "recipe": recipe.to_yaml(),
+        "marked": any(picture.mark for _, cards in grids for card in cards for picture in card.pictures),
+        "total": _total_curve(inputs.histories, colours),
+        "curves": _noise_curves(inputs.histories),
+        "cost_charts": cost_charts(evaluation, colours),
+        "students": [_about(name, student, inputs.recipe) for name, student in inputs.students.items()],
+        "provenance": _provenance(inputs.recipe, evaluation),
+        "recipe": inputs.recipe.to_yaml(),
         "version": metadata.version("condistill"),
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = resources.files("condistill.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    write_text(out, environment.from_string(template).render(page))
-    return out
+    write_text(path, environment.from_string(template).render(page))
+    return path
 
 
 def _unbroken(sentence: str) -> str:
-    """Numbers stay on one line with their units."""
+    """Return a sentence in which no line breaks between a number and its unit."""
     return re.sub(r"(?<=\d) (?=%|s\b)", "\u00a0", sentence)
 
 
-def _colours(metrics: Mapping[str, Any], histories: Iterable[str]) -> dict[str, str]:
-    """A colour class per model: the teacher neutral, the verdict's student first in the palette."""
-    first = subject(metrics)
-    names = dict.fromkeys([*([first] if first else []), *models(metrics), *histories])
-    names.pop(TEACHER, None)
+def _colours(evaluation: Evaluation) -> dict[str, str]:
+    """Return a colour class per model: the teacher neutral, the verdict's student first in the palette."""
+    names = dict.fromkeys([subject(evaluation), *evaluation.students])
     palette = {name: f"c{i % len(plots.COLOURS)}" for i, name in enumerate(names)}
     return {TEACHER: "teacher", **palette}
 
@@ -131,10 +132,10 @@ def _uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _picture(model: str, file: Path, prompt: str, right: bool | None) -> Picture:
+def _picture(model: str, file: Path, prompt: str, correct: bool | None) -> Picture:
     from PIL import Image
 
-    mark = "" if right is None else "right" if right else "wrong"
+    mark = "" if correct is None else "correct" if correct else "wrong"
     try:
         with Image.open(file) as image:
             width, height = image.size
@@ -145,18 +146,15 @@ def _picture(model: str, file: Path, prompt: str, right: bool | None) -> Picture
     return Picture(model, uri, alt, mark, width, height)
 
 
-def _grids(grid: Mapping[str, Any], folder: Path) -> list[tuple[str, list[Card]]]:
-    """Per split, one card per prompt."""
+def _grids(grid: Grid, folder: Path) -> list[tuple[str, list[Card]]]:
+    """Return per split one card per prompt, the teacher's image first."""
     found = []
-    for split in [s for s in SPLITS if grid.get(s)]:
+    for split in [split for split in SPLITS if grid.splits.get(split)]:
         cards = []
-        for entry in grid[split]:
-            prompt = str(entry.get("prompt", ""))
-            right = entry.get("right") or {}
-            images = sorted((entry.get("images") or {}).items(), key=lambda item: item[0] != TEACHER)
-            cards.append(
-                Card(prompt, [_picture(name, folder / file, prompt, right.get(name)) for name, file in images])
-            )
+        for entry in grid.splits[split]:
+            images = sorted(entry.images.items(), key=lambda item: item[0] != TEACHER)
+            pictures = [_picture(name, folder / file, entry.prompt, entry.correct.get(name)) for name, file in images]
+            cards.append(Card(entry.prompt, pictures))
         found.append((HEADINGS[split], cards))
     return found
 
@@ -172,7 +170,7 @@ def _curve(title: str, draw: Callable[[plots.Ink], bytes | None], note: str = ""
 
 
 def _total_curve(histories: Mapping[str, plots.History], colours: Mapping[str, str]) -> list[Curve]:
-    palette = {name: int(colours[name].removeprefix("c")) for name in histories if name != TEACHER}
+    palette = {name: int(colours[name].removeprefix("c")) for name in histories}
     return _curve("Total loss", lambda ink: plots.total_loss(histories, colours=palette, ink=ink))
 
 
@@ -189,51 +187,52 @@ def _noise_curves(histories: Mapping[str, plots.History]) -> list[Curve]:
 
 
 def _trained(history: plots.History) -> str:
-    """How long a student was trained, and on how many samples without a true target."""
-    steps = [step for entry in history if (step := finite(entry.get("step"))) is not None]
-    replaced_prompt = [share for entry in history if (share := finite(entry.get("replaced_prompt"))) is not None]
-    told = [f"{int(max(steps)):,} steps".replace(",", "\u202f")] if steps else []
-    if replaced_prompt:
-        share = math.fsum(replaced_prompt) / len(replaced_prompt)
-        told.append(f"{percent(share)} of samples with another prompt than their own, none, or on a path")
-    return ", ".join(told)
+    """Return how long a student was trained, and the share of its samples without a true target."""
+    if not history:
+        return ""
+    steps = f"{history[-1].step:,} steps".replace(",", "\u202f")
+    share = math.fsum(record.replaced_prompt for record in history) / len(history)
+    return f"{steps}, {percent(share)} of samples with a replaced or empty prompt, or on a path"
 
 
 # --- text
 
 
-def _about(name: str, student: Mapping[str, Any]) -> About:
-    settings = student.get("settings") or {}
-    text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True) if settings else ""
-    return About(name, [str(line) for line in student.get("kept") or ()], text)
+def _about(name: str, student: StudentRecord, recipe: Recipe) -> About:
+    of_student, distill = (settings.model_dump(mode="json", by_alias=True) for settings in recipe.variant(name))
+    settings = {"student": of_student, "distill": distill}
+    return About(name, student.kept, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
-def _made(recipe: Recipe, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How the figures came about, as far as it is known."""
-    images = {s: n for s in SPLITS if (n := look(metrics, "images_per_split", s)) is not None}
-    fewest = min((n for n in images.values() if n > 0), default=None)
-    classified = metrics.get("classifier", "none") != "none"
-    spread = any(model.get("spread") for model in models(metrics).values())
+def _provenance(recipe: Recipe, evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return labelled lines on how the figures were made."""
+    images = {split: evaluation.images_per_split[split] for split in SPLITS if split in evaluation.images_per_split}
+    has_spread = any(
+        score.spread is not None
+        for model in evaluation.models.values()
+        for scores in model.scores.values()
+        for score in scores.values()
+    )
     lines = [
         ("Teacher", recipe.teacher.pipeline),
-        ("Images per split", ", ".join(f"{split} {count:.0f}" for split, count in images.items())),
-        ("Seeds", ", ".join(str(seed) for seed in metrics.get("seeds") or ())),
-        ("Spread", "± is the spread over the seeds, each with its own prompts and noise" if spread else ""),
-        (
-            "Sampling error",
-            f"a share measured on {fewest:.0f} images has a standard error of up to {50 / math.sqrt(fewest):.1f} points"
-            if fewest and classified
-            else "",
-        ),
-        ("Inference steps", _plain(metrics.get("num_inference_steps"))),
-        ("Guidance scale", _plain(metrics.get("guidance_scale"))),
-        ("Starting noise", "the same for every model, prompt by prompt" if models(metrics) else ""),
-        ("Device", _plain(metrics.get("device"))),
-        ("torch", _plain(metrics.get("torch"))),
+        ("Images per split", ", ".join(f"{split} {count}" for split, count in images.items())),
+        ("Seeds", ", ".join(map(str, evaluation.seeds))),
+        ("Spread", "± is the standard deviation over seeds; each has its own prompts and noise" if has_spread else ""),
+        ("Sampling error", _sampling_error(evaluation, min(images.values()))),
+        ("Inference steps", str(evaluation.num_inference_steps)),
+        ("Guidance scale", str(evaluation.guidance_scale)),
+        ("Starting noise", "the same for every model, prompt by prompt"),
+        ("Device", evaluation.device),
+        ("torch", evaluation.torch),
         ("condistill", metadata.version("condistill")),
     ]
     return [(label, text) for label, text in lines if text]
 
 
-def _plain(value: Any) -> str:
-    return "" if value is None else str(value)
+def _sampling_error(evaluation: Evaluation, images: int) -> str:
+    """Return the largest standard error that a metric can have on a split of this many images; empty if unknown."""
+    shares = [metric for metric in evaluation.metrics if metric.sampling_error(0.5, images) is not None]
+    if not shares:
+        return ""
+    error = max(metric.notation.factor * (metric.sampling_error(0.5, images) or 0.0) for metric in shares)
+    return f"a share measured on {images} images has a standard error of up to {error:.1f} points"

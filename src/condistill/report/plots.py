@@ -1,4 +1,4 @@
-"""Loss curves as SVG: matplotlib's objects, no global state, the same bytes for the same figures."""
+"""Loss curves and score plots as SVG. matplotlib is used without global state; equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from condistill.evaluate.record import finite
+from condistill.distill.history import HistoryRecord
 
 Array = NDArray[np.float64]
-History = Sequence[Mapping[str, Any]]
+History = Sequence[HistoryRecord]
+"""The records of a training history, in the order of their steps."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B")
 COLOURS_DARK = ("#56B4E9", "#EE8052", "#2BBF94", "#DE9CC0", "#F0BC4A")
@@ -26,7 +27,7 @@ _SIZE_INCHES = (5.0, 3.3)
 
 @dataclass(frozen=True, slots=True)
 class Ink:
-    """Colours of one page background; `shades` is the part of the colour map that shows on it."""
+    """The colours for one page background; `shades` is the part of the colour map that is visible on it."""
 
     text: str
     line: str
@@ -39,32 +40,30 @@ DARK = Ink(text="#b3bac2", line="#353b42", colours=COLOURS_DARK, shades=(0.22, 1
 
 
 def bins_of(history: History) -> tuple[Array, Array]:
-    """Steps `[N]` and mean output loss per tenth of the noise level `[N, bins]`; NaN where there is none."""
-    rows = [entry for entry in history if finite(entry.get("step")) is not None]
-    width = max((len(entry.get("bins") or ()) for entry in rows), default=0)
-    losses = np.full((len(rows), width), np.nan)
-    for row, entry in enumerate(rows):
-        for column, loss in enumerate(entry.get("bins") or ()):
-            losses[row, column] = _positive(loss)
-    return np.array([float(entry["step"]) for entry in rows]), losses
+    """Return steps `[N]` and the mean output loss per tenth of the noise level, `[N, bins]`; missing losses are NaN."""
+    losses = [[_positive(loss) for loss in record.bins] for record in history]
+    return _steps(history), np.array(losses).reshape(len(history), -1 if history else 0)
 
 
 def total_of(history: History) -> tuple[Array, Array]:
-    """Steps `[N]` and total loss `[N]`; NaN where there is none."""
-    rows = [entry for entry in history if finite(entry.get("step")) is not None]
-    return np.array([float(entry["step"]) for entry in rows]), np.array([_positive(e.get("loss")) for e in rows])
+    """Return steps `[N]` and total loss `[N]`; missing losses are NaN."""
+    return _steps(history), np.array([_positive(record.loss) for record in history])
+
+
+def _steps(history: History) -> Array:
+    return np.array([float(record.step) for record in history])
 
 
 def limits_of(histories: Sequence[History]) -> tuple[float, float] | None:
-    """Lowest and highest loss that `loss_by_noise` draws of several histories, for one common axis."""
-    drawn = [_thin(*bins_of(history))[1].ravel() for history in histories]
-    losses = np.concatenate([*drawn, np.empty(0)])
+    """Return the lowest and highest loss that `loss_by_noise` plots for several histories, for a common axis."""
+    plotted = [_thin(*bins_of(history))[1].ravel() for history in histories]
+    losses = np.concatenate([*plotted, np.empty(0)])
     losses = losses[np.isfinite(losses)]
     return (float(losses.min()), float(losses.max())) if losses.size else None
 
 
 def loss_by_noise(history: History, *, limits: tuple[float, float] | None = None, ink: Ink = LIGHT) -> bytes | None:
-    """One line per tenth of the noise level, coloured from clean to noise; None without a loss to draw."""
+    """Plot one line per tenth of the noise level, coloured from clean to noise; None without a loss to plot."""
     import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap
@@ -91,23 +90,23 @@ def loss_by_noise(history: History, *, limits: tuple[float, float] | None = None
 def total_loss(
     histories: Mapping[str, History], *, colours: Mapping[str, int] | None = None, ink: Ink = LIGHT
 ) -> bytes | None:
-    """Total loss of every student; None without a loss to draw.
+    """Plot the total loss of every student; None without a loss to plot.
 
     Args:
-        colours: index into the palette of each name.
+        colours: for each name, its index in the palette.
     """
     figure, axes = _axes(ink)
-    drawn = 0
+    lines = 0
     for position, (name, history) in enumerate(histories.items()):
         steps, losses = _thin(*total_of(history))
         if not np.isfinite(losses).any():
             continue
         index = (colours or {}).get(name, position)
         style = {"color": ink.colours[index % len(ink.colours)], "linestyle": _DASHES[index % len(_DASHES)]}
-        # A dollar sign would start mathematics.
+        # An unescaped dollar sign would start math text.
         _line(axes, steps, losses, label=name.replace("$", r"\$"), linewidth=1.8, **style)
-        drawn += 1
-    if not drawn:
+        lines += 1
+    if not lines:
         return None
     _label(axes, "total loss")
     axes.legend(frameon=False, labelcolor=ink.text, handlelength=2.6, loc="upper right")
@@ -115,17 +114,21 @@ def total_loss(
 
 
 def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, ink: Ink = LIGHT) -> bytes:
-    """The mean of every row's values, by series, with a bar of one standard deviation to each side; opaque."""
+    """Plot the mean of every row's values per series, with error bars of one standard deviation, on an opaque page.
+
+    Args:
+        rows: by label and name of the series, the values over seeds.
+    """
     rows = {label: row for label, row in rows.items() if any(row.values())}
     figure, axes = _axes(ink)
     figure.set_size_inches(7, 1.3 + 0.45 * len(rows))
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     for number, name in enumerate(names):
-        there = [(line, np.array(row[name])) for line, row in enumerate(rows.values()) if row.get(name)]
+        points = [(line, np.array(row[name])) for line, row in enumerate(rows.values()) if row.get(name)]
         axes.errorbar(
-            [values.mean() for _, values in there],
-            [line + 0.18 * (number - (len(names) - 1) / 2) for line, _ in there],
-            xerr=[values.std(ddof=1) if len(values) > 1 else 0.0 for _, values in there],
+            [values.mean() for _, values in points],
+            [line + 0.18 * (number - (len(names) - 1) / 2) for line, _ in points],
+            xerr=[values.std(ddof=1) if len(values) > 1 else 0.0 for _, values in points],
             fmt="o",
             color=ink.colours[number % len(ink.colours)],
             label=name,
@@ -140,14 +143,13 @@ def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, ink: Ink = LIGHT)
     return _svg(figure, transparent=False)
 
 
-def _positive(loss: Any) -> float:
-    """A loss that a logarithmic axis can show."""
-    number = finite(loss)
-    return number if number is not None and number > 0 else math.nan
+def _positive(loss: float | None) -> float:
+    """Return a loss that a logarithmic axis can show, or NaN."""
+    return loss if loss is not None and 0 < loss < math.inf else math.nan
 
 
 def _thin(steps: Array, losses: Array) -> tuple[Array, Array]:
-    """Means over equal windows, where there are more points than a small figure can show."""
+    """Return means over equal windows where there are more points than a small figure can show."""
     if len(steps) <= _POINTS:
         return steps, losses
     edges = np.linspace(0, len(steps), _POINTS + 1).astype(int)
@@ -159,13 +161,14 @@ def _thin(steps: Array, losses: Array) -> tuple[Array, Array]:
 
 
 def _line(axes: Any, steps: Array, losses: Array, **style: Any) -> None:
-    """Draw the points that exist; a lone point gets a dot, or it would not show."""
-    there = np.isfinite(losses)
-    axes.plot(steps[there], losses[there], marker="o" if there.sum() == 1 else "", markersize=4, **style)
+    """Plot the finite points; a single point gets a marker, since a line would not show it."""
+    finite_losses = np.isfinite(losses)
+    marker = "o" if finite_losses.sum() == 1 else ""
+    axes.plot(steps[finite_losses], losses[finite_losses], marker=marker, markersize=4, **style)
 
 
 def _label(axes: Any, text: str) -> None:
-    """Name the loss axis, with plain numbers: decades, and 2 and 5 between them where few decades are shown."""
+    """Label the loss axis with plain numbers: decades, and also 2 and 5 where the axis spans few decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axes.get_ylim()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from condistill.distill import stage as distill_stage
-from condistill.distill.stage import student_card
 from condistill.evaluate import stage as evaluate_stage
-from condistill.evaluate.stage import GRID_FOLDER, GRID_NAME, METRICS_NAME
+from condistill.pipelines.card import PipelineParts, model_card
 from condistill.pipelines.sampling import SAMPLING_NAME, planned_sampling
-from condistill.report.html import write_report
+from condistill.report.html import ReportInputs, write_report
+from condistill.report.tables import card_scores
 from condistill.report.verdict import verdict
 from condistill.run.context import Run
 from condistill.utils.atomic import write_text
@@ -44,32 +42,28 @@ def open(run: Run) -> Path:
 
 def _write(run: Run) -> None:
     """Write `report.html`, add the scores to the model cards, and print the verdict and all paths."""
-    recipe, variants, evaluation = run.recipe, distill_stage.open(run), evaluate_stage.open(run)
-    metrics: dict[str, Any] = _read(evaluation / METRICS_NAME)
-    students = {}
+    recipe, variants, finished = run.recipe, distill_stage.open(run), evaluate_stage.open(run)
+    evaluation = finished.evaluation()
+    students = {name: variant.record() for name, variant in variants.items()}
+    parts = PipelineParts.of_teacher(recipe.teacher)
     for name, variant in variants.items():
-        student, settings = recipe.variant(name)
-        shown = {"student": student.model_dump(by_alias=True), "distill": settings.model_dump(by_alias=True)}
-        students[name] = {"kept": variant.record().kept, "settings": shown}
-        write_text(variant.pipeline / "README.md", student_card(run, variant, metrics))
+        scores = card_scores(evaluation, name)
+        card = model_card(name=name, recipe=recipe, student=students[name], parts=parts, scores=scores)
+        write_text(variant.pipeline / "README.md", card)
         write_text(variant.pipeline / SAMPLING_NAME, planned_sampling(recipe, name).to_json())
-    path = write_report(
-        open(run),
-        recipe=recipe,
-        metrics=metrics,
-        grid=_read(evaluation / GRID_NAME),
-        grid_folder=evaluation / GRID_FOLDER,
-        histories={name: [r.model_dump() for r in variant.history()] for name, variant in variants.items()},
-        students=students,
+    inputs = ReportInputs(
         title=run.path.resolve().name,
+        recipe=recipe,
+        evaluation=evaluation,
+        grid=finished.grid(),
+        grid_folder=finished.grid_folder,
+        students=students,
+        histories={name: variant.history() for name, variant in variants.items()},
     )
-    sentence, detail = verdict(metrics)
+    path = write_report(open(run), inputs)
+    sentence, detail = verdict(evaluation)
     run.say(f"\n{sentence}", style="bold")
     run.say(detail)
     run.say(f"report: {path}")
     for variant in variants.values():
         run.say(f"pipeline: {variant.pipeline}")
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,24 +1,31 @@
-"""Metrics as the rows and bars of the report; what no model has is left out."""
+"""Scores and costs as the rows and bars of the report, and as the score table of a model card."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from condistill.config.recipe import TEACHER
-from condistill.evaluate.record import look, models, ratio, splits
+from condistill.config.sections import MINIATURE
+from condistill.evaluate.metrics import Metric
+from condistill.evaluate.record import Evaluation, ModelRecord
+from condistill.pipelines.card import ScoreRow, ScoreTable
+from condistill.report.verdict import PROMPTS
 from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, significant, times_as_fast
 
 HEADINGS = {"seen": "Seen prompts", "unseen": "Unseen prompts", "all": "All prompts"}
-_NOT_ATTRIBUTES = ("all_correct", "frechet_classifier", "latent_rmse")
-_TIMER = 0.05
-"""Relative difference of two times, or of two peaks of memory, that says nothing."""
+MINIATURE_NOTE = "Miniature figures, from a small classifier of rendered scenes: not FID on MS-COCO."
+MISSING = "–"
+_TIMER_TOLERANCE = 0.05
+"""Relative difference of two times, or of two peaks of memory, that is within the error of the measurement."""
+
+Values = Mapping[str, float | None]
+"""One figure of every model; None where a model does not have it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One figure: its text, a smaller note, whether it is the best of the students."""
+    """One figure: its text, a smaller note, and whether it is the best of the students."""
 
     text: str
     note: str = ""
@@ -54,156 +61,205 @@ class Chart:
     bars: list[Bar]
 
 
+@dataclass(frozen=True, slots=True)
+class Charts:
+    """The charts of one metric, one per split, under a line of text."""
+
+    lead: str
+    charts: list[Chart]
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How the figures of a row are written and compared."""
+
+    write: Callable[[float], str]
+    higher: bool = False
+    """Whether higher is better."""
+    tolerance: float = 0.0
+    """Relative difference from the best figure that counts as equal to it."""
+
+
 def seconds(value: float) -> str:
-    """In seconds, or above two minutes in minutes, or above two hours in hours."""
+    """Return a time in seconds; above two minutes in minutes, above two hours in hours."""
     unit, name = next(
         (unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if value >= 2 * unit or unit == 1
     )
     return f"{significant(value / unit, 2)} {name}"
 
 
-def gigabytes(value: float) -> str:
-    return f"{significant(value, 2)} GB"
+def gibibytes(value: float) -> str:
+    """Return memory in GiB."""
+    return f"{significant(value, 2)} GiB"
 
 
 def macs(value: float) -> str:
+    """Return multiply-accumulates with an SI unit."""
     return quantity(value, SI_UNITS)
 
 
-def _row(
-    metrics: Mapping[str, Any],
-    label: str,
-    place: Sequence[str],
-    write: Callable[[float], str],
-    *,
-    higher: bool = False,
-    tolerance: float = 0.0,
-    note: Callable[[str], str] = lambda _: "",
-) -> Row | None:
-    """One line over all models, None where no model has the figure.
+def _row(label: str, values: Values, style: Style, note: Callable[[str], str] = lambda _: "") -> list[Row]:
+    """Return one row over all models, or no row where no model has the figure.
 
-    The best students are marked, unless no student is worse: those that read like the best or are within
-    a relative tolerance of it.
+    The best students are marked, unless no student is worse. Students are equally good where their figures read alike
+    or are within the tolerance.
+
+    Args:
+        note: returns the note to the figure of a model, given its name.
     """
-    values = {name: look(model, *place) for name, model in models(metrics).items()}
     if all(value is None for value in values.values()):
-        return None
-    mine = {name: value for name, value in values.items() if value is not None and name != TEACHER}
-    best = (max if higher else min)(mine.values(), default=0.0)
-    marked = {n for n, v in mine.items() if write(v) == write(best) or abs(v - best) <= tolerance * abs(best)}
-    if len(marked) == len(mine):
+        return []
+    of_students = {name: value for name, value in values.items() if value is not None and name != TEACHER}
+    best = (max if style.higher else min)(of_students.values(), default=0.0)
+    marked = {
+        name
+        for name, value in of_students.items()
+        if style.write(value) == style.write(best) or abs(value - best) <= style.tolerance * abs(best)
+    }
+    if len(marked) == len(of_students):
         marked = set()
     cells = [
-        Cell("–") if value is None else Cell(write(value), note(name), name in marked) for name, value in values.items()
+        Cell(MISSING) if value is None else Cell(style.write(value), note(name), name in marked)
+        for name, value in values.items()
     ]
-    return Row(label, higher, cells)
+    return [Row(label, style.higher, cells)]
 
 
-def _group(title: str, rows: Iterable[Row | None]) -> list[Group]:
-    there = [row for row in rows if row is not None]
-    return [Group(title, there)] if there else []
+def _score_values(evaluation: Evaluation, split: str, metric: type[Metric]) -> dict[str, float | None]:
+    scores = {name: model.score(split, metric) for name, model in evaluation.models.items()}
+    return {name: score.value if score else None for name, score in scores.items()}
 
 
-def scores(metrics: Mapping[str, Any]) -> list[Group]:
-    """Quality per split, each figure with its spread over seeds."""
-
-    def row(label: str, split: str, key: str, write: Callable[[float], str], *, higher: bool = False) -> Row | None:
-        def spread(name: str) -> str:
-            value = look(metrics, "models", name, "spread", split, key)
-            if value is None:
-                return ""
-            return f"± {100 * value:.1f}" if write is percent else f"± {significant(value, 2)}"
-
-        return _row(metrics, label, (split, key), write, higher=higher, note=spread)
-
+def _score_groups(evaluation: Evaluation, *, details: bool) -> list[Group]:
+    """Return the metrics that are, or are not, details: per split, each score with its spread over seeds."""
     groups = []
-    for split in splits(metrics):
-        rows = [
-            row("All right", split, "all_correct", percent, higher=True),
-            row("Fréchet distance", split, "frechet_classifier", significant),
-            row("Latent RMSE", split, "latent_rmse", significant),
-        ]
-        groups += _group(HEADINGS[split], rows)
+    for split in evaluation.splits:
+        rows: list[Row] = []
+        for metric in evaluation.metrics:
+            if metric.is_detail != details:
+                continue
+
+            def spread(name: str, split: str = split, metric: type[Metric] = metric) -> str:
+                score = evaluation.score(name, split, metric)
+                return "" if score is None or score.spread is None else metric.notation.spread(score.spread)
+
+            style = Style(metric.notation.text, higher=metric.direction == "higher")
+            rows += _row(metric.label, _score_values(evaluation, split, metric), style, spread)
+        groups += [Group(HEADINGS[split], rows)] if rows else []
     return groups
 
 
-def costs(metrics: Mapping[str, Any]) -> list[Group]:
-    """Size and speed, each student's figure as a share of the teacher's."""
+def scores(evaluation: Evaluation) -> list[Group]:
+    """Return the table of every metric that is not a detail."""
+    return _score_groups(evaluation, details=False)
 
-    def row(label: str, group: str, key: str, write: Callable[[float], str], *, tolerance: float = 0.0) -> Row | None:
+
+def details(evaluation: Evaluation) -> list[Group]:
+    """Return the table of the metrics that are details, such as single attributes."""
+    return _score_groups(evaluation, details=True)
+
+
+def _figures(evaluation: Evaluation, figure: Callable[[ModelRecord], float | None]) -> dict[str, float | None]:
+    return {name: figure(model) for name, model in evaluation.models.items()}
+
+
+def costs(evaluation: Evaluation) -> list[Group]:
+    """Return size and speed, each figure of a student with its share of the teacher's."""
+
+    def row(label: str, figure: Callable[[ModelRecord], float], style: Style) -> list[Row]:
         def share(name: str) -> str:
-            part = ratio(metrics, name, group, key)
-            return "" if part is None or name == TEACHER else percent(part)
+            teacher = figure(evaluation.teacher)
+            return percent(figure(evaluation.models[name]) / teacher) if teacher and name != TEACHER else ""
 
-        return _row(metrics, label, (group, key), write, tolerance=tolerance, note=share)
+        return _row(label, _figures(evaluation, figure), style, share)
 
     def speed(name: str) -> str:
-        time = look(metrics, "models", name, "speed", "relative_time")
-        return "" if time is None or name == TEACHER else times_as_fast(time)
+        return "" if name == TEACHER else times_as_fast(evaluation.models[name].speed.relative_time)
 
-    return _group(
-        "Size and speed",
-        [
-            row("Parameters", "size", "parameters", quantity),
-            row("MACs per step", "size", "macs", macs),
-            row("Denoiser calls per image", "sampling", "denoiser_calls", quantity),
-            _row(metrics, "Time per image", ("speed", "sec_per_image"), seconds, tolerance=_TIMER, note=speed),
-            row("Peak memory", "speed", "peak_memory_gb", gigabytes, tolerance=_TIMER),
-            _row(metrics, "Time to train", ("compute", "train_sec"), seconds, tolerance=_TIMER),
-        ],
-    )
-
-
-def attributes(metrics: Mapping[str, Any]) -> list[Group]:
-    """Every attribute the classifier looked at, per split."""
-    groups = []
-    for split in splits(metrics):
-        names = dict.fromkeys(key for model in models(metrics).values() for key in model.get(split) or {})
-        rows = [
-            _row(metrics, name.replace("_", " ").capitalize(), (split, name), percent, higher=True)
-            for name in names
-            if name not in _NOT_ATTRIBUTES
-        ]
-        groups += _group(HEADINGS[split], rows)
-    return groups
+    timed = Style(seconds, tolerance=_TIMER_TOLERANCE)
+    train_sec = _figures(evaluation, lambda model: model.compute.train_sec if model.compute else None)
+    rows = [
+        *row("Parameters", lambda model: model.size.parameters, Style(quantity)),
+        *row("MACs per step", lambda model: model.size.macs, Style(macs)),
+        *row("Denoiser evaluations per image", lambda model: model.sampling.denoiser_evaluations, Style(quantity)),
+        *_row("Time per image", _figures(evaluation, lambda model: model.speed.sec_per_image), timed, speed),
+        *row("Peak memory", lambda model: model.speed.peak_memory_gib, Style(gibibytes, tolerance=_TIMER_TOLERANCE)),
+        *_row("Time to train", train_sec, timed),
+    ]
+    return [Group("Size and speed", rows)]
 
 
 def _chart(
-    metrics: Mapping[str, Any],
-    colours: Mapping[str, str],
     title: str,
-    place: Sequence[str],
+    values: Values,
     write: Callable[[float], str],
+    colours: Mapping[str, str],
     *,
     full: float | None = None,
 ) -> list[Chart]:
-    """One bar per model; the longest track is `full`, or else the largest figure."""
-    values = {name: look(model, *place) for name, model in models(metrics).items()}
-    there = {name: value for name, value in values.items() if value is not None}
-    full = full or max(there.values(), default=0.0)
-    if not there or full <= 0:
+    """Return a chart with one bar per model; the longest possible bar is `full`, or else the largest figure."""
+    measured = {name: value for name, value in values.items() if value is not None}
+    full = full or max(measured.values(), default=0.0)
+    if not measured or full <= 0:
         return []
     return [
-        Chart(title, [Bar(n, write(v), round(min(100 * v / full, 100.0), 2), colours[n]) for n, v in there.items()])
+        Chart(
+            title,
+            [
+                Bar(name, write(value), round(min(100 * value / full, 100.0), 2), colours[name])
+                for name, value in measured.items()
+            ],
+        )
     ]
 
 
-def right_charts(metrics: Mapping[str, Any], colours: Mapping[str, str]) -> list[Chart]:
-    charts = [
-        _chart(metrics, colours, HEADINGS[split], (split, "all_correct"), percent, full=1.0)
-        for split in splits(metrics)
-    ]
-    return [chart for found in charts for chart in found]
+def score_charts(evaluation: Evaluation, colours: Mapping[str, str]) -> list[Charts]:
+    """Return the charts of every metric that has an upper bound and is not a detail."""
+    found = []
+    for metric in evaluation.metrics:
+        if metric.upper_bound is None or metric.is_detail:
+            continue
+        charts: list[Chart] = []
+        for split in evaluation.splits:
+            values = _score_values(evaluation, split, metric)
+            charts += _chart(HEADINGS[split], values, metric.notation.text, colours, full=metric.upper_bound)
+        found.append(Charts(f"{metric.description[:1].upper()}{metric.description[1:]}.", charts))
+    return found
 
 
-def cost_charts(metrics: Mapping[str, Any], colours: Mapping[str, str]) -> list[Chart]:
-    def chart(title: str, group: str, key: str, write: Callable[[float], str]) -> list[Chart]:
-        return _chart(metrics, colours, title, (group, key), write)
+def cost_charts(evaluation: Evaluation, colours: Mapping[str, str]) -> list[Chart]:
+    """Return one chart per cost of an image."""
+
+    def chart(title: str, figure: Callable[[ModelRecord], float], write: Callable[[float], str]) -> list[Chart]:
+        return _chart(title, _figures(evaluation, figure), write, colours)
 
     return [
-        *chart("Parameters of the denoiser", "size", "parameters", quantity),
-        *chart("Multiply-accumulates per denoising step", "size", "macs", macs),
-        *chart("Weights on disk", "size", "bytes", lambda v: quantity(v, BYTE_UNITS)),
-        *chart("Time per image", "speed", "sec_per_image", seconds),
-        *chart("Peak memory", "speed", "peak_memory_gb", gigabytes),
+        *chart("Parameters of the denoiser", lambda model: model.size.parameters, quantity),
+        *chart("Multiply-accumulates per denoising step", lambda model: model.size.macs, macs),
+        *chart("Weights on disk", lambda model: model.size.bytes, lambda value: quantity(value, BYTE_UNITS)),
+        *chart("Time per image", lambda model: model.speed.sec_per_image, seconds),
+        *chart("Peak memory", lambda model: model.speed.peak_memory_gib, gibibytes),
     ]
+
+
+def metric_notes(metrics: Iterable[type[Metric]]) -> list[str]:
+    """Return one line per metric that says what it measures."""
+    return [f"{metric.label}: {metric.description}." for metric in metrics]
+
+
+def card_scores(evaluation: Evaluation, name: str) -> ScoreTable:
+    """Return the scores of one student for its model card, next to its teacher's and those of plain distillation."""
+    headings = {TEACHER: "teacher", name: "this student"}
+    if evaluation.baseline not in (None, name):
+        headings = {TEACHER: "teacher", str(evaluation.baseline): "plain distillation", name: "this student"}
+    metrics = [metric for metric in evaluation.metrics if not metric.is_detail]
+    rows = []
+    for split in evaluation.splits:
+        for metric in metrics:
+            values = [evaluation.score(model, split, metric) for model in headings]
+            if any(values):
+                cells = tuple(metric.notation.text(value.value) if value else MISSING for value in values)
+                rows.append(ScoreRow(f"{metric.label}, {PROMPTS[split]}", cells))
+    notes = [MINIATURE_NOTE] if evaluation.classifier == MINIATURE else []
+    notes += [*metric_notes(metrics), f"Measured on {evaluation.images_per_split['all']} images in total."]
+    return ScoreTable(tuple(headings.values()), tuple(rows), tuple(notes))

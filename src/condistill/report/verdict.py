@@ -1,150 +1,172 @@
-"""The figures in one honest sentence: computed, never chosen to please."""
+"""The result of a run in one sentence: computed from the scores, never chosen to look good."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
-from condistill.config.recipe import TEACHER
-from condistill.evaluate.record import look, ratio, splits, students
+from condistill.evaluate.metrics import Metric, Score
+from condistill.evaluate.record import Evaluation
 from condistill.utils.format import percent, significant
 
-BASELINE = "plain"
-SUBJECT = "random_conditioning"
-PROMPTS = {"seen": "seen prompts", "unseen": "unseen prompts", "all": "prompts"}
-_RIGHT = "all_correct"
+PROMPTS = {"seen": "seen prompts", "unseen": "unseen prompts", "all": "all prompts"}
 
 
-def gap_closed(plain: float, student: float, teacher: float) -> float | None:
-    """Share of the way from plain distillation to the teacher that a student goes; None where there is no gap.
+def gap_closed(baseline: float, student: float, teacher: float) -> float | None:
+    """Return the share of the gap between plain distillation and the teacher that a student closes.
 
-    Below 0 the student is worse than plain, above 1 better than its teacher. Higher scores are better.
+    It is below 0 where the student is worse than the baseline, and above 1 where it is better than its teacher.
+    Higher scores are better; None where the teacher is no better than the baseline.
     """
-    return None if teacher <= plain else (student - plain) / (teacher - plain)
+    return None if teacher <= baseline else (student - baseline) / (teacher - baseline)
 
 
-def subject(metrics: Mapping[str, Any]) -> str | None:
-    """The student the verdict is about: `random_conditioning`, or else the best one on the hardest split."""
-    names = students(metrics)
-    if SUBJECT in names or not names:
-        return SUBJECT if names else None
-    split = hardest_split(metrics)
-    rest = [name for name in names if name != BASELINE] or names
+def subject(evaluation: Evaluation) -> str:
+    """Return the student that the verdict is about: the best on the hardest split that is not the baseline."""
+    students = [name for name in evaluation.students if name != evaluation.baseline] or evaluation.students
+    split = hardest_split(evaluation)
 
-    def rank(name: str) -> tuple[float, float]:
-        right = look(metrics, "models", name, split, _RIGHT)
-        rmse = look(metrics, "models", name, split, "latent_rmse")
-        return (-math.inf if right is None else right, -math.inf if rmse is None else -rmse)
+    def rank(name: str) -> list[float]:
+        scores = [(metric, evaluation.score(name, split, metric)) for metric in _main_metrics(evaluation)]
+        return [metric.oriented(score.value) if score else -math.inf for metric, score in scores]
 
-    return max(rest, key=rank)
+    return max(students, key=rank)
 
 
-def hardest_split(metrics: Mapping[str, Any]) -> str:
-    """Unseen prompts where there are any, or else all."""
-    found = splits(metrics)
-    return next((split for split in ("unseen", "all", "seen") if split in found), "all")
+def hardest_split(evaluation: Evaluation) -> str:
+    """Return `unseen` where unseen prompts were evaluated, and else `all`."""
+    return next((split for split in ("unseen", "all", "seen") if split in evaluation.splits), "all")
 
 
-def verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
-    """One sentence on what came out, and a short second line (empty where there is nothing to add)."""
-    name = subject(metrics)
-    if name is None:
-        return "No student has been measured yet.", ""
-    split = hardest_split(metrics)
-    if look(metrics, "models", name, split, _RIGHT) is None:
-        return _unclassified(metrics, name, split), _second_line(metrics, name, "", classified=False)
-    other = "seen" if split == "unseen" and "seen" in splits(metrics) else ""
-    return _classified(metrics, name, split), _second_line(metrics, name, other, classified=True)
+def verdict(evaluation: Evaluation) -> tuple[str, str]:
+    """Return one sentence on the result, and a short second line (empty where nothing is to be added)."""
+    name, split = subject(evaluation), hardest_split(evaluation)
+    metric = next((m for m in _main_metrics(evaluation) if evaluation.score(name, split, m)), None)
+    if metric is None:
+        return f"{name} {_size_and_time(evaluation, name)}.", _time_line(evaluation, name)
+    headline = _Comparison.of(evaluation, name, split, metric)
+    lines = [_time_line(evaluation, name)]
+    if headline.teacher is None:
+        sentence = _without_teacher(evaluation, headline)
+        if evaluation.classifier == "none":
+            lines.append(f"No classifier was used. {metric.label}: {metric.description}.")
+    else:
+        sentence = _with_teacher(evaluation, headline, headline.teacher)
+        if split == "unseen" and evaluation.score(name, "seen", metric):
+            lines.insert(0, _seen_line(_Comparison.of(evaluation, name, "seen", metric)))
+    return sentence, " ".join(lines)
 
 
-def _classified(metrics: Mapping[str, Any], name: str, split: str) -> str:
-    student = look(metrics, "models", name, split, _RIGHT)
-    teacher = look(metrics, "models", TEACHER, split, _RIGHT)
-    plain = look(metrics, "models", BASELINE, split, _RIGHT) if name != BASELINE else None
-    assert student is not None
-    head = f"{name} draws {percent(student)} of {PROMPTS[split]} all right{_against(plain, teacher)}"
-    parameters = ratio(metrics, name, "size", "parameters")
-    size = "" if parameters is None else f", at {percent(parameters)} of the parameters"
-    if plain is not None and abs(student - plain) <= _noise(metrics, split, name, BASELINE):
-        return f"{head}: too close to plain to call{size}."
-    if plain is not None and student < plain:
-        head = head.replace(f"{name} draws", f"{name} does worse than plain: it draws", 1)
-        return f"{head}{size}."
-    outcome = _outcome(plain, student, teacher)
-    return f"{head}: {outcome}{size}." if outcome else f"{head}{size}."
+@dataclass(frozen=True)
+class _Comparison:
+    """One metric on one split: the score of a student, of the baseline and of the teacher."""
+
+    name: str
+    split: str
+    metric: type[Metric]
+    student: Score
+    baseline_name: str
+    baseline: Score | None
+    """None where there is no baseline, or the student is the baseline."""
+    teacher: Score | None
+    """None where the metric is a distance to the teacher."""
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, name: str, split: str, metric: type[Metric]) -> _Comparison:
+        """Read the scores of a student that has one."""
+        student = evaluation.score(name, split, metric)
+        assert student is not None
+        other = evaluation.baseline if evaluation.baseline != name else None
+        baseline = evaluation.score(other, split, metric)
+        teacher = evaluation.teacher.score(split, metric)
+        return cls(name, split, metric, student, other or "", baseline, teacher)
+
+    def against(self) -> str:
+        """Return the scores of baseline and teacher as the end of a sentence; empty where there are none."""
+        write = self.metric.notation.text
+        others = [f"{write(self.baseline.value)} for {self.baseline_name}"] if self.baseline else []
+        others += [f"{write(self.teacher.value)} for the teacher"] if self.teacher else []
+        return f", against {' and '.join(others)}" if others else ""
+
+    def predicate(self) -> str:
+        """Return the student's score as a sentence without its subject."""
+        return self.metric.predicate(self.student.value, PROMPTS[self.split])
+
+    def is_worse_than_baseline(self) -> bool:
+        """Return whether the baseline has the better score."""
+        oriented = self.metric.oriented
+        return self.baseline is not None and oriented(self.student.value) < oriented(self.baseline.value)
+
+    def is_within_noise(self, images: int, seeds: int) -> bool:
+        """Return whether student and baseline differ by two standard errors of the difference or less.
+
+        The standard error follows from the number of images, or from the spread if that is larger. The spread is over
+        evaluation seeds, so the error of their mean is smaller by the square root of their number.
+        """
+        if self.baseline is None:
+            return False
+        scores = (self.student, self.baseline)
+        sampling = math.hypot(*(self.metric.sampling_error(score.value, images) or 0.0 for score in scores))
+        spread = math.hypot(*(score.spread or 0.0 for score in scores)) / math.sqrt(seeds)
+        return abs(self.student.value - self.baseline.value) <= 2 * max(sampling, spread)
 
 
-def _outcome(plain: float | None, student: float, teacher: float | None) -> str:
-    if teacher is None:
-        return ""
-    if plain is None:
-        if student > teacher:
-            return "more than its teacher"
-        return "as many as its teacher" if student == teacher else f"it keeps {percent(student / teacher)} of that"
-    closed = gap_closed(plain, student, teacher)
+def _main_metrics(evaluation: Evaluation) -> list[type[Metric]]:
+    return [metric for metric in evaluation.metrics if not metric.is_detail]
+
+
+def _with_teacher(evaluation: Evaluation, scores: _Comparison, teacher: Score) -> str:
+    """Return the sentence on a metric that the teacher has a score of."""
+    share = _share_of_parameters(evaluation, scores.name)
+    size = f", at {percent(share)} of the parameters"
+    sentence = f"{scores.name} {scores.predicate()}{scores.against()}"
+    images = evaluation.images_per_split.get(scores.split, 0)
+    if scores.is_within_noise(images, len(evaluation.seeds)):
+        return f"{sentence}: too close to {scores.baseline_name} to call{size}."
+    if scores.is_worse_than_baseline():
+        return f"{scores.name} does worse than {scores.baseline_name}: it {scores.predicate()}{scores.against()}{size}."
+    outcome = _outcome(scores, teacher)
+    return f"{sentence}: {outcome}{size}."
+
+
+def _outcome(scores: _Comparison, teacher: Score) -> str:
+    """Return how a student that is no worse than the baseline compares with its teacher."""
+    oriented = scores.metric.oriented
+    student, best = oriented(scores.student.value), oriented(teacher.value)
+    if scores.baseline is None:
+        if student >= best:
+            return "better than its teacher" if student > best else "as good as its teacher"
+        if scores.metric.direction == "higher":
+            return f"it keeps {percent(student / best)} of that"
+        return "worse than its teacher"
+    closed = gap_closed(oriented(scores.baseline.value), student, best)
     if closed is None:
-        return "plain already reaches the teacher, so there was no gap to close"
+        return f"{scores.baseline_name} already reaches the teacher, so there was no gap to close"
     if closed > 1:
-        return "it closes the whole gap and does better than its teacher"
+        return "it closes the whole gap and is better than its teacher"
     return f"it closes {percent(closed)} of the gap"
 
 
-def _against(plain: float | None, teacher: float | None) -> str:
-    others = [f"{percent(plain)} for {BASELINE}"] if plain is not None else []
-    others += [f"{percent(teacher)} for the teacher"] if teacher is not None else []
-    return f", against {' and '.join(others)}" if others else ""
+def _without_teacher(evaluation: Evaluation, scores: _Comparison) -> str:
+    """Return the sentence on a metric that compares a student with its teacher, and which the teacher has not."""
+    better = ", which is better" if scores.is_worse_than_baseline() else ""
+    size_and_time = _size_and_time(evaluation, scores.name)
+    return f"{scores.name} {size_and_time}; it {scores.predicate()}{scores.against()}{better}."
 
 
-def _noise(metrics: Mapping[str, Any], split: str, *names: str) -> float:
-    """Two standard errors of a difference of shares: from the number of images, or from the spread if that is larger.
-
-    The spread is over seeds of the evaluation, so the error of their mean is less by the root of their number.
-    """
-    shares = [look(metrics, "models", name, split, _RIGHT) or 0.0 for name in names]
-    images = look(metrics, "images_per_split", split)
-    sampling = math.sqrt(sum(p * (1 - p) for p in shares) / images) if images else 0.0
-    spread = math.hypot(*(look(metrics, "models", n, "spread", split, _RIGHT) or 0.0 for n in names))
-    seeds = len(metrics.get("seeds") or ()) or 1
-    return 2 * max(sampling, spread / math.sqrt(seeds))
+def _share_of_parameters(evaluation: Evaluation, name: str) -> float:
+    return evaluation.models[name].size.parameters / evaluation.teacher.size.parameters
 
 
-def _unclassified(metrics: Mapping[str, Any], name: str, split: str) -> str:
-    parts = []
-    parameters = ratio(metrics, name, "size", "parameters")
-    if parameters is not None:
-        parts.append(f"has {percent(parameters)} of the teacher's parameters")
-    time = look(metrics, "models", name, "speed", "relative_time")
-    if time is not None:
-        parts.append(f"draws an image in {percent(time)} of its time" if parts else _in_time(time))
-    told = f"{name} {' and '.join(parts)}" if parts else ""
-    rmse = look(metrics, "models", name, split, "latent_rmse")
-    if rmse is None:
-        return f"{told}." if told else f"{name} has been distilled; nothing has been measured yet."
-    where = "" if split == "all" else f" on {PROMPTS[split]}"
-    sentence = f"latents are {significant(rmse)} (RMSE) away from the teacher's{where}"
-    plain = look(metrics, "models", BASELINE, split, "latent_rmse") if name != BASELINE else None
-    if plain is not None:
-        sentence += f", against {significant(plain)} for {BASELINE}"
-        sentence += ", which is nearer" if plain < rmse else ""
-    return f"{told}; its {sentence}." if told else f"{name}'s {sentence}."
+def _size_and_time(evaluation: Evaluation, name: str) -> str:
+    share, time = _share_of_parameters(evaluation, name), evaluation.models[name].speed.relative_time
+    return f"has {percent(share)} of the teacher's parameters and generates an image in {percent(time)} of its time"
 
 
-def _in_time(time: float) -> str:
-    return f"draws an image in {percent(time)} of the teacher's time"
+def _seen_line(scores: _Comparison) -> str:
+    return f"On {PROMPTS[scores.split]}: {scores.metric.notation.text(scores.student.value)}{scores.against()}."
 
 
-def _second_line(metrics: Mapping[str, Any], name: str, split: str, *, classified: bool) -> str:
-    lines = []
-    share = look(metrics, "models", name, split, _RIGHT) if split else None
-    if share is not None:
-        plain = look(metrics, "models", BASELINE, split, _RIGHT) if name != BASELINE else None
-        teacher = look(metrics, "models", TEACHER, split, _RIGHT)
-        lines.append(f"On {PROMPTS[split]}: {percent(share)}{_against(plain, teacher)}.")
-    mine = look(metrics, "models", name, "speed", "sec_per_image")
-    teachers = look(metrics, "models", TEACHER, "speed", "sec_per_image")
-    if mine is not None and teachers is not None:
-        lines.append(f"An image takes {significant(mine, 2)} s instead of {significant(teachers, 2)} s.")
-    if not classified and any(look(metrics, "models", name, s, "latent_rmse") is not None for s in splits(metrics)):
-        lines.append("No classifier looked at the images: the distance says how near the student stays to its teacher.")
-    return " ".join(lines)
+def _time_line(evaluation: Evaluation, name: str) -> str:
+    student, teacher = (model.speed.sec_per_image for model in (evaluation.models[name], evaluation.teacher))
+    return f"An image takes {significant(student, 2)} s instead of {significant(teacher, 2)} s."

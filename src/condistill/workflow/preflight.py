@@ -15,8 +15,8 @@ from condistill.config.recipe import Recipe
 from condistill.distill import stage as distill_stage
 from condistill.distill.loss_terms import active_terms
 from condistill.errors import CondistillError
-from condistill.evaluate.generate import rounds
-from condistill.evaluate.stage import choose_classifier
+from condistill.evaluate.generate import choose_rounds
+from condistill.evaluate.metrics.classifier import choose_classifier
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.readers import read_prompts
 from condistill.run.context import Run
@@ -148,7 +148,8 @@ def check_prompts(run: Run) -> None:
             choice = recipe.variant(name)[1].conditioning.prompt_choice
             if choice and choice.interpolate:
                 _check_blend(name, family)
-        choose_classifier(recipe.evaluate.classifier, rounds(recipe.evaluate, prompts.choose, prompts.splits))
+        rounds = choose_rounds(recipe.evaluate, prompts.choose, prompts.splits)
+        choose_classifier(recipe.evaluate.classifier, [prompt for each in rounds for prompt in each.prompts])
 
     on_main_process(run.accelerator, check)
 

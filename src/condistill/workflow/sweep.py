@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from condistill.errors import CondistillError
+from condistill.evaluate.record import Evaluation
 from condistill.utils.atomic import write_text
 from condistill.workflow.sweep_cases import Sweep, plan_runs
 from condistill.workflow.sweep_table import RESULT_NAME, Done, measured, table, write_sweep
@@ -52,7 +53,7 @@ def run_sweep(sweep: Sweep, out: Path, *, update: bool = False, console: Console
             say(f"\nsweep: run {number} of {len(runs)}: {', '.join(case.label for case in run.cases)}; seed {run.seed}")
         path = compress(run.recipe, out / run.folder, update=update, console=console)
         if process.is_main_process:
-            done.append((run, json.loads((path / "metrics.json").read_text(encoding="utf-8"))))
+            done.append((run, Evaluation.load(path)))
             write_sweep(sweep, out, done, len(runs))
     if process.is_main_process:
         headings, *rows = table(measured(done))

@@ -1,18 +1,19 @@
-"""What a sweep leaves: one table with the spread of every figure, a plot, and all figures as data."""
+"""The results of a sweep: one table with the spread of every figure, a plot, and all figures as data."""
 
 from __future__ import annotations
 
 import json
-import operator
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from condistill.config.recipe import SPLITS, TEACHER
 from condistill.config.sections import MINIATURE
 from condistill.config.yaml_tree import flow
-from condistill.evaluate.record import look
+from condistill.evaluate.metrics import Metric
+from condistill.evaluate.record import Evaluation, ModelRecord, measured_metrics
 from condistill.report.plots import dots
 from condistill.utils.atomic import write_text
 from condistill.utils.format import quantity, significant
@@ -21,78 +22,130 @@ if TYPE_CHECKING:
     from condistill.workflow.sweep_cases import Sweep, SweepRun
 
 RESULT_NAME = "sweep.json"
-"""Every figure; also what tells a sweep's directory from any other."""
+"""Every figure; this file also distinguishes a sweep's directory from any other."""
 
-Done: TypeAlias = "tuple[SweepRun, Mapping[str, Any]]"
-"""A run with its metrics."""
-Rows = dict[str, dict[int, Mapping[str, Any]]]
-"""What was measured of each model, by label and seed."""
-Column = tuple[tuple[str, str], Callable[[float, int], str]]
-"""Where a figure stands among what was measured, and how it is written with so many digits."""
+Done: TypeAlias = "tuple[SweepRun, Evaluation]"
+"""A finished run and its evaluation."""
+Rows = dict[str, dict[int, ModelRecord]]
+"""The records of each model, by label and seed."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of every row."""
+
+    heading: str
+    read: Callable[[ModelRecord], float | None]
+    write: Callable[[float, int], str]
+    """Writes a number with this many significant digits."""
+    always_spread: bool = False
+    """Whether a spread of 0 is shown; counts that are the same for all seeds have none."""
+
+    def values(self, models: Mapping[int, ModelRecord]) -> list[float]:
+        """Return the figure of every seed that has it."""
+        return [value for model in models.values() if (value := self.read(model)) is not None]
+
+    def cell(self, models: Mapping[int, ModelRecord]) -> str:
+        """Return `mean ± standard deviation` over seeds, and how many seeds have the figure where not all do."""
+        values = self.values(models)
+        if not values:
+            return "-"
+        text = self.write(statistics.fmean(values), 3)
+        if len(values) > 1 and (self.always_spread or min(values) < max(values)):
+            text += f" ± {self.write(statistics.stdev(values), 2)}"
+        return text if len(values) == len(models) else f"{text} ({len(values)} of {len(models)} seeds)"
 
 
 def measured(done: Sequence[Done]) -> Rows:
-    """The teacher, once for every group of runs in which it draws something else, and the cases."""
+    """Return the rows of the table: the teacher, then the cases.
 
-    def drawn(models: Mapping[int, Mapping[str, Any]]) -> list[Any]:
-        return [[model.get(part) for part in (*SPLITS, "size")] for model in models.values()]
-
+    The teacher has one row for every group of runs in which its scores or its size differ.
+    """
     teachers, rows, cases = Rows(), Rows(), Rows()
-    for run, metrics in done:
-        teachers.setdefault(run.group, {})[run.seed] = metrics["models"][TEACHER]
+    for run, evaluation in done:
+        teachers.setdefault(run.group, {})[run.seed] = evaluation.models[TEACHER]
         for case in run.cases:
-            cases.setdefault(case.label, {})[run.seed] = metrics["models"][case.name]
+            cases.setdefault(case.label, {})[run.seed] = evaluation.models[case.name]
     for group, models in teachers.items():
-        if not any(all(map(operator.eq, drawn(models), drawn(other))) for other in rows.values()):
+        if not any(_are_equal(models, other) for other in rows.values()):
             rows[f"{TEACHER}, {group}" if rows else TEACHER] = models
     return rows | cases
 
 
-def _values(models: Mapping[int, Any], *place: str) -> list[float]:
-    return [value for model in models.values() if (value := look(model, *place)) is not None]
+def _are_equal(models: Mapping[int, ModelRecord], others: Mapping[int, ModelRecord]) -> bool:
+    """Return whether models have the same scores and sizes, seed by seed, for the seeds of the first."""
+    pairs = zip(models.values(), others.values(), strict=False)
+    return all(model.scores == other.scores and model.size == other.size for model, other in pairs)
 
 
-def _columns(rows: Rows) -> dict[str, Column]:
-    """The columns of the table, by heading."""
-    write: Callable[[float, int], str] = significant
-    key, title = "latent_rmse", "latent RMSE"
-    if classified := any(_values(models, split, "all_correct") for models in rows.values() for split in SPLITS):
-        key, title, write = "all_correct", "all right %", lambda share, _: f"{100 * share:.1f}"
-    splits = [split for split in SPLITS if any(_values(models, split, key) for models in rows.values())]
-    columns: dict[str, Column] = {f"{title}, {split}": ((split, key), write) for split in splits}
-    if classified:
-        columns["Fréchet distance, all"] = (("all", "frechet_classifier"), significant)
-    counts = {f"{who} forwards": ("compute", f"{who}_forwards") for who in ("teacher", "student", "cache")}
-    for heading, place in {"parameters": ("size", "parameters"), **counts}.items():
-        columns[heading] = (place, lambda count, _: quantity(count))
-    return columns | {"training s": (("compute", "train_sec"), significant)}
+def _main_metrics(rows: Rows) -> list[type[Metric]]:
+    models = [model for of_seeds in rows.values() for model in of_seeds.values()]
+    return [metric for metric in measured_metrics(models) if not metric.is_detail]
 
 
-def _cell(models: Mapping[int, Any], place: tuple[str, str], write: Callable[[float, int], str]) -> str:
-    """`mean ± standard deviation`; a count that is the same for all seeds stands alone."""
-    values = _values(models, *place)
-    if not values:
-        return "-"
-    text = write(statistics.fmean(values), 3)
-    if len(values) > 1 and (place[0] in SPLITS or min(values) < max(values)):
-        text += f" ± {write(statistics.stdev(values), 2)}"
-    return text if len(values) == len(models) else f"{text} ({len(values)} of {len(models)} seeds)"
+def _score_column(split: str, metric: type[Metric]) -> Column:
+    def read(model: ModelRecord) -> float | None:
+        score = model.score(split, metric)
+        return score.value if score else None
+
+    unit = f" {metric.notation.unit}" if metric.notation.unit else ""
+    return Column(f"{metric.label}{unit}, {split}", read, metric.notation.number, always_spread=True)
+
+
+def _score_columns(rows: Rows) -> list[Column]:
+    """Return the columns of scores: the first metric on every split, every other metric on all prompts."""
+    columns = []
+    for number, metric in enumerate(_main_metrics(rows)):
+        for split in SPLITS if number == 0 else ("all",):
+            column = _score_column(split, metric)
+            if any(column.values(models) for models in rows.values()):
+                columns.append(column)
+    return columns
+
+
+def _cost_columns() -> list[Column]:
+    def count(heading: str, read: Callable[[ModelRecord], float | None]) -> Column:
+        return Column(heading, read, lambda number, _: quantity(number))
+
+    return [
+        count("parameters", lambda model: model.size.parameters),
+        count("teacher forwards", lambda model: model.compute.teacher_forwards if model.compute else None),
+        count("student forwards", lambda model: model.compute.student_forwards if model.compute else None),
+        count("cache forwards", lambda model: model.compute.cache_forwards if model.compute else None),
+        Column("training s", lambda model: model.compute.train_sec if model.compute else None, significant),
+    ]
 
 
 def table(rows: Rows) -> list[list[str]]:
-    """Headings, then a line for every row."""
-    columns = _columns(rows)
-    lines = [[label, *(_cell(models, *column) for column in columns.values())] for label, models in rows.items()]
-    return [["case", *columns], *lines]
+    """Return the headings, then one line for every row."""
+    columns = [*_score_columns(rows), *_cost_columns()]
+    lines = [[label, *(column.cell(models) for column in columns)] for label, models in rows.items()]
+    return [["case", *(column.heading for column in columns)], *lines]
+
+
+def _plot(rows: Rows) -> bytes:
+    """Return the plot of the first metric on every split, as SVG."""
+    metrics = _main_metrics(rows)[:1]
+    columns = [(metric, _score_column(split, metric)) for metric in metrics for split in SPLITS]
+    return dots(
+        {
+            label: {
+                column.heading: [metric.notation.factor * value for value in values]
+                for metric, column in columns
+                if (values := column.values(models))
+            }
+            for label, models in rows.items()
+        }
+    )
 
 
 def _markdown(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> str:
-    """The table, and all that is needed to believe it or to make it again."""
+    """Return the table, and what is needed to check it or to make it again."""
     facts: dict[str, list[str]] = {}
-    for run, metrics in done:
-        images = ", ".join(f"{n} {split}" for split, n in metrics["images_per_split"].items())
-        fact = f"Machine: {metrics['device']}, torch {metrics['torch']}. Images per model and seed: {images}; "
-        fact += f"{metrics['num_inference_steps']} sampling steps, guidance {metrics['guidance_scale']}."
+    for run, evaluation in done:
+        images = ", ".join(f"{n} {split}" for split, n in evaluation.images_per_split.items())
+        fact = f"Machine: {evaluation.device}, torch {evaluation.torch}. Images per model and seed: {images}; "
+        fact += f"{evaluation.num_inference_steps} sampling steps, guidance {evaluation.guidance_scale}."
         facts.setdefault(fact, []).append(run.folder)
     seeds = ", ".join(dict.fromkeys(str(run.seed) for run, _ in done))
     miniature = MINIATURE in {run.recipe.teacher.pipeline for run, _ in done}
@@ -106,10 +159,10 @@ def _markdown(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> str:
         f"**{len(done)} of {total} runs are done.**" if len(done) < total else "",
         f"Command: `{sweep.command(out)}`",
         *(fact if len(facts) == 1 else f"{fact} In {', '.join(folders)}." for fact, folders in facts.items()),
-        f"Seeds: {seeds}. A figure is its mean over seeds ± their standard deviation; forwards are counted in samples.",
+        f"Seeds: {seeds}. Figures are mean ± standard deviation over seeds; forwards are counted in samples.",
         "\n".join([head, "|---" * head.count(" | ") + "|---|", *lines]),
-        "![The scores of the table](sweep.svg)",
-        "What a case changes, and its student at one seed:",
+        "![The scores of the first metric](sweep.svg)",
+        "The changes of every case, and its student at one seed:",
         "\n".join(
             f"- {label}: `{' '.join(f'{k}={flow(v)}' for k, v in case.changes.items()) or 'nothing'}`; "
             f"`{folder}/pipelines/{case.name}`"
@@ -126,28 +179,22 @@ def write_sweep(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> No
     result = {
         "command": sweep.command(out),
         "planned_runs": total,
-        "runs": {run.folder: {k: v for k, v in metrics.items() if k != "models"} for run, metrics in done},
-        "models": {label: cases.get(label, {}) | _summary(of) | {"seeds": of} for label, of in rows.items()},
+        "runs": {run.folder: evaluation.model_dump(mode="json", exclude={"models"}) for run, evaluation in done},
+        "models": {label: cases.get(label, {}) | _summary(models) for label, models in rows.items()},
     }
     write_text(out / RESULT_NAME, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    factors = {"all_correct": 100, "latent_rmse": 1}
-    scores = {title: place for title, (place, _) in _columns(rows).items() if place[1] in factors}
-    drawn = {
-        label: {title: [factors[p[1]] * v for v in _values(models, *p)] for title, p in scores.items()}
-        for label, models in rows.items()
-    }
-    write_text(out / "sweep.svg", dots(drawn).decode())
+    write_text(out / "sweep.svg", _plot(rows).decode())
     write_text(out / "sweep.md", _markdown(sweep, out, done, total))
 
 
-def _summary(models: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of every figure, by group and metric."""
-    places = [(g, k) for m in models.values() for g, of in m.items() if isinstance(of, Mapping) for k in of]
-    summary: dict[str, Any] = {"mean": {}, "std": {}}
-    for group, key in dict.fromkeys(places):
-        values = _values(models, group, key)
-        if values:
-            summary["mean"].setdefault(group, {})[key] = statistics.fmean(values)
+def _summary(models: Mapping[int, ModelRecord]) -> dict[str, Any]:
+    """Return mean and standard deviation over seeds of every figure, by group and name, and the figures themselves."""
+    seeds = {seed: model.figures() for seed, model in models.items()}
+    summary: dict[str, Any] = {"mean": {}, "std": {}, "seeds": seeds}
+    places = [(group, name) for groups in seeds.values() for group, named in groups.items() for name in named]
+    for group, name in dict.fromkeys(places):
+        values = [groups[group][name] for groups in seeds.values() if name in groups.get(group, {})]
+        summary["mean"].setdefault(group, {})[name] = statistics.fmean(values)
         if len(values) > 1:
-            summary["std"].setdefault(group, {})[key] = statistics.stdev(values)
+            summary["std"].setdefault(group, {})[name] = statistics.stdev(values)
     return summary

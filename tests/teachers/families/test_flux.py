@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,10 @@ from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
 from condistill.config.sections import TeacherSettings
 from condistill.distill.objective import Objective
-from condistill.distill.stage import DistilledVariant
 from condistill.distill.states import Sample
 from condistill.distill.student import StudentForward
 from condistill.errors import CondistillError
-from condistill.evaluate.stage import _training
+from condistill.evaluate.costs import compute_record
 from condistill.profiling.macs import macs
 from condistill.profiling.memory import peak_memory_gb
 from condistill.students.derive import Student
@@ -225,13 +223,13 @@ def test_a_saved_pipeline_is_found_to_be_of_this_family(whole: Path, dev: Flux) 
     assert torch.equal(*[each.sample(each.denoiser, PROMPTS, latents(0), **asked) for each in (loaded, dev)])
 
 
-def test_a_cache_that_was_drawn_without_a_second_call_is_not_counted_twice(schnell: Flux, tmp_path: Path) -> None:
+def test_a_cache_that_was_drawn_without_a_second_call_is_not_counted_twice(schnell: Flux) -> None:
     sections = {"teacher": {"pipeline": "t"}, "prompts": {"files": ["p"]}, "student": {"depth": 0.5}}
     cache = {"size": 10, "num_inference_steps": 4, "guidance_scale": 3.5}
-    run = SimpleNamespace(recipe=Recipe.model_validate(sections | {"cache": cache}))
-    variants = {"random_conditioning": DistilledVariant("random_conditioning", tmp_path, tmp_path)}
-    spent = _training(run, "random_conditioning", variants, {"teacher": schnell.denoiser})  # type: ignore[arg-type]
-    assert spent["cache_forwards"] == 40
+    recipe = Recipe.model_validate(sections | {"cache": cache})
+    name = "random_conditioning"
+    cost = compute_record(recipe, name, {"teacher": schnell.denoiser}, train_sec={name: 0.0})
+    assert cost.cache_forwards == 40
 
 
 @pytest.mark.slow

@@ -1,0 +1,81 @@
+"""What models cost: the size, the time and the memory of one image, and the training of a student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from condistill.config.recipe import TEACHER, Recipe
+from condistill.evaluate.record import ComputeRecord, SamplingRecord, SizeRecord, SpeedRecord
+from condistill.pipelines.sampling import Sampling
+from condistill.profiling.forwards import compute
+from condistill.profiling.macs import macs
+from condistill.profiling.memory import peak_memory_gb
+from condistill.profiling.timing import sec_per_image
+from condistill.students.guidance import guidance_kind
+from condistill.teachers.family import Family
+from condistill.utils.meta import parameters
+
+
+def sampling_record(sampling: Sampling, denoiser: nn.Module) -> SamplingRecord:
+    """Return how a model generates an image, and its denoiser evaluations."""
+    return SamplingRecord(
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        denoiser_evaluations=sampling.denoiser_evaluations(denoiser),
+    )
+
+
+def size_record(denoiser: Any, family: Family) -> SizeRecord:
+    """Return the size of a denoiser."""
+    return SizeRecord(
+        parameters=parameters(denoiser),
+        macs=macs(denoiser, size=family.latent_shape[1:], text_length=family.text_length),
+        bytes=sum(parameter.numel() * parameter.element_size() for parameter in denoiser.parameters()),
+    )
+
+
+def speed_records(
+    family: Family, denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling]
+) -> dict[str, SpeedRecord]:
+    """Measure time and memory of one image with every model, the teacher among them, on the family's device."""
+    times = sec_per_image(family, denoisers, sampling)
+    return {
+        name: SpeedRecord(
+            sec_per_image=times[name],
+            relative_time=times[name] / times[TEACHER],
+            peak_memory_gib=peak_memory_gb(family, denoiser),
+        )
+        for name, denoiser in denoisers.items()
+    }
+
+
+def compute_record(
+    recipe: Recipe, name: str, denoisers: Mapping[str, nn.Module], train_sec: Mapping[str, float]
+) -> ComputeRecord:
+    """Return the cost of training a variant and the variants that taught it, in a row; all share one cache.
+
+    Args:
+        denoisers: of the teacher and of every variant.
+        train_sec: of every variant, the seconds of its own training.
+    """
+    cache = recipe.cache
+    cache_is_guided = Sampling(1, cache.guidance_scale).denoiser_evaluations(denoisers[TEACHER]) == 2
+    costs = []
+    for variant in (name, *recipe.teachers(name)):
+        teacher: Any = denoisers[recipe.variants[variant].teacher or TEACHER]
+        forwards = compute(
+            recipe.variant(variant)[1],
+            cache,
+            teacher_takes_guidance=guidance_kind(teacher) == "embedded",
+            cache_is_guided=cache_is_guided,
+        )
+        costs.append(ComputeRecord(**forwards, train_sec=train_sec[variant]))
+    return ComputeRecord(
+        teacher_forwards=sum(cost.teacher_forwards for cost in costs),
+        student_forwards=sum(cost.student_forwards for cost in costs),
+        cache_forwards=max(cost.cache_forwards for cost in costs),
+        train_sec=sum(cost.train_sec for cost in costs),
+    )

@@ -1,0 +1,41 @@
+"""The Fréchet distance between generated and true images, in the features of the classifier."""
+
+from __future__ import annotations
+
+from condistill.evaluate.metrics.frechet import Moments, frechet_distance
+from condistill.evaluate.metrics.metric import (
+    CLASSIFIER_FEATURES,
+    REFERENCE_FEATURES,
+    Metric,
+    Samples,
+    Score,
+    register_metric,
+)
+
+
+@register_metric
+class FrechetClassifier(Metric):
+    """Fréchet distance over the images of all seeds of a split to true images of the same prompts."""
+
+    name = "frechet_classifier"
+    label = "Fréchet distance"
+    description = "distance to true images of the same prompts, in the features of the classifier"
+    direction = "lower"
+    needs = (CLASSIFIER_FEATURES, REFERENCE_FEATURES)
+
+    def __init__(self) -> None:
+        self._generated, self._true = Moments(), Moments()
+
+    def update(self, samples: Samples) -> None:
+        self._generated.update(samples.features[CLASSIFIER_FEATURES])
+        self._true.update(samples.features[REFERENCE_FEATURES])
+
+    def merge(self, other: FrechetClassifier) -> None:
+        self._generated.merge(other._generated)
+        self._true.merge(other._true)
+
+    def compute(self) -> Score | None:
+        """Return the distance, which has no spread; None with fewer than two images."""
+        if self._generated.count < 2:
+            return None
+        return Score(value=frechet_distance(self._generated, self._true))

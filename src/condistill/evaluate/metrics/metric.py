@@ -1,0 +1,157 @@
+"""The contract of a metric, and the registry of metrics.
+
+Adding a metric is one file with a subclass of `Metric` and one line that registers it. Evaluation computes every
+registered metric whose features are available. Tables, model cards, sweeps, plots and the verdict show it by its
+label, notation and direction, and name no metric themselves.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
+
+from numpy.typing import NDArray
+
+from condistill.errors import CondistillError
+from condistill.utils.format import significant
+from condistill.utils.record import Record
+from condistill.utils.registry import Registry
+
+LATENTS = "latents"
+"""Feature: the latents, float32 `[N, C, h, w]`."""
+TEACHER_LATENTS = "teacher_latents"
+"""Feature: the teacher's latents of the same prompts from the same noise; not available for the teacher itself."""
+IMAGES = "images"
+"""Feature: the decoded images, uint8 `[N, H, W, 3]`."""
+ALL_CORRECT = "all_correct"
+"""Feature: whether the classifier finds every attribute of the prompt correct, bool `[N]`. Every single attribute is a
+feature of the attribute's name."""
+CLASSIFIER_FEATURES = "classifier_features"
+"""Feature: the classifier's feature vectors of the images, float64 `[N, D]`."""
+REFERENCE_FEATURES = "reference_features"
+"""Feature: the classifier's feature vectors of true images of the same prompts, float64 `[N, D]`."""
+
+
+@dataclass(frozen=True)
+class Notation:
+    """How the values of a metric are written: `factor * value` in `unit`."""
+
+    unit: str = ""
+    factor: float = 1.0
+    decimals: int | None = None
+    """Decimals of a number in a table; None: three significant digits."""
+
+    def number(self, value: float, digits: int = 3) -> str:
+        """Return the value without its unit; `digits` are significant digits, used where no decimals are fixed."""
+        scaled = self.factor * value
+        return significant(scaled, digits) if self.decimals is None else f"{scaled:.{self.decimals}f}"
+
+    def text(self, value: float) -> str:
+        """Return the value with its unit, as a sentence needs it: `67 %`, `0.420`."""
+        scaled = self.factor * value
+        number = significant(scaled) if self.decimals is None else f"{scaled:.{max(self.decimals - 1, 0)}f}"
+        return f"{number} {self.unit}" if self.unit else number
+
+    def spread(self, spread: float) -> str:
+        """Return a spread as a note to a value: `± 1.3`."""
+        return f"± {self.number(spread, 2)}"
+
+
+PLAIN = Notation()
+PERCENT = Notation("%", factor=100.0, decimals=1)
+
+
+class Score(Record):
+    """The result of a metric; always finite."""
+
+    value: float
+    spread: float | None = None
+    """Standard deviation over the evaluation seeds; None for one seed, or where the metric has none."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N samples that one model generated from prompts of one evaluation seed."""
+
+    seed: int
+    prompts: Sequence[str]
+    features: Mapping[str, NDArray[Any]]
+    """By name, each with N rows; they are extracted once and shared by all metrics."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def part(self, rows: slice) -> Samples:
+        """Return some of the samples."""
+        return Samples(self.seed, self.prompts[rows], {name: values[rows] for name, values in self.features.items()})
+
+
+class Metric(ABC):
+    """A metric of one model on one split. Samples arrive in pieces; an instance keeps what its result needs."""
+
+    name: ClassVar[str]
+    """The key in `metrics.json`."""
+    label: ClassVar[str]
+    """The name in tables."""
+    description: ClassVar[str]
+    """What is measured, as the rest of a sentence after the label."""
+    direction: ClassVar[Literal["higher", "lower"]]
+    """Which values are better."""
+    needs: ClassVar[tuple[str, ...]]
+    """Names of the features that `update` reads; the metric is computed where all of them are available."""
+    notation: ClassVar[Notation] = PLAIN
+    upper_bound: ClassVar[float | None] = None
+    """The largest possible value; the report draws bars for a metric that has one."""
+    is_detail: ClassVar[bool] = False
+    """Whether the metric is shown in the folded table of details only."""
+
+    @abstractmethod
+    def update(self, samples: Samples) -> None:
+        """Add some samples."""
+
+    @abstractmethod
+    def merge(self: AnyMetric, other: AnyMetric) -> None:
+        """Add the samples of another instance, such as that of another split or process."""
+
+    @abstractmethod
+    def compute(self) -> Score | None:
+        """Return the result over all samples; None where there are too few or it is not finite."""
+
+    @classmethod
+    def predicate(cls, value: float, prompts: str) -> str:
+        """Return the rest of a sentence that begins with a model's name; `prompts` is such as "unseen prompts"."""
+        return f"has a {cls.label} of {cls.notation.text(value)} on {prompts}"
+
+    @classmethod
+    def sampling_error(cls, value: float, images: int) -> float | None:  # noqa: ARG003
+        """Return the standard error of a value over this many images, where it follows from the two."""
+        return None
+
+    @classmethod
+    def oriented(cls, value: float) -> float:
+        """Return the value, or its negative where lower is better, so that higher is always better."""
+        return value if cls.direction == "higher" else -value
+
+
+AnyMetric = TypeVar("AnyMetric", bound=Metric)
+AnyMetricType = TypeVar("AnyMetricType", bound=type[Metric])
+
+METRICS: Registry[type[Metric]] = Registry("metric")
+"""Every metric by name. The order is that of the tables; the verdict is about the first metric that was measured."""
+
+
+def register_metric(metric: AnyMetricType) -> AnyMetricType:
+    """Add a metric to the registry and return it, so that this can decorate a class.
+
+    Raises:
+        CondistillError: the metric lacks an attribute of the contract, or its name is taken.
+    """
+    required = ("name", "label", "description", "direction", "needs")
+    if missing := [attribute for attribute in required if not hasattr(metric, attribute)]:
+        raise CondistillError(f"the metric {metric.__name__} has no {', '.join(missing)}; see Metric")
+    if metric.direction not in ("higher", "lower"):
+        raise CondistillError(f"the metric {metric.name!r} has direction {metric.direction!r}; set higher or lower")
+    METRICS.register(metric.name, metric)
+    return metric

@@ -1,0 +1,62 @@
+"""Evaluations made by hand, for tests of everything that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from condistill.evaluate.metrics import Score
+from condistill.evaluate.record import ComputeRecord, Evaluation, ModelRecord, SamplingRecord, SizeRecord, SpeedRecord
+
+Scores = Mapping[str, Mapping[str, float | tuple[float, float]]]
+"""By split and metric, a value or a value with its spread."""
+
+
+def build_model(scores: Scores, *, share: float = 0.27, train_sec: float | None = 12.5) -> ModelRecord:
+    """Return the record of a model that costs this share of its teacher in every respect.
+
+    Args:
+        train_sec: None for a model that was not trained.
+    """
+    compute = None
+    if train_sec is not None:
+        compute = ComputeRecord(
+            teacher_forwards=3200.0, student_forwards=1600.0, cache_forwards=0.0, train_sec=train_sec
+        )
+    return ModelRecord(
+        scores={
+            split: {
+                name: Score(value=score[0], spread=score[1]) if isinstance(score, tuple) else Score(value=score)
+                for name, score in of_split.items()
+            }
+            for split, of_split in scores.items()
+        },
+        sampling=SamplingRecord(num_inference_steps=25, guidance_scale=3.0, denoiser_evaluations=50),
+        size=SizeRecord(parameters=int(6978372 * share), macs=int(123e6 * share), bytes=int(27e6 * share)),
+        speed=SpeedRecord(sec_per_image=0.2 * share, relative_time=share, peak_memory_gib=0.5),
+        compute=compute,
+    )
+
+
+def build_evaluation(scores: Mapping[str, Scores], **changes: Any) -> Evaluation:
+    """Return the evaluation of a teacher, which needs no scores, and of the other models.
+
+    A model with the name `plain` is the baseline.
+    """
+    scores = {"teacher": {}, **scores}
+    models = {
+        name: build_model(of_model, share=1.0, train_sec=None) if name == "teacher" else build_model(of_model)
+        for name, of_model in scores.items()
+    }
+    fields: dict[str, Any] = {
+        "classifier": "miniature",
+        "baseline": "plain" if "plain" in scores else None,
+        "seeds": (3,),
+        "images_per_split": {"seen": 100, "unseen": 100, "all": 200},
+        "num_inference_steps": 25,
+        "guidance_scale": 3.0,
+        "device": "a CPU, 2 threads",
+        "torch": "2.13.0",
+        "models": models,
+    }
+    return Evaluation(**{**fields, **changes})
