@@ -150,7 +150,7 @@ def measure(recipe: Recipe, steps: int) -> tuple[float, int]:
     family = teacher_of(recipe, device)
     if device.type == "cpu":
         family.denoiser.to(memory_format=torch.channels_last)
-    student = derive_student(family.denoiser, preset=recipe.student.preset, width=None)
+    student = derive_student(family.denoiser, recipe.student)
     student.denoiser.to(device)
     if device.type == "cpu":
         student.denoiser.to(memory_format=torch.channels_last)

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from condistill.cache.fill import fill_cache, finish_cache
 from condistill.config.distill import DistillSettings
-from condistill.config.sections import CacheSettings, TeacherSettings
+from condistill.config.sections import CacheSettings, StudentSettings, TeacherSettings
 from condistill.distill.batches import batch_source
 from condistill.distill.trainer import Trainer
 from condistill.miniature.world import all_captions
@@ -37,7 +37,7 @@ def main(
     """Time a whole step against its two models alone."""
     accelerator = Accelerator()
     family = load_teacher(TeacherSettings(pipeline="miniature"), device=accelerator.device)
-    student = derive_student(family.denoiser, preset=None, width=width)
+    student = derive_student(family.denoiser, StudentSettings(width=width))
     with tempfile.TemporaryDirectory() as folder:
         pool = PromptPool.from_prompts(all_captions(), Path(folder) / "pool.arrow")
         caching = CacheSettings(size=64, num_inference_steps=2, guidance_scale=1.0, batch_size=32)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from condistill.cache.latents import LatentCache
     from condistill.config.recipe import Recipe
+    from condistill.config.sections import StudentSettings
     from condistill.distill.random_conditioning import RandomConditioning
     from condistill.errors import CondistillError
     from condistill.prompts.pool import PromptPool
@@ -24,6 +25,7 @@ _HOMES = {
     "PromptPool": "condistill.prompts.pool",
     "RandomConditioning": "condistill.distill.random_conditioning",
     "Recipe": "condistill.config.recipe",
+    "StudentSettings": "condistill.config.sections",
     "compress": "condistill.workflow.compress",
     "derive_student": "condistill.students.derive",
     "load_teacher": "condistill.teachers.load",
@@ -36,6 +38,7 @@ __all__ = [
     "PromptPool",
     "RandomConditioning",
     "Recipe",
+    "StudentSettings",
     "compress",
     "derive_student",
     "load_teacher",

@@ -15,7 +15,7 @@ from condistill.cache.latents import LatentCache
 from condistill.config.conditioning import SCHEDULES, ScheduleSettings
 from condistill.config.distill import DistillSettings, LossSettings
 from condistill.config.recipe import Recipe
-from condistill.config.sections import Probability
+from condistill.config.sections import Probability, StudentSettings
 from condistill.distill.batches import batch_source
 from condistill.distill.history import HISTORY_NAME, read_history
 from condistill.distill.loss_terms import LOSS_TERMS, Comparison, active_terms, register_loss_term
@@ -67,7 +67,7 @@ def test_a_registered_schedule_and_loss_term_are_trained_with_and_logged(
     ).distill
     accelerator = Accelerator(cpu=True)
     source = batch_source(tiny_cache, tiny_pool, settings, seed=1, accelerator=accelerator)
-    student = derive_student(tiny_family.denoiser, preset=None, width=0.5)
+    student = derive_student(tiny_family.denoiser, StudentSettings(width=0.5))
     where = {"directory": tmp_path, "accelerator": accelerator}
     Trainer(tiny_family, copy.deepcopy(student), source, settings, **where).run()
     for step, record in enumerate(read_history(tmp_path / HISTORY_NAME)):

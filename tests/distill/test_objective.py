@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor, nn
 
 from condistill.config.distill import DistillSettings
+from condistill.config.sections import StudentSettings
 from condistill.config.yaml_tree import merge
 from condistill.distill import random_conditioning as rc
 from condistill.distill.batches import Blend
@@ -150,7 +151,7 @@ def test_a_teacher_that_is_told_its_scale_is_told_the_students_and_asked_once(
     objective: Any, tiny_family: Family
 ) -> None:
     settings = DistillSettings.model_validate({"guidance_distillation": [2, 8]})
-    made = derive_student(tiny_family.denoiser, preset=None, width=1.0, may_be_as_large=True)
+    made = derive_student(tiny_family.denoiser, StudentSettings(width=1.0), may_be_as_large=True)
     teacher: Any = with_guidance(made, tiny_family.denoiser, settings).denoiser
     nn.init.normal_(teacher.time_embedding.cond_proj.weight)
     sample = replace(sample_at([999, 500]), guidance_scale=torch.tensor([2.0, 8.0], dtype=torch.float64))

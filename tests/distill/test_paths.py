@@ -13,6 +13,7 @@ from torch import Tensor
 
 from condistill.cache.latents import LatentCache
 from condistill.config.distill import DistillSettings, LossSettings
+from condistill.config.sections import StudentSettings
 from condistill.distill import paths as paths_module
 from condistill.distill.batches import BatchSource, Blend
 from condistill.distill.loss_terms import Comparison
@@ -47,7 +48,7 @@ def twin(tiny_family: Family) -> Student:
 
 @pytest.fixture(scope="module")
 def narrow(tiny_family: Family) -> Student:
-    return derive_student(tiny_family.denoiser, preset=None, width=0.5)
+    return derive_student(tiny_family.denoiser, StudentSettings(width=0.5))
 
 
 class Loop:

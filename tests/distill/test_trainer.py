@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from condistill.cache.latents import LatentCache
 from condistill.config.conditioning import ConditioningSettings
 from condistill.config.distill import DistillSettings
+from condistill.config.sections import StudentSettings
 from condistill.config.yaml_tree import merge
 from condistill.distill import random_conditioning as rc
 from condistill.distill.batches import BatchSource, batch_source
@@ -64,7 +65,7 @@ def settings_of(**changes: Any) -> DistillSettings:
 @pytest.fixture(scope="module")
 def narrow(tiny_family: Family) -> Student:
     """A student of half its teacher's width, to be copied."""
-    return derive_student(tiny_family.denoiser, preset=None, width=0.5)
+    return derive_student(tiny_family.denoiser, StudentSettings(width=0.5))
 
 
 @pytest.fixture
@@ -460,7 +461,7 @@ def test_a_step_has_the_losses_of_the_method(
 def test_attentions_may_be_compared_instead_of_stages(
     make: Make, tmp_path: Path, tiny_family: Family, features: Any
 ) -> None:
-    student = derive_student(tiny_family.denoiser, preset=None, width=0.5, features=features)
+    student = derive_student(tiny_family.denoiser, StudentSettings(width=0.5), features=features)
     make(tmp_path, student=student, steps=1, loss={"features": features}).run()
     assert read_history(tmp_path / HISTORY_NAME)[0].terms["feature"] > 0
 
@@ -509,7 +510,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(
 @pytest.mark.slow
 def test_a_student_learns_and_its_teacher_stays_as_it_is(make: Make, tmp_path: Path, tiny_family: Family) -> None:
     teacher = [p.clone() for p in tiny_family.denoiser.parameters()]
-    student = derive_student(tiny_family.denoiser, preset="b-base", width=None)
+    student = derive_student(tiny_family.denoiser, StudentSettings(preset="b-base"))
     before = {name: p.clone() for name, p in student.denoiser.named_parameters()}
     trained = make(tmp_path, student=student, steps=2, optimizer={"ema_decay": 0.0}).run()
     assert all(torch.equal(a, b) for a, b in zip(teacher, tiny_family.denoiser.parameters(), strict=True))

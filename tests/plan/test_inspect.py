@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from condistill.config.sections import TeacherSettings
+from condistill.config.sections import StudentSettings, TeacherSettings
 from condistill.plan.inspect import Layer, compared_layers, inspect_pipeline, layers_of
 from condistill.profiling.macs import macs
 from condistill.students.derive import derive_student
@@ -33,7 +33,7 @@ def test_the_parts_of_a_denoiser_add_up(tiny_skeleton: Skeleton) -> None:
 @pytest.mark.slow
 def test_what_is_compared_is_what_students_are_compared_at(tiny_skeleton: Skeleton) -> None:
     compared = compared_layers(tiny_skeleton)
-    student = derive_student(tiny_skeleton.denoiser, preset="b-base", width=None, features="cross_attention")
+    student = derive_student(tiny_skeleton.denoiser, StudentSettings(preset="b-base"), features="cross_attention")
     assert {pair.teacher for pair in student.pairs} <= set(compared["cross_attention"])
     assert {"down_blocks.0", "mid_block", "up_blocks.2"} <= set(compared["stages"])
 

@@ -10,6 +10,7 @@ import pytest
 from full_size import DATA
 
 from condistill.config.recipe import Recipe
+from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError
 from condistill.plan import make_plan
 from condistill.profiling.macs import macs
@@ -46,12 +47,12 @@ def test_students_are_counted_as_they_are_derived(tiny_plan: dict[str, Any], tin
     size, length = tiny_family.latent_shape[1:], tiny_family.text_length
     first, by_name = tiny_plan["students"][0], {s["name"]: s for s in tiny_plan["students"]}
     assert (first["name"], first["of_recipe"]) == ("random_conditioning", True)
-    for shown, asked in (
-        (first, {"preset": None, "width": 0.5}),
-        (by_name["c-micro"], {"preset": None, "width": 0.5}),
-        (by_name["b-base"], {"preset": "b-base", "width": None}),
+    for shown, settings in (
+        (first, StudentSettings(width=0.5)),
+        (by_name["c-micro"], StudentSettings(width=0.5)),
+        (by_name["b-base"], StudentSettings(preset="b-base")),
     ):
-        student = derive_student(tiny_family.denoiser, **asked).denoiser
+        student = derive_student(tiny_family.denoiser, settings).denoiser
         assert shown["params"] == parameters(student)
         assert shown["macs"] == macs(student, size=size, text_length=length)
     assert first["share_params"] == first["params"] / parameters(tiny_family.denoiser)

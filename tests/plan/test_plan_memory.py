@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from condistill.config.distill import DistillSettings
+from condistill.config.sections import StudentSettings
 from condistill.plan.memory import training_peak
 from condistill.plan.step import SyntheticStep
 from condistill.profiling.forwards import Load
@@ -31,7 +32,7 @@ CONFIG: dict[str, Any] = {
 
 def step_of(teacher: Any, **settings: Any) -> SyntheticStep:
     distill = DistillSettings.model_validate({"batch_size": 4, **settings})
-    student = derive_student(teacher, preset=None, width=0.5)
+    student = derive_student(teacher, StudentSettings(width=0.5))
     load = Load.of(distill, processes=1, teacher_takes_guidance=False)
     return SyntheticStep(teacher, student, distill, example_inputs(teacher), load)
 

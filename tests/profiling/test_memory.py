@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from condistill.config.sections import StudentSettings
 from condistill.pipelines.sampling import Sampling
 from condistill.profiling.memory import GIB, LiveMemory, peak_memory_gb
 from condistill.profiling.timing import sec_per_image
@@ -53,7 +54,7 @@ def test_half_precision_weights_count_as_they_are(tiny_family: Family) -> None:
 
 
 def test_a_smaller_student_needs_less_memory(tiny_family: Family) -> None:
-    student = derive_student(tiny_family.denoiser, preset=None, width=0.5).denoiser
+    student = derive_student(tiny_family.denoiser, StudentSettings(width=0.5)).denoiser
     assert peak_memory_gb(tiny_family, student) < peak_memory_gb(tiny_family, tiny_family.denoiser)
 
 

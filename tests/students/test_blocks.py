@@ -9,9 +9,9 @@ from condistill.students.blocks import (
     kept_layers,
     layer_lists,
     layer_sources,
-    origin,
     preset_layers,
     remove_blocks,
+    source_of,
 )
 from condistill.utils.meta import parameters
 
@@ -31,7 +31,7 @@ def without(teacher, keep):
 
 def assert_copied(student, sources, given):
     for name, weight in student.state_dict().items():
-        assert torch.equal(weight, given[origin(name, sources)]), name
+        assert torch.equal(weight, given[source_of(name, sources)]), name
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_the_middle_of_the_up_path_is_removed_and_the_reader_of_the_skip_above_k
     assert sources["up_blocks.0.resnets.0"] == "up_blocks.1.resnets.0"
     assert sources["up_blocks.0.resnets.1"] == "up_blocks.1.resnets.3"
     assert sources["down_blocks.1.attentions.0"] == "down_blocks.1.attentions.0"
-    assert origin("up_blocks.0.upsamplers.0.conv.bias", sources) == "up_blocks.1.upsamplers.0.conv.bias"
-    assert origin("time_embedding.linear_1", sources) == "time_embedding.linear_1"
+    assert source_of("up_blocks.0.upsamplers.0.conv.bias", sources) == "up_blocks.1.upsamplers.0.conv.bias"
+    assert source_of("time_embedding.linear_1", sources) == "time_embedding.linear_1"
 
 
 def test_tiny_loses_the_innermost_stage_and_its_new_last_block_does_not_downsample(tiny):
@@ -139,7 +139,7 @@ def test_koala_keeps_one_layer_of_each_stage_and_the_first_transformer_blocks_of
     assert student.config.layers_per_block == 1
     assert student.config.transformer_layers_per_block == (1, 2, depth)
     last = f"attentions.1.transformer_blocks.{depth - 1}"
-    assert origin(f"up_blocks.0.{last}", sources) == f"up_blocks.0.attentions.2.transformer_blocks.{depth - 1}"
+    assert source_of(f"up_blocks.0.{last}", sources) == f"up_blocks.0.attentions.2.transformer_blocks.{depth - 1}"
     assert_copied(student, sources, teacher.state_dict())
     assert torch.isfinite(run(student)).all()
 
@@ -205,26 +205,29 @@ def test_the_lists_that_there_are(tiny):
     [
         ({"down_block.1": (0,)}, r"names 'down_block\.1', and there is no such list; did you mean 'down_blocks\.1'\?"),
         ({"down_blocks.2.transformer_blocks": (0,)}, r"names 'down_blocks\.2\.transformer_blocks', and there is no"),
-        ({"up_blocks.1": (0, 3)}, r"up_blocks\.1 is \[0, 3\]; it has layers 0 to 2"),
-        ({"mid_block": (1,)}, r"mid_block is \[1\]; it has layer 0 alone"),
+        ({"up_blocks.1": (0, 3)}, r"up_blocks\.1 is \[0, 3\]; up_blocks\.1 has layers 0 to 2"),
+        ({"mid_block": (1,)}, r"mid_block is \[1\]; mid_block has layer 0 only"),
         ({"up_blocks.1": (2, 0)}, "each once, ascending"),
-        ({"down_blocks.1": (0,)}, r"1 of down_blocks\.1 and 3 of up_blocks\.1, .* keep 2 layers of up_blocks\.1"),
+        (
+            {"down_blocks.1": (0,)},
+            r"1 of the layers of down_blocks\.1 and 3 of up_blocks\.1, .* keep 2 layers of up_blocks\.1",
+        ),
         (
             {"down_blocks.1": (0,), "up_blocks.1": (0, 1)},
-            r"add its last layer, 2, the only one to read the stage above",
+            r"add its last layer, 2, the only one that fits the skip",
         ),
         (
             {"down_blocks.0": (0,), "up_blocks.2": (1, 2)},
-            r"up_blocks\.2 is \[1, 2\]; add layer 0.* 32 channels .* to 16",
+            r"up_blocks\.2 is \[1, 2\]; add layer 0.* takes 32 channels to 16",
         ),
         ({"down_blocks.1": (), "up_blocks.1": ()}, r"leaves down_blocks\.1 without layers; only whole stages"),
-        ({"up_blocks.0": (), "mid_block": ()}, r"leaves up_blocks\.0 without layers; .* none of down_blocks\.2"),
+        ({"up_blocks.0": (), "mid_block": ()}, r"leaves up_blocks\.0 without layers; .* no layer of down_blocks\.2"),
         ({"down_blocks.2": (), "up_blocks.0": ()}, r"mid block without its stage, .* add mid_block: \[\]"),
         ({f"{way}_blocks.{i}": () for way in ("up", "down") for i in range(3)}, "leaves no stage"),
         ({"mid_block": (), "mid_block.transformer_blocks": (0,)}, r"of a block of which none is kept; leave it out"),
     ],
 )
-def test_layers_that_make_no_denoiser_are_refused_with_what_would(tiny, keep, message):
+def test_layers_that_make_no_denoiser_are_refused_with_advice(tiny, keep, message):
     with pytest.raises(CondistillError, match=message):
         kept_layers(tiny(), keep)
 

@@ -8,10 +8,13 @@ import torch
 from diffusers import SanaTransformer2DModel
 from tiny_transformers import BLOCKS, KINDS, build, inputs_of, pass_on
 
+from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError
-from condistill.students import derive_student, parameters
 from condistill.students.depth import layer_lists, share_of_layers
+from condistill.students.derive import derive_student
 from condistill.students.features import FeatureRecorder
+from condistill.students.scores.record import Scores
+from condistill.utils.meta import parameters
 
 KEEP = {"transformer_blocks": (0, 1, 4)}
 
@@ -38,8 +41,9 @@ def predict(denoiser: Any) -> torch.Tensor:
     return sample
 
 
-def student_of(teacher: Any, **settings: Any) -> Any:
-    return derive_student(teacher, **{"preset": None, "width": None, **settings})
+def student_of(teacher: Any, *, scores: Any = None, seed: int = 0, features: Any = "stages", **settings: Any) -> Any:
+    scores = Scores(layer_scores=scores)
+    return derive_student(teacher, StudentSettings(**settings), scores=scores, seed=seed, features=features)
 
 
 @pytest.mark.slow
@@ -146,7 +150,7 @@ def test_depth_keeps_both_ends_and_the_layers_of_most_influence(depth, scores, k
     teacher = build("dit")
     given = None if scores is None else {BLOCKS: scores}
     assert share_of_layers(teacher, depth, given) == {BLOCKS: kept}
-    assert student_of(teacher, depth=depth, layer_scores=given).denoiser.config.num_layers == len(kept)
+    assert student_of(teacher, depth=depth, scores=given).denoiser.config.num_layers == len(kept)
 
 
 def test_the_model_card_lines_say_which_layers_are_kept_and_why():
@@ -157,8 +161,8 @@ def test_the_model_card_lines_say_which_layers_are_kept_and_why():
         "transformer_blocks: layers 0, 1, 4 of 5, as listed",
         "single_transformer_blocks: all 4 layers",
     )
-    by_influence = "those that change their input most, the first and the last"
-    assert student_of(teacher, depth=0.5, layer_scores=scores).kept[1:] == (
+    by_influence = "the first, the last and those with the highest block influence"
+    assert student_of(teacher, depth=0.5, scores=scores).kept[1:] == (
         f"transformer_blocks: layers 0, 4 of 5, {by_influence}",
         f"single_transformer_blocks: layers 0, 3 of 4, {by_influence}",
     )
@@ -182,11 +186,14 @@ def test_the_model_card_lines_say_which_layers_are_kept_and_why():
         ("dit", {"keep": {BLOCKS: (1, 1)}}, "each once, ascending"),
         ("dit", {"keep": {BLOCKS: ()}}, "at least one of the layers"),
         ("sd3", {"keep": {BLOCKS: (0, 1)}}, "the last layer, 4, must be kept"),
-        ("dit", {"keep": {BLOCKS: range(5)}}, r"[\d,]+ parameters and its teacher has [\d,]+; keep fewer layers"),
+        (
+            "dit",
+            {"keep": {BLOCKS: (0, 1, 2, 3, 4)}},
+            r"[\d,]+ parameters and its teacher has [\d,]+; keep fewer layers",
+        ),
         ("dit", {"depth": 0.95}, "depth 0.95 of 5 transformer_blocks keeps all layers"),
         ("dit", {"width": 0.5}, "width 0.5: presets and widths are for U-Nets.* DiTTransformer2DModel; set .*depth"),
-        ("dit", {"preset": "b-small", "depth": 0.5}, "preset 'b-small': presets and widths are for U-Nets"),
-        ("dit", {}, "either a depth or the layers"),
+        ("dit", {"preset": "b-small"}, "preset 'b-small': presets and widths are for U-Nets"),
         ("dit", {"depth": 0.5, "features": "attention_maps"}, "attention_maps cannot be compared in a DiT"),
         ("sd3", {"depth": 0.5, "features": "cross_attention"}, "cross_attention cannot be compared in a SD3"),
     ],

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError
-from condistill.students import check_pairs, derive_student, parameters
+from condistill.students.derive import derive_student
+from condistill.students.features import check_pairs
+from condistill.utils.meta import parameters
 
 
 @pytest.mark.parametrize(
@@ -19,7 +23,7 @@ from condistill.students import check_pairs, derive_student, parameters
     indirect=["teacher"],
 )
 def test_a_student_runs_fits_its_maps_and_loads_with_diffusers_alone(teacher, run, tmp_path, preset, width):
-    student = derive_student(teacher, preset=preset, width=width)
+    student = derive_student(teacher, StudentSettings(preset=preset, width=width))
     assert parameters(student.denoiser) < parameters(teacher)
     assert student.denoiser.dtype == torch.float32
     assert all(parameter.requires_grad for parameter in student.denoiser.parameters())
@@ -35,15 +39,15 @@ def test_a_student_runs_fits_its_maps_and_loads_with_diffusers_alone(teacher, ru
 
 @pytest.mark.slow
 def test_a_student_of_stable_diffusion_on_meta_has_shapes_only(sd14):
-    student = derive_student(sd14, preset="c-micro", width=None)
+    student = derive_student(sd14, StudentSettings(preset="c-micro"))
     assert parameters(student.denoiser) == 219_789_284
     assert {p.device.type for m in (student.denoiser, student.maps) for p in m.parameters()} == {"meta"}
     assert [pair.student for pair in student.pairs].count("mid_block") == 1
 
 
 @pytest.mark.slow
-def test_a_teacher_on_meta_may_need_a_shortcut_that_it_only_implies(tiny):
-    student = derive_student(tiny().to("meta"), preset=None, width=(8, 16, 12))
+def test_a_teacher_on_meta_may_need_a_shortcut_that_it_has_only_implicitly(tiny):
+    student = derive_student(tiny().to("meta"), StudentSettings(width=(8, 16, 12)))
     assert {p.device.type for p in student.denoiser.parameters()} == {"meta"}
 
 
@@ -52,7 +56,7 @@ def test_the_teacher_and_the_global_generator_stay_as_they_were(tiny):
     teacher = tiny().half().requires_grad_(False)
     before, state = {n: w.clone() for n, w in teacher.state_dict().items()}, torch.get_rng_state()
     for weights in ("teacher", "random"):
-        student = derive_student(teacher, preset="b-small", width=0.5, weights=weights)
+        student = derive_student(teacher, StudentSettings(preset="b-small", width=0.5, weights=weights))
         assert student.denoiser.dtype == torch.float32
         with torch.no_grad():
             for parameter in student.denoiser.parameters():
@@ -65,7 +69,7 @@ def test_the_teacher_and_the_global_generator_stay_as_they_were(tiny):
 @pytest.mark.slow
 def test_random_weights_and_maps_are_a_function_of_the_seed(tiny):
     def weights(seed):
-        student = derive_student(tiny(), preset="c-micro", width=None, weights="random", seed=seed)
+        student = derive_student(tiny(), StudentSettings(preset="c-micro", weights="random"), seed=seed)
         return torch.cat([p.detach().flatten() for m in (student.denoiser, student.maps) for p in m.parameters()])
 
     assert torch.equal(weights(1), weights(1))
@@ -74,13 +78,14 @@ def test_random_weights_and_maps_are_a_function_of_the_seed(tiny):
 
 @pytest.mark.slow
 def test_random_weights_allow_shapes_that_slicing_cannot_give(tiny):
-    student = derive_student(tiny(), preset=None, width=(16, 16, 16), weights="random")
+    student = derive_student(tiny(), StudentSettings(width=(16, 16, 16), weights="random"))
     assert tuple(student.denoiser.config.block_out_channels) == (16, 16, 16)
 
 
 @pytest.mark.slow
 def test_the_model_card_lines_say_where_each_block_comes_from(tiny):
-    kept = derive_student(tiny(block_out_channels=(16, 24, 32)), preset="b-tiny", width=0.5).kept
+    teacher = tiny(block_out_channels=(16, 24, 32))
+    kept = derive_student(teacher, StudentSettings(preset="b-tiny", width=0.5)).kept
     assert kept == (
         "weights: inherited from the teacher",
         "down_blocks.0: from down_blocks.0, layer 0 of 2, 16 to 8 channels",
@@ -89,19 +94,18 @@ def test_the_model_card_lines_say_where_each_block_comes_from(tiny):
         "up_blocks.1: from up_blocks.2, layers 0 and 2 of 3, 16 to 8 channels",
         "mid_block: removed",
         "stage 2 (down_blocks.2 and up_blocks.0 of the teacher): removed",
-        "up_blocks.0.resnets.0: reads the stream through 24 of the 32 channels that up_blocks.1.resnets.0 of the "
-        "teacher read",
+        "up_blocks.0.resnets.0: its input has 24 of the 32 channels that up_blocks.1.resnets.0 of the teacher gets "
+        "from the stage below",
     )
-    assert derive_student(tiny(), preset="c-micro", width=None, weights="random", seed=7).kept[0] == (
-        "weights: random, seed 7"
-    )
+    random = StudentSettings(preset="c-micro", weights="random")
+    assert derive_student(tiny(), random, seed=7).kept[0] == "weights: random, seed 7"
 
 
 @pytest.mark.slow
 def test_layers_that_are_kept_may_be_narrowed_and_are_compared_by_their_own_attentions(tiny, run):
     teacher = tiny(transformer_layers_per_block=2)
     keep = {"up_blocks.1.transformer_blocks": (1,), "mid_block": ()}
-    student = derive_student(teacher, preset=None, width=0.5, keep=keep, features="self_attention")
+    student = derive_student(teacher, StudentSettings(width=0.5, keep=keep), features="self_attention")
     assert torch.isfinite(run(student.denoiser)).all()
     assert student.kept[1:] == (
         "down_blocks.0: from down_blocks.0, all layers, 16 to 8 channels",
@@ -119,19 +123,36 @@ def test_layers_that_are_kept_may_be_narrowed_and_are_compared_by_their_own_atte
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": None, "width": None}, "give a preset, a width or both"),
-        ({"preset": None, "width": None, "keep": {"mid_blok": ()}}, r"names 'mid_blok'.*did you mean 'mid_block'\?"),
-        ({"preset": None, "width": None, "keep": {}}, r"[\d,]+ parameters and its teacher.* or fewer layers"),
-        ({"preset": "b-base", "width": None, "keep": {}}, "'b-base' says which layers are kept already"),
-        ({"preset": None, "width": 0.5, "depth": 0.5}, r"student\.depth is for transformers"),
-        ({"preset": "b-smal", "width": None}, r"'b-smal' is not a preset; did you mean 'b-small'\?"),
+        ({}, "give a preset, a width, a depth, a target or the layers to keep"),
+        ({"preset": "b-base", "keep": {}}, "preset and keep say which layers are kept"),
+        ({"preset": "b-smal"}, "Input should be 'b-base', 'b-small'"),
         ({"preset": "c-tiny", "width": 0.5}, "sets the width already"),
-        ({"preset": None, "width": 0.5, "weights": "zeros"}, "'teacher' or 'random', not 'zeros'"),
-        ({"preset": None, "width": 1.0}, r"student would have [\d,]+ parameters .* smaller width"),
-        ({"preset": None, "width": 0.6}, r"stage 0 9\.6 of 16 .* nearest valid fractions: 0\.5, 0\.75"),
-        ({"preset": "b-tiny", "width": (8, 16, 16)}, r"3 widths \(8, 16, 16\) for the 2 stages"),
+        ({"width": 0.5, "weights": "zeros"}, "Input should be 'teacher' or 'random'"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(tiny, settings, message):
+def test_settings_that_fit_no_teacher_are_refused_by_themselves(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        StudentSettings.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep": {"mid_blok": ()}}, r"names 'mid_blok'.*did you mean 'mid_block'\?"),
+        ({"keep": {}}, r"[\d,]+ parameters and its teacher.* or fewer layers"),
+        ({"width": 0.5, "depth": 0.5}, r"student\.depth is for transformers"),
+        ({"width": 1.0}, r"student would have [\d,]+ parameters .* smaller width"),
+        ({"width": 0.6}, r"stage 0 9\.6 of 16 .* nearest valid fractions: 0\.5, 0\.75"),
+        ({"preset": "b-tiny", "width": (8, 16, 16)}, r"3 numbers, \(8, 16, 16\), and the teacher has 2 stages"),
+        ({"target": {"macs": 0.5}}, "have a target; replace it by a width or a depth first"),
+        ({"width": 0.5, "importance": "taylor"}, "importance 'taylor' needs channel scores"),
+    ],
+)
+def test_settings_that_do_not_fit_the_teacher_are_refused(tiny, settings, message):
     with pytest.raises(CondistillError, match=message):
-        derive_student(tiny(), **settings)
+        derive_student(tiny(), StudentSettings.model_validate(settings))
+
+
+def test_importance_needs_no_scores_where_only_shapes_are_derived(tiny):
+    student = derive_student(tiny().to("meta"), StudentSettings(width=0.5, importance="taylor"))
+    assert tuple(student.denoiser.config.block_out_channels) == (8, 16, 16)

@@ -1,4 +1,4 @@
-"""The table of parameter counts in docs/students.md, counted anew on the meta device."""
+"""The table of parameter counts in docs/students.md is what is counted on the meta device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from condistill.config.sections import BlockPreset, WidthPreset
+from condistill.config.sections import BlockPreset, StudentSettings, WidthPreset
 from condistill.errors import CondistillError
 from condistill.miniature.build import build_denoiser
-from condistill.students import derive_student, parameters
+from condistill.students.derive import derive_student
+from condistill.utils.meta import parameters
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "students.md"
 TEACHERS = ["SD-1.4", "SD-2.1", "SDXL", "miniature"]
@@ -42,7 +43,7 @@ def test_documented_sizes_are_what_is_counted(name: str, full_size: Callable[[st
     counted = {"teacher": f"{parameters(teacher):,}"}
     for preset in (*get_args(BlockPreset), *get_args(WidthPreset)):
         try:
-            student = derive_student(teacher, preset=preset, width=None)
+            student = derive_student(teacher, StudentSettings(preset=preset))
             counted[preset] = f"{parameters(student.denoiser):,}"
         except CondistillError as error:
             unfit = any(reason in str(error) for reason in ("norm_num_groups", "for Stable Diffusion XL"))

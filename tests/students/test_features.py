@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
+from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError
 from condistill.students.blocks import kept_layers, layer_sources, preset_layers, remove_blocks
 from condistill.students.derive import derive_student
@@ -159,7 +160,7 @@ def test_attention_maps_are_what_the_softmax_gives(heads):
 
 
 def test_maps_of_every_cross_attention_are_compared_as_they_are(tiny):
-    student = derive_student(tiny(), preset=None, width=0.5, features="attention_maps")
+    student = derive_student(tiny(), StudentSettings(width=0.5), features="attention_maps")
     assert all(pair.student.endswith(".attn2") for pair in student.pairs)
     assert not [*student.maps.parameters()]
 

@@ -6,6 +6,7 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import nn
 
 from condistill.config.distill import DistillSettings
+from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError
 from condistill.students.derive import derive_student
 from condistill.students.guidance import guidance_kind, guidance_learnt, with_guidance
@@ -26,7 +27,7 @@ def projection_of(denoiser):
 
 
 def fold(teacher, scale, **student):
-    made = derive_student(teacher, **{"preset": None, "width": 0.5, "may_be_as_large": True, **student})
+    made = derive_student(teacher, StudentSettings(**{"width": 0.5, **student}), may_be_as_large=True)
     return with_guidance(made, teacher, settings_of(guidance_distillation=scale))
 
 
@@ -40,7 +41,7 @@ def fold(teacher, scale, **student):
 )
 def test_folded_guidance_changes_a_students_config_and_not_what_it_says(tiny, run, scale, trained, told):
     teacher = tiny()
-    plain = derive_student(teacher, preset=None, width=0.5).denoiser
+    plain = derive_student(teacher, StudentSettings(width=0.5)).denoiser
     state = torch.get_rng_state()
     folded = fold(teacher, scale)
     assert torch.equal(torch.get_rng_state(), state)
@@ -53,7 +54,7 @@ def test_folded_guidance_changes_a_students_config_and_not_what_it_says(tiny, ru
 
 
 def test_without_folding_a_student_stays_as_it_is(tiny):
-    student = derive_student(tiny(), preset=None, width=0.5)
+    student = derive_student(tiny(), StudentSettings(width=0.5))
     assert with_guidance(student, tiny(), settings_of()) is student
     assert guidance_kind(student.denoiser) == "cfg"
 

@@ -141,7 +141,7 @@ def test_fractions_give_the_published_widths(sd14, fraction, widths):
     [
         (0.55, r"width 0\.55 gives stage 0 176 of 320 .* nearest valid fractions: 0\.5, 0\.6"),
         (1.5, r"width 1\.5 is not a fraction"),
-        ((160, 320, 640), r"3 widths \(160, 320, 640\) for the 4 stages"),
+        ((160, 320, 640), r"3 numbers, \(160, 320, 640\), and the teacher has 4 stages"),
         ((160, 330, 640, 640), r"stage 1 .* 330 channels: its teacher has 640.*=32; nearest: 320, 352"),
         ((160, 320, 640, 1312), r"stage 3 .* nearest: 1280"),
     ],
@@ -153,5 +153,5 @@ def test_widths_that_do_not_fit_are_named(sd14, width, message):
 
 def test_layers_outside_the_known_streams_are_named(tiny):
     teacher = tiny(num_class_embeds=3)
-    with pytest.raises(CondistillError, match=r"class_embedding\.weight has no known place"):
+    with pytest.raises(CondistillError, match=r"class_embedding\.weight is not in any known stream"):
         half(teacher)

@@ -26,11 +26,10 @@ from condistill.prompts import stage as prompts_stage
 from condistill.prompts.pool import PromptPool
 from condistill.run.context import Run
 from condistill.run.directory import StageDir
-from condistill.students.derive import Student, student_of
+from condistill.students.derive import Student, derive_student
 from condistill.students.guidance import with_guidance
-from condistill.students.scores.channels import kept_importance
-from condistill.students.scores.layers import kept_influence
-from condistill.students.target import settled
+from condistill.students.scores.calibration import Calibration
+from condistill.students.settle import settle_student
 from condistill.teachers.family import Family
 from condistill.utils.distributed import decide, on_main_process
 from condistill.utils.hashing import key_of
@@ -191,28 +190,18 @@ def _save(run: Run, name: str, denoiser: nn.Module) -> None:
 
 
 def _derive(run: Run, name: str, directory: Path, cache: LatentCache) -> Student:
-    """Derive the student of a variant; the scores that choose its layers are kept in `directory`."""
+    """Return the student of a variant; the results that choose its layers and channels are kept in `directory`."""
     family, recipe = run.family, run.recipe
     student, settings = recipe.variant(name)
-    student = settled(family, student, directory, run.accelerator)
-    measured: dict[str, Any] = {
-        "seed": recipe.seed,
-        "batch_size": recipe.cache.batch_size,
-        "guidance_range": settings.guidance_range,
-    }
-    importance = influence = None
-    if student.importance != "weight_norm":
-        importance = kept_importance(family, student.importance, cache, directory, run.accelerator, **measured)
-    if student.depth is not None:
-        influence = kept_influence(family, cache, directory, run.accelerator, **measured)
-    return student_of(
+    calibration = Calibration(cache, recipe.seed, recipe.cache.batch_size, settings.guidance_range)
+    student, scores = settle_student(family, student, calibration, directory=directory, accelerator=run.accelerator)
+    return derive_student(
         family.denoiser,
         student,
-        channel_importance=importance,
-        layer_scores=influence,
+        scores=scores,
         seed=recipe.seed,
-        may_be_as_large=settings.draws_cheaper,
         features=settings.loss.features,
+        may_be_as_large=settings.draws_cheaper,
     )
 
 

@@ -15,9 +15,9 @@ from condistill.config.sections import BlockPreset, StudentSettings, WidthPreset
 from condistill.errors import CondistillError
 from condistill.profiling.macs import example_inputs
 from condistill.profiling.shapes import ShapesOnly
-from condistill.students.derive import Student, student_of, student_shapes
+from condistill.students.derive import Student, derive_student, student_shapes
 from condistill.students.guidance import can_distill_guidance, guidance_config, guidance_kind_of_config
-from condistill.students.target import settle
+from condistill.students.target import meet_target
 from condistill.teachers.skeleton import Skeleton
 from condistill.utils.meta import build_on_meta, parameters
 
@@ -85,8 +85,8 @@ def own_students(skeleton: Skeleton, recipe: Recipe) -> dict[str, Candidate]:
         settings, distill = recipe.variant(name)
         try:
             size, text_length = skeleton.family.latent_shape[1:], skeleton.family.text_length
-            settings = settle(denoisers[variant.teacher], settings, size=size, text_length=text_length)
-            student = student_of(
+            settings = meet_target(denoisers[variant.teacher], settings, size=size, text_length=text_length)
+            student = derive_student(
                 denoisers[variant.teacher],
                 settings,
                 features=distill.loss.features,

@@ -17,7 +17,7 @@ from condistill.errors import CondistillError
 from condistill.plan.candidates import POSSIBLE, Candidate, inputs_of, possible_students, the_teacher
 from condistill.profiling.shapes import ShapesOnly
 from condistill.students.depth import image_stream
-from condistill.students.derive import student_of
+from condistill.students.derive import derive_student
 from condistill.students.features import FeatureKind
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.meta import parameters
@@ -87,7 +87,7 @@ def compared_layers(skeleton: Skeleton) -> dict[FeatureKind, tuple[str, ...]]:
         for settings in asked:
             try:
                 student = StudentSettings.model_validate({**settings, "weights": "random"})
-                pairs = student_of(skeleton.denoiser, student, features=kind).pairs
+                pairs = derive_student(skeleton.denoiser, student, features=kind).pairs
                 paths |= dict.fromkeys(pair.teacher for pair in pairs)
             except CondistillError:
                 continue
@@ -187,5 +187,5 @@ def _add_student(tree: Tree, candidate: Candidate, teacher: Candidate) -> None:
     cost = f"{_amount(candidate.macs)} ({candidate.macs / teacher.macs:.1%})"
     branch = tree.add(f"[bold cyan]{candidate.name}[/] keeps {share}, {cost}")
     settings = StudentSettings.model_validate({**POSSIBLE[candidate.name], "weights": "random"})
-    for line in student_of(teacher.denoiser, settings).kept[1:]:  # the first tells of weights
+    for line in derive_student(teacher.denoiser, settings).kept[1:]:  # the first tells of weights
         branch.add(escape(line))

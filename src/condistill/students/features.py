@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from condistill.errors import CondistillError, nearest
 from condistill.profiling.macs import example_inputs
 from condistill.profiling.shapes import ShapesOnly
-from condistill.students.blocks import origin
+from condistill.students.blocks import source_of
 from condistill.students.depth import Kept, image_stream
 from condistill.teachers.registry import is_joint_layer
 from condistill.utils.meta import build_on_meta, plain_config
@@ -184,7 +184,7 @@ def _attention_pairs(student: UNet2DConditionModel, kind: str, sources: Mapping[
     paths = [path for path, _ in student.named_modules() if path.endswith(f".{kind}")]
     if not paths:
         raise CondistillError(f"the student has no {kind}; set distill.loss.features to stages")
-    return tuple(FeaturePair(teacher=origin(path, sources), student=path, name=path) for path in paths)
+    return tuple(FeaturePair(teacher=source_of(path, sources), student=path, name=path) for path in paths)
 
 
 def layer_pairs(

@@ -1,9 +1,10 @@
-"""Students with fewer channels per stage, whose weights are consistent slices of their teacher's.
+"""Reduce the channels of a U-Net's stages: the student's weights are slices of its teacher's.
 
-Channels that a layer writes and another reads are one stream, and lose the same channels everywhere:
-one stream per stage (skips included), one inside each resnet, one inside each transformer, one per attention head
-and feed-forward, and the time embedding. A channel's importance is the L2 norm of the weights that write it, or its
-share of a score that each layer is given (see `importance.py`), summed over the layers that write it.
+The output channels of one layer are the input channels of others. Such channels form a stream, and all layers of a
+stream keep the same ones: there is a stream per stage (skip connections included), one inside each resnet, one inside
+each transformer, one per attention head and feed-forward layer, and one for the time embedding. A channel's importance
+is summed over the layers that write to it: for each the L2 norm of the weights of this output channel, or its share of
+the layer's measured scores (see `scores/channels.py`).
 """
 
 from __future__ import annotations
@@ -21,24 +22,28 @@ from condistill.errors import CondistillError
 from condistill.utils.meta import build_on_meta, plain_config
 
 Selection = tuple[Tensor | None, ...]
-"""Kept indices of each leading dimension of a weight; None keeps the dimension whole."""
+"""Kept indices of each leading dimension of a weight; None keeps the whole dimension."""
 
 
 def stage_widths(config: dict[str, Any], width: float | Sequence[int]) -> tuple[int, ...]:
-    """Channels of every stage of the student; nothing is rounded.
+    """Return the channels of every stage of the student; nothing is rounded.
 
     Args:
+        config: the teacher's.
         width: a fraction of the teacher's channels, or the channels of every stage.
 
     Raises:
-        CondistillError: names the stage, what was given and the nearest values that are valid.
+        CondistillError: a stage cannot have this width; the message names the nearest valid ones.
     """
     channels: list[int] = list(config["block_out_channels"])
     groups: int = config["norm_num_groups"] or 1
     if isinstance(width, float | int):
         return _fraction_of(channels, groups, width)
     if len(width) != len(channels):
-        raise CondistillError(f"{len(width)} widths {tuple(width)} for the {len(channels)} stages of the teacher")
+        raise CondistillError(
+            f"student.width has {len(width)} numbers, {tuple(width)}, and the teacher has {len(channels)} stages; give "
+            "one per stage"
+        )
     for stage, (given, before) in enumerate(zip(width, channels, strict=True)):
         if not 0 < given <= before or given % groups:
             below = max(groups, min(given, before) // groups * groups)
@@ -69,24 +74,26 @@ def _fraction_of(channels: Sequence[int], groups: int, width: float) -> tuple[in
 
 
 def narrowed_config(config: dict[str, Any], widths: Sequence[int]) -> dict[str, Any]:
-    """The config with other stage widths; heads keep their number where it divides, else the next smaller that does.
+    """Return a config with other stage widths, and as many heads as before where that number divides the width.
 
-    `attention_head_dim` is the NUMBER of heads in these models, for historical reasons.
+    Where it does not, the next smaller number that does is taken. In these configs `attention_head_dim` is the NUMBER
+    of heads, for historical reasons.
     """
-    given = config["attention_head_dim"]
-    before = [given] * len(widths) if isinstance(given, int) else list(given)
+    number = config["attention_head_dim"]
+    before = [number] * len(widths) if isinstance(number, int) else list(number)
     heads = [
         next(n for n in range(count, 0, -1) if width % n == 0) for count, width in zip(before, widths, strict=True)
     ]
-    same = isinstance(given, int) and len(set(heads)) == 1
+    same = isinstance(number, int) and len(set(heads)) == 1
     return config | {"block_out_channels": tuple(widths), "attention_head_dim": heads[0] if same else tuple(heads)}
 
 
 def keep_channels(importance: Tensor, count: int, *, blocks: int = 1) -> Tensor:
-    """Indices `[count]`, ascending, of the most important channels, equally many out of each of `blocks`.
+    """Return the indices `[count]` of the most important channels, ascending, equally many from each block.
 
     Args:
-        importance: `[C]`; the blocks are runs of C / blocks channels.
+        importance: `[C]`.
+        blocks: number of blocks; each is a run of C / blocks channels.
     """
     scores = importance.reshape(blocks, -1)
     order = scores.argsort(dim=1, descending=True, stable=True)[:, : count // blocks]
@@ -95,7 +102,7 @@ def keep_channels(importance: Tensor, count: int, *, blocks: int = 1) -> Tensor:
 
 
 def take(weight: Tensor, selection: Selection) -> Tensor:
-    """A float32 copy of the selected part of a weight; of one on the meta device, its shape."""
+    """Return a float32 copy of the selected part of a weight; on the meta device, a tensor of its shape."""
     if weight.is_meta:
         kept = [len(indices) if indices is not None else weight.shape[i] for i, indices in enumerate(selection)]
         return torch.empty(*kept, *weight.shape[len(kept) :], device="meta")
@@ -105,10 +112,11 @@ def take(weight: Tensor, selection: Selection) -> Tensor:
     return part.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
-def importance_of(*weights: Tensor) -> Tensor:
-    """L2 norm `[C]` of the weights that write each channel, summed over the layers, on the CPU.
+def weight_norms(*weights: Tensor) -> Tensor:
+    """Return the L2 norm `[C]` of each output channel's weights, summed over the layers, on the CPU.
 
-    Channels on the meta device are all alike.
+    Args:
+        weights: one per layer, output channels first. On the meta device every norm is 0.
     """
     if any(weight.is_meta for weight in weights):
         return torch.zeros(len(weights[0]))
@@ -116,13 +124,13 @@ def importance_of(*weights: Tensor) -> Tensor:
 
 
 def shares(scores: Tensor) -> Tensor:
-    """Scores `[C]` scaled to a sum of 1; all the same where there is none."""
+    """Return scores `[C]` scaled to a sum of 1, or equal shares if all are 0."""
     total = scores.sum()
     return scores / total if total > 0 else torch.full_like(scores, 1 / len(scores))
 
 
 def inherit(student: UNet2DConditionModel, weights: dict[str, Tensor]) -> UNet2DConditionModel:
-    """Give a denoiser built on the meta device all of its weights."""
+    """Put all weights into a denoiser that was built on the meta device, and return it."""
     student.load_state_dict(weights, strict=True, assign=True)
     return student
 
@@ -130,40 +138,48 @@ def inherit(student: UNet2DConditionModel, weights: dict[str, Tensor]) -> UNet2D
 def narrow(
     teacher: UNet2DConditionModel, widths: Sequence[int], importance: Mapping[str, Tensor] | None = None
 ) -> UNet2DConditionModel:
-    """A denoiser with fewer channels per stage and slices of the teacher's weights, float32.
+    """Return a denoiser with fewer channels per stage and slices of the teacher's weights, float32.
 
     Args:
-        importance: scores of the channels that each layer writes, `[C]` by module path; None: norms of weights.
+        widths: channels of every stage, from `stage_widths`.
+        importance: scores of each layer's output channels, `[C]` by module path; without it, norms of weights.
 
     Raises:
-        CondistillError: a layer's weights cannot be sliced to the student's shape; the layer is named.
+        CondistillError: a layer's weights cannot be sliced to the student's shape; the message names the layer.
     """
     student = build_on_meta(type(teacher), narrowed_config(plain_config(teacher), widths))
-    given = teacher.state_dict()
     slicer = _Slicer(teacher, student, importance)
     weights = {name: weight.to(teacher.device) for name, weight in slicer.added.items()}
-    for name, weight in given.items():
+    for name, weight in teacher.state_dict().items():
         if name not in slicer.selections:
             raise CondistillError(
-                f"the teacher's {name} has no known place among its channels, so it cannot be sliced; "
-                "use a block preset or random weights"
+                f"the teacher's {name} is not in any known stream of channels, so it cannot be sliced; use a block "
+                "preset or random weights"
             )
         weights[name] = take(weight, slicer.selections[name])
     for name, parameter in student.state_dict().items():
         if name not in weights or weights[name].shape != parameter.shape:
-            raise CondistillError(f"the student's {name} has no part of the teacher of shape {tuple(parameter.shape)}")
+            raise CondistillError(
+                f"the student's {name} has shape {tuple(parameter.shape)}, which no slice of the teacher's weights "
+                "has; use a block preset or random weights"
+            )
     return inherit(student, weights)
 
 
 def channel_selections(
     teacher: UNet2DConditionModel, student: UNet2DConditionModel, importance: Mapping[str, Tensor] | None = None
 ) -> dict[str, Selection]:
-    """Which channels of each of the teacher's weights a narrower student of the same layers keeps."""
+    """Return the channels of each of the teacher's weights that a narrower student with the same layers keeps."""
     return _Slicer(teacher, student, importance).selections
 
 
 class _Slicer:
-    """Walks the layers along the streams. `selections` is by name; `added` are weights the teacher only implies."""
+    """The slices of a teacher's weights, found by walking its layers along the streams.
+
+    Attributes:
+        selections: by name of the weight.
+        added: weights of the student that the teacher has only implicitly, by name.
+    """
 
     def __init__(
         self,
@@ -172,7 +188,7 @@ class _Slicer:
         importance: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.teacher, self.student, self.importance = teacher, student, importance
-        self.given: dict[str, Tensor] = teacher.state_dict()
+        self.weights: dict[str, Tensor] = teacher.state_dict()
         self.selections: dict[str, Selection] = {}
         self.added: dict[str, Tensor] = {}
         self.stages = self._stage_channels()
@@ -189,13 +205,13 @@ class _Slicer:
             self._block("mid_block", mid, [stages[last]] * len(mid.resnets), stages[last])
         channels = self.teacher.config.block_out_channels
         for i, block in enumerate(self.teacher.up_blocks):
-            here, below, above = last - i, min(last - i + 1, last), max(last - i - 1, 0)
+            stage, below, above = last - i, min(last - i + 1, last), max(last - i - 1, 0)
             count = len(block.resnets)
             entering = []
             for k in range(count):
-                hidden, skip = below if k == 0 else here, above if k == count - 1 else here
+                hidden, skip = below if k == 0 else stage, above if k == count - 1 else stage
                 entering.append(torch.cat([stages[hidden], stages[skip] + channels[hidden]]))
-            self._block(f"up_blocks.{i}", block, entering, stages[here])
+            self._block(f"up_blocks.{i}", block, entering, stages[stage])
         self._norm("conv_norm_out", stages[0])
         self._layer("conv_out", None, stages[0])
 
@@ -203,7 +219,7 @@ class _Slicer:
         for k, inputs in enumerate(entering):
             self._resnet(f"{name}.resnets.{k}", inputs, stage)
         for k, _ in enumerate(getattr(block, "attentions", None) or ()):
-            if f"{name}.attentions.{k}.proj_in.weight" in self.given:  # other kinds are refused by `narrow`
+            if f"{name}.attentions.{k}.proj_in.weight" in self.weights:  # `narrow` refuses other kinds
                 self._transformer(f"{name}.attentions.{k}", stage)
         for sampler in ("downsamplers", "upsamplers"):
             if getattr(block, sampler, None):
@@ -211,8 +227,8 @@ class _Slicer:
 
     def _resnet(self, name: str, inputs: Tensor, outputs: Tensor) -> None:
         teacher, student = self.teacher.get_submodule(name), self.student.get_submodule(name)
-        writes = self._writes(f"{name}.conv1", f"{name}.time_emb_proj")
-        inner = keep_channels(writes, student.conv1.out_channels, blocks=teacher.norm2.num_groups)
+        importance = self._importance(f"{name}.conv1", f"{name}.time_emb_proj")
+        inner = keep_channels(importance, student.conv1.out_channels, blocks=teacher.norm2.num_groups)
         self._norm(f"{name}.norm1", inputs)
         self._layer(f"{name}.conv1", inner, inputs)
         self._layer(f"{name}.time_emb_proj", inner, self.time)
@@ -223,11 +239,11 @@ class _Slicer:
             if student.conv_shortcut is None:
                 raise CondistillError(
                     f"{name} changes the width in the teacher ({teacher.in_channels} to {teacher.out_channels} "
-                    f"channels) and not in the student ({student.in_channels}), which leaves no place for the "
-                    "teacher's shortcut; give neighbouring stages different widths, or use random weights"
+                    f"channels) and not in the student ({student.in_channels}), so the student has no shortcut for the "
+                    "teacher's weights; give neighbouring stages different widths, or use random weights"
                 )
         elif student.conv_shortcut is not None:
-            # The teacher passes the stream on as it is: an implied identity, of which this is the slice.
+            # The teacher adds the input unchanged, an implicit identity; this is the slice of that identity.
             shortcut = (outputs[:, None] == inputs[None, :]).float()
             self.added[f"{name}.conv_shortcut.weight"] = shortcut[:, :, None, None]
             self.added[f"{name}.conv_shortcut.bias"] = torch.zeros(len(outputs))
@@ -236,28 +252,29 @@ class _Slicer:
         blocks = [f"{name}.transformer_blocks.{k}" for k, _ in enumerate(self._module(name).transformer_blocks)]
         writers = [f"{block}.{layer}" for block in blocks for layer in ("attn1.to_out.0", "attn2.to_out.0", "ff.net.2")]
         width = self.student.get_submodule(f"{name}.proj_in").weight.shape[0]
-        inner = keep_channels(self._writes(f"{name}.proj_in", *writers), width)
+        inner = keep_channels(self._importance(f"{name}.proj_in", *writers), width)
         self._norm(f"{name}.norm", stage)
         self._layer(f"{name}.proj_in", inner, stage)
         for block in blocks:
             for norm in ("norm1", "norm2", "norm3"):
                 self._norm(f"{block}.{norm}", inner)
             for attention in ("attn1", "attn2"):
-                if f"{block}.{attention}.to_q.weight" in self.given:
+                if f"{block}.{attention}.to_q.weight" in self.weights:
                     self._attention(f"{block}.{attention}", inner)
             self._feed_forward(f"{block}.ff", inner)
         self._layer(f"{name}.proj_out", stage, inner)
 
     def _attention(self, name: str, inner: Tensor) -> None:
-        """Whole heads first, then the same number of dimensions of each: those of q and k agree, v's follow out."""
+        """Keep whole heads, then equally many dimensions of each: the same ones of q and k, and of v and the output."""
         teacher, student = self._module(name), self.student.get_submodule(name)
         size, kept_size = teacher.inner_dim // teacher.heads, student.inner_dim // student.heads
         if kept_size > size:
             raise CondistillError(
                 f"{name} has {teacher.heads} heads of {size} in the teacher and {student.heads} of {kept_size} in the "
-                "student; a head cannot grow: choose a width that the number of heads divides, or random weights"
+                "student; a head cannot grow: choose a width that is a multiple of the number of heads, or random "
+                "weights"
             )
-        keys, values = self._writes(f"{name}.to_q", f"{name}.to_k"), self._writes(f"{name}.to_v")
+        keys, values = self._importance(f"{name}.to_q", f"{name}.to_k"), self._importance(f"{name}.to_v")
         heads = keep_channels((keys + values).reshape(teacher.heads, size).sum(dim=1), student.heads)
         rows = torch.arange(teacher.inner_dim).reshape(teacher.heads, size)[heads].flatten()
         count = student.heads * kept_size
@@ -270,16 +287,16 @@ class _Slicer:
         self._layer(f"{name}.to_out.0", inner, values_kept)
 
     def _feed_forward(self, name: str, inner: Tensor) -> None:
-        """GEGLU: values and gates are the two halves of one projection."""
-        writes = self._writes(f"{name}.net.0.proj")
-        half = len(writes) // 2
+        """Slice a GEGLU, whose values and gates are the two halves of one projection."""
+        importance = self._importance(f"{name}.net.0.proj")
+        half = len(importance) // 2
         width = self.student.get_submodule(f"{name}.net.2").in_features
-        hidden = keep_channels(writes[:half] + writes[half:], width)
+        hidden = keep_channels(importance[:half] + importance[half:], width)
         self._layer(f"{name}.net.0.proj", torch.cat([hidden, hidden + half]), inner)
         self._layer(f"{name}.net.2", inner, hidden)
 
     def _time_embedding(self) -> Tensor:
-        """Slice the time embedding; the channels of it that every resnet reads."""
+        """Slice the time embedding, and return its kept output channels, which are inputs of every resnet."""
         config, name = self.teacher.config, "time_embedding"
         widths = config.block_out_channels[0], self.student.config.block_out_channels[0]
         if config.time_embedding_type != "positional" or any(width % 2 for width in widths):
@@ -293,22 +310,23 @@ class _Slicer:
         nearest = [min(round(k * ratio), half - 1) for k in range(kept)]
         waves = torch.tensor([*nearest, *(half + k for k in nearest)])
         sizes = self.student.get_submodule(name)
-        hidden = keep_channels(self._writes(f"{name}.linear_1"), sizes.linear_1.out_features)
-        outputs = keep_channels(self._writes(f"{name}.linear_2", "add_embedding.linear_2"), sizes.linear_2.out_features)
+        hidden = keep_channels(self._importance(f"{name}.linear_1"), sizes.linear_1.out_features)
+        importance = self._importance(f"{name}.linear_2", "add_embedding.linear_2")
+        outputs = keep_channels(importance, sizes.linear_2.out_features)
         self._layer(f"{name}.linear_1", hidden, waves)
         self._layer(f"{name}.cond_proj", waves, None)
         self._layer(f"{name}.linear_2", outputs, hidden)
         if self.teacher.config.addition_embed_type == "text_time":  # a second embedding, added to the first
             width = self.student.get_submodule("add_embedding.linear_1").out_features
-            hidden = keep_channels(self._writes("add_embedding.linear_1"), width)
+            hidden = keep_channels(self._importance("add_embedding.linear_1"), width)
             self._layer("add_embedding.linear_1", hidden, None)
             self._layer("add_embedding.linear_2", outputs, hidden)
         return outputs
 
     def _stage_channels(self) -> list[Tensor]:
-        """Kept channels of every stage. Neighbours of equal width share their stream, and so their importance."""
+        """Return the kept channels of every stage; neighbours of equal width share a stream, so also its importance."""
         channels, kept = (list(m.config.block_out_channels) for m in (self.teacher, self.student))
-        importance = [self._writes(*writers) for writers in _stage_writers(self.teacher)]
+        importance = [self._importance(*writers) for writers in _stage_writers(self.teacher)]
         groups = self.teacher.config.norm_num_groups or 1
         sizes = _block_sizes(channels, groups)
         stages = []
@@ -323,17 +341,15 @@ class _Slicer:
     def _module(self, name: str) -> Any:
         return self.teacher.get_submodule(name)
 
-    def _writes(self, *layers: str) -> Tensor:
-        """Importance `[C]` of the channels that layers write; layers the teacher lacks write nothing."""
-        there = [layer for layer in layers if f"{layer}.weight" in self.given]
+    def _importance(self, *layers: str) -> Tensor:
+        """Return the importance `[C]` of layers' output channels, summed over the layers that the teacher has."""
+        writers = [layer for layer in layers if f"{layer}.weight" in self.weights]
         if self.importance is None:
-            return importance_of(*(self.given[f"{layer}.weight"] for layer in there))
-        if missing := [layer for layer in there if layer not in self.importance]:
-            raise CondistillError(
-                f"channel_importance has no scores of {missing[0]}; give those of every layer, or none"
-            )
-        # a share of its layer's sum: layers of large numbers have no larger say
-        return torch.stack([shares(self.importance[layer]) for layer in there]).sum(0)
+            return weight_norms(*(self.weights[f"{layer}.weight"] for layer in writers))
+        if missing := [layer for layer in writers if layer not in self.importance]:
+            raise CondistillError(f"channel_importance has no scores of {missing[0]}; give those of every layer")
+        # each layer's scores sum to 1, so that a layer with large activations does not decide alone
+        return torch.stack([shares(self.importance[layer]) for layer in writers]).sum(0)
 
     def _layer(self, name: str, outputs: Tensor | None, inputs: Tensor | None) -> None:
         self.selections[f"{name}.weight"] = (outputs, inputs)
@@ -344,7 +360,7 @@ class _Slicer:
 
 
 def _stage_writers(teacher: UNet2DConditionModel) -> list[list[str]]:
-    """Layers that write to the stream of each stage."""
+    """Return the layers whose outputs are in the stream of each stage."""
     last = len(teacher.down_blocks) - 1
     blocks = [(i, f"down_blocks.{i}") for i in range(last + 1)] + [
         (last - i, f"up_blocks.{i}") for i in range(last + 1)
@@ -361,9 +377,9 @@ def _stage_writers(teacher: UNet2DConditionModel) -> list[list[str]]:
 
 
 def _block_sizes(channels: Sequence[int], groups: int) -> list[int]:
-    """Largest runs of channels, per stage, that no normalisation group cuts.
+    """Return, per stage, the largest size of runs of channels that no normalisation group splits.
 
-    In the up path a group norm sees a stage's channels followed by a skip's, with groups of its own.
+    In the up path the input of a group norm is a stage's channels followed by a skip's, so its groups differ.
     """
     sizes = [width // groups for width in channels]
     for stage, width in enumerate(channels):

@@ -20,10 +20,10 @@ from condistill.evaluate.metrics.classifier import choose_classifier
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.readers import read_prompts
 from condistill.run.context import Run
-from condistill.students.derive import student_of
+from condistill.students.derive import derive_student
 from condistill.students.features import layer_weights
 from condistill.students.guidance import GuidanceKind, guidance_kind, guidance_kind_of_config, guidance_learnt
-from condistill.students.target import settle
+from condistill.students.target import meet_target
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, read_index
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
@@ -74,9 +74,9 @@ def check_students(recipe: Recipe, family: Family) -> None:
         teacher = denoisers[variant.teacher]
         try:
             check_steps(family, settings)
-            student = settle(teacher, student, size=size, text_length=text_length)
-            derived = student_of(
-                teacher, student, may_be_as_large=settings.draws_cheaper, features=settings.loss.features
+            student = meet_target(teacher, student, size=size, text_length=text_length)
+            derived = derive_student(
+                teacher, student, features=settings.loss.features, may_be_as_large=settings.draws_cheaper
             )
             layer_weights(settings.loss.feature_layer_weights, derived.pairs)
             active_terms(settings.loss)

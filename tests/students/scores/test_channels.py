@@ -4,34 +4,35 @@ import json
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from condistill import compress
 from condistill.config.recipe import Recipe
+from condistill.config.sections import StudentSettings
 from condistill.distill import stage
-from condistill.errors import CondistillError, CorruptError
-from condistill.students import derive_student
-from condistill.students.derive import student_of
-from condistill.students.scores.calibration import cached_states
-from condistill.students.scores.channels import SCORES_NAME, channel_importance, kept_importance
+from condistill.errors import CondistillError
+from condistill.students.derive import derive_student
+from condistill.students.scores.calibration import Calibration, calibration_batches
+from condistill.students.scores.channels import channel_importance
+from condistill.students.scores.record import Scores
+from condistill.students.settle import IMPORTANCE_NAME
 from condistill.students.width import channel_selections, narrow, shares
 
 
-def states(family, cache, *, batch_size=4):
-    return cached_states(family, cache, seed=0, batch_size=batch_size, samples=4)
+def batches(family, cache, *, batch_size=4):
+    return calibration_batches(family, Calibration(cache, seed=0, batch_size=batch_size), samples=4)
 
 
 @pytest.fixture(scope="module")
 def scores(tiny_family, tiny_cache):
-    """Of each kind, over the same four states."""
+    """The scores of each kind, over the same four samples."""
     return {
-        kind: channel_importance(tiny_family, kind, states(tiny_family, tiny_cache))
+        kind: channel_importance(tiny_family, kind, batches(tiny_family, tiny_cache))
         for kind in ("activation", "taylor")
     }
 
 
-def test_every_layer_that_writes_channels_has_a_score_for_each_and_the_teacher_stays_as_it_is(
+def test_every_output_channel_of_every_layer_has_a_score_and_the_teacher_does_not_change(
     tiny_family, tiny_cache, scores
 ):
     denoiser = tiny_family.denoiser
@@ -39,44 +40,44 @@ def test_every_layer_that_writes_channels_has_a_score_for_each_and_the_teacher_s
     def hooks() -> int:
         return sum(len(module._forward_hooks) for module in denoiser.modules())
 
-    before = hooks()  # trainers of other tests may have left theirs
-    channel_importance(tiny_family, "taylor", states(tiny_family, tiny_cache))
+    before = hooks()  # trainers of other tests may have left some
+    channel_importance(tiny_family, "taylor", batches(tiny_family, tiny_cache))
     assert hooks() == before
     layers = {
         name: layer for name, layer in denoiser.named_modules() if hasattr(layer, "weight") and layer.weight.dim() > 1
     }
-    for given in scores.values():
-        assert given.keys() == layers.keys()
-        for name, score in given.items():
+    for by_layer in scores.values():
+        assert by_layer.keys() == layers.keys()
+        for name, score in by_layer.items():
             assert score.shape == (len(layers[name].weight),)
             assert (score >= 0).all()
             assert score.dtype == torch.float32
     assert all(parameter.grad is None for parameter in denoiser.parameters())
 
 
-def test_activation_is_the_root_mean_square_of_what_a_layer_writes(tiny_family, tiny_cache, scores):
-    written = {}
+def test_activation_is_the_root_mean_square_of_a_layers_output(tiny_family, tiny_cache, scores):
+    outputs = {}
     names = ("down_blocks.0.resnets.0.conv1", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k")
     handles = [
         tiny_family.denoiser.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: written.update({name: output.double()})
+            lambda _module, _inputs, output, name=name: outputs.update({name: output.double()})
         )
         for name in names
     ]
-    (batch,) = states(tiny_family, tiny_cache)
+    (batch,) = batches(tiny_family, tiny_cache)
     with torch.no_grad():
         tiny_family.predict(tiny_family.denoiser, batch.x_t, batch.timesteps, batch.condition)
     for handle in handles:
         handle.remove()
-    convolution, keys = (written[name] for name in names)
+    convolution, keys = (outputs[name] for name in names)
     expected = [convolution.square().mean((0, 2, 3)).sqrt(), keys.square().mean((0, 1)).sqrt()]
     for name, values in zip(names, expected, strict=True):
         torch.testing.assert_close(scores["activation"][name].double(), values, rtol=1e-5, atol=1e-7)
 
 
-def test_taylor_is_what_the_error_changes_by_if_a_channel_is_scaled(tiny_family, tiny_cache, scores):
+def test_taylor_is_the_change_of_the_error_if_a_channel_is_scaled(tiny_family, tiny_cache, scores):
     # d/ds of the squared error with the channel's output times s, at s = 1, by a difference of both sides
-    (batch,) = states(tiny_family, tiny_cache)
+    (batch,) = batches(tiny_family, tiny_cache)
     name, channel, width = "up_blocks.1.resnets.0.conv1", 3, 1e-2
 
     def error(factor):
@@ -87,9 +88,9 @@ def test_taylor_is_what_the_error_changes_by_if_a_channel_is_scaled(tiny_family,
 
         handle = tiny_family.denoiser.get_submodule(name).register_forward_hook(scale)
         with torch.no_grad():
-            told = tiny_family.predict(tiny_family.denoiser, batch.x_t, batch.timesteps, batch.condition)
+            prediction = tiny_family.predict(tiny_family.denoiser, batch.x_t, batch.timesteps, batch.condition)
         handle.remove()
-        return (told - batch.target).double().square().sum() / len(told)
+        return (prediction - batch.target).double().square().sum() / len(prediction)
 
     slope = (error(1 + width) - error(1 - width)) / (2 * width)
     assert slope.abs() > 1e-6
@@ -98,7 +99,7 @@ def test_taylor_is_what_the_error_changes_by_if_a_channel_is_scaled(tiny_family,
 
 @pytest.mark.parametrize("kind", ["activation", "taylor"])
 def test_batches_of_any_size_give_the_same_scores(tiny_family, tiny_cache, scores, kind):
-    again = channel_importance(tiny_family, kind, states(tiny_family, tiny_cache, batch_size=3))
+    again = channel_importance(tiny_family, kind, batches(tiny_family, tiny_cache, batch_size=3))
     largest = {name: score.max() for name, score in scores[kind].items()}
     for name, score in again.items():
         torch.testing.assert_close(score, scores[kind][name], rtol=1e-3, atol=1e-4 * float(largest[name]))
@@ -122,7 +123,7 @@ def test_a_width_keeps_the_channels_with_the_largest_scores(tiny):
         narrow(teacher, (8, 16, 16), importance)
 
 
-def test_a_layer_of_large_numbers_has_no_larger_say_in_a_stream():
+def test_a_layer_with_large_activations_has_no_more_weight_in_a_stream():
     assert torch.equal(shares(torch.tensor([300.0, 100.0])), shares(torch.tensor([3.0, 1.0])))
     assert torch.equal(shares(torch.zeros(2)), torch.tensor([0.5, 0.5]))
 
@@ -131,8 +132,8 @@ def test_a_layer_of_large_numbers_has_no_larger_say_in_a_stream():
 def test_scores_follow_their_layers_where_others_are_removed(tiny_family, scores):
     teacher = tiny_family.denoiser
     importance = {name: score.flip(0) if "resnets.2" in name else score for name, score in scores["taylor"].items()}
-    given = {"preset": "b-tiny", "width": 0.5}
-    student = derive_student(teacher, **given, channel_importance=importance).denoiser
+    settings = StudentSettings(preset="b-tiny", width=0.5, importance="taylor")
+    student = derive_student(teacher, settings, scores=Scores(importance)).denoiser
     # the second layer of the student's first up block was the third of the teacher's second
     name, source = "up_blocks.0.resnets.1", "up_blocks.1.resnets.2"
     written = shares(importance[f"{source}.conv1"]) + shares(importance[f"{source}.time_emb_proj"])
@@ -142,37 +143,26 @@ def test_scores_follow_their_layers_where_others_are_removed(tiny_family, scores
     assert torch.equal(student.get_submodule(name).conv1.bias, teacher.get_submodule(source).conv1.bias[rows])
 
 
-def test_a_run_that_goes_on_takes_the_scores_that_it_measured(tiny_family, tiny_cache, tmp_path):
-    arguments = (tiny_family, "activation", tiny_cache, tmp_path, Accelerator())
-    first = kept_importance(*arguments, seed=0, batch_size=32)
-    assert [file.name for file in tmp_path.iterdir()] == [SCORES_NAME]
-    again = kept_importance(*arguments, seed=1, batch_size=2)  # another measurement would differ
-    assert all(torch.equal(first[name], score) for name, score in again.items())
-    (tmp_path / SCORES_NAME).write_bytes(b"not safetensors")
-    with pytest.raises(CorruptError, match="delete it and run again"):
-        kept_importance(*arguments, seed=0, batch_size=2)
-
-
-def test_numbers_that_half_precision_cannot_hold_are_told(tiny_family, tiny_cache):
+def test_activations_that_half_precision_cannot_hold_are_an_error(tiny_family, tiny_cache):
     class Overflowing:
         denoiser = tiny_family.denoiser
 
         def predict(self, denoiser, x_t, timesteps, condition):
             return tiny_family.predict(denoiser, x_t * torch.inf, timesteps, condition)
 
-    with pytest.raises(CondistillError, match=r"'activation': what \S+ carries is too large.*teacher\.dtype"):
-        channel_importance(Overflowing(), "activation", states(tiny_family, tiny_cache))
+    with pytest.raises(CondistillError, match=r"'activation': the activations of \S+ are too large.*teacher\.dtype"):
+        channel_importance(Overflowing(), "activation", batches(tiny_family, tiny_cache))
 
 
 @pytest.mark.slow
-def test_a_run_chooses_channels_by_the_scores_that_it_keeps(tiny_pipeline_dir, tiny_prompts, tmp_path, monkeypatch):
-    given = []
+def test_a_run_chooses_channels_by_the_scores_in_its_directory(tiny_pipeline_dir, tiny_prompts, tmp_path, monkeypatch):
+    used = []
 
-    def derive(*args, **settings):
-        given.append(settings["channel_importance"])
-        return student_of(*args, **settings)
+    def derive(*args, **options):
+        used.append(options["scores"].channel_importance)
+        return derive_student(*args, **options)
 
-    monkeypatch.setattr(stage, "student_of", derive)
+    monkeypatch.setattr(stage, "derive_student", derive)
     (tmp_path / "prompts.txt").write_text("\n".join(tiny_prompts), encoding="utf-8")
     data = {
         "teacher": {"pipeline": str(tiny_pipeline_dir)},
@@ -182,8 +172,8 @@ def test_a_run_chooses_channels_by_the_scores_that_it_keeps(tiny_pipeline_dir, t
         "distill": {"steps": 1, "batch_size": 2},
     }
     out = compress(Recipe.parse(json.dumps(data), folder=tmp_path), tmp_path / "run", until="distill")
-    kept = load_file(out / "distill" / "random_conditioning" / SCORES_NAME)
-    assert given[0].keys() == kept.keys()
-    assert all(torch.equal(given[0][name], score) for name, score in kept.items())
+    kept = load_file(out / "distill" / "random_conditioning" / IMPORTANCE_NAME)
+    assert used[0].keys() == kept.keys()
+    assert all(torch.equal(used[0][name], score) for name, score in kept.items())
     config = json.loads((out / "pipelines" / "random_conditioning" / "unet" / "config.json").read_text("utf-8"))
     assert (config["mid_block_type"], config["block_out_channels"]) == (None, [8, 16, 16])

@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from condistill.config.distill import DistillSettings
-from condistill.config.sections import TeacherSettings
+from condistill.config.sections import StudentSettings, TeacherSettings
 from condistill.config.yaml_tree import merge
 from condistill.distill.batches import BatchSource
 from condistill.distill.objective import Objective
@@ -247,7 +247,7 @@ def test_both_models_see_the_samples_mask_with_and_without_the_prompt(
 def test_gradients_flow_after_the_first_latents_were_drawn(directory: Path) -> None:
     family = load_teacher(TeacherSettings(pipeline=str(directory)))
     family.sample(family.denoiser, PROMPTS, latents(0), num_inference_steps=1, guidance_scale=1.0)
-    student = derive_student(family.denoiser, preset=None, width=0.5).denoiser
+    student = derive_student(family.denoiser, StudentSettings(width=0.5)).denoiser
     family.predict(student, latents(1), torch.tensor([500, 500]), family.encode(PROMPTS)).square().mean().backward()
     assert student.conv_in.weight.grad is not None
     assert student.conv_in.weight.grad[:, 5:].any()

@@ -1,1 +1,1 @@
-"""Scores of channels and of layers, measured over cached latents: which of them a student keeps."""
+"""Scores of channels and layers, measured on calibration batches: they choose what a student keeps."""

@@ -1,30 +1,23 @@
-"""How much each layer of a transformer matters: by how little it changes what it gets, over cached latents."""
+"""Scores of a transformer's layers: how much each changes its input, over calibration batches."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from condistill.cache.latents import LatentCache
 from condistill.students.depth import image_stream, layer_lists
-from condistill.students.scores.calibration import States, cached_states, kept
+from condistill.students.scores.calibration import CalibrationBatch
 from condistill.teachers.family import Family
 
-SCORES_NAME = "layer_influence.json"
 
+def layer_scores(family: Family, batches: Iterable[CalibrationBatch]) -> dict[str, list[float]]:
+    """Return the block influence of each layer of the teacher, by list of layers.
 
-def block_influence(family: Family, samples: Iterable[States]) -> dict[str, list[float]]:
-    """How much each layer of the teacher changes its input: 1 - cosine similarity of what goes in and comes out.
-
-    Block influence (Men et al., ShortGPT, arXiv 2403.03853, eq. 1) of the image's tokens, mean over tokens and samples.
-
-    Args:
-        samples: in batches of any size.
+    Block influence (Men et al., ShortGPT, arXiv 2403.03853, eq. 1) is 1 - cosine similarity of a layer's input and
+    output. Here it is that of the image tokens, averaged over tokens and samples.
     """
     denoiser = family.denoiser
     lists = layer_lists(denoiser)
@@ -32,8 +25,8 @@ def block_influence(family: Family, samples: Iterable[States]) -> dict[str, list
     count = 0
 
     def measure(name: str, index: int) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
-            before: Tensor = named["hidden_states"] if "hidden_states" in named else inputs[0]
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+            before: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             similarity = nn.functional.cosine_similarity(before.float(), image_stream(layer, output).float(), dim=-1)
             sums[name][index] += float((1 - similarity).flatten(1).mean(1).sum())
 
@@ -46,42 +39,10 @@ def block_influence(family: Family, samples: Iterable[States]) -> dict[str, list
     ]
     try:
         with torch.no_grad():
-            for states in samples:
-                family.predict(denoiser, states.x_t, states.timesteps, states.condition)
-                count += len(states.x_t)
+            for batch in batches:
+                family.predict(denoiser, batch.x_t, batch.timesteps, batch.condition)
+                count += len(batch.x_t)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: [total / count for total in of_list] for name, of_list in sums.items()}
-
-
-def kept_influence(
-    family: Family,
-    cache: LatentCache,
-    directory: Path,
-    accelerator: Any,
-    *,
-    seed: int,
-    batch_size: int,
-    guidance_range: tuple[float, float] | None = None,
-) -> dict[str, list[float]] | None:
-    """The scores of a run, kept in `directory`; None where nothing is cached.
-
-    Args:
-        guidance_range: of scales, for teachers that are told one.
-
-    Raises:
-        CorruptError: the file is not what was written.
-    """
-    if not len(cache):
-        return None
-
-    def measure(file: Path) -> None:
-        states = cached_states(family, cache, seed=seed, batch_size=batch_size, guidance_range=guidance_range)
-        file.write_text(json.dumps(block_influence(family, states), indent=2) + "\n", encoding="utf-8")
-
-    def read(file: Path) -> dict[str, list[float]]:
-        scores: dict[str, list[float]] = json.loads(file.read_text(encoding="utf-8"))
-        return scores
-
-    return kept(directory / SCORES_NAME, accelerator, measure, read)
+    return {name: [total / count for total in totals] for name, totals in sums.items()}

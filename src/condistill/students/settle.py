@@ -1,0 +1,104 @@
+"""Settle a variant before its student is derived: a width or a depth in place of a target, and the scores.
+
+Each result is computed once and kept in a file, so that a resumed run and all its processes derive the same student.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from condistill.config.sections import StudentSettings
+from condistill.errors import CorruptError
+from condistill.profiling.timing import forward_timer
+from condistill.students.scores.calibration import Calibration, calibration_batches
+from condistill.students.scores.channels import channel_importance
+from condistill.students.scores.layers import layer_scores
+from condistill.students.scores.record import Scores
+from condistill.students.target import meet_target
+from condistill.teachers.family import Family
+from condistill.utils.atomic import atomic_file
+
+SETTINGS_NAME = "student_settings.json"
+IMPORTANCE_NAME = "channel_importance.safetensors"
+LAYER_SCORES_NAME = "layer_scores.json"
+T = TypeVar("T")
+
+
+def settle_student(
+    family: Family, settings: StudentSettings, calibration: Calibration, *, directory: Path, accelerator: Accelerator
+) -> tuple[StudentSettings, Scores]:
+    """Return the settings with a width or a depth in place of their target, and the scores they need.
+
+    Layers are not scored where the cache is empty; a depth then keeps layers spread evenly.
+
+    Args:
+        directory: where the results are kept.
+
+    Raises:
+        CondistillError: no student meets the target.
+        CorruptError: a file in `directory` cannot be read.
+    """
+    if settings.target is not None:
+        settings = _compute_once(
+            directory / SETTINGS_NAME, accelerator, lambda file: _choose(family, settings, file), _read_settings
+        )
+    importance, layers = None, None
+    if (kind := settings.importance) != "weight_norm":
+        importance = _compute_once(
+            directory / IMPORTANCE_NAME,
+            accelerator,
+            lambda file: save_file(channel_importance(family, kind, calibration_batches(family, calibration)), file),
+            load_file,
+        )
+    if settings.depth is not None and len(calibration.cache):
+        layers = _compute_once(
+            directory / LAYER_SCORES_NAME,
+            accelerator,
+            lambda file: _write_layer_scores(layer_scores(family, calibration_batches(family, calibration)), file),
+            _read_layer_scores,
+        )
+    return settings, Scores(importance, layers)
+
+
+def _compute_once(file: Path, accelerator: Accelerator, write: Callable[[Path], None], read: Callable[[Path], T]) -> T:
+    """Return what `read` finds in a file, which the main process writes if it is missing."""
+    if accelerator.is_main_process and not file.is_file():
+        with atomic_file(file) as partial:
+            write(partial)
+    accelerator.wait_for_everyone()
+    try:
+        return read(file)
+    except (ValueError, SafetensorError) as error:
+        raise CorruptError(f"{file} is corrupt ({error}); delete it and run again to compute it again") from error
+
+
+def _choose(family: Family, settings: StudentSettings, file: Path) -> None:
+    assert settings.target is not None
+    chosen = meet_target(
+        family.denoiser,
+        settings,
+        size=family.latent_shape[1:],
+        text_length=family.text_length,
+        sec_per_forward=forward_timer(family) if settings.target.latency is not None else None,
+    )
+    file.write_text(chosen.model_dump_json() + "\n", encoding="utf-8")
+
+
+def _read_settings(file: Path) -> StudentSettings:
+    return StudentSettings.model_validate_json(file.read_text(encoding="utf-8"))
+
+
+def _write_layer_scores(scores: dict[str, list[float]], file: Path) -> None:
+    file.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_layer_scores(file: Path) -> dict[str, list[float]]:
+    scores: dict[str, list[float]] = json.loads(file.read_text(encoding="utf-8"))
+    return scores
