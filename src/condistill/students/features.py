@@ -1,4 +1,4 @@
-"""Where teacher and student are compared: pairs of layers, hooks that record them, 1x1 maps between their widths."""
+"""Features of teacher and student: pairs of layers, recorders of their outputs, and 1x1 maps between their widths."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from condistill.utils.meta import build_on_meta, plain_config
 
 FeatureKind = Literal["stages", "cross_attention", "self_attention", "attention_maps"]
 _ATTENTIONS = {"self_attention": "attn1", "cross_attention": "attn2", "attention_maps": "attn2"}
-"""What diffusers calls them in a transformer block."""
+"""The attention's name in a transformer block of diffusers, by kind of feature."""
 
 
 @dataclass(frozen=True)
 class FeaturePair:
-    """A teacher layer and the student layer that is compared with it, as module paths."""
+    """A layer of the teacher and the student's layer that is compared with it, as module paths."""
 
     teacher: str
     student: str
@@ -36,10 +36,10 @@ class FeaturePair:
 
 
 class FeatureRecorder:
-    """Keeps the last output of each module, or map of each attention, while it is entered: `with recorder: model(...)`.
+    """Records the last output of each module, or the map of each attention: `with recorder: model(...)`.
 
-    Outside the `with` nothing is recorded, so layers that a checkpointed backward runs again leave no trace.
-    Checkpointing must be the non-reentrant kind, which is what diffusers uses.
+    Outside of the `with` nothing is recorded, so a backward with gradient checkpointing, which runs layers again,
+    changes nothing. Checkpointing must be non-reentrant, as it is in diffusers.
     """
 
     def __init__(self, modules: Sequence[nn.Module], features: FeatureKind = "stages") -> None:
@@ -52,11 +52,9 @@ class FeatureRecorder:
         ]
 
     def _hook(self, index: int) -> Any:
-        def record(module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
             if self._recording:
-                self._outputs[index] = (
-                    attention_map(module, *inputs, **named) if self._maps else _tensor(module, output)
-                )
+                self._outputs[index] = attention_map(module, *args, **kwargs) if self._maps else _tensor(module, output)
 
         return record
 
@@ -76,11 +74,11 @@ class FeatureRecorder:
         return [output for output in self._outputs if output is not None]
 
     def clear(self) -> None:
-        """Let go of the recorded outputs and their graphs."""
+        """Release the recorded outputs and their graphs."""
         self._outputs = [None] * len(self._outputs)
 
     def remove(self) -> None:
-        """Take the hooks off the modules."""
+        """Release the outputs, and remove the hooks from the modules."""
         self.clear()
         for handle in self._handles:
             handle.remove()
@@ -100,49 +98,55 @@ class FeatureRecorder:
 
 
 def _tensor(layer: nn.Module, output: Any) -> Tensor:
-    """A layer's output with the channels second: `[B, C, h, w]` of images, `[B, C, tokens]` of tokens."""
+    """Return a layer's output with the channels second: `[B, C, h, w]` of images, `[B, C, tokens]` of tokens."""
     output = image_stream(layer, output)
     output = getattr(output, "sample", output)
     if not isinstance(output, Tensor):
-        raise CondistillError(f"a layer that gives {type(output).__name__} cannot be compared; choose one of tensors")
+        raise CondistillError(
+            f"a layer whose output is a {type(output).__name__} cannot be compared; choose one whose output is a tensor"
+        )
     return output.transpose(1, 2) if output.dim() == 3 else output
 
 
 def attention_map(
     attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
 ) -> Tensor:
-    """How much of a place's attention goes to each token of the text, mean over heads: `[B, tokens, places]`.
+    """Return the attention weights of each position to each text token, mean over heads: `[B, tokens, positions]`.
 
     Args:
-        attention: diffusers' `Attention`; the other arguments are those of its forward.
+        attention: a diffusers `Attention`; the other arguments are those of its forward.
     """
     query = attention.head_to_batch_dim(attention.to_q(hidden_states))
     key = attention.head_to_batch_dim(attention.to_k(encoder_hidden_states))
-    shares: Tensor = attention.get_attention_scores(query, key, attention_mask)
-    return shares.view(-1, attention.heads, *shares.shape[1:]).mean(1).transpose(1, 2)
+    weights: Tensor = attention.get_attention_scores(query, key, attention_mask)
+    return weights.view(-1, attention.heads, *weights.shape[1:]).mean(1).transpose(1, 2)
 
 
 def layer_weights(weights: Mapping[str, float] | None, pairs: Sequence[FeaturePair]) -> list[float]:
-    """The weight of each pair: that of the longest name in `weights` that its teacher layer is, or lies in; else 1.
+    """Return the weight of each pair: that of the longest name in `weights` that is, or contains, its teacher layer.
+
+    The weight of a pair without a name is 1.
+
+    Args:
+        weights: by module path in the teacher.
 
     Raises:
         CondistillError: a name has no layer that is compared.
     """
-
     weights = weights or {}
 
-    def within(layer: str, name: str) -> bool:
+    def contains(name: str, layer: str) -> bool:
         return f"{layer}.".startswith(f"{name}.")
 
     for name in weights:
-        if not any(within(pair.teacher, name) for pair in pairs):
+        if not any(contains(name, pair.teacher) for pair in pairs):
             layers = [pair.teacher for pair in pairs]
             raise CondistillError(
                 f"distill.loss.feature_layer_weights names {name!r}, and no such layer is compared"
                 f"{nearest(name, layers)}"
             )
-    chosen = [max((name for name in weights if within(pair.teacher, name)), key=len, default="") for pair in pairs]
-    return [weights.get(name, 1.0) for name in chosen]
+    names = [max((name for name in weights if contains(name, pair.teacher)), key=len, default="") for pair in pairs]
+    return [weights.get(name, 1.0) for name in names]
 
 
 def feature_pairs(
@@ -152,14 +156,14 @@ def feature_pairs(
     sources: Mapping[str, str] | None = None,
     features: FeatureKind = "stages",
 ) -> tuple[FeaturePair, ...]:
-    """The layers compared: as BK-SDM's where layers were removed, else the end of every stage; or attentions.
+    """Return the layers that are compared: the end of every down and up block, and of the mid block, or attentions.
 
-    A student with fewer stages than its teacher has no downsampler at its innermost stage, so that the last
-    attention is compared there (the last resnet in a block without attention), and its up blocks line up with
-    the teacher's outermost ones.
+    Where layers were removed the mid block is left out, as in BK-SDM. A student with fewer stages than its teacher has
+    no downsampler at its innermost stage, so the last attention of that stage is compared (the last resnet in a block
+    without attention), and its up blocks are paired with the teacher's last ones.
 
     Args:
-        sources: where layers were removed, what the others are copies of; see `layer_sources`.
+        sources: from `layer_sources`, where layers were removed.
 
     Raises:
         CondistillError: the student has no attention of the kind.
@@ -180,7 +184,7 @@ def feature_pairs(
 
 
 def _attention_pairs(student: UNet2DConditionModel, kind: str, sources: Mapping[str, str]) -> tuple[FeaturePair, ...]:
-    """Every attention of a kind in the student, with the teacher's that it was made of."""
+    """Return every attention of a kind in the student, with its source in the teacher."""
     paths = [path for path, _ in student.named_modules() if path.endswith(f".{kind}")]
     if not paths:
         raise CondistillError(f"the student has no {kind}; set distill.loss.features to stages")
@@ -190,13 +194,13 @@ def _attention_pairs(student: UNet2DConditionModel, kind: str, sources: Mapping[
 def layer_pairs(
     teacher: ModelMixin, student: ModelMixin, kept: Kept, *, features: FeatureKind = "stages"
 ) -> tuple[FeaturePair, ...]:
-    """The layers compared of a transformer with fewer of them, or the attentions in those that are kept.
+    """Return the layers of a shortened transformer that are compared, or the attentions in them.
 
-    A layer of the student stands for the teacher's up to the next one that is kept: the ends of both are compared.
-    The attention of a joint block, over text and image at once, counts as self-attention.
+    A student's layer replaces the teacher's layers from its source up to the next source: its output is compared with
+    that of the last of them. The attention of a joint block, over text and image together, counts as self-attention.
 
     Raises:
-        CondistillError: the student has no attention of the kind, or maps of it cannot be had.
+        CondistillError: the student has no attention of the kind, or its attention maps cannot be recorded.
     """
     pairs = []
     for name, layers in kept.items():
@@ -215,8 +219,8 @@ def layer_pairs(
 
 
 def _attention_of(block: nn.Module, features: FeatureKind) -> str | None:
-    """What a transformer's block calls its attention of a kind; None where it has none."""
-    if is_joint_layer(block):  # some have a second attention, over the image alone
+    """Return the name of a transformer block's attention of a kind, or None if it has none."""
+    if is_joint_layer(block):  # where there is a second attention, it is over the image only
         return "attn" if features == "self_attention" else None
     return _ATTENTIONS[features] if getattr(block, _ATTENTIONS[features], None) is not None else None
 
@@ -228,7 +232,7 @@ def _last_layer(denoiser: UNet2DConditionModel, path: str) -> str:
 
 
 def resolve(denoiser: nn.Module, path: str) -> nn.Module:
-    """The module at a path.
+    """Return the module at a path.
 
     Raises:
         CondistillError: there is none.
@@ -240,7 +244,10 @@ def resolve(denoiser: nn.Module, path: str) -> nn.Module:
 
 
 def feature_shapes(denoiser: ModelMixin, paths: Sequence[str], *, size: int | tuple[int, int]) -> list[torch.Size]:
-    """Shapes of layers' outputs for latents of `size`, found on the meta device: `[1, C, h, w]` or `[1, C, tokens]`.
+    """Return the shapes of layers' outputs, computed on the meta device: `[1, C, h, w]` or `[1, C, tokens]`.
+
+    Args:
+        size: height and width of the latents.
 
     Raises:
         CondistillError: there is no such layer, or it has no output of its own.
@@ -250,7 +257,7 @@ def feature_shapes(denoiser: ModelMixin, paths: Sequence[str], *, size: int | tu
     for path in paths:
         resolve(denoiser, path)
         if path not in shapes:
-            raise CondistillError(f"the layer {path!r} has no output of its own; compare one of the layers in it")
+            raise CondistillError(f"the layer {path!r} has no output of its own; compare one of the layers inside it")
     return [shapes[path] for path in paths]
 
 
@@ -259,14 +266,14 @@ def _output_shapes(kind: type[ModelMixin], config: str, size: int | tuple[int, i
     copy = build_on_meta(kind, json.loads(config))
     shapes: dict[str, torch.Size] = {}
 
-    def note(name: str) -> Any:
+    def record_shape(name: str) -> Any:
         def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
             shapes[name] = _tensor(module, output).shape
 
         return hook
 
     for name, module in copy.named_modules():
-        module.register_forward_hook(note(name))
+        module.register_forward_hook(record_shape(name))
     with torch.no_grad(), ShapesOnly():
         copy(**example_inputs(copy, size=size))
     return shapes
@@ -280,31 +287,31 @@ def check_pairs(
     *,
     size: int | tuple[int, int] | None = None,
 ) -> list[tuple[int, int]]:
-    """(teacher channels, student channels) of each pair, once they are known to be comparable.
+    """Check that every pair can be compared, and return (teacher channels, student channels) of each.
 
     Args:
-        maps: one map per pair, from student to teacher channels, to be checked as well.
-        size: latents to try; without it the smallest that every stage can halve, or two patches by two.
+        maps: one map per pair, from student to teacher channels, to check as well.
+        size: height and width of the latents; by default the smallest that every stage can halve, or 2x2 patches.
 
     Raises:
-        CondistillError: a pair's resolutions differ or a map does not fit; both layers are named.
+        CondistillError: a pair's resolutions differ, or a map does not fit; the message names both layers.
     """
     size = _small_size(teacher) if size is None else size
     teachers = feature_shapes(teacher, [pair.teacher for pair in pairs], size=size)
     students = feature_shapes(student, [pair.student for pair in pairs], size=size)
     if maps is not None and len(maps) != len(pairs):
-        raise CondistillError(f"there are {len(maps)} maps for {len(pairs)} pairs of layers; give one for each")
+        raise CondistillError(f"there are {len(maps)} maps for {len(pairs)} pairs of layers; give one per pair")
     for index, (pair, t, s) in enumerate(zip(pairs, teachers, students, strict=True)):
         if t[2:] != s[2:]:
             raise CondistillError(
-                f"the teacher's {pair.teacher} gives {_by(t)} and the student's {pair.student} gives {_by(s)} "
-                f"for latents of {size}; compare layers of equal resolution"
+                f"the output of the teacher's {pair.teacher} is {_resolution(t)} and that of the student's "
+                f"{pair.student} is {_resolution(s)} for latents of {size}; compare layers of equal resolution"
             )
-        given = _map_channels(maps[index]) if maps is not None else (s[1], t[1])
-        if given != (s[1], t[1]) and not (given is None and s[1] == t[1]):
-            what = "keeps channels as they are" if given is None else f"takes {given[0]} channels to {given[1]}"
+        channels = _map_channels(maps[index]) if maps is not None else (s[1], t[1])
+        if channels != (s[1], t[1]) and not (channels is None and s[1] == t[1]):
+            effect = "an identity" if channels is None else f"from {channels[0]} to {channels[1]} channels"
             raise CondistillError(
-                f"the map of {pair.name} {what}; the student's {pair.student} has {s[1]} channels "
+                f"the map of {pair.name} is {effect}; the student's {pair.student} has {s[1]} channels "
                 f"and the teacher's {pair.teacher} has {t[1]}"
             )
     return [(t[1], s[1]) for t, s in zip(teachers, students, strict=True)]
@@ -316,7 +323,7 @@ def _small_size(denoiser: ModelMixin) -> int:
     return 2 * int(denoiser.config.get("patch_size") or 1)
 
 
-def _by(shape: torch.Size) -> str:
+def _resolution(shape: torch.Size) -> str:
     return "x".join(str(length) for length in shape[2:])
 
 
@@ -327,9 +334,10 @@ def _map_channels(mapping: nn.Module) -> tuple[int, int] | None:
 def make_maps(
     teacher_channels: Sequence[int], student_channels: Sequence[int], *, features: FeatureKind = "stages"
 ) -> nn.ModuleList:
-    """1x1 convolutions from student to teacher channels; nothing to learn where they agree. Training only.
+    """Return a 1x1 convolution from student to teacher channels per pair, or an identity where they are equal.
 
-    Attention maps have tokens of the text for channels, the same in both.
+    Attention maps get identities: their channels are the text tokens, which are the same in both. Maps are used in
+    training only.
     """
     convolution = nn.Conv2d if features == "stages" else nn.Conv1d
     return nn.ModuleList(
