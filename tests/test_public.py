@@ -17,6 +17,7 @@ def test_the_public_names_are_these() -> None:
         "PromptPool",
         "RandomConditioning",
         "Recipe",
+        "StudentSettings",
         "compress",
         "derive_student",
         "load_teacher",

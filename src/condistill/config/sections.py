@@ -109,6 +109,8 @@ class TargetSettings(Settings):
 
 
 class StudentSettings(Settings):
+    """How a student is made smaller than its teacher."""
+
     preset: Preset | None = None
     """`b-*` removes blocks as in BK-SDM, `koala-*` as in KOALA, `c-*` narrows every stage: the papers' tables."""
     width: PositiveFloat | Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
