@@ -25,6 +25,7 @@ from condistill.evaluate.generate import choose_rounds, generate_round
 from condistill.evaluate.measure import Measurement
 from condistill.evaluate.metrics.classifier import choose_classifier
 from condistill.pipelines.sampling import planned_sampling
+from condistill.profiling.forwards import evaluations_per_image
 from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
 from condistill.utils.hardware import machine
@@ -66,7 +67,7 @@ def scores_of(path: Path, steps: list[int]) -> dict[Point, dict[str, float]]:
                 for each in rounds
             ]
             scores = measurement.scores(name, latents)
-            found[name, sampling.denoiser_evaluations(denoiser)] = {
+            found[name, evaluations_per_image(sampling, denoiser)] = {
                 **{split: scores[split]["all_correct"].value for split in SPLITS},
                 "frechet": scores["all"]["frechet_classifier"].value,
             }

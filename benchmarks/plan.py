@@ -28,8 +28,7 @@ from condistill.distill.trainer import Trainer
 from condistill.miniature import build
 from condistill.miniature.world import all_captions
 from condistill.plan import make_plan
-from condistill.plan.devices import GIB
-from condistill.profiling.memory import LiveMemory
+from condistill.profiling.memory import GIB, MemoryMeter
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
@@ -102,22 +101,22 @@ def main(
 
 def compare(recipe: Recipe, seconds: float, memory: int) -> list[str]:
     """What was measured beside what was planned."""
-    planned = make_plan(recipe)["cost"]
-    (training,) = planned["training"].values()
-    (timed,) = make_plan(recipe, measure=True)["cost"]["training"].values()
-    expected = sum(training["memory_bytes"].values()) - training["memory_bytes"]["total"]
-    half = recipe.distill.mixed_precision != "no"
-    peak = planned["device"]["peak_flops"]["half" if half else "float32"]
-    reached = training["flops_per_sample"] * recipe.distill.batch_size / seconds / peak
+    planned = make_plan(recipe).cost
+    (training,) = planned.training.values()
+    (timed,) = make_plan(recipe, measure=True).cost.training.values()
+    expected = training.memory_bytes.total
+    peaks = planned.device.peak_flops
+    peak = peaks.float32 if recipe.distill.mixed_precision == "no" else peaks.half
+    reached = training.flops_per_sample * recipe.distill.batch_size / seconds / peak
     return [
         f"{memory / GIB:.3f} GiB",
         f"{expected / GIB:.3f} GiB",
         f"{expected / memory - 1:+.0%}",
         f"{seconds:.3f}",
-        f"{training['sec_per_step']:.3f}",
-        f"{training['sec_per_step'] / seconds - 1:+.0%}",
-        f"{timed['sec_per_step']:.3f}",
-        f"{timed['sec_per_step'] / seconds - 1:+.0%}",
+        f"{training.sec_per_step:.3f}",
+        f"{training.sec_per_step / seconds - 1:+.0%}",
+        f"{timed.sec_per_step:.3f}",
+        f"{timed.sec_per_step / seconds - 1:+.0%}",
         f"{reached:.0%}",
     ]
 
@@ -175,13 +174,13 @@ def measure(recipe: Recipe, steps: int) -> tuple[float, int]:
             torch.cuda.reset_peak_memory_stats(device)
             seconds = median_of(step, steps, device)
             return seconds, torch.cuda.max_memory_allocated(device) - before
-        with LiveMemory() as memory:
+        with MemoryMeter() as meter:
             step()
         parts = [part for part in family.pipeline.components.values() if isinstance(part, torch.nn.Module)]
         held = [p for part in (*parts, trainer.trained) for p in part.parameters()]
         held += [value for state in trainer.raw_optimizer.state.values() for value in state.values()]
         held += trainer.ema.shadow_params if trainer.ema else []
-        return median_of(step, steps, device), sum(tensor.nbytes for tensor in held) + int(memory.peak)
+        return median_of(step, steps, device), sum(tensor.nbytes for tensor in held) + int(meter.peak)
 
 
 def median_of(work: Any, repeats: int, device: torch.device) -> float:

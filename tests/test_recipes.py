@@ -66,11 +66,11 @@ def test_a_recipe_can_be_planned_and_says_the_size_that_comes_out(path: Path, mo
     recipe = Recipe.load(path, [f"teacher.pipeline={shape}"])
     card = "h200" if path.stem == "flux-lite" else "a100-80gb"
     plan = make_plan(recipe, device=card)
-    training = plan["cost"]["training"]["random_conditioning"]
-    assert plan["warnings"] == []
-    assert training["fits"]
+    training = plan.cost.training["random_conditioning"]
+    assert plan.warnings == ()
+    assert training.fits
     text = path.read_text(encoding="utf-8")
     if path.stem != "own-fine-tune":
-        assert f"{plan['teacher']['params']:,} to {plan['students'][0]['params']:,}" in text
-    memory, hours = training["memory_bytes"]["total"] / 2**30, plan["cost"]["device_hours"]
+        assert f"{plan.teacher.params:,} to {plan.students[0].params:,}" in text
+    memory, hours = training.memory_bytes.total / 2**30, plan.cost.device_hours
     assert f"{memory:.0f} GiB at this micro_batch_size and {hours:,.0f} hours on one {card.upper()}" in text

@@ -192,7 +192,7 @@ def test_plan_names_the_known_devices_when_it_does_not_know_one(call: Call, reci
     assert_error(
         call("plan", recipe, "--device", "a100"), "the device 'a100' is not known", "a100-40gb, a100-80gb, h100"
     )
-    assert_error(call("plan", recipe, "--device", "l4", "--measure"), "--measure times the present device alone")
+    assert_error(call("plan", recipe, "--device", "l4", "--measure"), "--measure times the present device only")
 
 
 @pytest.mark.parametrize("stage", ["run", "prompts", "cache", "distill", "evaluate", "report"])

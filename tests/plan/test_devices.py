@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from condistill.errors import CondistillError
-from condistill.plan.devices import DEVICES, GIB, find_device, present_device
-from condistill.profiling.timing import seconds_of
+from condistill.plan.devices import DEVICES, find_device, present_device
+from condistill.profiling.memory import GIB
+from condistill.profiling.timing import median_seconds
 
 
 def test_every_device_is_plausible() -> None:
@@ -57,7 +58,7 @@ def test_the_median_time_is_taken_and_preparing_is_not_timed(monkeypatch: pytest
     def pass_time(seconds: float) -> None:
         now[0] += seconds
 
-    seconds = seconds_of(
+    seconds = median_seconds(
         lambda: pass_time(next(lengths)), torch.device("cpu"), repeats=3, prepare=lambda: pass_time(100.0)
     )
     assert seconds == 3.0

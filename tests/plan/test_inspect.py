@@ -31,7 +31,7 @@ def test_the_parts_of_a_denoiser_add_up(tiny_skeleton: Skeleton) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_compared_is_what_students_are_compared_at(tiny_skeleton: Skeleton) -> None:
+def test_the_compared_layers_are_those_of_students(tiny_skeleton: Skeleton) -> None:
     compared = compared_layers(tiny_skeleton)
     student = derive_student(tiny_skeleton.denoiser, StudentSettings(preset="b-base"), features="cross_attention")
     assert {pair.teacher for pair in student.pairs} <= set(compared["cross_attention"])
@@ -39,15 +39,15 @@ def test_what_is_compared_is_what_students_are_compared_at(tiny_skeleton: Skelet
 
 
 @pytest.mark.slow
-def test_the_tree_folds_layers_that_are_alike(tiny_pipeline_dir: Path) -> None:
-    def told(levels: int) -> str:
+def test_the_tree_shows_layers_that_are_alike_as_one(tiny_pipeline_dir: Path) -> None:
+    def shown(levels: int) -> str:
         out = io.StringIO()
         tree = inspect_pipeline(TeacherSettings(pipeline=str(tiny_pipeline_dir)), levels=levels)
         Console(file=out, width=250).print(tree)
         return out.getvalue()
 
-    assert "down_blocks.2 DownBlock2D" in told(1)
-    assert "compared: stages" in told(1)
-    assert "resnets.0 to 1 ResnetBlock2D" in told(2)
-    assert "b-base keeps" in told(1)
-    assert "up_blocks.0: from up_blocks.0, layers 0 and 2 of 3" in told(1)
+    assert "down_blocks.2 DownBlock2D" in shown(1)
+    assert "compared: stages" in shown(1)
+    assert "resnets.0 to 1 ResnetBlock2D" in shown(2)
+    assert "b-base keeps" in shown(1)
+    assert "up_blocks.0: from up_blocks.0, layers 0 and 2 of 3" in shown(1)

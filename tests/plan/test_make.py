@@ -13,6 +13,7 @@ from condistill.config.recipe import Recipe
 from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError
 from condistill.plan import make_plan
+from condistill.plan.record import Plan, TrainingCost
 from condistill.profiling.macs import macs
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
@@ -23,96 +24,99 @@ RecipeOf = Callable[..., Recipe]
 CACHE = {"size": 10, "num_inference_steps": 5, "guidance_scale": 2.0}
 
 
-def of_training(plan: dict[str, Any], name: str = "random_conditioning") -> dict[str, Any]:
-    training: dict[str, Any] = plan["cost"]["training"][name]
-    return training
+def training_of(plan: Plan, name: str = "random_conditioning") -> TrainingCost:
+    return plan.cost.training[name]
 
 
 @pytest.fixture(scope="module")
-def tiny_plan(tiny_pipeline_dir: Path) -> dict[str, Any]:
+def tiny_plan(tiny_pipeline_dir: Path) -> Plan:
     whole = {"teacher": {"pipeline": str(tiny_pipeline_dir)}, "prompts": {"files": ["gone.txt"]}, "cache": CACHE}
     recipe = Recipe.model_validate({**whole, "student": {"width": 0.5}, "distill": {"steps": 100, "batch_size": 8}})
     return make_plan(recipe, device="a100-80gb")
 
 
-def test_a_plan_is_plain_data(tiny_plan: dict[str, Any]) -> None:
-    assert json.loads(json.dumps(tiny_plan)) == tiny_plan
-    assert {"name", "params", "macs"} <= set(tiny_plan["teacher"])
-    assert all({"name", "params", "macs", "share_params", "share_macs"} <= set(s) for s in tiny_plan["students"])
-    assert tiny_plan["assumptions"]
-    assert tiny_plan["warnings"] == []
+def test_the_json_of_a_plan_holds_all_of_it(tiny_plan: Plan) -> None:
+    data = json.loads(tiny_plan.to_json())
+    assert Plan.model_validate_json(tiny_plan.to_json()) == tiny_plan
+    assert data["format"] == 1
+    assert {"name", "params", "macs"} <= set(data["teacher"])
+    assert all({"name", "params", "macs", "share_params", "share_macs"} <= set(s) for s in data["students"])
+    assert set(data["cost"]) == {"device", "cache", "training", "evaluation", "hours", "device_hours"}
+    assert "measured_latency_ms" not in data["teacher"]
+    assert data["assumptions"]
+    assert data["warnings"] == []
 
 
-def test_students_are_counted_as_they_are_derived(tiny_plan: dict[str, Any], tiny_family: Family) -> None:
+def test_students_are_counted_as_they_are_derived(tiny_plan: Plan, tiny_family: Family) -> None:
     size, length = tiny_family.latent_shape[1:], tiny_family.text_length
-    first, by_name = tiny_plan["students"][0], {s["name"]: s for s in tiny_plan["students"]}
-    assert (first["name"], first["of_recipe"]) == ("random_conditioning", True)
+    first, by_name = tiny_plan.students[0], {s.name: s for s in tiny_plan.students}
+    assert (first.name, first.of_recipe) == ("random_conditioning", True)
     for shown, settings in (
         (first, StudentSettings(width=0.5)),
         (by_name["c-micro"], StudentSettings(width=0.5)),
         (by_name["b-base"], StudentSettings(preset="b-base")),
     ):
         student = derive_student(tiny_family.denoiser, settings).denoiser
-        assert shown["params"] == parameters(student)
-        assert shown["macs"] == macs(student, size=size, text_length=length)
-    assert first["share_params"] == first["params"] / parameters(tiny_family.denoiser)
+        assert shown.params == parameters(student)
+        assert shown.macs == macs(student, size=size, text_length=length)
+    assert first.share_params == first.params / parameters(tiny_family.denoiser)
     assert "depth 0.5" not in by_name  # a U-Net has none
     assert "c-base" not in by_name  # 0.8 of 16 channels are no whole groups
 
 
 def test_the_cost_of_a_training_is_its_arithmetic_at_the_rate_of_the_device(
-    tiny_plan: dict[str, Any], tiny_skeleton: Skeleton
+    tiny_plan: Plan, tiny_skeleton: Skeleton
 ) -> None:
-    teacher, student, training = tiny_plan["teacher"], tiny_plan["students"][0], of_training(tiny_plan)
-    assert training["flops_per_sample"] == 2 * (teacher["macs"] + 3 * student["macs"] + tiny_skeleton.text_macs)
-    at_best = 8 * training["flops_per_sample"] / 312e12
-    assert training["sec_per_step"] > at_best / 0.3
-    assert training["samples_per_sec"] == pytest.approx(8 / training["sec_per_step"])
-    assert training["hours"] == pytest.approx(100 * training["sec_per_step"] / 3600)
+    teacher, student, training = tiny_plan.teacher, tiny_plan.students[0], training_of(tiny_plan)
+    assert training.flops_per_sample == 2 * (teacher.macs + 3 * student.macs + tiny_skeleton.text_macs)
+    at_best = 8 * training.flops_per_sample / 312e12
+    assert training.sec_per_step > at_best / 0.3
+    assert training.samples_per_sec == pytest.approx(8 / training.sec_per_step)
+    assert training.hours == pytest.approx(100 * training.sec_per_step / 3600)
 
 
-def test_memory_is_told_by_part(tiny_plan: dict[str, Any]) -> None:
-    memory, teacher = of_training(tiny_plan)["memory_bytes"], tiny_plan["teacher"]
-    student = tiny_plan["students"][0]["params"]
-    assert memory["teacher"] == 2 * teacher["params"]  # bfloat16
-    assert memory["other_components"] == 2 * (sum(teacher["components"].values()) - teacher["params"])
-    assert memory["ema"] == 4 * student
-    assert memory["optimizer"] == 2 * memory["gradients"] == 2 * memory["student"] > 8 * student  # maps are trained too
-    assert memory["activations"] > 0
-    assert memory["total"] == sum(value for part, value in memory.items() if part != "total")
+def test_memory_is_counted_by_part(tiny_plan: Plan) -> None:
+    memory, teacher = training_of(tiny_plan).memory_bytes, tiny_plan.teacher
+    student = tiny_plan.students[0].params
+    assert memory.teacher == 2 * teacher.params  # bfloat16
+    assert memory.other_components == 2 * (sum(teacher.components.values()) - teacher.params)
+    assert memory.ema == 4 * student
+    assert memory.optimizer == 2 * memory.gradients == 2 * memory.student > 8 * student  # maps are trained too
+    assert memory.activations > 0
+    assert memory.total == sum(count for part, count in memory if part != "total")
 
 
-def test_the_cache_costs_its_forwards_and_its_disk(tiny_plan: dict[str, Any]) -> None:
-    cache = tiny_plan["cost"]["cache"]
-    assert cache["images"] == 10
-    assert cache["teacher_forwards"] == 10 * 5 * 2
-    assert cache["disk_bytes"] == 10 * 4 * 8 * 8 * 2
+def test_the_cache_costs_its_forwards_and_its_disk(tiny_plan: Plan) -> None:
+    cache = tiny_plan.cost.cache
+    assert cache.images == 10
+    assert cache.teacher_forwards == 10 * 5 * 2
+    assert cache.disk_bytes == 10 * 4 * 8 * 8 * 2
 
 
-def test_the_whole_is_the_sum_of_its_stages(tiny_plan: dict[str, Any]) -> None:
-    cost = tiny_plan["cost"]
-    stages = [cost["cache"], *cost["training"].values(), cost["evaluation"]]
-    assert cost["device_hours"] == pytest.approx(sum(stage["device_hours"] for stage in stages))
+def test_the_whole_is_the_sum_of_its_stages(tiny_plan: Plan) -> None:
+    cost = tiny_plan.cost
+    stages = [cost.cache, *cost.training.values(), cost.evaluation]
+    assert cost.device_hours == pytest.approx(sum(stage.device_hours for stage in stages))
 
 
 @pytest.mark.slow
 def test_the_switches_of_a_recipe_change_its_cost(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
-    def plan(count: int = 1, **distill: Any) -> dict[str, Any]:
+    def plan(count: int = 1, **distill: Any) -> TrainingCost:
         settings = {"batch_size": 8, "steps": 10, **distill}
         recipe = recipe_of(tiny_pipeline_dir, {"width": 0.5}, distill=settings)
-        return of_training(make_plan(recipe, device="a100-80gb", count=count))
+        return training_of(make_plan(recipe, device="a100-80gb", count=count))
 
-    plain, folded = plan(), plan(guidance_distillation=3.0)
-    assert folded["teacher_forwards_per_sample"] == 2 * plain["teacher_forwards_per_sample"]
-    assert folded["memory_bytes"]["student"] > plain["memory_bytes"]["student"]  # it could be told its scale
+    plain, guided = plan(), plan(guidance_distillation=3.0)
+    assert guided.teacher_forwards_per_sample == 2 * plain.teacher_forwards_per_sample
+    assert guided.memory_bytes.student > plain.memory_bytes.student  # a projection of the scale is added
     checkpointed = plan(gradient_checkpointing=True)
-    assert checkpointed["flops_per_sample"] > plain["flops_per_sample"]
-    assert checkpointed["memory_bytes"]["activations"] < plain["memory_bytes"]["activations"]
-    assert plan(optimizer={"ema_decay": 0.0})["memory_bytes"]["ema"] == 0
+    assert checkpointed.flops_per_sample > plain.flops_per_sample
+    assert checkpointed.memory_bytes.activations < plain.memory_bytes.activations
+    assert plan(optimizer={"ema_decay": 0.0}).memory_bytes.ema == 0
     halved = plan(count=2)
-    assert halved["micro_batch_size"] == 4
-    assert plain["hours"] > halved["hours"] > plain["hours"] / 2
-    assert halved["memory_bytes"]["activations"] < plain["memory_bytes"]["activations"]
+    assert halved.micro_batch_size == 4
+    assert plain.hours > halved.hours > plain.hours / 2
+    assert halved.memory_bytes.activations < plain.memory_bytes.activations
 
 
 @pytest.mark.slow
@@ -121,9 +125,9 @@ def test_a_student_of_a_student_is_planned_with_that_one_as_its_teacher(
 ) -> None:
     variants = {"first": {}, "second": {"teacher": "first"}}
     plan = make_plan(recipe_of(tiny_pipeline_dir, {"width": 0.5}, variants=variants), device="h100")
-    first, second = (of_training(plan, name) for name in variants)
-    sizes = {s["name"]: s["params"] for s in plan["students"]}
-    assert second["memory_bytes"]["teacher"] == first["memory_bytes"]["teacher"] + 2 * sizes["first"]
+    first, second = (training_of(plan, name) for name in variants)
+    sizes = {s.name: s.params for s in plan.students}
+    assert second.memory_bytes.teacher == first.memory_bytes.teacher + 2 * sizes["first"]
     assert sizes["second"] < sizes["first"]
 
 
@@ -133,19 +137,23 @@ def test_a_student_that_cannot_be_made_is_an_error(tiny_pipeline_dir: Path, reci
 
 
 def test_only_the_present_device_can_be_measured(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
-    with pytest.raises(CondistillError, match="--measure times the present device alone"):
+    with pytest.raises(CondistillError, match="--measure times the present device only"):
         make_plan(recipe_of(tiny_pipeline_dir, {"width": 0.5}), device="h100", measure=True)
 
 
 @pytest.mark.slow
-def test_what_is_measured_stands_beside_what_is_planned(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
+def test_a_measured_plan_has_measured_figures_next_to_the_planned_ones(
+    tiny_pipeline_dir: Path, recipe_of: RecipeOf
+) -> None:
     recipe = recipe_of(tiny_pipeline_dir, {"width": 0.5}, distill={"batch_size": 2, "steps": 10})
     plan = make_plan(recipe, measure=True)
-    assert plan["cost"]["device"]["measured"]
-    for model in (plan["teacher"], *plan["students"]):
-        assert model["measured_latency_ms"] > 0
-        assert model["measured_memory_bytes"] > 4 * model["params"]
-    assert of_training(plan)["sec_per_step"] > 2e-3
+    assert plan.cost.device.measured
+    for model in (plan.teacher, *plan.students):
+        assert model.measured_latency_ms is not None
+        assert model.measured_latency_ms > 0
+        assert model.measured_memory_bytes is not None
+        assert model.measured_memory_bytes > 4 * model.params
+    assert training_of(plan).sec_per_step > 2e-3
 
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -157,7 +165,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "flux_dev": ("FLUX.1-dev", {"depth": 0.5}),
     "sana_1600m": ("Sana-1.6B", {"depth": 0.5}),
 }
-"""What docs/plan.md calls each, and a student of it."""
+"""The name in docs/plan.md and the student that is planned, by folder of tests/data."""
 
 
 def documented(teacher: str) -> list[tuple[str, ...]]:
@@ -170,20 +178,20 @@ def documented(teacher: str) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.slow
 def test_a_full_size_teacher_is_planned_from_its_configs(name: str, recipe_of: RecipeOf) -> None:
-    told, student = SHAPES[name]
+    teacher, student = SHAPES[name]
     distill: dict[str, Any] = {"micro_batch_size": 4, "mixed_precision": "bf16", "gradient_checkpointing": True}
     if name == "flux_dev":
         distill["guidance_distillation"] = [1.5, 5.0]
     plan = make_plan(recipe_of(DATA / name, student, distill=distill), device="h200")
-    models = [{**plan["teacher"], "name": "-"}, *(s for s in plan["students"] if not s["of_recipe"])]
-    assert documented(told) == [(m["name"], f"{m['params']:,}", f"{m['macs'] / 1e9:,.1f}") for m in models]
-    assert plan["warnings"] == []
-    training = of_training(plan)
-    assert all(math.isfinite(training[key]) and training[key] > 0 for key in ("hours", "samples_per_sec"))
-    assert training["memory_bytes"]["activations"] > 2**28
+    models = [("-", plan.teacher), *((s.name, s) for s in plan.students if not s.of_recipe)]
+    assert documented(teacher) == [(name, f"{m.params:,}", f"{m.macs / 1e9:,.1f}") for name, m in models]
+    assert plan.warnings == ()
+    training = training_of(plan)
+    assert all(math.isfinite(value) and value > 0 for value in (training.hours, training.samples_per_sec))
+    assert training.memory_bytes.activations > 2**28
 
 
 @pytest.mark.slow
-def test_what_a_run_would_refuse_is_told(recipe_of: RecipeOf) -> None:
+def test_a_plan_warns_of_a_recipe_that_a_run_would_refuse(recipe_of: RecipeOf) -> None:
     plan = make_plan(recipe_of(DATA / "flux_dev", {"depth": 0.5}, distill={"micro_batch_size": 1}), device="h200")
-    assert any("the teacher is told its guidance scale" in line for line in plan["warnings"])
+    assert any("the teacher is told its guidance scale" in line for line in plan.warnings)

@@ -1,4 +1,4 @@
-"""What is counted on the meta device is compared with the tensors of a real step."""
+"""The memory of a step that is counted on the meta device is that of the tensors of a real step."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from condistill.config.distill import DistillSettings
 from condistill.config.sections import StudentSettings
 from condistill.plan.memory import training_peak
 from condistill.plan.step import SyntheticStep
-from condistill.profiling.forwards import Load
-from condistill.profiling.macs import example_inputs
-from condistill.profiling.memory import LiveMemory
+from condistill.profiling.forwards import MicroBatch
+from condistill.profiling.memory import MemoryMeter
+from condistill.profiling.shapes import example_inputs
 from condistill.students.derive import derive_student
 from condistill.utils.meta import build_on_meta, parameters
 
@@ -33,8 +33,7 @@ CONFIG: dict[str, Any] = {
 def step_of(teacher: Any, **settings: Any) -> SyntheticStep:
     distill = DistillSettings.model_validate({"batch_size": 4, **settings})
     student = derive_student(teacher, StudentSettings(width=0.5))
-    load = Load.of(distill, processes=1, teacher_takes_guidance=False)
-    return SyntheticStep(teacher, student, distill, example_inputs(teacher), load)
+    return SyntheticStep(teacher, student, distill, example_inputs(teacher), MicroBatch.of(distill))
 
 
 def planned(half: torch.dtype | None = None, **settings: Any) -> int:
@@ -42,9 +41,9 @@ def planned(half: torch.dtype | None = None, **settings: Any) -> int:
 
 
 def real_peak(step: SyntheticStep) -> int:
-    with LiveMemory() as memory:
+    with MemoryMeter() as meter:
         step.loss(*step.forward_teacher()).backward()
-    return int(memory.peak)
+    return int(meter.peak)
 
 
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -67,26 +66,3 @@ def test_gradients_are_among_the_peak() -> None:
     step = step_of(build_on_meta(UNet2DConditionModel, CONFIG))
     assert training_peak(step, None) > parameters(step.student) * 4
     assert all(parameter.grad is not None for parameter in step.student.parameters())
-
-
-@pytest.mark.parametrize(
-    ("settings", "told", "expected"),
-    [
-        ({}, False, (4, 4, 4)),
-        ({"micro_batch_size": 2}, False, (2, 2, 2)),
-        ({"loss": {"guidance_weight": 1.0}}, False, (8, 8, 4)),
-        ({"guidance_distillation": 3.0}, False, (8, 4, 4)),
-        ({"guidance_distillation": (2.0, 3.0)}, True, (4, 4, 4)),
-    ],
-)
-def test_a_micro_batch_asks_what_the_settings_say(
-    settings: dict[str, Any], told: bool, expected: tuple[int, ...]
-) -> None:
-    load = Load.of(
-        DistillSettings.model_validate({"batch_size": 4, **settings}), processes=1, teacher_takes_guidance=told
-    )
-    assert (load.teacher_batch, load.student_batch, load.compared) == expected
-
-
-def test_processes_share_a_batch() -> None:
-    assert Load.of(DistillSettings(batch_size=4), processes=4, teacher_takes_guidance=False).student_batch == 1

@@ -6,7 +6,18 @@ import pytest
 
 from condistill.config.distill import DistillSettings
 from condistill.config.sections import CacheSettings
-from condistill.profiling.forwards import compute, forwards_per_step
+from condistill.pipelines.sampling import Sampling
+from condistill.profiling.forwards import MicroBatch, SampleCost, TrainingForwards, evaluations_per_image
+
+
+@pytest.mark.parametrize(
+    ("config", "guidance_scale", "evaluations"),
+    [({}, 3.0, 50), ({}, 1.0, 25), ({"time_cond_proj_dim": 256}, 3.0, 25)],
+)
+def test_guidance_needs_two_evaluations_per_step_unless_it_is_distilled(
+    tiny: Any, config: dict[str, Any], guidance_scale: float, evaluations: int
+) -> None:
+    assert evaluations_per_image(Sampling(25, guidance_scale), tiny(**config)) == evaluations
 
 
 @pytest.mark.parametrize(
@@ -25,30 +36,61 @@ from condistill.profiling.forwards import compute, forwards_per_step
         ({"guidance_distillation": [2, 8], "few_steps": {"method": "consistency", "num_inference_steps": 4}}, 16, 16),
     ],
 )
-def test_a_step_counts_every_sample_that_passes_through_a_network(
-    changes: dict[str, Any], teacher: float, student: float
+def test_every_forward_of_a_sample_is_counted(changes: dict[str, Any], teacher: float, student: float) -> None:
+    cost = SampleCost.of(DistillSettings.model_validate({"batch_size": 8, **changes}))
+    assert (8 * cost.teacher, 8 * cost.student) == (teacher, student)
+    assert cost.forwards == cost.teacher + cost.student
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompts"),
+    [
+        ({}, 1),
+        ({"loss": {"guidance_weight": 1.0}}, 2),
+        ({"guidance_distillation": 3.0}, 2),
+        ({"path": {"guidance_scale": 3.0}}, 2),
+        ({"path": {"guidance_scale": 1.0}}, 1),
+        ({"conditioning": {"prompt_choice": {"interpolate": 0.5}}}, 2),
+        ({"conditioning": {"prompt_choice": {"interpolate": 0.5}}, "guidance_distillation": 3.0}, 3),
+    ],
+)
+def test_every_prompt_of_a_sample_is_counted(changes: dict[str, Any], prompts: int) -> None:
+    assert SampleCost.of(DistillSettings.model_validate(changes)).prompts == prompts
+
+
+@pytest.mark.parametrize(
+    ("changes", "takes_guidance", "expected"),
+    [
+        ({}, False, (4, 4, 4)),
+        ({"micro_batch_size": 2}, False, (2, 2, 2)),
+        ({"loss": {"guidance_weight": 1.0}}, False, (4, 8, 8)),
+        ({"guidance_distillation": 3.0}, False, (4, 8, 4)),
+        ({"guidance_distillation": (2.0, 3.0)}, True, (4, 4, 4)),
+    ],
+)
+def test_a_micro_batch_has_the_forwards_of_its_samples(
+    changes: dict[str, Any], takes_guidance: bool, expected: tuple[int, ...]
 ) -> None:
-    assert forwards_per_step(DistillSettings.model_validate({"batch_size": 8, **changes})) == (teacher, student)
+    settings = DistillSettings.model_validate({"batch_size": 4, **changes})
+    batch = MicroBatch.of(settings, teacher_takes_guidance=takes_guidance)
+    assert (batch.samples, batch.teacher, batch.student) == expected
 
 
-def test_a_teacher_that_is_told_its_scale_is_asked_once_for_what_is_guided() -> None:
+def test_processes_share_a_batch() -> None:
+    assert MicroBatch.of(DistillSettings(batch_size=4), processes=4).samples == 1
+
+
+def test_a_teacher_that_takes_the_guidance_scale_needs_one_forward_for_a_guided_prediction() -> None:
     settings = DistillSettings.model_validate({"steps": 3, "batch_size": 8, "guidance_distillation": [2, 8]})
-    assert forwards_per_step(settings, teacher_takes_guidance=True) == (8, 8)
-    assert compute(settings, CacheSettings(), teacher_takes_guidance=True)["teacher_forwards"] == 24
-
-
-def test_a_cache_drawn_with_folded_guidance_took_one_forward_a_step() -> None:
-    cache, settings = CacheSettings(size=10, num_inference_steps=25, guidance_scale=3.0), DistillSettings()
-    assert compute(settings, cache)["cache_forwards"] == 2 * 250
-    assert compute(settings, cache, cache_is_guided=False)["cache_forwards"] == 250
+    assert SampleCost.of(settings, teacher_takes_guidance=True).teacher == 1
+    forwards = TrainingForwards.of(settings, CacheSettings(), evaluations_per_image=25, teacher_takes_guidance=True)
+    assert (forwards.teacher, forwards.student) == (24, 24)
 
 
 def test_the_cache_is_counted_only_where_it_is_used() -> None:
-    cache = CacheSettings(size=10, num_inference_steps=25, guidance_scale=3.0)
-
     def cached(**path: Any) -> float:
         settings = DistillSettings.model_validate({"steps": 2, "batch_size": 8, "path": path or None})
-        return compute(settings, cache)["cache_forwards"]
+        return TrainingForwards.of(settings, CacheSettings(size=10), evaluations_per_image=50).cache
 
-    assert cached() == cached(start="cache") == cached(start="noise", share=0.5) == 10 * 25 * 2
+    assert cached() == cached(start="cache") == cached(start="noise", share=0.5) == 10 * 50
     assert cached(start="noise") == 0

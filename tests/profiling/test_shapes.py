@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from condistill.profiling.macs import example_inputs
-from condistill.profiling.shapes import ShapesOnly
+from condistill.profiling.shapes import ShapesOnly, example_inputs
 
 
 def on_meta(*shape: int) -> torch.Tensor:

@@ -27,7 +27,7 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
         return inputs_of(denoiser, size, device="meta")
 
     family = SimpleNamespace(example_inputs=example_inputs)
-    monkeypatch.setattr("condistill.profiling.macs.family_of", lambda _: family)
+    monkeypatch.setattr("condistill.profiling.shapes.family_of", lambda _: family)
 
 
 @pytest.fixture(params=KINDS)

@@ -17,7 +17,7 @@ from condistill import cli
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.evaluate.record import METRICS_NAME, Evaluation, ModelRecord
-from condistill.profiling.forwards import forwards_per_step
+from condistill.profiling.forwards import SampleCost
 from condistill.workflow.sweep import run_sweep
 from condistill.workflow.sweep_cases import Sweep, SweepRun, grid_cases, named_case, plan_runs
 
@@ -363,7 +363,7 @@ def test_equal_forwards_scales_the_steps_of_every_case(recipe: Path) -> None:
     for run in plan_runs(sweep):
         settings = [run.recipe.variant(case.name)[1] for case in run.cases]
         assert [s.steps for s in settings] == [100, 50]
-        assert len({s.steps * sum(forwards_per_step(s)) for s in settings}) == 1
+        assert len({s.steps * s.batch_size * SampleCost.of(s).forwards for s in settings}) == 1
 
 
 def planning_error(sweep: Sweep) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -160,7 +159,7 @@ def plan(
     assumed = {} if efficiency is None else {"efficiency": efficiency}
     result = make_plan(loaded, device=device, count=count, measure=measure, **assumed)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        typer.echo(result.to_json())
     else:
         show_plan(result, Console())
 

@@ -10,9 +10,9 @@ from torch import nn
 from condistill.config.recipe import TEACHER, Recipe
 from condistill.evaluate.record import ComputeRecord, SamplingRecord, SizeRecord, SpeedRecord
 from condistill.pipelines.sampling import Sampling
-from condistill.profiling.forwards import compute
+from condistill.profiling.forwards import TrainingForwards, evaluations_per_image
 from condistill.profiling.macs import macs
-from condistill.profiling.memory import peak_memory_gb
+from condistill.profiling.memory import peak_memory_gib
 from condistill.profiling.timing import sec_per_image
 from condistill.students.guidance import guidance_kind
 from condistill.teachers.family import Family
@@ -24,7 +24,7 @@ def sampling_record(sampling: Sampling, denoiser: nn.Module) -> SamplingRecord:
     return SamplingRecord(
         num_inference_steps=sampling.num_inference_steps,
         guidance_scale=sampling.guidance_scale,
-        denoiser_evaluations=sampling.denoiser_evaluations(denoiser),
+        denoiser_evaluations=evaluations_per_image(sampling, denoiser),
     )
 
 
@@ -46,7 +46,7 @@ def speed_records(
         name: SpeedRecord(
             sec_per_image=times[name],
             relative_time=times[name] / times[TEACHER],
-            peak_memory_gib=peak_memory_gb(family, denoiser),
+            peak_memory_gib=peak_memory_gib(family, denoiser),
         )
         for name, denoiser in denoisers.items()
     }
@@ -62,17 +62,24 @@ def compute_record(
         train_sec: of every variant, the seconds of its own training.
     """
     cache = recipe.cache
-    cache_is_guided = Sampling(1, cache.guidance_scale).denoiser_evaluations(denoisers[TEACHER]) == 2
+    cache_sampling = Sampling(cache.num_inference_steps, cache.guidance_scale)
     costs = []
     for variant in (name, *recipe.teachers(name)):
         teacher: Any = denoisers[recipe.variants[variant].teacher or TEACHER]
-        forwards = compute(
+        forwards = TrainingForwards.of(
             recipe.variant(variant)[1],
             cache,
+            evaluations_per_image=evaluations_per_image(cache_sampling, denoisers[TEACHER]),
             teacher_takes_guidance=guidance_kind(teacher) == "embedded",
-            cache_is_guided=cache_is_guided,
         )
-        costs.append(ComputeRecord(**forwards, train_sec=train_sec[variant]))
+        costs.append(
+            ComputeRecord(
+                teacher_forwards=forwards.teacher,
+                student_forwards=forwards.student,
+                cache_forwards=forwards.cache,
+                train_sec=train_sec[variant],
+            )
+        )
     return ComputeRecord(
         teacher_forwards=sum(cost.teacher_forwards for cost in costs),
         student_forwards=sum(cost.student_forwards for cost in costs),

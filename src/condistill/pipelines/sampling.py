@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condistill.teachers.registry import family_of
-
 if TYPE_CHECKING:
-    from diffusers import ModelMixin, SchedulerMixin
+    from diffusers import SchedulerMixin
 
     from condistill.config.distill import ConsistencySettings, ProgressiveSettings
     from condistill.config.recipe import Recipe
@@ -37,11 +35,6 @@ class Sampling:
         if self.few_steps.method == "progressive":
             return family.noise.solver
         return family.noise.consistency_solver(self.few_steps.solver_steps)
-
-    def denoiser_evaluations(self, denoiser: ModelMixin) -> int:
-        """Return the denoiser evaluations (NFE) per image: classifier-free guidance needs two per step."""
-        mode = family_of(denoiser).guidance.mode(denoiser.config)
-        return self.num_inference_steps * (2 if self.guidance_scale > 1 and mode == "cfg" else 1)
 
     def to_json(self) -> str:
         """Return the content of the file that `read_sampling` reads."""

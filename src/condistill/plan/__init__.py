@@ -1,4 +1,4 @@
-"""What a recipe will make and what that costs, before a weight is loaded: `condistill plan` and `--dry-run`."""
+"""What a recipe will make and what that costs, without weights: `condistill plan` and `--dry-run`."""
 
 from condistill.plan.make import make_plan
 from condistill.plan.show import show_plan

@@ -1,100 +1,53 @@
-"""What a recipe costs: forwards, arithmetic, hours, disk and memory, each with what is assumed."""
+"""The cost of a recipe's stages: forwards, arithmetic, hours, disk and memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
-from condistill.pipelines.sampling import Sampling, planned_sampling
-from condistill.plan.candidates import Candidate, inputs_of
-from condistill.plan.devices import Device
+from condistill.pipelines.sampling import planned_sampling
+from condistill.plan.candidates import Candidate, teacher_inputs
+from condistill.plan.devices import Hardware
 from condistill.plan.memory import training_peak
+from condistill.plan.record import CacheCost, EvaluationCost, TrainingCost, TrainingMemory
 from condistill.plan.step import SyntheticStep
-from condistill.profiling.forwards import Load, forwards_per_step, prompts_per_sample
+from condistill.profiling.forwards import MicroBatch, SampleCost, evaluations_per_image
 from condistill.students.derive import Student
 from condistill.teachers.skeleton import Skeleton
 from condistill.utils.meta import build_on_meta, parameters, plain_config
 
-EFFICIENCY = 0.3
-"""Share of the peak of tensor cores that a training reaches: assumed. BK-SDM's 300 hours for 50,000 steps on one A100
-(arXiv 2305.15798) are 8 %; transformers that are fed well reach more than 40 %."""
-ORDINARY_EFFICIENCY = 0.5
-"""The same of other arithmetic: assumed."""
 UPDATE_BYTES = 64
-"""Moved per weight and step: AdamW reads 4 numbers and writes 3, clipping 3, the average 6; of 4 bytes each."""
+"""Bytes moved per weight in an update: AdamW reads 4 numbers and writes 3, clipping 3, the average of weights 6; each
+has 4 bytes."""
 _SINGLE = 4
+"""Bytes of a float32 number."""
 
 
 @dataclass(frozen=True)
-class Rates:
-    """How fast devices of a kind are taken to be."""
-
-    device: Device
-    count: int
-    efficiency: float
-
-    def seconds(self, macs: float, dtype: torch.dtype, *, convolutions: float = 0) -> float:
-        """Of multiply-accumulates on one of the devices.
-
-        Args:
-            convolutions: how many of them are; in float32 these may use the tensor cores.
-        """
-        device = self.device
-        if dtype != torch.float32:
-            return 2 * macs / (device.half_flops * self.efficiency)
-        on_tensor_cores = device.convolution_flops > 1.5 * device.single_flops
-        share = self.efficiency if on_tensor_cores else ORDINARY_EFFICIENCY
-        rest = (macs - convolutions) / (device.single_flops * ORDINARY_EFFICIENCY)
-        return 2 * (convolutions / (device.convolution_flops * share) + rest)
-
-    def forward(self, model: Candidate, dtype: torch.dtype) -> float:
-        """Seconds of one forward of one sample."""
-        return self.seconds(model.macs, dtype, convolutions=model.convolutions)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a training step took on the present device."""
+class MeasuredStep:
+    """A training step that was measured on the present device."""
 
     teacher_sec: float
-    """Of a sample's forward, in a micro-batch."""
+    """Per sample of a forward, in a micro-batch."""
     student_sec: float
-    """Of a sample's forward and backward."""
+    """Per sample of a forward and backward, in a micro-batch."""
     text_sec: float
-    """Of encoding a prompt, in a micro-batch."""
+    """Per encoded prompt, in a micro-batch."""
     update_sec: float
-    """Of a step: clipping, optimiser and average."""
+    """Per update: clipping, optimiser and average of weights."""
     peak_bytes: int | None
-    """At the worst moment, everything on the device but the rest of the pipeline; on a GPU."""
+    """Peak memory of the step, without the rest of the pipeline; None on a CPU."""
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes on one device at the worst moment of a training, by part."""
-
-    teacher: int
-    other_components: int
-    student: int
-    gradients: int
-    optimizer: int
-    ema: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """Of all parts."""
-        return sum(asdict(self).values())
-
-
-@dataclass(frozen=True)
-class Job:
-    """A student, who teaches it and how."""
+class TrainingJob:
+    """The training of one student."""
 
     skeleton: Skeleton
     teacher: Candidate
@@ -105,121 +58,125 @@ class Job:
     processes: int
 
     @property
-    def load(self) -> Load:
-        """What a forward of a micro-batch asks."""
-        return Load.of(self.settings, processes=self.processes, teacher_takes_guidance=self.teacher.takes_guidance)
+    def micro_batch(self) -> MicroBatch:
+        """The micro-batch of one process."""
+        return MicroBatch.of(
+            self.settings, processes=self.processes, teacher_takes_guidance=self.teacher.takes_guidance
+        )
 
     @property
     def half(self) -> torch.dtype | None:
-        """The dtype of mixed precision."""
+        """The dtype of mixed precision, if it is on."""
         return {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[self.settings.mixed_precision]
 
     def step(self, teacher: Any, student: Student) -> SyntheticStep:
-        """A step of these two networks, on whatever device they are."""
-        return SyntheticStep(
-            teacher, student, self.settings, inputs_of(self.skeleton, self.teacher.denoiser), self.load
-        )
+        """Return a training step of these two networks, on their device."""
+        inputs = teacher_inputs(self.skeleton, self.teacher.denoiser)
+        return SyntheticStep(teacher, student, self.settings, inputs, self.micro_batch)
 
-    def memory(self) -> Memory:
-        """What the training needs on each device."""
-        denoiser, settings, parts = self.teacher.denoiser, self.settings, self.skeleton.components
+    def memory(self) -> TrainingMemory:
+        """Count the memory that the training needs on each device."""
+        denoiser, settings, components = self.teacher.denoiser, self.settings, self.skeleton.components
         step = self.step(build_on_meta(type(denoiser), plain_config(denoiser)).to(self.dtype), self.student.student)
         peak = training_peak(step, self.half)
         step.release()
         weights = self.student.params * _SINGLE
         trained = weights + (parameters(self.student.student.maps) * _SINGLE if settings.loss.feature_weight else 0)
-        own = parts[self.skeleton.family.denoiser_name]
-        is_chained = denoiser is not self.skeleton.denoiser  # then the pipeline's own denoiser waits beside it
-        return Memory(
-            teacher=(own + (self.teacher.params if is_chained else 0)) * self.dtype.itemsize,
-            other_components=(sum(parts.values()) - own) * self.dtype.itemsize,
-            student=trained,
-            gradients=trained,
-            optimizer=2 * trained,
-            ema=weights if settings.optimizer.ema_decay else 0,
-            activations=max(peak - trained, 0),
+        pipeline_denoiser = components[self.skeleton.family.denoiser_name]
+        # a student that teaches is in memory together with the pipeline's own denoiser
+        chained = self.teacher.params if denoiser is not self.skeleton.denoiser else 0
+        parts = {
+            "teacher": (pipeline_denoiser + chained) * self.dtype.itemsize,
+            "other_components": (sum(components.values()) - pipeline_denoiser) * self.dtype.itemsize,
+            "student": trained,
+            "gradients": trained,
+            "optimizer": 2 * trained,
+            "ema": weights if settings.optimizer.ema_decay else 0,
+            "activations": max(peak - trained, 0),
+        }
+        return TrainingMemory(**parts, total=sum(parts.values()))
+
+    def cost(self, hardware: Hardware, measured: MeasuredStep | None = None) -> TrainingCost:
+        """Return the cost of the training; its time is from `measured`, or else from the rates of the hardware."""
+        settings = self.settings
+        sample = SampleCost.of(settings, teacher_takes_guidance=self.teacher.takes_guidance)
+        passes = 4 if settings.gradient_checkpointing else 3  # a backward is two forwards; checkpointing adds one
+        macs = self.teacher.macs * sample.teacher + self.student.macs * sample.student * passes
+        text_macs = self.skeleton.text_macs * sample.prompts
+        if measured:
+            sample_sec = measured.teacher_sec * sample.teacher + measured.student_sec * sample.student
+            sample_sec += measured.text_sec * sample.prompts
+            update_sec = measured.update_sec
+        else:
+            sample_sec = hardware.seconds(text_macs, self.dtype)
+            sample_sec += forward_sec(hardware, self.teacher, self.dtype) * sample.teacher
+            sample_sec += forward_sec(hardware, self.student, self.half or torch.float32) * sample.student * passes
+            update_sec = self.student.params * UPDATE_BYTES / hardware.device.bandwidth
+        step_sec = sample_sec * math.ceil(settings.batch_size / hardware.count) + update_sec
+        hours, memory = settings.steps * step_sec / 3600, self.memory()
+        return TrainingCost(
+            hours=hours,
+            device_hours=hours * hardware.count,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            micro_batch_size=self.micro_batch.samples,
+            teacher_forwards_per_sample=sample.teacher,
+            student_forwards_per_sample=sample.student,
+            flops_per_sample=2 * (macs + text_macs),
+            samples_per_sec=settings.batch_size / step_sec,
+            sec_per_step=step_sec,
+            checkpoint_bytes=(settings.logging.keep_checkpoints + 1) * 4 * self.student.params * _SINGLE,
+            memory_bytes=memory,
+            fits=memory.total <= hardware.device.memory_bytes,
+            measured_memory_bytes=measured.peak_bytes if measured else None,
         )
 
-    def cost(self, rates: Rates, measured: Measured | None = None) -> dict[str, Any]:
-        """What the training costs."""
-        settings, load = self.settings, self.load
-        per_step = forwards_per_step(settings, teacher_takes_guidance=self.teacher.takes_guidance)
-        teacher_forwards, student_forwards = (forwards / settings.batch_size for forwards in per_step)
-        teacher_macs = self.teacher.macs * teacher_forwards
-        passes = 4 if settings.gradient_checkpointing else 3  # a backward is two forwards; checkpointing adds one
-        student_macs = self.student.macs * student_forwards * passes
-        prompts = prompts_per_sample(settings)
-        text_macs = self.skeleton.text_macs * prompts
-        update = self.student.params * UPDATE_BYTES / rates.device.bandwidth
-        if measured:
-            per_sample = measured.teacher_sec * teacher_forwards + measured.student_sec * student_forwards
-            per_sample += measured.text_sec * prompts
-            update = measured.update_sec
-        else:
-            per_sample = rates.seconds(text_macs, self.dtype)
-            per_sample += rates.forward(self.teacher, self.dtype) * teacher_forwards
-            per_sample += rates.forward(self.student, self.half or torch.float32) * student_forwards * passes
-        step_sec = per_sample * math.ceil(settings.batch_size / rates.count) + update
-        memory = self.memory()
-        hours = settings.steps * step_sec / 3600
-        told = {"measured_memory_bytes": measured.peak_bytes} if measured and measured.peak_bytes else {}
-        return {
-            "steps": settings.steps,
-            "batch_size": settings.batch_size,
-            "micro_batch_size": load.compared,
-            "teacher_forwards_per_sample": teacher_forwards,
-            "student_forwards_per_sample": student_forwards,
-            "flops_per_sample": 2 * (teacher_macs + student_macs + text_macs),
-            "samples_per_sec": settings.batch_size / step_sec,
-            "sec_per_step": step_sec,
-            "hours": hours,
-            "device_hours": hours * rates.count,
-            "checkpoint_bytes": (settings.logging.keep_checkpoints + 1) * 4 * self.student.params * _SINGLE,
-            "memory_bytes": {**asdict(memory), "total": memory.total},
-            "fits": memory.total <= rates.device.memory_bytes,
-            **told,
-        }
+
+def forward_sec(hardware: Hardware, model: Candidate, dtype: torch.dtype) -> float:
+    """Return the seconds of one forward of one sample."""
+    return hardware.seconds(model.macs, dtype, convolutions=model.convolutions)
 
 
 def cache_cost(
     skeleton: Skeleton,
-    teacher: Candidate,
     recipe: Recipe,
-    rates: Rates,
+    hardware: Hardware,
     *,
+    evaluations_per_image: int,
+    evaluation_sec: float,
     dtype: torch.dtype,
-    teacher_sec: float | None = None,
-) -> dict[str, Any]:
-    """What drawing the cached latents costs.
+) -> CacheCost:
+    """Return the cost of generating the cached latents.
 
     Args:
-        teacher_sec: what a sample's forward took, where it was measured.
+        evaluations_per_image: denoiser evaluations of the teacher for one image.
+        evaluation_sec: seconds of one evaluation.
+        dtype: of the text encoders.
     """
     cache = recipe.cache
-    forwards = cache.size * Sampling(cache.num_inference_steps, cache.guidance_scale).denoiser_evaluations(
-        teacher.denoiser
+    forwards = cache.size * evaluations_per_image
+    seconds = forwards * evaluation_sec
+    seconds += hardware.seconds(2 * cache.size * skeleton.text_macs, dtype)  # the prompt, and the empty one
+    return CacheCost(
+        hours=seconds / 3600 / hardware.count,
+        device_hours=seconds / 3600,
+        images=cache.size,
+        teacher_forwards=forwards,
+        disk_bytes=cache.size * math.prod(skeleton.family.latent_shape) * getattr(torch, cache.dtype).itemsize,
     )
-    seconds = forwards * (teacher_sec or rates.forward(teacher, dtype))
-    seconds += rates.seconds(2 * cache.size * skeleton.text_macs, dtype)  # the prompt, and the empty one
-    return {
-        "images": cache.size,
-        "teacher_forwards": forwards,
-        "disk_bytes": cache.size * math.prod(skeleton.family.latent_shape) * getattr(torch, cache.dtype).itemsize,
-        "hours": seconds / 3600 / rates.count,
-        "device_hours": seconds / 3600,
-    }
 
 
 def evaluation_cost(
-    teacher: Candidate, students: Mapping[str, Candidate], recipe: Recipe, rates: Rates, *, dtype: torch.dtype
-) -> dict[str, Any]:
-    """What drawing the pictures of the evaluation costs, on one device; decoding and classifying are left out."""
+    recipe: Recipe, hardware: Hardware, teacher: Candidate, students: Mapping[str, Candidate], *, dtype: torch.dtype
+) -> EvaluationCost:
+    """Return the cost of generating the images of the evaluation."""
     settings = recipe.evaluate
     splits = 2 if recipe.prompts.unseen_words or recipe.prompts.unseen_files else 1
     images = len(settings.seeds) * splits * settings.prompts_per_split
-    seconds, models = 0.0, [(None, teacher), *students.items()]
+    models: list[tuple[str | None, Candidate]] = [(None, teacher), *students.items()]
+    seconds = 0.0
     for name, model in models:
-        calls = planned_sampling(recipe, name).denoiser_evaluations(model.denoiser)
-        seconds += images * calls * rates.forward(model, dtype)
+        evaluations = evaluations_per_image(planned_sampling(recipe, name), model.denoiser)
+        seconds += images * evaluations * forward_sec(hardware, model, dtype)
     hours = seconds / 3600
-    return {"images": images * (1 + len(students)), "hours": hours, "device_hours": hours}
+    return EvaluationCost(hours=hours, device_hours=hours, images=images * len(models))

@@ -1,4 +1,4 @@
-"""Devices by name, with their makers' figures; and the present one, measured."""
+"""Devices by name, with their manufacturers' figures; and the present device, measured."""
 
 from __future__ import annotations
 
@@ -8,42 +8,76 @@ from dataclasses import dataclass
 import torch
 
 from condistill.errors import CondistillError
-from condistill.profiling.timing import seconds_of
+from condistill.profiling.memory import GIB
+from condistill.profiling.timing import median_seconds
 from condistill.teachers.load import choose_dtype
 from condistill.utils.hardware import present_torch_device
 
-GIB = 2**30
 PRESENT = "present"
+EFFICIENCY = 0.3
+"""Assumed share of the tensor cores' peak that a training reaches. BK-SDM's 300 hours for 50,000 steps on one A100
+(arXiv 2305.15798) are 8 %; transformers that wait for no data reach more than 40 %."""
+OTHER_EFFICIENCY = 0.5
+"""Assumed share of the peak of other arithmetic that a training reaches."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a device can do at best."""
+    """The figures of a device."""
 
     name: str
     half_flops: float
-    """Dense multiply-adds in bfloat16 (float16 on a T4) with float32 sums, per second, each counted as two."""
+    """Peak FLOP/s of matrix products in bfloat16 (float16 on a T4) with float32 sums; a multiply-add is two."""
     single_flops: float
-    """In float32, without TF32."""
+    """The same in float32, without TF32."""
     convolution_flops: float
-    """Of convolutions in float32, for which torch uses TF32 where there is such a thing."""
+    """The same of convolutions in float32, for which torch uses TF32 where the device has it."""
     memory_bytes: int
     bandwidth: float
     """Bytes per second between the device and its memory."""
     half: torch.dtype = torch.bfloat16
     measured: bool = False
-    """By a matrix product and a copy of ours; else the figures are the maker's."""
+    """Whether the rates were measured by a matrix product and a copy; otherwise they are the manufacturer's."""
 
-    def teacher_dtype(self, asked: str) -> torch.dtype:
-        """What `teacher.dtype` means on it."""
-        if asked != "auto":
-            dtype: torch.dtype = getattr(torch, asked)
+    def teacher_dtype(self, setting: str) -> torch.dtype:
+        """Return the dtype of a teacher on this device, for a setting of `teacher.dtype`."""
+        if setting != "auto":
+            dtype: torch.dtype = getattr(torch, setting)
             return dtype
         return choose_dtype("auto", present_torch_device()) if self.measured else self.half
 
 
+@dataclass(frozen=True)
+class Hardware:
+    """The devices that share the work, and the assumed share of their peak that is reached."""
+
+    device: Device
+    count: int = 1
+    efficiency: float = EFFICIENCY
+
+    def seconds(self, macs: float, dtype: torch.dtype, *, convolutions: float = 0) -> float:
+        """Return the seconds that multiply-accumulates take on one of the devices.
+
+        Args:
+            convolutions: how many of them are in convolutions; in float32 only these may use tensor cores.
+        """
+        device = self.device
+        if dtype != torch.float32:
+            return 2 * macs / (device.half_flops * self.efficiency)
+        on_tensor_cores = device.convolution_flops > 1.5 * device.single_flops
+        share = self.efficiency if on_tensor_cores else OTHER_EFFICIENCY
+        rest = (macs - convolutions) / (device.single_flops * OTHER_EFFICIENCY)
+        return 2 * (convolutions / (device.convolution_flops * share) + rest)
+
+
 def _named(name: str, flops: tuple[float, float, float], gib: float, bandwidth: float) -> Device:
-    """Half precision, float32 and TF32 in TFLOP/s, memory in GiB as the driver reports it, bandwidth in GB/s."""
+    """Return a device.
+
+    Args:
+        flops: TFLOP/s in half precision, float32 and TF32.
+        gib: memory in GiB, as the driver reports it.
+        bandwidth: in GB/s.
+    """
     dtype = torch.float16 if name == "t4" else torch.bfloat16
     half, single, tf32 = (rate * 1e12 for rate in flops)
     return Device(name, half, single, tf32, int(gib * GIB), bandwidth * 1e9, dtype)
@@ -62,14 +96,14 @@ DEVICES: dict[str, Device] = {
         _named("t4", (65, 8.1, 8.1), 14.6, 320),
     )
 }
-"""Data sheets: dense tensor-core figures, SXM versions of the data-centre cards."""
+"""From data sheets: dense tensor-core figures; of data-centre cards, those of the SXM versions."""
 
 
 def find_device(name: str) -> Device:
-    """A device by its name; `present` is the one that a run would use here.
+    """Return a device by its name; `present` is the device that a run would use here.
 
     Raises:
-        CondistillError: lists the names.
+        CondistillError: there is no such name; the message lists all.
     """
     if name == PRESENT:
         return present_device()
@@ -79,7 +113,7 @@ def find_device(name: str) -> Device:
 
 
 def present_device() -> Device:
-    """The device here, with the rates of a matrix product and of a copy: a fraction of a second."""
+    """Return the device of this machine, with rates that are measured in a fraction of a second."""
     device = present_torch_device()
     if device.type == "cuda":
         name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
@@ -94,18 +128,18 @@ def present_device() -> Device:
 
 def _product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     matrix = torch.randn(size, size, device=device, dtype=dtype)
-    return 2 * size**3 / seconds_of(lambda: matrix @ matrix, device)
+    return 2 * size**3 / median_seconds(lambda: matrix @ matrix, device)
 
 
 def _convolution_rate(device: torch.device, channels: int) -> float:
     images = torch.randn(8, channels, 32, 32, device=device)
     weight = torch.randn(channels, channels, 3, 3, device=device)
     with torch.no_grad():
-        seconds = seconds_of(lambda: torch.conv2d(images, weight, padding=1), device)
+        seconds = median_seconds(lambda: torch.conv2d(images, weight, padding=1), device)
     return 2 * images.numel() * channels * 9 / seconds
 
 
 def _copy_rate(device: torch.device) -> float:
     source = torch.zeros(2**26 if device.type == "cuda" else 2**24, device=device)
     target = torch.zeros_like(source)
-    return 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device)
+    return 2 * source.nbytes / median_seconds(lambda: target.copy_(source), device)

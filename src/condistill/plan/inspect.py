@@ -1,4 +1,4 @@
-"""A denoiser as a tree: stages, layers, widths, what each costs, what is compared, and what each preset keeps."""
+"""Show a denoiser as a tree: its layers with their sizes and costs, the compared features, and the presets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from condistill.config.sections import StudentSettings, TeacherSettings
 from condistill.errors import CondistillError
-from condistill.plan.candidates import POSSIBLE, Candidate, inputs_of, possible_students, the_teacher
+from condistill.plan.candidates import POSSIBLE, Candidate, possible_students, teacher_candidate, teacher_inputs
 from condistill.profiling.shapes import ShapesOnly
 from condistill.students.depth import image_stream
 from condistill.students.derive import derive_student
@@ -26,24 +26,24 @@ from condistill.utils.quiet import quiet_libraries
 
 @dataclass
 class Layer:
-    """A module of a denoiser, and what it costs in one forward of one sample."""
+    """A module of a denoiser, and its cost in one forward of one sample."""
 
     path: str
     kind: str
     params: int
     macs: int = 0
     shape: tuple[int, ...] = ()
-    """Of its output, without the batch; empty where it gave none."""
+    """Of its output, without the batch; empty where the output is no tensor."""
     children: list[Layer] = field(default_factory=list)
 
     @property
-    def alike(self) -> tuple[Any, ...]:
-        """Layers of a list that agree in this are shown as one."""
+    def appearance(self) -> tuple[Any, ...]:
+        """What the tree shows: neighbouring layers of a list with the same appearance are shown as one."""
         return self.kind, self.params, self.macs, self.shape
 
 
 def layers_of(skeleton: Skeleton) -> Layer:
-    """The whole denoiser, each module with its share."""
+    """Return the whole denoiser as a layer, whose children are the layers inside it."""
     denoiser: nn.Module = skeleton.denoiser
     layers = {name: Layer(name, type(m).__name__, parameters(m)) for name, m in denoiser.named_modules()}
     with torch.no_grad(), ShapesOnly() as counted:
@@ -66,7 +66,7 @@ def layers_of(skeleton: Skeleton) -> Layer:
         handles = []
         for name, module in denoiser.named_modules():
             handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
-        denoiser(**inputs_of(skeleton, denoiser))
+        denoiser(**teacher_inputs(skeleton, denoiser))
         for handle in handles:
             handle.remove()
     for name, layer in reversed(layers.items()):
@@ -74,17 +74,20 @@ def layers_of(skeleton: Skeleton) -> Layer:
             parent = layers[name.rpartition(".")[0]]
             parent.children.insert(0, layer)
             if not parent.shape and isinstance(denoiser.get_submodule(parent.path), nn.ModuleList):
-                parent.macs += layer.macs  # a list is not called itself
+                parent.macs += layer.macs  # the list itself is never called
     return layers[""]
 
 
 def compared_layers(skeleton: Skeleton) -> dict[FeatureKind, tuple[str, ...]]:
-    """For each kind of feature the teacher's layers that students are compared at; of a depth, that of a half."""
-    asked: list[dict[str, Any]] = [{"preset": "b-base"}, {"preset": "c-micro"}, {"width": 0.5}, {"depth": 0.5}]
+    """Return the teacher's layers in which students are compared, by kind of feature.
+
+    For transformers these are the layers of a student of half the depth.
+    """
+    tried: list[dict[str, Any]] = [{"preset": "b-base"}, {"preset": "c-micro"}, {"width": 0.5}, {"depth": 0.5}]
     found: dict[FeatureKind, tuple[str, ...]] = {}
     for kind in get_args(FeatureKind):
         paths: dict[str, None] = {}
-        for settings in asked:
+        for settings in tried:
             try:
                 student = StudentSettings.model_validate({**settings, "weights": "random"})
                 pairs = derive_student(skeleton.denoiser, student, features=kind).pairs
@@ -97,17 +100,17 @@ def compared_layers(skeleton: Skeleton) -> dict[FeatureKind, tuple[str, ...]]:
 
 
 def inspect_pipeline(settings: TeacherSettings, *, levels: int = 2) -> Tree:
-    """The tree of a pipeline's denoiser; nothing is loaded.
+    """Return the tree of a pipeline's denoiser. No weight is read.
 
     Args:
-        levels: how deep the tree goes.
+        levels: the depth of the tree.
     """
     with quiet_libraries():
         skeleton = teacher_skeleton(settings)
         whole, compared = layers_of(skeleton), compared_layers(skeleton)
         tree = Tree(_label(whole, [whole], compared))
         _grow(tree, whole, compared, levels)
-        teacher = the_teacher(skeleton)
+        teacher = teacher_candidate(skeleton)
         for candidate in possible_students(skeleton):
             _add_student(tree, candidate, teacher)
     return tree
@@ -116,12 +119,16 @@ def inspect_pipeline(settings: TeacherSettings, *, levels: int = 2) -> Tree:
 def _grow(
     tree: Tree, layer: Layer, compared: dict[FeatureKind, tuple[str, ...]], levels: int, *, within: str = ""
 ) -> None:
-    """Add the layers in a layer, by their names in it."""
+    """Add the layers inside a layer.
+
+    Args:
+        within: the start of their paths, which their labels leave out.
+    """
     if not levels:
         return
     for run in _runs(layer.children):
         first = run[0]
-        if first.kind == "ModuleList":  # its layers stand in its place
+        if first.kind == "ModuleList":  # its layers are shown instead
             _grow(tree, first, compared, levels, within=within)
         elif first.params:
             branch = tree.add(_label(first, run, compared, within=within))
@@ -129,10 +136,10 @@ def _grow(
 
 
 def _runs(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Neighbours of a list that are alike."""
+    """Yield runs of neighbouring layers that are shown as one."""
 
     def key(layer: Layer) -> Any:
-        return layer.alike if layer.path.rpartition(".")[2].isdecimal() else layer.path
+        return layer.appearance if layer.path.rpartition(".")[2].isdecimal() else layer.path
 
     for _, run in groupby(layers, key):
         yield list(run)
@@ -141,34 +148,34 @@ def _runs(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
 def _label(
     layer: Layer, run: Sequence[Layer], compared: dict[FeatureKind, tuple[str, ...]], *, within: str = ""
 ) -> str:
-    """A line: where it is, what it is, what comes out of it, what it costs, what is compared in it."""
+    """Return a line with the name, class, output, cost and compared features of layers that are shown as one."""
     last = run[-1].path.rpartition(".")[2]
     name = layer.path.removeprefix(within) + (f" to {last}" if len(run) > 1 else "")
     parts = [f"[bold]{escape(name)}[/] {layer.kind}" if name else f"[bold]{layer.kind}[/]"]
     if layer.shape:
-        parts.append(_width(layer.shape))
+        parts.append(_shape(layer.shape))
     parts.append(f"{layer.params:,} parameters")
     parts.append(_amount(layer.macs))
     if len(run) > 1:
         parts.append("each")
-    told = _told(compared, run)
-    return ", ".join(parts) + (f" [green]({told})[/]" if told else "")
+    features = _features(compared, run)
+    return ", ".join(parts) + (f" [green]({features})[/]" if features else "")
 
 
-def _told(compared: dict[FeatureKind, tuple[str, ...]], run: Sequence[Layer]) -> str:
-    """What is compared at layers that are shown as one, and how much of the other kinds in them."""
-    here: list[str] = []
+def _features(compared: dict[FeatureKind, tuple[str, ...]], run: Sequence[Layer]) -> str:
+    """Return the kinds of features that are compared at these layers, and the number of those inside them."""
+    at: list[str] = []
     inside: dict[int, list[str]] = {}
     for kind, paths in compared.items():
         count = sum(layer.path in paths for layer in run)
         if count:
-            here.append(kind + (f" of {count} of {len(run)}" if count < len(run) else ""))
+            at.append(kind + (f" of {count} of {len(run)}" if count < len(run) else ""))
             continue
         count = sum(path.startswith(f"{layer.path}.") for layer in run if layer.path for path in paths)
         if count and kind != "stages":
             inside.setdefault(count, []).append(kind)
-    parts = [f"compared: {', '.join(here)}"] if here else []
-    parts += [f"in it: {count} {', '.join(kinds)}" for count, kinds in inside.items()]
+    parts = [f"compared: {', '.join(at)}"] if at else []
+    parts += [f"inside: {count} {', '.join(kinds)}" for count, kinds in inside.items()]
     return "; ".join(parts)
 
 
@@ -176,7 +183,7 @@ def _amount(macs: int) -> str:
     return f"{macs / 1e9:,.1f} GMACs" if macs >= 1e9 else f"{macs / 1e6:,.1f} MMACs"
 
 
-def _width(shape: tuple[int, ...]) -> str:
+def _shape(shape: tuple[int, ...]) -> str:
     if len(shape) == 3:
         return f"{shape[0]:,} channels at {shape[1]}x{shape[2]}"
     return f"{shape[0]:,} tokens of {shape[1]:,}" if len(shape) == 2 else f"{shape[-1]:,} wide"
@@ -187,5 +194,5 @@ def _add_student(tree: Tree, candidate: Candidate, teacher: Candidate) -> None:
     cost = f"{_amount(candidate.macs)} ({candidate.macs / teacher.macs:.1%})"
     branch = tree.add(f"[bold cyan]{candidate.name}[/] keeps {share}, {cost}")
     settings = StudentSettings.model_validate({**POSSIBLE[candidate.name], "weights": "random"})
-    for line in derive_student(teacher.denoiser, settings).kept[1:]:  # the first tells of weights
+    for line in derive_student(teacher.denoiser, settings).kept[1:]:  # the first is about the weights
         branch.add(escape(line))

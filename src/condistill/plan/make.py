@@ -1,4 +1,4 @@
-"""A plan as plain data: the teacher, the students it could have, what the recipe costs, and what that assumes."""
+"""Make a plan: the teacher, the students it could have, the cost of the recipe, and the assumptions behind it."""
 
 from __future__ import annotations
 
@@ -10,173 +10,178 @@ import torch
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.plan.candidates import Candidate, own_students, possible_students, the_teacher
-from condistill.plan.cost import EFFICIENCY, ORDINARY_EFFICIENCY, Job, Measured, Rates, cache_cost, evaluation_cost
-from condistill.plan.devices import PRESENT, find_device
-from condistill.plan.measure import measure_forward, measure_training
-from condistill.students.guidance import guidance_kind_of_config, guidance_learnt
+from condistill.pipelines.sampling import Sampling
+from condistill.plan.candidates import Candidate, possible_students, recipe_candidates, teacher_candidate
+from condistill.plan.cost import TrainingJob, cache_cost, evaluation_cost, forward_sec
+from condistill.plan.devices import EFFICIENCY, OTHER_EFFICIENCY, PRESENT, Hardware, find_device
+from condistill.plan.measure import measure_forward, measure_step
+from condistill.plan.record import DevicePlan, PeakFlops, Plan, RunCost, StudentPlan, TeacherPlan
+from condistill.profiling.forwards import evaluations_per_image
+from condistill.students.variants import derive_variants
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.quiet import quiet_libraries
-from condistill.workflow.preflight import check_steps
+
+
+def make_plan(
+    recipe: Recipe, *, device: str = PRESENT, count: int = 1, efficiency: float = EFFICIENCY, measure: bool = False
+) -> Plan:
+    """Return the plan of a recipe. No weight is read, so a directory with the teacher's configs is enough.
+
+    Args:
+        device: a name of `DEVICES`, or `present`.
+        count: devices that share the work.
+        efficiency: assumed share of the device's peak that is reached.
+        measure: whether to time networks with random weights on the present device.
+
+    Raises:
+        CondistillError: the teacher's configs cannot be read, a student of the recipe has no shapes, or another device
+            than the present one is to be measured.
+    """
+    if measure and (device != PRESENT or count != 1):
+        raise CondistillError("--measure times the present device only; leave out --device and --count")
+    with quiet_libraries():
+        hardware = Hardware(find_device(device), count, efficiency)
+        skeleton = teacher_skeleton(recipe.teacher)
+        warnings: list[str] = []
+
+        def warn(name: str, error: CondistillError) -> None:
+            warnings.append(f"{name}: `condistill run` will refuse this: {error}")
+
+        students = recipe_candidates(skeleton, derive_variants(recipe, skeleton.family, on_refusal=warn))
+        dtype = hardware.device.teacher_dtype(recipe.teacher.dtype)
+        planner = _Planner(recipe, skeleton, teacher_candidate(skeleton), students, hardware, dtype, measure)
+        return Plan(
+            teacher=planner.teacher_plan(),
+            students=tuple(planner.student_plans()),
+            cost=planner.cost(),
+            assumptions=tuple(planner.assumptions()),
+            warnings=tuple(warnings),
+        )
 
 
 @dataclass(frozen=True)
 class _Planner:
-    """What the parts of a plan share."""
+    """The parts of a plan, which share these inputs."""
 
     recipe: Recipe
     skeleton: Skeleton
     teacher: Candidate
     students: Mapping[str, Candidate]
-    """The recipe's own."""
-    rates: Rates
+    """The recipe's, by name of the variant."""
+    hardware: Hardware
     dtype: torch.dtype
+    """Of the teacher and of every model that generates images."""
     measure: bool
 
-    def teacher_data(self) -> dict[str, Any]:
+    def teacher_plan(self) -> TeacherPlan:
+        """Describe the teacher."""
         family, teacher = self.skeleton.family, self.teacher
-        return {
-            "name": self.skeleton.name,
-            "family": family.name,
-            "denoiser": type(teacher.denoiser).__name__,
-            "params": teacher.params,
-            "macs": teacher.macs,
-            "latent_shape": list(family.latent_shape),
-            "text_length": family.text_length,
-            "components": self.skeleton.components,
+        return TeacherPlan(
+            params=teacher.params,
+            macs=teacher.macs,
             **self._speed(teacher),
-        }
+            name=self.skeleton.name,
+            family=family.name,
+            denoiser=type(teacher.denoiser).__name__,
+            latent_shape=family.latent_shape,
+            text_length=family.text_length,
+            components=self.skeleton.components,
+        )
 
-    def student_data(self) -> Iterator[dict[str, Any]]:
-        """The recipe's students first, then all that the teacher could have."""
-        for own, candidates in ((True, self.students.values()), (False, possible_students(self.skeleton))):
+    def student_plans(self) -> Iterator[StudentPlan]:
+        """Describe the recipe's students first, then all that the teacher could have."""
+        for of_recipe, candidates in ((True, self.students.values()), (False, possible_students(self.skeleton))):
             for candidate in candidates:
-                yield {
-                    "name": candidate.name,
-                    "of_recipe": own,
-                    "params": candidate.params,
-                    "macs": candidate.macs,
-                    "share_params": candidate.params / self.teacher.params,
-                    "share_macs": candidate.macs / self.teacher.macs,
+                yield StudentPlan(
+                    params=candidate.params,
+                    macs=candidate.macs,
                     **self._speed(candidate),
-                }
+                    name=candidate.name,
+                    of_recipe=of_recipe,
+                    share_params=candidate.params / self.teacher.params,
+                    share_macs=candidate.macs / self.teacher.macs,
+                )
 
-    def _speed(self, candidate: Candidate) -> dict[str, float]:
-        """Of one forward of one sample."""
-        speed = {"latency_ms": 1000 * self.rates.forward(candidate, self.dtype)}
-        return speed | (measure_forward(self.skeleton, candidate, self.dtype) if self.measure else {})
+    def _speed(self, candidate: Candidate) -> dict[str, Any]:
+        """Return the fields of `DenoiserCost` for one forward of one sample."""
+        speed: dict[str, Any] = {"latency_ms": 1000 * forward_sec(self.hardware, candidate, self.dtype)}
+        if self.measure:
+            seconds, memory = measure_forward(self.skeleton, candidate, self.dtype)
+            speed |= {"measured_latency_ms": 1000 * seconds, "measured_memory_bytes": memory}
+        return speed
 
-    def cost_data(self) -> dict[str, Any]:
-        """What each stage costs, and the whole."""
-        measured = {name: measure_training(self._job(name)) if self.measure else None for name in self.students}
-        first: Measured | None = next(iter(measured.values()))
+    def cost(self) -> RunCost:
+        """Add up the cost of the stages."""
+        jobs = {name: self._job(name) for name in self.students}
+        measured = {name: measure_step(job) if self.measure else None for name, job in jobs.items()}
+        first, settings = next(iter(measured.values())), self.recipe.cache
+        sampling = Sampling(settings.num_inference_steps, settings.guidance_scale)
         cache = cache_cost(
             self.skeleton,
-            self.teacher,
             self.recipe,
-            self.rates,
+            self.hardware,
+            evaluations_per_image=evaluations_per_image(sampling, self.teacher.denoiser),
+            evaluation_sec=first.teacher_sec if first else forward_sec(self.hardware, self.teacher, self.dtype),
             dtype=self.dtype,
-            teacher_sec=first.teacher_sec if first else None,
         )
-        training = {name: self._job(name).cost(self.rates, measured[name]) for name in self.students}
-        evaluation = evaluation_cost(self.teacher, self.students, self.recipe, self.rates, dtype=self.dtype)
+        training = {name: job.cost(self.hardware, measured[name]) for name, job in jobs.items()}
+        evaluation = evaluation_cost(self.recipe, self.hardware, self.teacher, self.students, dtype=self.dtype)
         stages = (cache, *training.values(), evaluation)
-        device = self.rates.device
-        return {
-            "device": {
-                "name": device.name,
-                "count": self.rates.count,
-                "peak_flops": {"half": device.half_flops, "float32": device.single_flops},
-                "peak_convolution_flops": device.convolution_flops,
-                "memory_bytes": device.memory_bytes,
-                "bandwidth": device.bandwidth,
-                "measured": device.measured,
-                "efficiency": self.rates.efficiency,
-                "teacher_dtype": str(self.dtype).removeprefix("torch."),
-            },
-            "cache": cache,
-            "training": training,
-            "evaluation": evaluation,
-            "hours": sum(stage["hours"] for stage in stages),
-            "device_hours": sum(stage["device_hours"] for stage in stages),
-        }
+        return RunCost(
+            hours=sum(stage.hours for stage in stages),
+            device_hours=sum(stage.device_hours for stage in stages),
+            device=self._device_plan(),
+            cache=cache,
+            training=training,
+            evaluation=evaluation,
+        )
 
-    def _job(self, name: str) -> Job:
-        taught_by = self.recipe.variants[name].teacher
-        teacher = self.students[taught_by] if taught_by else self.teacher
+    def _device_plan(self) -> DevicePlan:
+        device = self.hardware.device
+        return DevicePlan(
+            name=device.name,
+            count=self.hardware.count,
+            peak_flops=PeakFlops(half=device.half_flops, float32=device.single_flops),
+            peak_convolution_flops=device.convolution_flops,
+            memory_bytes=device.memory_bytes,
+            bandwidth=device.bandwidth,
+            measured=device.measured,
+            efficiency=self.hardware.efficiency,
+            teacher_dtype=str(self.dtype).removeprefix("torch."),
+        )
+
+    def _job(self, name: str) -> TrainingJob:
+        teacher = self.recipe.variants[name].teacher
         settings = self.recipe.variant(name)[1]
-        return Job(self.skeleton, teacher, self.students[name], settings, self.dtype, self.rates.count)
+        teacher_candidate = self.students[teacher] if teacher else self.teacher
+        return TrainingJob(
+            self.skeleton, teacher_candidate, self.students[name], settings, self.dtype, self.hardware.count
+        )
 
     def assumptions(self) -> list[str]:
-        """What the figures rest on, a sentence each."""
-        device, efficiency = self.rates.device, self.rates.efficiency
-        how = "measured here by a matrix product and a copy" if device.measured else "its maker's figures"
+        """Return what the figures assume, one sentence each."""
+        device, efficiency = self.hardware.device, self.hardware.efficiency
+        source = "measured here by a matrix product and a copy" if device.measured else "the manufacturer's figures"
         flops = (device.half_flops, device.single_flops, device.convolution_flops)
         half, single, convolution = (f"{rate / 1e12:,.3g}" for rate in flops)
         rates = f"{half} TFLOP/s in half precision, {single} in float32 (convolutions {convolution})"
-        lines = [f"{device.name} reaches at most {rates}, and {device.bandwidth / 1e9:,.4g} GB/s: {how}"]
+        lines = [f"{device.name} reaches at most {rates}, and {device.bandwidth / 1e9:,.4g} GB/s: {source}"]
         if self.measure:
-            lines.append("training and cache take what steps of networks with random weights took here just now")
+            lines.append("the times of training and cache were measured here, with networks of random weights")
             lines.append(
-                f"the evaluation reaches {efficiency:.0%} of that where it is that of tensor cores, and "
-                f"{ORDINARY_EFFICIENCY:.0%} elsewhere"
+                f"the evaluation reaches {efficiency:.0%} of the peak of tensor cores, and {OTHER_EFFICIENCY:.0%} of "
+                "that of other arithmetic"
             )
         else:
             lines.append(
-                f"{efficiency:.0%} of that is reached where it is that of tensor cores (--efficiency), and "
-                f"{ORDINARY_EFFICIENCY:.0%} elsewhere; --measure times networks here instead"
+                f"{efficiency:.0%} of the peak of tensor cores is reached (--efficiency), and {OTHER_EFFICIENCY:.0%} "
+                "of that of other arithmetic; --measure times networks here instead"
             )
         return [
             *lines,
             "a backward costs two forwards, and recomputing checkpointed layers one more",
-            "MACs count matrix products, convolutions and attention; of text encoders, each matrix once a token",
-            "memory is that of tensors: attention never holds its map, and what an allocator or a library sets aside "
-            "comes on top",
-            "disk of the cache counts latents; prompts, checkpoints and pipelines come on top",
+            "MACs count matrix products, convolutions and attention; for text encoders, each matrix once per token",
+            "memory is that of tensors: the attention map is never held, and memory that an allocator or a library "
+            "reserves is not counted",
+            "disk of the cache is that of the latents; prompts, checkpoints and pipelines are not counted",
         ]
-
-    def warnings(self) -> Iterator[str]:
-        """What `condistill run` would refuse, as far as it can be told without weights; what does not fit."""
-        kind = guidance_kind_of_config(self.teacher.denoiser)
-        for name in self.students:
-            settings = self.recipe.variant(name)[1]
-            try:
-                check_steps(self.skeleton.family, settings)
-                if self.recipe.variants[name].teacher is None and kind is not None:
-                    guidance_learnt(kind, self.teacher.denoiser, settings)
-            except CondistillError as error:
-                yield f"{name}: `condistill run` will refuse this: {error}"
-
-
-def make_plan(
-    recipe: Recipe, *, device: str = PRESENT, count: int = 1, efficiency: float = EFFICIENCY, measure: bool = False
-) -> dict[str, Any]:
-    """What a recipe will make and cost, as plain data: `teacher`, `students`, `cost`, `assumptions`, `warnings`.
-
-    No weight is read; the teacher may be a directory of configs alone.
-
-    Args:
-        device: a name of `devices.DEVICES`, or `present`.
-        count: devices that share the work.
-        efficiency: share of the device's peak that is reached.
-        measure: time networks of random weights on the present device.
-
-    Raises:
-        CondistillError: the teacher or one of the recipe's students cannot be made, or nothing can be measured.
-    """
-    if measure and (device != PRESENT or count != 1):
-        raise CondistillError("--measure times the present device alone; leave out --device and --count")
-    with quiet_libraries():
-        rates = Rates(find_device(device), count, efficiency)
-        skeleton = teacher_skeleton(recipe.teacher)
-        students = own_students(skeleton, recipe)
-        dtype = rates.device.teacher_dtype(recipe.teacher.dtype)
-        planner = _Planner(recipe, skeleton, the_teacher(skeleton), students, rates, dtype, measure)
-        cost = planner.cost_data()
-        return {
-            "teacher": planner.teacher_data(),
-            "students": list(planner.student_data()),
-            "cost": cost,
-            "assumptions": planner.assumptions(),
-            "warnings": list(planner.warnings()),
-        }

@@ -1,7 +1,7 @@
-"""How much memory a training step needs, counted on the meta device: nothing is computed and nothing is allocated.
+"""The memory that a training step needs, counted on the meta device: nothing is computed and nothing is allocated.
 
-What torch would keep for the backward of each layer is kept here as well, as tensors of shapes only, so that the peak
-is that of the real step. The kernels are those of a GPU: attention never holds its map (Dao et al., arXiv 2205.14135).
+Each layer saves the tensors that torch would save for its backward, as tensors of shapes only, so the peak is that of
+the real step. The kernels are those of a GPU: the attention map is never held (Dao et al., arXiv 2205.14135).
 """
 
 from __future__ import annotations
@@ -17,56 +17,61 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from condistill.plan.step import SyntheticStep
-from condistill.profiling.memory import LiveMemory
+from condistill.profiling.memory import MemoryMeter
 
 _HALF = {F.linear, F.conv2d, F.scaled_dot_product_attention, torch.matmul, Tensor.matmul, Tensor.__matmul__}
 _HALF |= {torch.bmm, torch.baddbmm, torch.addmm, torch.einsum}
-"""What torch's autocast does in half precision."""
+"""Functions that torch's autocast computes in half precision."""
 _SINGLE = {F.group_norm, F.layer_norm, F.softmax}
-"""What it does in float32; all else in whatever it is given."""
+"""Functions that it computes in float32; the others keep the dtype of their inputs."""
 
 
 def training_peak(step: SyntheticStep, half: torch.dtype | None) -> int:
-    """Bytes alive at the worst moment of a step beyond weights, optimiser and average; gradients are among them.
+    """Return the bytes alive at the peak of a step, gradients included, without weights, optimiser and average.
 
     Args:
         step: of networks on the meta device.
         half: the dtype of mixed precision, if it is on.
     """
-    mode = KeptOnly(half)
+    mode = SavedTensorsOnly(half)
     if step.settings.gradient_checkpointing:
         step.student.enable_gradient_checkpointing(mode.checkpoint)
-    with LiveMemory() as memory:
+    with MemoryMeter() as meter:
         with mode:
             loss = step.loss(*step.forward_teacher(), autocast=mode.forward)
         loss.backward()  # type: ignore[no-untyped-call]
-    return int(memory.peak)
+    return int(meter.peak)
 
 
-class KeptOnly(TorchFunctionMode):
-    """While it is entered, layers keep what they keep for the backward and do nothing else."""
+class SavedTensorsOnly(TorchFunctionMode):
+    """While active, layers on the meta device save tensors for the backward as they would, and compute shapes only."""
 
     def __init__(self, half: torch.dtype | None) -> None:
+        """Start without cast weights.
+
+        Args:
+            half: the dtype of mixed precision, if it is on.
+        """
         super().__init__()
         self._half = half
         self._cast: dict[int, Tensor] = {}
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """One forward: weights are cast to half precision once in it, as autocast does."""
+        """Enter one forward, in which each weight is cast to half precision once, as by autocast."""
         try:
             yield
         finally:
             self._cast.clear()
 
     def checkpoint(self, layer: nn.Module, *inputs: Any) -> Any:
-        """Run a layer whose inner tensors are not kept, but made again in the backward; as diffusers does it."""
+        """Run a layer whose inner tensors are recomputed in the backward, as diffusers does with checkpointing."""
         return checkpoint(
-            layer.__call__, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), self._again())
+            layer.__call__, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), self._recomputation())
         )
 
     @contextmanager
-    def _again(self) -> Iterator[None]:
+    def _recomputation(self) -> Iterator[None]:
         with self, self.forward():
             yield
 
@@ -75,9 +80,9 @@ class KeptOnly(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self._half is not None and func in _HALF | _SINGLE:
-            to = self._half if func in _HALF else torch.float32
-            args = tuple(self._as(value, to) for value in args)
-            kwargs = {name: self._as(value, to) for name, value in kwargs.items()}
+            dtype = self._half if func in _HALF else torch.float32
+            args = tuple(self._as(value, dtype) for value in args)
+            kwargs = {name: self._as(value, dtype) for name, value in kwargs.items()}
         layer = _LAYERS.get(func)
         return layer(*args, **kwargs) if layer else func(*args, **kwargs)
 
@@ -92,38 +97,43 @@ class KeptOnly(TorchFunctionMode):
 
 
 class _Layer(torch.autograd.Function):
-    """A layer of shapes only, with a gradient for each tensor it is given."""
+    """A layer of shapes only, with a gradient for each of its input tensors."""
 
     @staticmethod
-    def forward(ctx: Any, shape: Sequence[int], kept: Sequence[bool], notes: Sequence[Any], *given: Tensor) -> Tensor:
-        """Make the output.
+    def forward(
+        ctx: Any, shape: Sequence[int], saved: Sequence[bool], statistics: Sequence[Any], *inputs: Tensor
+    ) -> Tensor:
+        """Return the output, and save tensors for the backward.
 
         Args:
-            kept: which of the given tensors the backward needs; the last one is the output.
-            notes: shapes of what else it needs, in float32.
+            shape: of the output.
+            saved: whether the backward needs each of the inputs and, last, the output.
+            statistics: shapes of other float32 tensors that the backward needs.
         """
-        output = given[0].new_empty(shape)
-        noted = [given[0].new_empty(note, dtype=torch.float32) for note in notes]
-        ctx.save_for_backward(*(t for t, keep in zip((*given, output), kept, strict=True) if keep), *noted)
-        ctx.like = [(t.shape, t.dtype) for t in given]
+        output = inputs[0].new_empty(shape)
+        others = [inputs[0].new_empty(size, dtype=torch.float32) for size in statistics]
+        ctx.save_for_backward(*(t for t, keep in zip((*inputs, output), saved, strict=True) if keep), *others)
+        ctx.like = [(t.shape, t.dtype) for t in inputs]
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        _ = ctx.saved_tensors  # of a layer that is recomputed, this is what recomputes it
+        _ = ctx.saved_tensors  # with checkpointing, reading them recomputes the layer
         needed = ctx.needs_input_grad[3:]
-        made = (
+        gradients = (
             gradient.new_empty(shape, dtype=dtype) if wanted else None
             for wanted, (shape, dtype) in zip(needed, ctx.like, strict=True)
         )
-        return None, None, None, *made
+        return None, None, None, *gradients
 
 
-def _layer(shape: Sequence[int], given: Sequence[Tensor | None], kept: Sequence[bool], *notes: Sequence[int]) -> Tensor:
-    """As `_Layer` makes it; of what is given, what is None is left out."""
-    there = [(tensor, keep) for tensor, keep in zip(given, kept, strict=False) if tensor is not None]
+def _layer(
+    shape: Sequence[int], inputs: Sequence[Tensor | None], saved: Sequence[bool], *statistics: Sequence[int]
+) -> Tensor:
+    """Apply `_Layer`, without the inputs that are None."""
+    pairs = [(tensor, keep) for tensor, keep in zip(inputs, saved, strict=False) if tensor is not None]
     apply: Callable[..., Tensor] = _Layer.apply
-    return apply(shape, [*(keep for _, keep in there), kept[-1]], notes, *(tensor for tensor, _ in there))
+    return apply(shape, [*(keep for _, keep in pairs), saved[-1]], statistics, *(tensor for tensor, _ in pairs))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -133,15 +143,15 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def _group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, *_: Any, **__: Any
 ) -> Tensor:
-    note = (len(input), num_groups)  # a mean and a deviation of each group
-    return _layer(input.shape, (input, weight, bias), (True, False, False, False), note, note)
+    moments = (len(input), num_groups)  # the mean and the deviation of each group
+    return _layer(input.shape, (input, weight, bias), (True, False, False, False), moments, moments)
 
 
 def _layer_norm(
     input: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, *_: Any, **__: Any
 ) -> Tensor:
-    note = input.shape[: -len(shape)]
-    return _layer(input.shape, (input, weight, bias), (True, False, False, False), note, note)
+    moments = input.shape[: -len(shape)]
+    return _layer(input.shape, (input, weight, bias), (True, False, False, False), moments, moments)
 
 
 def _activation(input: Tensor, *_: Any, **__: Any) -> Tensor:

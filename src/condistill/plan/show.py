@@ -1,17 +1,18 @@
-"""A plan for people: three tables, and what they assume."""
+"""Print a plan: tables of denoisers and of training, lines about the other stages, and the assumptions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-GIB = 2**30
-_PARTS = {
+from condistill.plan.record import DenoiserCost, DevicePlan, Plan, RunCost, StudentPlan, TrainingCost
+from condistill.profiling.memory import GIB
+
+_MEMORY_PARTS = {
     "teacher": "teacher",
     "other_components": "rest of its pipeline",
     "student": "student",
@@ -19,33 +20,36 @@ _PARTS = {
     "optimizer": "optimiser",
     "ema": "average of weights",
     "activations": "activations",
-    "total": "together",
+    "total": "total",
 }
+"""Fields of `TrainingMemory`, and their names in the table."""
 
 
-def show_plan(plan: Mapping[str, Any], console: Console) -> None:
-    """Print a plan that `make_plan` made."""
-    teacher, cost = plan["teacher"], plan["cost"]
-    channels, height, width = teacher["latent_shape"]
-    console.print(
-        f"{teacher['name']}: {teacher['family']}, {teacher['denoiser']}, latents of {channels}x{height}x{width}, "
-        f"{teacher['text_length']} tokens of text",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+def show_plan(plan: Plan, console: Console) -> None:
+    """Print a plan."""
+    teacher = plan.teacher
+    channels, height, width = teacher.latent_shape
+    _print(
+        console,
+        f"{teacher.name}: {teacher.family}, {teacher.denoiser}, latents of {channels}x{height}x{width}, "
+        f"{teacher.text_length} tokens of text",
     )
-    others = [f"{name} {count:,}" for name, count in teacher["components"].items() if count != teacher["params"]]
+    others = [f"{name} {count:,}" for name, count in teacher.components.items() if count != teacher.params]
     if others:
-        console.print(f"beside it: {', '.join(others)}", markup=False, highlight=False, soft_wrap=True)
-    console.print(_students(teacher, plan["students"]))
-    console.print(_cost(cost))
-    for line in _whole(cost):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for line in plan["warnings"]:
+        _print(console, f"other components: {', '.join(others)}")
+    console.print(_denoisers(plan))
+    console.print(_training(plan.cost))
+    for line in _stages(plan.cost):
+        _print(console, line)
+    for line in plan.warnings:
         console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
     console.print("assumed:", highlight=False)
-    for line in plan["assumptions"]:
-        console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+    for line in plan.assumptions:
+        _print(console, f"- {line}")
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(title: str, *headings: str) -> Table:
@@ -56,61 +60,67 @@ def _table(title: str, *headings: str) -> Table:
     return table
 
 
-def _students(teacher: Mapping[str, Any], students: list[Mapping[str, Any]]) -> Table:
-    measured = "measured_latency_ms" in teacher
+def _denoisers(plan: Plan) -> Table:
+    measured = plan.teacher.measured_latency_ms is not None
     headings = ["", "parameters", "share", "MACs", "share"]
     table = _table("denoisers", *headings, *(["ms", "memory"] if measured else ["ms, planned"]))
-    for model in ({**teacher, "name": "teacher"}, *students):
-        shares = [f"{model[key]:.1%}" if key in model else "" for key in ("share_params", "share_macs")]
-        cells = [f"{model['params']:,}", shares[0], _amount(model["macs"]), shares[1]]
-        if measured:
-            cells += [f"{model['measured_latency_ms']:,.4g}", _bytes(model["measured_memory_bytes"])]
-        else:
-            cells.append(f"{model['latency_ms']:,.4g}")
-        table.add_row(escape(model["name"]), *cells, style="bold" if model.get("of_recipe") else None)
+    table.add_row("teacher", *_costs(plan.teacher), style=None)
+    for student in plan.students:
+        table.add_row(escape(student.name), *_costs(student), style="bold" if student.of_recipe else None)
     return table
 
 
-def _cost(cost: Mapping[str, Any]) -> Table:
-    device, training = cost["device"], cost["training"]
-    table = _table(f"training on {_devices(device)}", "", *training)
-    rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "steps": lambda each: f"{each['steps']:,}",
-        "samples a step": lambda each: f"{each['batch_size']:,} by {each['micro_batch_size']:,}",
-        "FLOPs a sample": lambda each: _amount(each["flops_per_sample"]),
-        "samples/s": lambda each: f"{each['samples_per_sec']:,.4g}",
-        "time": lambda each: _time(each["hours"]),
-        "checkpoints": lambda each: _bytes(each["checkpoint_bytes"]),
-    }
-    for name, tell in rows.items():
-        table.add_row(name, *map(tell, training.values()))
-    for part, told in _PARTS.items():
-        table.add_row(f"memory: {told}", *(_bytes(each["memory_bytes"][part]) for each in training.values()))
-    if any("measured_memory_bytes" in each for each in training.values()):
-        table.add_row("memory: measured", *(_bytes(each["measured_memory_bytes"]) for each in training.values()))
-    table.add_row(
-        f"fits in {_bytes(device['memory_bytes'])}",
-        *("yes" if each["fits"] else "[red]no[/]" for each in training.values()),
+def _costs(model: DenoiserCost) -> list[str]:
+    """Return the cells of a denoiser, without its name."""
+    params, macs = (
+        (f"{model.share_params:.1%}", f"{model.share_macs:.1%}") if isinstance(model, StudentPlan) else ("", "")
     )
+    cells = [f"{model.params:,}", params, _amount(model.macs), macs]
+    if model.measured_latency_ms is None or model.measured_memory_bytes is None:
+        return [*cells, f"{model.latency_ms:,.4g}"]
+    return [*cells, f"{model.measured_latency_ms:,.4g}", _bytes(model.measured_memory_bytes)]
+
+
+def _training(cost: RunCost) -> Table:
+    table = _table(f"training on {_devices(cost.device)}", "", *cost.training)
+    trainings = cost.training.values()
+    rows: dict[str, Callable[[TrainingCost], str]] = {
+        "steps": lambda training: f"{training.steps:,}",
+        "samples per step": lambda training: f"{training.batch_size:,} by {training.micro_batch_size:,}",
+        "FLOPs per sample": lambda training: _amount(training.flops_per_sample),
+        "samples/s": lambda training: f"{training.samples_per_sec:,.4g}",
+        "time": lambda training: _time(training.hours),
+        "checkpoints": lambda training: _bytes(training.checkpoint_bytes),
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *map(cell, trainings))
+    for part, name in _MEMORY_PARTS.items():
+        table.add_row(f"memory: {name}", *(_bytes(getattr(each.memory_bytes, part)) for each in trainings))
+    measured = [each.measured_memory_bytes for each in trainings]
+    if any(count is not None for count in measured):
+        table.add_row("memory: measured", *("" if count is None else _bytes(count) for count in measured))
+    fits = ("yes" if each.fits else "[red]no[/]" for each in trainings)
+    table.add_row(f"fits in {_bytes(cost.device.memory_bytes)}", *fits)
     return table
 
 
-def _whole(cost: Mapping[str, Any]) -> list[str]:
-    cache, evaluation = cost["cache"], cost["evaluation"]
+def _stages(cost: RunCost) -> list[str]:
+    """Return a line about each stage that has no table, and about the whole run."""
+    cache, evaluation = cost.cache, cost.evaluation
     return [
-        f"cache: {cache['images']:,} images by {cache['teacher_forwards']:,} forwards of the teacher, "
-        f"{_bytes(cache['disk_bytes'])} of disk, {_time(cache['hours'])}",
-        f"evaluation: {evaluation['images']:,} images, {_time(evaluation['hours'])}",
-        f"in all: {_time(cost['hours'])}, {cost['device_hours']:,.4g} device-hours",
+        f"cache: {cache.images:,} images with {cache.teacher_forwards:,} forwards of the teacher, "
+        f"{_bytes(cache.disk_bytes)} of disk, {_time(cache.hours)}",
+        f"evaluation: {evaluation.images:,} images, {_time(evaluation.hours)}",
+        f"in total: {_time(cost.hours)}, {cost.device_hours:,.4g} device-hours",
     ]
 
 
-def _devices(device: Mapping[str, Any]) -> str:
-    return f"{device['count']} x {device['name']}" if device["count"] > 1 else str(device["name"])
+def _devices(device: DevicePlan) -> str:
+    return f"{device.count} x {device.name}" if device.count > 1 else device.name
 
 
 def _amount(number: float) -> str:
-    """A large number with the letter of its thousands."""
+    """Return a large number with the unit prefix of its thousands."""
     power = min(max(int(math.log10(max(number, 1)) // 3), 0), 4)
     return f"{number / 1000**power:,.4g} {('', 'K', 'M', 'G', 'T')[power]}".rstrip()
 

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from condistill.config.distill import DistillSettings
 from condistill.distill import random_conditioning as rc
-from condistill.profiling.forwards import Load
+from condistill.profiling.forwards import MicroBatch
 from condistill.students.derive import Student
 from condistill.students.features import FeatureRecorder
 
 Inputs = Mapping[str, Any]
 
 
-def batch_of(inputs: Any, count: int, *, device: torch.device, dtype: torch.dtype) -> Any:
+def repeat_inputs(inputs: Any, count: int, *, device: torch.device, dtype: torch.dtype) -> Any:
     """Inputs of `count` samples on a device, from those of one: whatever has a batch of one is repeated."""
     if isinstance(inputs, Mapping):
-        return {name: batch_of(value, count, device=device, dtype=dtype) for name, value in inputs.items()}
+        return {name: repeat_inputs(value, count, device=device, dtype=dtype) for name, value in inputs.items()}
     if not isinstance(inputs, Tensor):
         return inputs
     shape = (count, *inputs.shape[1:]) if inputs.dim() and len(inputs) == 1 else tuple(inputs.shape)
@@ -36,13 +36,15 @@ def batch_of(inputs: Any, count: int, *, device: torch.device, dtype: torch.dtyp
 class SyntheticStep:
     """Teacher and student on one device, and what trains the one by the other."""
 
-    def __init__(self, teacher: Any, student: Student, settings: DistillSettings, inputs: Inputs, load: Load) -> None:
+    def __init__(
+        self, teacher: Any, student: Student, settings: DistillSettings, inputs: Inputs, batch: MicroBatch
+    ) -> None:
         """Take both networks as they are.
 
         Args:
             inputs: of one sample, as `Family.example_inputs` gives them; both networks take the same.
         """
-        self.teacher, self.student, self.settings, self.load = teacher, student.denoiser, settings, load
+        self.teacher, self.student, self.settings, self.batch = teacher, student.denoiser, settings, batch
         device = next(teacher.parameters()).device
         features = settings.loss.feature_weight > 0
         pairs = student.pairs if features else ()
@@ -52,8 +54,8 @@ class SyntheticStep:
             for model, paths in ((teacher, [p.teacher for p in pairs]), (self.student, [p.student for p in pairs]))
         ]
         self._inputs = [
-            batch_of(inputs, count, device=device, dtype=next(model.parameters()).dtype)
-            for model, count in ((teacher, load.teacher_batch), (self.student, load.student_batch))
+            repeat_inputs(inputs, count, device=device, dtype=next(model.parameters()).dtype)
+            for model, count in ((teacher, batch.teacher), (self.student, batch.student))
         ]
         teacher.requires_grad_(False)
         self.student.train().requires_grad_(True)
@@ -66,9 +68,9 @@ class SyntheticStep:
         """The teacher's prediction and features."""
         with torch.no_grad(), self._recorders[0] as recorder:
             prediction = self.teacher(**self._inputs[0], return_dict=False)[0]
-        features = [f[: self.load.compared] for f in recorder.features]
+        features = [f[: self.batch.samples] for f in recorder.features]
         recorder.clear()
-        return prediction[: self.load.student_batch], features
+        return prediction[: self.batch.student], features
 
     def loss(
         self,
@@ -83,7 +85,7 @@ class SyntheticStep:
         self._recorders[1].clear()
         loss = rc.mse(prediction, taught).mean()
         if features:
-            count = self.load.compared
+            count = self.batch.samples
             loss = loss + rc.feature_loss([f[:count] for f in features], taught_features).mean()
         return loss
 

@@ -1,1 +1,1 @@
-"""Everything that counts or times: multiply-accumulates, shapes, memory, seconds, forwards."""
+"""Everything that counts or times: shapes, multiply-accumulates, memory, seconds, forwards."""

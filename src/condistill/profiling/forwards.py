@@ -1,88 +1,132 @@
-"""What a training asks of the two networks, so that methods are compared at equal cost."""
+"""Forwards: how many an image, a training sample, a micro-batch and a whole training need.
+
+Everything that compares methods at equal cost, plans a run or reports one counts with this module.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffusers import ModelMixin
+
 from condistill.config.distill import ConsistencySettings, DistillSettings, ProgressiveSettings
 from condistill.config.sections import CacheSettings
+from condistill.pipelines.sampling import Sampling
+from condistill.teachers.registry import family_of
 
 
-def forwards_per_step(settings: DistillSettings, *, teacher_takes_guidance: bool = False) -> tuple[float, float]:
-    """Samples that pass forward through (teacher, student) in a step; the student's come with a backward.
-
-    A guided path costs one forward more of the model that is followed, for every state on the path, unless the
-    guidance loss has asked for the unconditional prediction already; folded guidance and progressive few steps ask
-    the teacher more often, consistency the student once more. Of `follow: moving` it is the mean over the training.
-    The student's extra forward has no backward, and is counted as if it had.
-
-    Args:
-        teacher_takes_guidance: the teacher takes the guidance scale as an input, and is asked once for what is guided.
-    """
-    teacher = student = float(settings.batch_size * (2 if settings.loss.guidance_weight else 1))
-    if settings.guidance_distillation and not teacher_takes_guidance:
-        teacher *= 2
-    if isinstance(settings.few_steps, ProgressiveSettings):
-        teacher *= settings.few_steps.teacher_steps
-    elif isinstance(settings.few_steps, ConsistencySettings):
-        student *= 2
-    path = settings.path
-    if path and path.guidance_scale != 1 and not settings.loss.guidance_weight:
-        by_student = {"teacher": 0.0, "student": 1.0, "moving": 0.5}[path.follow]
-        teacher += settings.batch_size * path.share * (1 - by_student)
-        student += settings.batch_size * path.share * by_student
-    return teacher, student
-
-
-def compute(
-    settings: DistillSettings,
-    cache: CacheSettings,
-    *,
-    teacher_takes_guidance: bool = False,
-    cache_is_guided: bool = True,
-) -> dict[str, float]:
-    """Samples that pass forward through the networks in a whole training.
-
-    Beside the two of the loop, `cache_forwards`: of the teacher, to draw the latents the training uses, if it does.
-
-    Args:
-        teacher_takes_guidance: as `forwards_per_step` has it.
-        cache_is_guided: guidance is not folded into what drew the cache, and asked it twice.
-    """
-    teacher, student = forwards_per_step(settings, teacher_takes_guidance=teacher_takes_guidance)
-    per_image = cache.num_inference_steps * (2 if cache_is_guided and cache.guidance_scale > 1 else 1)
-    return {
-        "teacher_forwards": settings.steps * teacher,
-        "student_forwards": settings.steps * student,
-        "cache_forwards": float(cache.size * per_image) if settings.uses_cache else 0.0,
-    }
+def evaluations_per_image(sampling: Sampling, denoiser: ModelMixin) -> int:
+    """Return the denoiser evaluations (NFE) per image: classifier-free guidance needs two per step."""
+    guided = sampling.guidance_scale > 1 and family_of(denoiser).guidance.mode(denoiser.config) == "cfg"
+    return sampling.num_inference_steps * (2 if guided else 1)
 
 
 @dataclass(frozen=True)
-class Load:
-    """How much a step asks of each network at once."""
+class SampleCost:
+    """The forwards of each network for one training sample, and the prompts that are encoded for it.
 
-    teacher_batch: int
-    student_batch: int
-    compared: int
-    """Samples whose features are compared: the unguided half of a batch is not."""
+    Numbers are means: over the samples of a batch, of which a share may be on paths, and over the training.
+    """
+
+    teacher: float
+    student: float
+    """Each with a backward. The second forward of consistency distillation and of paths that follow the student has
+    none, and is counted as if it had."""
+    prompts: int
 
     @classmethod
-    def of(cls, settings: DistillSettings, *, processes: int, teacher_takes_guidance: bool) -> Load:
-        """Of one forward of a micro-batch."""
-        count = settings.micro_batch_size or -(-settings.batch_size // processes)
-        doubled = count * (2 if settings.loss.guidance_weight else 1)
-        guided = settings.guidance_distillation is not None and not teacher_takes_guidance
-        return cls(doubled * 2 if guided else doubled, doubled, count)
+    def of(cls, settings: DistillSettings, *, teacher_takes_guidance: bool = False) -> SampleCost:
+        """Return the cost of a sample.
+
+        Args:
+            teacher_takes_guidance: whether the guidance scale is an input of the teacher, whose guided prediction then
+                needs one forward instead of two.
+        """
+        teacher, student = map(float, _conditions(settings, teacher_takes_guidance=teacher_takes_guidance))
+        if isinstance(settings.few_steps, ProgressiveSettings):
+            teacher *= settings.few_steps.teacher_steps
+        elif isinstance(settings.few_steps, ConsistencySettings):
+            student *= 2
+        path = settings.path
+        if path and path.guidance_scale != 1 and not settings.loss.guidance_weight:
+            # each state on a path needs an unconditional prediction of the network that the path follows
+            student_share = {"teacher": 0.0, "student": 1.0, "moving": 0.5}[path.follow]
+            teacher += path.share * (1 - student_share)
+            student += path.share * student_share
+        return cls(teacher, student, _prompts(settings))
+
+    @property
+    def forwards(self) -> float:
+        """Forwards of both networks together."""
+        return self.teacher + self.student
 
 
-def prompts_per_sample(settings: DistillSettings) -> int:
-    """Prompts that are encoded for a sample: its own or a random one, the empty one, and what it is blended with."""
-    guided = (
-        settings.loss.guidance_weight
-        or settings.guidance_distillation
-        or (settings.path and settings.path.guidance_scale != 1)
-    )
+@dataclass(frozen=True)
+class MicroBatch:
+    """How many samples of a micro-batch, and forwards of each network, are computed at once."""
+
+    samples: int
+    """Features are compared for one forward per sample: not for the unconditional ones."""
+    teacher: int
+    student: int
+
+    @classmethod
+    def of(cls, settings: DistillSettings, *, processes: int = 1, teacher_takes_guidance: bool = False) -> MicroBatch:
+        """Return the micro-batch of one of several processes.
+
+        Args:
+            teacher_takes_guidance: see `SampleCost.of`.
+        """
+        samples = settings.micro_batch_size or -(-settings.batch_size // processes)
+        teacher, student = _conditions(settings, teacher_takes_guidance=teacher_takes_guidance)
+        return cls(samples, samples * teacher, samples * student)
+
+
+@dataclass(frozen=True)
+class TrainingForwards:
+    """The forwards of a whole training."""
+
+    teacher: float
+    student: float
+    cache: float
+    """Forwards of the teacher that fill the cache; 0 where the training does not use it."""
+
+    @classmethod
+    def of(
+        cls,
+        settings: DistillSettings,
+        cache: CacheSettings,
+        *,
+        evaluations_per_image: int,
+        teacher_takes_guidance: bool = False,
+    ) -> TrainingForwards:
+        """Return the forwards of a training.
+
+        Args:
+            evaluations_per_image: denoiser evaluations of the teacher for one cached latent.
+            teacher_takes_guidance: see `SampleCost.of`.
+        """
+        samples = settings.steps * settings.batch_size
+        cost = SampleCost.of(settings, teacher_takes_guidance=teacher_takes_guidance)
+        cached = float(cache.size * evaluations_per_image) if settings.uses_cache else 0.0
+        return cls(samples * cost.teacher, samples * cost.student, cached)
+
+
+def _conditions(settings: DistillSettings, *, teacher_takes_guidance: bool) -> tuple[int, int]:
+    """Return how many conditions (teacher, student) predict for at each state of a sample.
+
+    The guidance loss compares unconditional predictions too, and guidance distillation needs them of the teacher.
+    """
+    student = 2 if settings.loss.guidance_weight else 1
+    guided = settings.guidance_distillation is not None and not teacher_takes_guidance
+    return (2 * student if guided else student), student
+
+
+def _prompts(settings: DistillSettings) -> int:
+    """Return the prompts per sample: its own or the random one, the empty one, and the one it is blended with."""
+    path = settings.path
+    guided_path = path is not None and path.guidance_scale != 1
+    guided = settings.loss.guidance_weight > 0 or settings.guidance_distillation is not None or guided_path
     choice = settings.conditioning.prompt_choice
     blended = choice is not None and choice.interpolate > 0
-    return 1 + bool(guided) + blended
+    return 1 + guided + blended

@@ -1,8 +1,9 @@
-"""What drawing an image costs: time, measured in turns, and the peak memory of one denoiser call."""
+"""Peak memory of a computation: of one denoiser evaluation, or of any code on a device."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +16,13 @@ from condistill.teachers.family import Family
 GIB = 2**30
 
 
-class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages made while it is on, and their peak."""
+class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that are created while it is active and still alive.
+
+    Attributes:
+        now: bytes alive.
+        peak: the largest value of `now`.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -28,7 +34,7 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor):  # a view of what was there before, such as weights, makes nothing
+            if isinstance(leaf, torch.Tensor):  # a view of an input, such as a weight, needs no new memory
                 self._seen.add(leaf.untyped_storage())
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -42,18 +48,24 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Return the bytes at the peak of some work on a device, beyond what was allocated before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    with MemoryMeter() as meter:
+        work()
+    return int(meter.peak)
+
+
 @torch.no_grad()
-def peak_memory_gb(family: Family, denoiser: nn.Module, *, batch_size: int = 1) -> float:
-    """GiB of the denoiser's weights and the tensors alive at the worst moment of one call."""
+def peak_memory_gib(family: Family, denoiser: nn.Module, *, batch_size: int = 1) -> float:
+    """Return the GiB of a denoiser's weights and of the peak of one evaluation."""
     weights = sum(p.numel() * p.element_size() for p in denoiser.parameters())
     x_t = torch.zeros(batch_size, *family.latent_shape, device=family.device)
     timesteps = family.noise.timesteps(torch.full((batch_size,), 0.5)).to(family.device)
     condition = family.encode([""] * batch_size)
-    if family.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(family.device)
-        before = torch.cuda.memory_allocated(family.device)
-        family.predict(denoiser, x_t, timesteps, condition)
-        return float((weights + torch.cuda.max_memory_allocated(family.device) - before) / GIB)
-    with LiveMemory() as memory:
-        family.predict(denoiser, x_t, timesteps, condition)
-    return float((weights + memory.peak) / GIB)
+    peak = peak_bytes(lambda: family.predict(denoiser, x_t, timesteps, condition), family.device)
+    return float((weights + peak) / GIB)

@@ -1,7 +1,7 @@
-"""A forward pass on the meta device that is interested in shapes alone, and what its products would cost.
+"""Forwards on the meta device: their inputs, and a mode that computes shapes only and counts multiply-accumulates.
 
-On that device torch works out norms, activations and attention in Python, operation by operation. Here they give an
-empty tensor of the right shape at once, which makes a forward pass several times faster.
+On the meta device torch computes the shapes of norms, activations and attention in Python, operation by operation. In
+this mode each gives an empty tensor of the right shape at once, which makes a forward several times faster.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import ModelMixin
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from condistill.errors import CondistillError
+from condistill.teachers.registry import family_of
 
 _SAME_SHAPE = {F.group_norm, F.layer_norm, F.rms_norm, F.silu, F.gelu, F.relu, F.dropout, F.softmax}
 _ELEMENTWISE = {Tensor.add, Tensor.__add__, Tensor.mul, Tensor.__mul__, Tensor.div, Tensor.__truediv__}
@@ -22,11 +26,33 @@ _OTHER_PRODUCTS = {torch.baddbmm, torch.addmm, torch.addbmm, torch.einsum, Tenso
 _OTHER_PRODUCTS |= {F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 
 
-class ShapesOnly(TorchFunctionMode):
-    """While it is entered, tensors have shapes and no meaningful values; `macs` counts multiply-accumulates.
+def example_inputs(
+    denoiser: ModelMixin, *, size: int | tuple[int, int] | None = None, text_length: int = 77
+) -> dict[str, Any]:
+    """Return keyword arguments for one forward of one sample, on the meta device.
 
-    Counted are matrix products, convolutions and attention, as torch's `FlopCounterMode` counts them; what of it is
-    convolutions, `convolutions` says.
+    Args:
+        size: height and width of the latents; by default the config's `sample_size`.
+        text_length: tokens of the prompt.
+
+    Raises:
+        CondistillError: there is no size, or the denoiser takes a condition that its family does not give.
+    """
+    size = denoiser.config.get("sample_size") if size is None else size
+    if size is None:
+        raise CondistillError("the denoiser's config has no sample_size; give the height and width of its latents")
+    height, width = (size, size) if isinstance(size, int) else size
+    return family_of(denoiser).example_inputs(denoiser, (height, width), text_length)
+
+
+class ShapesOnly(TorchFunctionMode):
+    """While active, tensors have shapes but no meaningful values, and multiply-accumulates are counted.
+
+    Matrix products, convolutions and attention are counted, as by torch's `FlopCounterMode`.
+
+    Attributes:
+        macs: the count.
+        convolutions: those of `macs` that are in convolutions.
     """
 
     def __init__(self) -> None:

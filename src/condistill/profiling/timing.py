@@ -1,4 +1,4 @@
-"""Seconds of a forward and of an image."""
+"""Seconds of an image, of a denoiser evaluation, and of any code on a device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def sec_per_image(
     *,
     repeats: int = 3,
 ) -> dict[str, float]:
-    """Median seconds for one latent at batch size 1; models take turns, so that a busy machine is fair to all."""
+    """Return the median seconds of generating one latent at batch size 1, by model.
+
+    Models take turns, so that a busy machine slows all of them down.
+    """
     noise = torch.from_numpy(image_noise(0, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
     times: dict[str, list[float]] = {name: [] for name in denoisers}
     for repeat in range(repeats + 1):
@@ -39,45 +42,41 @@ def sec_per_image(
                 seeds=[0],
                 scheduler=sampling[name].scheduler(family),
             )
-            if family.device.type == "cuda":
-                torch.cuda.synchronize(family.device)
-            if repeat:  # the first warms up
+            _synchronize(family.device)
+            if repeat:  # the first is a warm-up
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
-def seconds_of(
+def median_seconds(
     work: Callable[[], object],
     device: torch.device,
     *,
     repeats: int = 5,
     prepare: Callable[[], object] = lambda: None,
 ) -> float:
-    """Median time of some work on a device, after a first time that warms up.
+    """Return the median seconds of some work on a device, after a warm-up.
 
     Args:
-        prepare: done before each time, and not timed.
+        prepare: called before each time, and not timed.
     """
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     times = []
     for _ in range(repeats + 1):
         prepare()
-        wait()
+        _synchronize(device)
         started = time.perf_counter()
         work()
-        wait()
+        _synchronize(device)
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
 
 
 def forward_timer(family: Family, *, repeats: int = 5) -> Callable[[ModelMixin], float]:
-    """What times one forward of one sample on the family's device, in seconds: the fastest, after one to warm up.
+    """Return a function that times one evaluation of one sample, in seconds, for a denoiser on the meta device.
 
-    Whatever else the machine does only adds to it, and students of nearly the same size must not change places.
+    The function builds the denoiser with random weights on the family's device and returns the shortest of `repeats`
+    times, after a warm-up. Other work of the machine can only add to a time, and students of nearly the same size must
+    not change places.
     """
     x_t = torch.zeros(1, *family.latent_shape, device=family.device)
     timesteps = family.noise.timesteps(torch.full((1,), 0.5)).to(family.device)
@@ -85,20 +84,25 @@ def forward_timer(family: Family, *, repeats: int = 5) -> Callable[[ModelMixin],
 
     @torch.no_grad()
     def sec_per_forward(shapes: ModelMixin) -> float:
-        kind, usual = cast("Any", type(shapes)), torch.get_default_dtype()
-        torch.set_default_dtype(family.denoiser.dtype)  # made in it: float32 would take twice the room first
+        kind, default_dtype = cast("Any", type(shapes)), torch.get_default_dtype()
+        torch.set_default_dtype(family.denoiser.dtype)  # a float32 copy would first need twice the memory
         try:
             with torch.random.fork_rng(devices=[]), torch.device(family.device):
                 denoiser = kind.from_config(plain_config(shapes))
         finally:
-            torch.set_default_dtype(usual)
+            torch.set_default_dtype(default_dtype)
         times = []
         for _ in range(repeats + 1):
             started = time.perf_counter()
             family.predict(denoiser, x_t, timesteps, condition)
-            if family.device.type == "cuda":
-                torch.cuda.synchronize(family.device)
+            _synchronize(family.device)
             times.append(time.perf_counter() - started)
         return min(times[1:])
 
     return sec_per_forward
+
+
+def _synchronize(device: torch.device) -> None:
+    """Wait for the work of a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

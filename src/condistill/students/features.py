@@ -14,8 +14,7 @@ from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError, nearest
-from condistill.profiling.macs import example_inputs
-from condistill.profiling.shapes import ShapesOnly
+from condistill.profiling.shapes import ShapesOnly, example_inputs
 from condistill.students.blocks import source_of
 from condistill.students.depth import Kept, image_stream
 from condistill.teachers.registry import is_joint_layer

@@ -6,11 +6,8 @@ What a run would refuse hours later is refused at once: `preflight` needs the co
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
 from condistill.distill import stage as distill_stage
 from condistill.distill.loss_terms import active_terms
@@ -20,10 +17,7 @@ from condistill.evaluate.metrics.classifier import choose_classifier
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.readers import read_prompts
 from condistill.run.context import Run
-from condistill.students.derive import derive_student
-from condistill.students.features import layer_weights
-from condistill.students.guidance import GuidanceKind, guidance_kind, guidance_kind_of_config, guidance_learnt
-from condistill.students.target import meet_target
+from condistill.students.variants import cannot_be_made, check_guidance, derive_variants
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, read_index
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
@@ -54,79 +48,18 @@ def preflight(recipe: Recipe, skeleton: Skeleton | None = None) -> Skeleton:
     """
     check_inputs(recipe)
     skeleton = skeleton or teacher_skeleton(recipe.teacher)
-    check_students(recipe, skeleton.family)
+    derive_variants(recipe, skeleton.family)
+    _check_loss_terms(recipe)
     return skeleton
 
 
-def check_students(recipe: Recipe, family: Family) -> None:
-    """Derive every student on the meta device.
-
-    Args:
-        family: the teacher, on the meta device.
-
-    Raises:
-        CondistillError: names the student that cannot be made.
-    """
-    size, text_length = family.latent_shape[1:], family.text_length
-    denoisers: dict[str | None, Any] = {None: family.denoiser}
-    for name, variant in recipe.variants.items():
-        student, settings = recipe.variant(name)
-        teacher = denoisers[variant.teacher]
+def _check_loss_terms(recipe: Recipe) -> None:
+    """Check that every loss term of every variant is registered."""
+    for name in recipe.variants:
         try:
-            check_steps(family, settings)
-            student = meet_target(teacher, student, size=size, text_length=text_length)
-            derived = derive_student(
-                teacher, student, features=settings.loss.features, may_be_as_large=settings.draws_cheaper
-            )
-            layer_weights(settings.loss.feature_layer_weights, derived.pairs)
-            active_terms(settings.loss)
+            active_terms(recipe.variant(name)[1].loss)
         except CondistillError as error:
-            raise _cannot_be_made(name, error) from error
-        denoisers[name] = derived.denoiser
-    if guidance_kind_of_config(family.denoiser) is not None:  # else `check_guidance` needs the weights
-        check_guidance(recipe, family.denoiser)
-
-
-def check_guidance(recipe: Recipe, denoiser: Any) -> None:
-    """Check that every student's guidance fits its teacher's.
-
-    Args:
-        denoiser: the teacher's, with weights where its config alone does not say how it is guided.
-
-    Raises:
-        CondistillError: names the student that cannot be made.
-    """
-    kinds: dict[str | None, GuidanceKind] = {None: guidance_kind(denoiser)}
-    for name, variant in recipe.variants.items():
-        try:
-            kinds[name] = guidance_learnt(kinds[variant.teacher], denoiser, recipe.variant(name)[1])
-        except CondistillError as error:
-            raise _cannot_be_made(name, error) from error
-
-
-def _cannot_be_made(name: str, error: CondistillError) -> CondistillError:
-    return CondistillError(f"the student {name!r} cannot be made: {error}")
-
-
-def check_steps(family: Family, settings: DistillSettings) -> None:
-    """Check that the teacher has the timesteps of `path` and `few_steps`, and that paths can follow it.
-
-    Raises:
-        CondistillError: says which numbers of steps its timesteps can be divided into.
-    """
-    total = family.noise.total_timesteps
-    path, few = settings.path, settings.few_steps
-    if path and family.has_image_condition:
-        raise CondistillError(
-            f"distill.path is not for a teacher of family {family.name}: the part of the image that is kept does not "
-            "move along with a state; leave out distill.path"
-        )
-    if path and path.num_inference_steps > total:
-        raise CondistillError(
-            f"path.num_inference_steps is {path.num_inference_steps}; the teacher has {total} timesteps"
-        )
-    if few:
-        family.noise.check_few_steps(few)
+            raise cannot_be_made(name, error) from error
 
 
 def check_prompts(run: Run) -> None:
@@ -160,4 +93,4 @@ def _check_blend(name: str, family: Family) -> None:
     try:
         condition.lerp(condition, torch.zeros(1))
     except CondistillError as error:
-        raise _cannot_be_made(name, error) from error
+        raise cannot_be_made(name, error) from error

@@ -224,13 +224,14 @@ def _with_equal_forwards(case: Case, recipe: Recipe, base: Recipe) -> Case:
 
     Forwards of the teacher and of the student are added.
     """
-    from condistill.profiling.forwards import forwards_per_step
+    from condistill.profiling.forwards import SampleCost
 
     if "steps" in recipe.variants[case.name].distill:
         raise CondistillError("the case sets distill.steps, which --equal-forwards chooses; remove one of them")
     _, settings = recipe.variant(case.name)
     teacher = recipe.variants[case.name].teacher
     teacher_takes_guidance = teacher is not None and recipe.variant(teacher)[1].guidance_range is not None
-    forwards = base.distill.steps * sum(forwards_per_step(base.distill))
-    steps = round(forwards / sum(forwards_per_step(settings, teacher_takes_guidance=teacher_takes_guidance)))
+    cost = SampleCost.of(settings, teacher_takes_guidance=teacher_takes_guidance)
+    forwards = base.distill.steps * base.distill.batch_size * SampleCost.of(base.distill).forwards
+    steps = round(forwards / (settings.batch_size * cost.forwards))
     return replace(case, changes={**case.changes, "distill.steps": steps})

@@ -21,7 +21,7 @@ from condistill.distill.student import StudentForward
 from condistill.errors import CondistillError
 from condistill.evaluate.costs import compute_record
 from condistill.profiling.macs import macs
-from condistill.profiling.memory import peak_memory_gb
+from condistill.profiling.memory import peak_memory_gib
 from condistill.students.derive import Student
 from condistill.students.guidance import guidance_kind, guidance_learnt
 from condistill.teachers.families.flux import Flux
@@ -126,7 +126,7 @@ def test_the_denoiser_hears_the_prompt_the_timestep_and_the_guidance_scale(dev: 
 def test_where_nobody_says_a_guidance_scale_it_is_the_pipelines_own(dev: Flux) -> None:
     heard, handle = heard_by(dev.denoiser)
     with torch.no_grad():
-        peak_memory_gb(dev, dev.denoiser)
+        peak_memory_gib(dev, dev.denoiser)
         dev.pipeline("", height=64, width=64, num_inference_steps=1, output_type="latent")
     handle.remove()
     assert torch.equal(heard[0]["guidance"], heard[1]["guidance"])

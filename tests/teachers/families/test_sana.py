@@ -22,6 +22,7 @@ from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.pipelines.sampling import Sampling
+from condistill.profiling.forwards import evaluations_per_image
 from condistill.profiling.macs import macs
 from condistill.teachers.families.sana import Sana
 from condistill.teachers.family import Family
@@ -250,7 +251,7 @@ def test_a_forward_pass_is_counted_from_the_config_alone(family: Family) -> None
 
 
 def test_a_guided_image_takes_two_calls_a_step(family: Family) -> None:
-    assert Sampling(3, 4.0).denoiser_evaluations(family.denoiser) == 6
+    assert evaluations_per_image(Sampling(3, 4.0), family.denoiser) == 6
 
 
 def test_a_denoiser_that_is_told_its_guidance_is_refused() -> None:

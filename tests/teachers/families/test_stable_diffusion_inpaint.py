@@ -24,12 +24,12 @@ from condistill.errors import CondistillError
 from condistill.miniature import build
 from condistill.profiling.macs import macs
 from condistill.students.derive import derive_student
+from condistill.students.variants import check_steps
 from condistill.teachers.condition import Condition
 from condistill.teachers.families.stable_diffusion import StableDiffusion
 from condistill.teachers.families.stable_diffusion_inpaint import WHOLE_IMAGE, StableDiffusionInpaint, random_masks
 from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher
-from condistill.workflow.preflight import check_steps
 
 PROMPTS = ["a large red star at the top on snow", "a small blue box"]
 

@@ -34,11 +34,11 @@ from condistill.errors import CondistillError
 from condistill.pipelines.save import save_pipeline
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import Student
+from condistill.students.variants import check_steps
 from condistill.teachers.families.flux import Flux
 from condistill.teachers.families.stable_diffusion_3 import StableDiffusion3
 from condistill.teachers.family import Family
 from condistill.teachers.noise.grid import END, SolverGrid
-from condistill.workflow.preflight import check_steps
 
 PROMPTS = ["a large red star at the top on snow", ""]
 KINDS = ("sd3", "sd3_dynamic", "flux_dev", "flux_schnell")

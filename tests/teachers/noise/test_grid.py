@@ -7,9 +7,9 @@ import torch
 
 from condistill.config.distill import DistillSettings
 from condistill.errors import CondistillError
+from condistill.students.variants import check_steps
 from condistill.teachers.family import Family
 from condistill.teachers.noise.grid import END, SolverGrid
-from condistill.workflow.preflight import check_steps
 
 
 def test_the_grid_is_what_ddim_visits_from_the_noisiest_timestep_on(tiny_family: Family) -> None:
