@@ -100,7 +100,7 @@ def test_the_whole_is_the_sum_of_its_stages(tiny_plan: Plan) -> None:
 
 
 @pytest.mark.slow
-def test_the_switches_of_a_recipe_change_its_cost(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
+def test_the_settings_of_a_recipe_change_its_cost(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
     def plan(count: int = 1, **distill: Any) -> TrainingCost:
         settings = {"batch_size": 8, "steps": 10, **distill}
         recipe = recipe_of(tiny_pipeline_dir, {"width": 0.5}, distill=settings)
@@ -131,7 +131,7 @@ def test_a_student_of_a_student_is_planned_with_that_one_as_its_teacher(
     assert sizes["second"] < sizes["first"]
 
 
-def test_a_student_that_cannot_be_made_is_an_error(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
+def test_a_student_without_shapes_cannot_be_planned(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
     with pytest.raises(CondistillError, match=r"the student 'random_conditioning' cannot be made: width 0\.3"):
         make_plan(recipe_of(tiny_pipeline_dir, {"width": 0.3}), device="h100")
 
@@ -194,4 +194,4 @@ def test_a_full_size_teacher_is_planned_from_its_configs(name: str, recipe_of: R
 @pytest.mark.slow
 def test_a_plan_warns_of_a_recipe_that_a_run_would_refuse(recipe_of: RecipeOf) -> None:
     plan = make_plan(recipe_of(DATA / "flux_dev", {"depth": 0.5}, distill={"micro_batch_size": 1}), device="h200")
-    assert any("the teacher is told its guidance scale" in line for line in plan.warnings)
+    assert any("the guidance scale is an input of the teacher" in line for line in plan.warnings)

@@ -20,7 +20,7 @@ def test_stable_diffusion_has_the_published_size_and_cost(sd14):
 
 
 @pytest.mark.slow
-def test_counting_without_memory_agrees_with_counting_a_real_run(tiny):
+def test_a_count_on_meta_equals_that_of_a_real_forward(tiny):
     denoiser = tiny()
     # torch does not count a CPU's own fused attention
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -30,7 +30,7 @@ def test_counting_without_memory_agrees_with_counting_a_real_run(tiny):
 
 
 @pytest.mark.slow
-def test_a_denoiser_without_a_sample_size_asks_for_one(tiny):
+def test_a_denoiser_without_a_sample_size_needs_one(tiny):
     with pytest.raises(CondistillError, match="no sample_size"):
         macs(tiny(sample_size=None))
 

@@ -62,7 +62,7 @@ def test_kept_layers_are_byte_equal_to_the_teachers(tiny, run, preset):
     assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
 
 
-def test_the_middle_of_the_up_path_is_removed_and_the_reader_of_the_skip_above_kept(tiny):
+def test_the_middle_layers_of_up_blocks_are_removed_and_the_last_ones_kept(tiny):
     _, sources = without(tiny(layers_per_block=3), "b-tiny")
     assert sources["up_blocks.0.resnets.0"] == "up_blocks.1.resnets.0"
     assert sources["up_blocks.0.resnets.1"] == "up_blocks.1.resnets.3"
@@ -71,7 +71,7 @@ def test_the_middle_of_the_up_path_is_removed_and_the_reader_of_the_skip_above_k
     assert source_of("time_embedding.linear_1", sources) == "time_embedding.linear_1"
 
 
-def test_tiny_loses_the_innermost_stage_and_its_new_last_block_does_not_downsample(tiny):
+def test_b_tiny_has_no_innermost_stage_and_its_last_down_block_does_not_downsample(tiny):
     student, _ = without(tiny(attention_head_dim=[2, 4, 4]), "b-tiny")
     assert tuple(student.config.block_out_channels) == (16, 32)
     assert tuple(student.config.attention_head_dim) == (2, 4)
@@ -80,7 +80,7 @@ def test_tiny_loses_the_innermost_stage_and_its_new_last_block_does_not_downsamp
     assert student.down_blocks[-1].downsamplers is None
 
 
-def test_tiny_of_a_teacher_with_a_wider_innermost_stage_keeps_inputs_of_its_first_up_block(tiny, run):
+def test_b_tiny_keeps_some_inputs_of_its_first_up_block_where_the_innermost_stage_was_wider(tiny, run):
     teacher = tiny(block_out_channels=(16, 24, 32))
     student, _ = without(teacher, "b-tiny")
     ours, theirs = student.up_blocks[0].resnets[0].conv1.weight, teacher.up_blocks[1].resnets[0].conv1.weight
@@ -89,18 +89,18 @@ def test_tiny_of_a_teacher_with_a_wider_innermost_stage_keeps_inputs_of_its_firs
     assert torch.isfinite(run(student)).all()
 
 
-def test_tiny_of_a_teacher_with_a_narrower_innermost_stage_names_both_layers(tiny):
+def test_b_tiny_is_refused_where_the_innermost_stage_is_narrower(tiny):
     with pytest.raises(CondistillError, match=r"student's up_blocks\.0\.\S+ .* teacher's up_blocks\.1\."):
         without(tiny(block_out_channels=(16, 32, 16)), "b-tiny")
 
 
-def test_a_teacher_without_a_mid_block_is_taken_as_it_is(tiny, run):
+def test_without_a_mid_block_b_base_and_b_small_are_the_same(tiny, run):
     teacher = tiny(mid_block_type=None)
     base, small = without(teacher, "b-base")[0], without(teacher, "b-small")[0]
     assert torch.equal(run(base), run(small))
 
 
-def test_layers_may_differ_between_stages(tiny, run):
+def test_the_numbers_of_layers_may_differ_between_stages(tiny, run):
     teacher = tiny(layers_per_block=(1, 2, 3), transformer_layers_per_block=(1, 2, 1))
     student, _ = without(teacher, "b-base")
     assert [len(block.resnets) for block in student.down_blocks] == [1, 1, 1]
@@ -144,7 +144,7 @@ def test_koala_keeps_one_layer_of_each_stage_and_the_first_transformer_blocks_of
     assert torch.isfinite(run(student)).all()
 
 
-def test_koala_is_for_teachers_of_the_shape_of_stable_diffusion_xl(tiny):
+def test_koala_needs_a_teacher_with_the_shape_of_stable_diffusion_xl(tiny):
     for teacher in (tiny(), tiny(**SDXL_LIKE | {"transformer_layers_per_block": (1, 2, 4)})):
         with pytest.raises(CondistillError, match=r"'koala-1b' is for Stable Diffusion XL.*student\.keep"):
             preset_layers(teacher, "koala-1b")
@@ -160,7 +160,7 @@ def test_koala_is_for_teachers_of_the_shape_of_stable_diffusion_xl(tiny):
     ],
     ids=min,
 )
-def test_any_layers_can_be_kept_and_are_the_teachers(tiny, run, tmp_path, keep):
+def test_any_layers_can_be_kept_and_are_copies_of_the_teachers(tiny, run, tmp_path, keep):
     teacher = tiny(transformer_layers_per_block=2)
     student, sources = without(teacher, keep)
     assert parameters(student) < parameters(teacher)
@@ -178,7 +178,7 @@ def test_lists_that_are_not_named_are_kept_whole(tiny, run):
     assert torch.equal(run(without(teacher, {})[0]), run(teacher))
 
 
-def test_a_layer_that_is_left_out_is_not_asked_any_more(tiny, run):
+def test_a_removed_layer_has_no_effect(tiny, run):
     teacher = tiny()
     keep = {"down_blocks.1": (1,), "up_blocks.1": (1, 2)}  # of equal width with the stage below
     with pytest.raises(CondistillError, match=r"student\.keep\.down_blocks\.1 is \[1\]; add layer 0.* 16 channels"):
@@ -192,7 +192,7 @@ def test_a_layer_that_is_left_out_is_not_asked_any_more(tiny, run):
     assert torch.equal(run(without(teacher, keep)[0]), expected)
 
 
-def test_the_lists_that_there_are(tiny):
+def test_the_lists_of_layers_are_those_that_can_be_shortened(tiny):
     lists = layer_lists(tiny(transformer_layers_per_block=(1, 2, 1)))
     assert lists["up_blocks.1"] == (0, 1, 2)
     assert lists["up_blocks.1.transformer_blocks"] == (0, 1)

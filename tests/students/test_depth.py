@@ -21,7 +21,7 @@ KEEP = {"transformer_blocks": (0, 1, 4)}
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever families there are, shapes are found with the inputs of these tests."""
+    """Shapes are found with the inputs of these tests, for every kind of transformer."""
 
     def example_inputs(denoiser: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:
         return inputs_of(denoiser, size, device="meta")
@@ -47,7 +47,7 @@ def student_of(teacher: Any, *, scores: Any = None, seed: int = 0, features: Any
 
 
 @pytest.mark.slow
-def test_a_student_is_its_teacher_with_the_other_layers_passing_on_what_they_get(teacher, tmp_path):
+def test_a_student_computes_what_its_teacher_does_with_identities_for_the_other_layers(teacher, tmp_path):
     keep = KEEP | ({"single_transformer_blocks": (1, 2)} if "single_transformer_blocks" in layer_lists(teacher) else {})
     student = student_of(teacher, keep=keep).denoiser
     assert parameters(student) < parameters(teacher)
@@ -62,7 +62,7 @@ def test_a_student_is_its_teacher_with_the_other_layers_passing_on_what_they_get
     torch.testing.assert_close(predict(type(teacher).from_pretrained(tmp_path)), predict(student))
 
 
-def test_a_student_of_half_precision_is_float32_and_shares_nothing(teacher):
+def test_the_student_of_a_half_precision_teacher_is_float32_and_shares_no_memory(teacher):
     exact = {name: weight.clone() for name, weight in teacher.half().state_dict().items()}
     student = student_of(teacher, keep=KEEP).denoiser
     assert {tensor.dtype for tensor in (*student.parameters(), *student.buffers())} == {torch.float32}
@@ -72,7 +72,7 @@ def test_a_student_of_half_precision_is_float32_and_shares_nothing(teacher):
     assert all(torch.equal(weight, exact[name]) for name, weight in teacher.state_dict().items())
 
 
-def test_a_teacher_on_meta_has_a_student_of_shapes(teacher):
+def test_a_teacher_on_meta_has_a_student_on_meta(teacher):
     shapes = student_of(teacher.to("meta"), depth=0.5)
     assert {tensor.device.type for tensor in shapes.denoiser.parameters()} == {"meta"}
     assert len(shapes.denoiser.transformer_blocks) == 2
@@ -83,7 +83,7 @@ def test_the_second_attentions_of_stable_diffusion_3_stay_with_their_layers():
     assert student.config.dual_attention_layers == (0, 2)
 
 
-def test_features_are_compared_where_a_layer_of_the_student_stands_for_several():
+def test_a_layer_is_compared_with_the_last_of_the_layers_that_it_replaces():
     teacher = build("flux")
     student = student_of(teacher, keep={BLOCKS: (0, 2), "single_transformer_blocks": (1,)})
     assert [(pair.teacher, pair.student) for pair in student.pairs] == [
@@ -104,7 +104,7 @@ def test_features_are_compared_where_a_layer_of_the_student_stands_for_several()
         ("sd3", "self_attention", "attn"),
     ],
 )
-def test_attentions_are_compared_with_those_they_were_copied_from(kind, features, part):
+def test_attentions_are_compared_with_their_sources(kind, features, part):
     pairs = student_of(build(kind), keep=KEEP, features=features).pairs
     assert [(pair.teacher, pair.student) for pair in pairs] == [
         (f"{BLOCKS}.{source}.{part}", f"{BLOCKS}.{i}.{part}") for i, source in enumerate(KEEP[BLOCKS])
@@ -112,7 +112,7 @@ def test_attentions_are_compared_with_those_they_were_copied_from(kind, features
 
 
 @pytest.mark.parametrize("features", ["stages", "self_attention"])
-def test_features_are_the_images_and_the_same_with_checkpointing(teacher, features):
+def test_features_are_those_of_the_image_and_equal_with_checkpointing(teacher, features):
     student = student_of(teacher, keep=KEEP, features=features)
     denoiser = student.denoiser.train()
     points = [denoiser.get_submodule(pair.student) for pair in student.pairs]
@@ -146,7 +146,7 @@ def test_features_are_the_images_and_the_same_with_checkpointing(teacher, featur
         (0.1, (9, 0.1, 0.2, 0.3, 0), (4,)),
     ],
 )
-def test_depth_keeps_both_ends_and_the_layers_of_most_influence(depth, scores, kept):
+def test_depth_keeps_both_ends_and_the_layers_with_the_highest_scores(depth, scores, kept):
     teacher = build("dit")
     given = None if scores is None else {BLOCKS: scores}
     assert share_of_layers(teacher, depth, given) == {BLOCKS: kept}

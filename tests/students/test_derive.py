@@ -52,7 +52,7 @@ def test_a_teacher_on_meta_may_need_a_shortcut_that_it_has_only_implicitly(tiny)
 
 
 @pytest.mark.slow
-def test_the_teacher_and_the_global_generator_stay_as_they_were(tiny):
+def test_deriving_changes_neither_the_teacher_nor_the_global_random_state(tiny):
     teacher = tiny().half().requires_grad_(False)
     before, state = {n: w.clone() for n, w in teacher.state_dict().items()}, torch.get_rng_state()
     for weights in ("teacher", "random"):
@@ -77,7 +77,7 @@ def test_random_weights_and_maps_are_a_function_of_the_seed(tiny):
 
 
 @pytest.mark.slow
-def test_random_weights_allow_shapes_that_slicing_cannot_give(tiny):
+def test_random_weights_allow_shapes_that_no_slice_has(tiny):
     student = derive_student(tiny(), StudentSettings(width=(16, 16, 16), weights="random"))
     assert tuple(student.denoiser.config.block_out_channels) == (16, 16, 16)
 
@@ -102,7 +102,7 @@ def test_the_model_card_lines_say_where_each_block_comes_from(tiny):
 
 
 @pytest.mark.slow
-def test_layers_that_are_kept_may_be_narrowed_and_are_compared_by_their_own_attentions(tiny, run):
+def test_kept_layers_can_be_narrowed_and_are_compared_with_their_sources(tiny, run):
     teacher = tiny(transformer_layers_per_block=2)
     keep = {"up_blocks.1.transformer_blocks": (1,), "mid_block": ()}
     student = derive_student(teacher, StudentSettings(width=0.5, keep=keep), features="self_attention")

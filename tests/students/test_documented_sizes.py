@@ -1,4 +1,4 @@
-"""The table of parameter counts in docs/students.md is what is counted on the meta device."""
+"""The parameter counts in docs/students.md are those of students on the meta device."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def teacher_named(name: str, full_size: Callable[[str], UNet2DConditionModel]) -
 
 @pytest.mark.parametrize("name", TEACHERS)
 @pytest.mark.slow
-def test_documented_sizes_are_what_is_counted(name: str, full_size: Callable[[str], UNet2DConditionModel]) -> None:
+def test_the_documented_sizes_are_the_counted_ones(name: str, full_size: Callable[[str], UNet2DConditionModel]) -> None:
     teacher = teacher_named(name, full_size)
     counted = {"teacher": f"{parameters(teacher):,}"}
     for preset in (*get_args(BlockPreset), *get_args(WidthPreset)):

@@ -65,7 +65,7 @@ def test_narrow_students_are_compared_at_every_stage(tiny):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "module"), [("cross_attention", "attn2"), ("self_attention", "attn1")])
-def test_every_attention_is_compared_with_the_one_it_was_made_of(tiny, kind, module):
+def test_every_attention_is_compared_with_its_source(tiny, kind, module):
     teacher = tiny()
     narrowed = narrow(teacher, (8, 16, 16))
     shorter, removed = without_blocks(teacher, "b-tiny", features=kind)
@@ -83,13 +83,13 @@ def test_every_attention_is_compared_with_the_one_it_was_made_of(tiny, kind, mod
     check_pairs(teacher, shorter, removed)
 
 
-def test_a_student_without_attention_cannot_be_compared_there(tiny):
+def test_a_student_without_attention_has_no_attention_features(tiny):
     plain = tiny(down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3, mid_block_type=None)
     with pytest.raises(CondistillError, match=r"no attn2; set distill\.loss\.features to stages"):
         feature_pairs(plain, plain, features="cross_attention")
 
 
-def test_layers_of_different_resolution_are_both_named(tiny):
+def test_layers_of_different_resolution_are_refused(tiny):
     teacher = tiny()
     with pytest.raises(CondistillError, match=r"teacher's down_blocks\.0 is 4x4 .* student's down_blocks\.1 is 2x2"):
         check_pairs(teacher, teacher, [FeaturePair("down_blocks.0", "down_blocks.1", "x")])
@@ -114,7 +114,7 @@ def test_maps_that_do_not_fit_are_named_with_both_layers(tiny):
         check_pairs(teacher, student, pairs, make_maps([16, 16], [8, 8]))
 
 
-def test_maps_learn_nothing_where_widths_agree():
+def test_maps_are_identities_where_widths_are_equal():
     maps = make_maps([16, 32], [16, 8])
     assert isinstance(maps[0], torch.nn.Identity)
     assert maps[1](torch.zeros(1, 8, 2, 2)).shape == (1, 32, 2, 2)
@@ -159,13 +159,13 @@ def test_attention_maps_are_what_the_softmax_gives(heads):
     assert given.requires_grad
 
 
-def test_maps_of_every_cross_attention_are_compared_as_they_are(tiny):
+def test_attention_maps_of_every_cross_attention_are_compared_without_learnt_maps(tiny):
     student = derive_student(tiny(), StudentSettings(width=0.5), features="attention_maps")
     assert all(pair.student.endswith(".attn2") for pair in student.pairs)
     assert not [*student.maps.parameters()]
 
 
-def test_a_layer_weight_holds_for_the_layer_and_all_within_unless_a_longer_name_says_otherwise():
+def test_a_layer_weight_applies_to_a_layer_and_those_inside_it_unless_a_longer_name_has_one():
     pairs = [FeaturePair(name, name, name) for name in ("down_blocks.1.attn2", "down_blocks.10", "mid_block")]
     assert layer_weights({}, pairs) == [1, 1, 1]
     assert layer_weights({"down_blocks.1": 0.5}, pairs) == [0.5, 1, 1]

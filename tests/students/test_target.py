@@ -4,15 +4,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-import torch
 from pydantic import ValidationError
 from tiny_transformers import build
 
 from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError
-from condistill.profiling import timing
 from condistill.profiling.macs import macs
-from condistill.profiling.timing import forward_timer
 from condistill.students.derive import derive_student
 from condistill.students.target import meet_target
 from condistill.utils.meta import parameters
@@ -115,19 +112,3 @@ def test_latency_is_timed_or_else_a_share_of_the_macs(tiny: Any) -> None:
 def test_a_target_that_no_student_meets_is_refused_with_the_smallest_student(tiny: Any) -> None:
     with pytest.raises(CondistillError, match=r"student.target \(macs 0.0001\); the smallest shape has macs 0\."):
         meet_target(tiny(), StudentSettings.model_validate({"target": {"macs": 0.0001}}), **SIZE)
-
-
-def test_timing_a_shape_leaves_random_numbers_alone_and_takes_time(tiny_family: Any) -> None:
-    state = torch.get_rng_state()
-    with torch.device("meta"):
-        shapes = type(tiny_family.denoiser).from_config(dict(tiny_family.denoiser.config))
-    assert forward_timer(tiny_family, repeats=1)(shapes) > 0
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_busy_machine_makes_no_forward_slower(tiny_family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with torch.device("meta"):
-        shapes = type(tiny_family.denoiser).from_config(dict(tiny_family.denoiser.config))
-    clock = iter((0, 1, 10, 15, 20, 22, 30, 37))  # the first warms up; then 5, 2 and 7 seconds
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
-    assert forward_timer(tiny_family, repeats=3)(shapes) == 2

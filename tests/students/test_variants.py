@@ -90,7 +90,7 @@ def test_refusals_of_variants_that_have_shapes_can_be_collected(derive: Any) -> 
     assert list(students) == ["fits", "does-not"]
     assert [name for name, _ in refused] == ["does-not"]
     with pytest.raises(CondistillError, match="'random_conditioning' cannot be made"):
-        derive({"width": 0.3}, on_refusal=lambda *_: None)  # without shapes there is nothing to collect for
+        derive({"width": 0.3}, on_refusal=lambda *_: None)  # it has no shapes
 
 
 def test_a_transformer_that_takes_the_guidance_scale_needs_a_range_of_scales(recipe_of: RecipeOf) -> None:

@@ -48,7 +48,7 @@ def without_statistics(denoiser):
 
 
 @pytest.mark.slow
-def test_a_student_computes_what_its_teacher_does_with_the_dropped_channels_dead(teacher, run):
+def test_a_student_computes_what_its_teacher_does_with_zeros_for_the_dropped_channels(teacher, run):
     # skips, shortcuts, heads and halves all line up, or the two would differ
     with torch.no_grad():
         for name, parameter in teacher.named_parameters():
@@ -61,7 +61,7 @@ def test_a_student_computes_what_its_teacher_does_with_the_dropped_channels_dead
                 if kept is not None:
                     dropped = sorted(set(range(parameter.shape[dimension])) - set(kept.tolist()))
                     parameter.index_fill_(dimension, torch.tensor(dropped), 0.0)
-    # at timestep 0 a wave is 0 or 1 whatever its frequency
+    # at timestep 0 a wave of any frequency is 0 or 1
     expected = run(without_statistics(teacher), 0)
     assert expected.std() > 1e-3
     torch.testing.assert_close(run(without_statistics(student), 0), expected)
@@ -80,7 +80,7 @@ def test_a_sliced_student_is_closer_to_its_teacher_than_a_random_one(tiny, run):
     assert likeness(student) > likeness(other)
 
 
-def test_stages_of_equal_width_share_their_channels_unless_the_student_tells_them_apart(tiny, run):
+def test_stages_of_equal_width_share_their_channels_unless_their_widths_differ_in_the_student(tiny, run):
     student = narrow(tiny(), (8, 16, 12))
     shortcut = student.down_blocks[2].resnets[0].conv_shortcut.weight
     assert shortcut.shape == (12, 16, 1, 1)
@@ -88,7 +88,7 @@ def test_stages_of_equal_width_share_their_channels_unless_the_student_tells_the
     assert torch.isfinite(run(student)).all()
 
 
-def test_stages_that_become_equal_in_the_student_only_are_refused(tiny):
+def test_stages_whose_widths_are_equal_in_the_student_only_are_refused(tiny):
     with pytest.raises(CondistillError, match=r"down_blocks\.1\.resnets\.0 changes the width.*random weights"):
         narrow(tiny(), (16, 16, 16))
 
@@ -146,12 +146,12 @@ def test_fractions_give_the_published_widths(sd14, fraction, widths):
         ((160, 320, 640, 1312), r"stage 3 .* nearest: 1280"),
     ],
 )
-def test_widths_that_do_not_fit_are_named(sd14, width, message):
+def test_a_width_that_does_not_fit_is_refused_with_the_nearest_that_do(sd14, width, message):
     with pytest.raises(CondistillError, match=message):
         stage_widths(sd14.config, width)
 
 
-def test_layers_outside_the_known_streams_are_named(tiny):
+def test_layers_outside_the_known_streams_are_refused(tiny):
     teacher = tiny(num_class_embeds=3)
     with pytest.raises(CondistillError, match=r"class_embedding\.weight is not in any known stream"):
         half(teacher)

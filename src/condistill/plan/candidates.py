@@ -53,7 +53,7 @@ class Candidate:
     def takes_guidance(self) -> bool:
         """Whether the guidance scale is an input, according to the config.
 
-        The config does not tell a U-Net that takes the scale from one that was distilled for a single scale.
+        By its config, a U-Net that was distilled for one scale is the same as one that takes the scale.
         """
         return guidance_kind_of_config(self.denoiser) != "cfg"
 
