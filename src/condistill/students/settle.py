@@ -24,6 +24,7 @@ from condistill.students.scores.record import Scores
 from condistill.students.target import meet_target
 from condistill.teachers.family import Family
 from condistill.utils.atomic import atomic_file
+from condistill.utils.distributed import on_main_process
 
 SETTINGS_NAME = "student_settings.json"
 IMPORTANCE_NAME = "channel_importance.safetensors"
@@ -69,10 +70,13 @@ def settle_student(
 
 def _compute_once(file: Path, accelerator: Accelerator, write: Callable[[Path], None], read: Callable[[Path], T]) -> T:
     """Return what `read` finds in a file, which the main process writes if it is missing."""
-    if accelerator.is_main_process and not file.is_file():
-        with atomic_file(file) as partial:
-            write(partial)
-    accelerator.wait_for_everyone()
+
+    def compute() -> None:
+        if not file.is_file():
+            with atomic_file(file) as partial:
+                write(partial)
+
+    on_main_process(accelerator, compute)
     try:
         return read(file)
     except (ValueError, SafetensorError) as error:
