@@ -468,7 +468,6 @@ def test_however_many_steps_are_drawn_they_visit_timesteps_of_the_training(famil
         assert trained_at.issuperset(visited)
 
 
-@pytest.mark.slow
 def test_the_whole_way_ends_in_a_student_that_diffusers_draws_with(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     student = check_end_to_end(tiny_pipeline_dir, tmp_path, {"width": 0.5})
     image = student("a small red star", num_inference_steps=2, output_type="np").images[0]
