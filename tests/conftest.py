@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:  # pytest's own process reads this file as well, and has no use for what is heavy
-    from diffusers import StableDiffusionPipeline
-
     from condistill.cache.latents import LatentCache
     from condistill.config.recipe import Recipe
     from condistill.config.sections import TeacherSettings
@@ -37,29 +35,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def build_tiny_pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
-    """A `StableDiffusionPipeline` with random weights, 64x64 images and latents `[4, 8, 8]`."""
-    import torch
-
-    from condistill.miniature import build
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        tokenizer = build.build_tokenizer()
-        return build.assemble(
-            build.build_autoencoder(),
-            build.build_text_encoder(tokenizer),
-            tokenizer,
-            build.build_denoiser(block_out_channels=(16, 32, 32), norm_num_groups=4, attention_head_dim=2),
-            build.build_scheduler(prediction_type),
-        )
-
-
 @pytest.fixture(scope="session")
 def tiny_pipeline_dir(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An epsilon-predicting pipeline as `save_pretrained` leaves it, in safetensors. Read only."""
+    from tiny import build_sd
+
     path = tmp_path_factory.mktemp("tiny") / "pipeline"
-    build_tiny_pipeline().save_pretrained(path, safe_serialization=True)
+    build_sd().save_pretrained(path, safe_serialization=True)
     return path
 
 

@@ -1,4 +1,4 @@
-"""Transformers small enough to build in every test, one of each kind, with what they are asked."""
+"""Tiny transformers, one of each kind, and inputs for them."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ BLOCKS = "transformer_blocks"
 
 
 def inputs_of(denoiser: Any, size: tuple[int, int] = (4, 4), *, batch: int = 1, device: str = "cpu") -> dict[str, Any]:
-    """Keyword arguments of a forward pass, for latents of `size`."""
+    """Return keyword arguments of a forward pass for latents of `size`."""
     kind, config = type(denoiser).__name__, denoiser.config
     height, width = size
 
-    def drawn(*shape: int) -> torch.Tensor:
+    def random(*shape: int) -> torch.Tensor:
         if device == "meta":
             return torch.empty(*shape, device="meta")
         return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
@@ -82,15 +82,15 @@ def inputs_of(denoiser: Any, size: tuple[int, int] = (4, 4), *, batch: int = 1, 
     tokens = (height // 2) * (width // 2)
     image = (batch, tokens, config.in_channels) if kind.startswith("Flux") else (batch, config.in_channels, *size)
     inputs: dict[str, Any] = {
-        "hidden_states": drawn(*image),
+        "hidden_states": random(*image),
         "timestep": torch.full((batch,), 0.5 if kind.startswith("Flux") else 500, device=device),
     }
     if kind.startswith("DiT"):
         return inputs | {"class_labels": torch.ones(batch, dtype=torch.long, device=device)}
     if kind.startswith(("PixArt", "Sana")):
         resolution = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
-        return {**inputs, "encoder_hidden_states": drawn(batch, 5, 12), **(resolution if kind[0] == "P" else {})}
-    inputs |= {"encoder_hidden_states": drawn(batch, 5, 12), "pooled_projections": drawn(batch, 10)}
+        return {**inputs, "encoder_hidden_states": random(batch, 5, 12), **(resolution if kind[0] == "P" else {})}
+    inputs |= {"encoder_hidden_states": random(batch, 5, 12), "pooled_projections": random(batch, 10)}
     if kind.startswith("Flux"):
         ids = {"img_ids": torch.zeros(tokens, 3, device=device), "txt_ids": torch.zeros(5, 3, device=device)}
         inputs |= {**ids, "guidance": torch.full((batch,), 3.5, device=device)}
@@ -101,16 +101,16 @@ def build(kind: str, **overrides: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model, config = KINDS[kind]
-        made = model(**(config | overrides)).eval()
-        for parameter in made.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)  # some layers start at zero, where all of them are alike
-        return made
+        transformer = model(**(config | overrides)).eval()
+        for parameter in transformer.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)  # some layers start at zero, and could not be distinguished
+        return transformer
 
 
-def pass_on(layer: torch.nn.Module) -> None:
-    """Make a layer give what it is given."""
+def make_identity(layer: torch.nn.Module) -> None:
+    """Replace the forward of a layer by the identity."""
 
-    def forward(hidden_states: Any, *given: Any, **named: Any) -> Any:
+    def forward(hidden_states: Any, *_: Any, **named: Any) -> Any:
         joint = isinstance(layer, JointTransformerBlock) or type(layer).__name__.startswith("Flux")
         return (named["encoder_hidden_states"], hidden_states) if joint else hidden_states
 

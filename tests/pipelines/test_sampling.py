@@ -12,30 +12,30 @@ BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: 
 
 
 @pytest.mark.parametrize(
-    ("cached", "evaluated", "drawn"), [(5.0, None, 5.0), (9.0, None, 8.0), (1.0, None, 2.0), (9.0, 3.0, 3.0)]
+    ("cached", "evaluated", "expected"), [(5.0, None, 5.0), (9.0, None, 8.0), (1.0, None, 2.0), (9.0, 3.0, 3.0)]
 )
-def test_a_student_is_told_the_teachers_guidance_or_the_nearest_it_learnt(
-    cached: float, evaluated: float | None, drawn: float
+def test_a_distilled_student_is_sampled_with_the_nearest_scale_that_it_learnt(
+    cached: float, evaluated: float | None, expected: float
 ) -> None:
     changes = [f"cache.guidance_scale={cached}", f"evaluate.guidance_scale={evaluated or 'null'}"]
     recipe = Recipe.parse(BASE, [*changes, "distill.guidance_distillation=[2, 8]"])
-    assert planned_sampling(recipe, "a").guidance_scale == drawn
+    assert planned_sampling(recipe, "a").guidance_scale == expected
     assert planned_sampling(recipe, None).guidance_scale == (evaluated or cached)
 
 
-def test_few_steps_say_which_scheduler_draws(tiny_family: Family) -> None:
+def test_the_few_step_method_sets_the_scheduler(tiny_family: Family) -> None:
     assert Sampling(25, 7.5).scheduler(tiny_family) is None
     few = "distill.few_steps={num_inference_steps: 4}"
     assert planned_sampling(Recipe.parse(BASE, [few]), "a").scheduler(tiny_family) is tiny_family.noise.solver
     few = "distill.few_steps={method: consistency, num_inference_steps: 4, solver_steps: 20}"
-    how = planned_sampling(Recipe.parse(BASE, [few, "distill.guidance_distillation=3.0"]), "a")
-    scheduler = how.scheduler(tiny_family)
+    sampling = planned_sampling(Recipe.parse(BASE, [few, "distill.guidance_distillation=3.0"]), "a")
+    scheduler = sampling.scheduler(tiny_family)
     assert type(scheduler).__name__ == "LCMScheduler"
     assert scheduler.config.original_inference_steps == 20
-    assert how.num_inference_steps == 4
+    assert sampling.num_inference_steps == 4
 
 
-def test_a_pipelines_directory_says_how_it_draws(tmp_path: Path) -> None:
+def test_a_pipeline_directory_holds_its_sampling_settings(tmp_path: Path) -> None:
     assert read_sampling(tmp_path) == Sampling(25, 7.5)
     (tmp_path / SAMPLING_NAME).write_text(Sampling(4, 3.0).to_json(), encoding="utf-8")
     assert read_sampling(tmp_path) == Sampling(4, 3.0)

@@ -18,7 +18,7 @@ from condistill.teachers.registry import FAMILIES
 
 @pytest.fixture
 def copied(tiny_pipeline_dir: Path, tmp_path: Path) -> Path:
-    """A pipeline directory to spoil."""
+    """A copy of a pipeline directory, for tests that change its files."""
     return Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "pipeline"))
 
 
@@ -26,14 +26,14 @@ def load(path: Path | str, **settings: str) -> Family:
     return load_teacher(TeacherSettings(pipeline=str(path), **settings))
 
 
-def test_a_pipeline_directory_is_loaded_through_its_family(tiny_family: Family) -> None:
+def test_a_pipeline_directory_is_loaded_as_its_family(tiny_family: Family) -> None:
     assert isinstance(tiny_family, FAMILIES["stable_diffusion"])
     assert tiny_family.name == "stable_diffusion"
     assert tiny_family.denoiser.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["no/such/teacher", "./teacher", "~/no-such-teacher", "teacher"])
-def test_a_directory_that_is_not_there_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_does_not_exist_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         CondistillError, match=r"teacher\.pipeline .*teacher does not exist; give a diffusers pipeline directory"
@@ -41,25 +41,25 @@ def test_a_directory_that_is_not_there_is_named(name: str, tmp_path: Path, monke
         load(name)
 
 
-def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_an_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CondistillError, match=r"has no model_index\.json, so it is not a diffusers pipeline"):
         load(tmp_path)
 
 
-def test_an_unreadable_index_is_named(copied: Path) -> None:
+def test_an_index_that_is_not_json_is_named(copied: Path) -> None:
     (copied / "model_index.json").write_text('{"_class_name": ')
     with pytest.raises(CondistillError, match=r"model_index\.json"):
         load(copied)
 
 
-def test_a_single_file_is_refused_with_a_way_out(tmp_path: Path) -> None:
+def test_a_single_file_is_refused_with_a_way_to_convert_it(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.touch()
     with pytest.raises(CondistillError, match=r"is a single file; .* from_single_file"):
         load(file)
 
 
-def test_components_with_pickles_only_are_named_and_never_loaded(copied: Path) -> None:
+def test_components_with_only_pickles_are_named_and_never_loaded(copied: Path) -> None:
     for component, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
         for weights in (copied / component).glob("*.safetensors"):
             weights.unlink()
@@ -71,12 +71,12 @@ def test_components_with_pickles_only_are_named_and_never_loaded(copied: Path) -
     assert "vae" not in str(raised.value)
 
 
-def test_a_pickle_beside_safetensors_does_no_harm(copied: Path) -> None:
+def test_a_pickle_is_ignored_if_there_are_safetensors(copied: Path) -> None:
     (copied / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"not read")
     assert load(copied).latent_shape == (4, 8, 8)
 
 
-def test_missing_weights_are_told_in_one_line(copied: Path) -> None:
+def test_missing_weights_are_reported_in_one_line(copied: Path) -> None:
     for weights in (copied / "unet").glob("*.safetensors"):
         weights.unlink()
     with pytest.raises(CondistillError, match="cannot be loaded") as raised:
@@ -84,7 +84,7 @@ def test_missing_weights_are_told_in_one_line(copied: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_truncated_weights_are_told_in_one_line(copied: Path) -> None:
+def test_truncated_weights_are_reported_in_one_line(copied: Path) -> None:
     weights = next((copied / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(CondistillError, match="cannot be loaded") as raised:
@@ -99,21 +99,21 @@ def test_a_pipeline_of_an_unknown_class_lists_the_supported_families(copied: Pat
         load(copied)
 
 
-def test_a_missing_variant_names_what_is_there(copied: Path) -> None:
+def test_a_missing_variant_is_reported_with_the_files_found(copied: Path) -> None:
     with pytest.raises(CondistillError, match=r"teacher\.variant 'fp16': .* has only .*\.safetensors"):
         load(copied, variant="fp16")
 
 
-def test_a_variant_that_is_there_is_loaded(copied: Path, tiny_family: Family) -> None:
-    for part in ("unet", "vae", "text_encoder"):
-        for weights in (copied / part).glob("*.safetensors"):
+def test_a_variant_is_loaded(copied: Path, tiny_family: Family) -> None:
+    for component in ("unet", "vae", "text_encoder"):
+        for weights in (copied / component).glob("*.safetensors"):
             weights.rename(weights.with_name(f"{weights.stem}.fp16.safetensors"))
     family = load(copied, variant="fp16")
-    ours, given = tiny_family.denoiser.state_dict(), family.denoiser.state_dict()
-    assert all(torch.equal(given[name], tensor) for name, tensor in ours.items())
+    loaded, expected = family.denoiser.state_dict(), tiny_family.denoiser.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_hub_name_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_that_cannot_be_reached_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("no connection\nand much more")
 
@@ -128,7 +128,7 @@ def test_the_miniature_needs_no_path() -> None:
     assert locate(TeacherSettings(pipeline="miniature")) == weights_path() / "teacher"
 
 
-def test_the_dtype_is_float32_on_a_cpu_unless_it_is_asked_for() -> None:
+def test_the_dtype_on_a_cpu_is_float32_unless_it_is_set() -> None:
     cpu = torch.device("cpu")
     assert choose_dtype("auto", cpu) == torch.float32
     assert choose_dtype("bfloat16", cpu) == torch.bfloat16
@@ -136,14 +136,14 @@ def test_the_dtype_is_float32_on_a_cpu_unless_it_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_the_dtype_on_a_gpu_is_the_best_that_it_has(
+def test_the_dtype_on_a_gpu_is_bfloat16_if_it_supports_it(
     has_bf16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
     assert choose_dtype("auto", torch.device("cuda")) == dtype
 
 
-def test_a_teachers_identity_is_its_content_and_not_its_place(tiny_pipeline_dir: Path, copied: Path) -> None:
+def test_the_key_of_a_directory_is_that_of_its_content(tiny_pipeline_dir: Path, copied: Path) -> None:
     original = teacher_key(TeacherSettings(pipeline=str(tiny_pipeline_dir)))
     assert teacher_key(TeacherSettings(pipeline=str(copied))) == original
     weights = next((copied / "unet").glob("*.safetensors"))
@@ -153,6 +153,6 @@ def test_a_teachers_identity_is_its_content_and_not_its_place(tiny_pipeline_dir:
     assert teacher_key(TeacherSettings(pipeline=str(copied))) != original
 
 
-def test_a_hub_teachers_identity_is_its_name_and_revision() -> None:
+def test_the_key_of_a_hub_teacher_depends_on_its_name_and_revision() -> None:
     keys = {teacher_key(TeacherSettings(pipeline="a/b", revision=revision)) for revision in (None, "main", "x")}
     assert len(keys) == 3

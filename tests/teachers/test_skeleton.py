@@ -17,54 +17,54 @@ from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 
 
 def models(skeleton: Skeleton) -> dict[str, nn.Module]:
-    parts: dict[str, Any] = skeleton.family.pipeline.components
-    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    components: dict[str, Any] = skeleton.family.pipeline.components
+    return {name: model for name, model in components.items() if isinstance(model, nn.Module)}
 
 
-def assert_of_shapes_only(skeleton: Skeleton) -> None:
-    for name, part in models(skeleton).items():
-        assert {parameter.device.type for parameter in part.parameters()} == {"meta"}, name
+def assert_all_on_meta(skeleton: Skeleton) -> None:
+    for name, model in models(skeleton).items():
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}, name
 
 
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.slow
-def test_a_directory_of_configs_gives_the_published_size_and_no_weights(name: str) -> None:
+def test_a_directory_of_configs_gives_the_published_size_without_weights(name: str) -> None:
     denoiser, params, latent_shape, text_length = SIZES[name]
     skeleton = teacher_skeleton(TeacherSettings(pipeline=str(DATA / name)))
     assert skeleton.components[denoiser] == params
     assert skeleton.family.latent_shape == latent_shape
     assert skeleton.family.text_length == text_length
-    assert_of_shapes_only(skeleton)
+    assert_all_on_meta(skeleton)
 
 
-def test_every_full_size_teacher_is_tried() -> None:
+def test_every_full_size_teacher_is_tested() -> None:
     assert {path.name for path in DATA.iterdir() if path.is_dir()} == set(SIZES)
 
 
-def test_a_skeleton_is_what_is_loaded_without_its_weights(tiny_skeleton: Skeleton, tiny_family: Family) -> None:
-    assert_of_shapes_only(tiny_skeleton)
+def test_a_skeleton_has_the_shapes_of_the_loaded_teacher(tiny_skeleton: Skeleton, tiny_family: Family) -> None:
+    assert_all_on_meta(tiny_skeleton)
     assert tiny_skeleton.family.latent_shape == tiny_family.latent_shape
     assert tiny_skeleton.family.text_length == tiny_family.text_length
-    for name, part in models(tiny_skeleton).items():
-        given = getattr(tiny_family.pipeline, name).state_dict()
-        assert {key: value.shape for key, value in part.state_dict().items()} == {
-            key: value.shape for key, value in given.items()
+    for name, model in models(tiny_skeleton).items():
+        loaded = getattr(tiny_family.pipeline, name).state_dict()
+        assert {key: value.shape for key, value in model.state_dict().items()} == {
+            key: value.shape for key, value in loaded.items()
         }
 
 
-def test_the_text_encoder_costs_every_matrix_once_a_token(tiny_skeleton: Skeleton) -> None:
+def test_a_text_encoder_costs_every_matrix_once_per_token(tiny_skeleton: Skeleton) -> None:
     encoder = tiny_skeleton.family.pipeline.text_encoder
     layers = sum(m.weight.numel() for m in encoder.modules() if isinstance(m, nn.Linear))
     assert tiny_skeleton.text_macs == layers * tiny_skeleton.family.text_length
 
 
-def test_the_resolution_of_the_recipe_counts(tiny_pipeline_dir: Path) -> None:
+def test_the_resolution_of_the_recipe_sets_the_shape_of_the_latents(tiny_pipeline_dir: Path) -> None:
     skeleton = teacher_skeleton(TeacherSettings(pipeline=str(tiny_pipeline_dir), resolution=128))
     assert skeleton.family.latent_shape == (4, 16, 16)
 
 
 def copy_with(source: Path, target: Path, name: str, value: list[str]) -> TeacherSettings:
-    """A pipeline's directory with another component in its index."""
+    """Copy a pipeline directory, with another component in its index."""
     shutil.copytree(source, target)
     file = target / "model_index.json"
     index = json.loads(file.read_text(encoding="utf-8"))
@@ -72,20 +72,20 @@ def copy_with(source: Path, target: Path, name: str, value: list[str]) -> Teache
     return TeacherSettings(pipeline=str(target))
 
 
-def test_a_component_of_the_pipelines_own_code_is_refused(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_a_component_with_code_of_its_own_is_refused(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     settings = copy_with(tiny_pipeline_dir, tmp_path / "own", "unet", ["my_module", "MyUNet"])
     with pytest.raises(CondistillError, match=r"unet is a my_module\.MyUNet.*is never run"):
         teacher_skeleton(settings)
 
 
-def test_a_config_that_is_missing_is_told(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_a_missing_config_is_reported(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     settings = copy_with(tiny_pipeline_dir, tmp_path / "part", "unet", ["diffusers", "UNet2DConditionModel"])
     shutil.rmtree(tmp_path / "part" / "unet")
     with pytest.raises(CondistillError, match="the config of the teacher's unet cannot be read"):
         teacher_skeleton(settings)
 
 
-def test_random_numbers_go_on_as_if_nothing_had_happened(tiny_pipeline_dir: Path) -> None:
+def test_the_global_random_generator_is_left_alone(tiny_pipeline_dir: Path) -> None:
     before = torch.get_rng_state()
     teacher_skeleton(TeacherSettings(pipeline=str(tiny_pipeline_dir)))
     assert torch.equal(torch.get_rng_state(), before)

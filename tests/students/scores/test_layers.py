@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_transformers import BLOCKS, KINDS, build, inputs_of, pass_on
+from tiny_transformers import BLOCKS, KINDS, build, inputs_of, make_identity
 
 from condistill.students.depth import layer_lists
 from condistill.students.scores.layers import layer_scores
@@ -28,7 +28,7 @@ def batches(*sizes: int) -> list[Any]:
 def test_a_layer_scores_by_how_much_it_turns_the_image(kind):
     teacher = build(kind)
     blocks = teacher.transformer_blocks
-    pass_on(blocks[1])
+    make_identity(blocks[1])
     plain = blocks[2].forward
 
     def turned(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

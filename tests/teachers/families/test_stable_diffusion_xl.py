@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from contract import check_end_to_end
 from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
@@ -15,82 +14,48 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from end_to_end import check_end_to_end
+from tiny import XL_UNET, build_sdxl, record_calls
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.miniature import build
 from condistill.pipelines.save import save_pipeline
 from condistill.profiling.macs import macs
 from condistill.students.width import narrow, stage_widths
 from condistill.teachers.condition import Condition
 from condistill.teachers.families.stable_diffusion_xl import StableDiffusionXL
 from condistill.teachers.load import load_teacher
+from condistill.teachers.noise.grid import END
 from condistill.utils.meta import parameters
 
 PROMPTS = ["a large red star at the top on snow", "a small blue box"]
-NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-SDXL: dict[str, Any] = {
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+FULL_SIZE_UNET: dict[str, Any] = XL_UNET | {
     "sample_size": 128,
     "block_out_channels": (320, 640, 1280),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
     "transformer_layers_per_block": (1, 2, 10),
     "attention_head_dim": (5, 10, 20),
     "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
+    "norm_num_groups": 32,
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-TINY = SDXL | {
-    "sample_size": 8,
-    "block_out_channels": (16, 32),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2),
-    "attention_head_dim": (2, 4),
-    "cross_attention_dim": 40,
-    "norm_num_groups": 4,
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 20 + 6 * 8,
+SCHEDULERS = {
+    "base": EulerDiscreteScheduler(**BETAS, timestep_spacing="leading"),
+    "turbo": EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing"),
+    "lightning": EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing"),
 }
-
-
-def build_pipeline() -> StableDiffusionXLPipeline:
-    """Random weights, 64x64 images and latents `[4, 8, 8]`."""
-    tokenizer = build.build_tokenizer()
-    text: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": build.MAX_TOKENS,
-        "projection_dim": 20,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return StableDiffusionXLPipeline(
-            vae=build.build_autoencoder(),
-            text_encoder=CLIPTextModel(CLIPTextConfig(hidden_size=16, **text)),
-            text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=24, **text)),
-            tokenizer=tokenizer,
-            tokenizer_2=tokenizer,
-            unet=UNet2DConditionModel(**TINY),
-            scheduler=EulerDiscreteScheduler(**NOISE_SCHEDULE, timestep_spacing="leading"),
-        )
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny_xl") / "pipeline"
-    build_pipeline().save_pretrained(path, safe_serialization=True)
+    build_sdxl().save_pretrained(path, safe_serialization=True)
     return path
 
 
@@ -104,174 +69,157 @@ def oracle(directory: Path) -> StableDiffusionXLPipeline:
 
 @pytest.fixture(scope="module")
 def family(directory: Path) -> StableDiffusionXL:
-    """Leave it as it is."""
+    """Shared: do not change it."""
     loaded = load_teacher(TeacherSettings(pipeline=str(directory)))
     assert isinstance(loaded, StableDiffusionXL)
     return loaded
 
 
-def with_parts(oracle: StableDiffusionXLPipeline, **parts: Any) -> StableDiffusionXL:
-    return StableDiffusionXL(StableDiffusionXLPipeline(**{**oracle.components, **parts}))
+def with_components(oracle: StableDiffusionXLPipeline, **components: Any) -> StableDiffusionXL:
+    return StableDiffusionXL(StableDiffusionXLPipeline(**{**oracle.components, **components}))
 
 
-def latents(seed: int, n: int = 2) -> torch.Tensor:
+def latents(seed: int, n: int = 2) -> Tensor:
     return torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def overhear(denoiser: Any) -> tuple[list[tuple[Any, ...]], Any]:
-    """What a denoiser is given and says, call by call."""
-    heard: list[tuple[Any, ...]] = []
-    handle = denoiser.register_forward_hook(
-        lambda _module, args, kwargs, output: heard.append((args, kwargs, output[0])), with_kwargs=True
-    )
-    return heard, handle
-
-
-SCHEDULERS = {
-    "base": EulerDiscreteScheduler(**NOISE_SCHEDULE, timestep_spacing="leading"),
-    "turbo": EulerAncestralDiscreteScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing"),
-    "lightning": EulerDiscreteScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing"),
-}
-
-
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_predictions_are_those_of_the_pipelines_own_guided_call(
-    oracle: StableDiffusionXLPipeline, scheduler: str
-) -> None:
-    family = with_parts(oracle, scheduler=copy.deepcopy(SCHEDULERS[scheduler]))
-    heard, handle = overhear(family.denoiser)
-    family.pipeline(PROMPTS, num_inference_steps=2, guidance_scale=4.0, latents=latents(1), output_type="latent")
-    handle.remove()
-    assert len(heard) == 2
+def test_predictions_are_those_of_the_pipelines_guided_call(oracle: StableDiffusionXLPipeline, scheduler: str) -> None:
+    family = with_components(oracle, scheduler=copy.deepcopy(SCHEDULERS[scheduler]))
+    with record_calls(family.denoiser) as calls:
+        family.pipeline(PROMPTS, num_inference_steps=2, guidance_scale=4.0, latents=latents(1), output_type="latent")
+    assert len(calls) == 2
     condition = Condition.cat([family.encode(["", ""]), family.encode(PROMPTS)])
-    for (x_t, timestep), kwargs, said in heard:
-        assert torch.equal(condition.tensors["prompt_embeds"], kwargs["encoder_hidden_states"])
+    for call in calls:
+        assert torch.equal(condition.tensors["prompt_embeds"], call.inputs["encoder_hidden_states"])
         for name in ("text_embeds", "time_ids"):
-            assert torch.equal(condition.tensors[name], kwargs["added_cond_kwargs"][name])
+            assert torch.equal(condition.tensors[name], call.inputs[name])
+        x_t, timesteps = call.inputs["sample"], call.inputs["timestep"].expand(4)
         with torch.no_grad():
-            given = family.predict(family.denoiser, x_t, timestep.expand(4), condition)
-        torch.testing.assert_close(given, said, rtol=0, atol=0)
+            assert torch.equal(family.predict(family.denoiser, x_t, timesteps, condition), call.output)
 
 
-def test_what_is_told_beside_the_text_changes_the_prediction(family: StableDiffusionXL) -> None:
+def test_the_pooled_text_and_the_sizes_change_the_prediction(family: StableDiffusionXL) -> None:
     condition, timesteps = family.encode(PROMPTS), torch.tensor([500, 500])
     for name in ("text_embeds", "time_ids"):
-        other = Condition({**condition.tensors, name: condition.tensors[name].flip(0) + 1})
+        changed = Condition({**condition.tensors, name: condition.tensors[name].flip(0) + 1})
         with torch.no_grad():
-            one, two = (family.predict(family.denoiser, latents(0), timesteps, c) for c in (condition, other))
-        assert (one - two).abs().max() > 1e-4, name
+            one, other = (family.predict(family.denoiser, latents(0), timesteps, c) for c in (condition, changed))
+        assert (one - other).abs().max() > 1e-4, name
 
 
 def test_samples_are_guided_away_from_the_unconditional_prediction(family: StableDiffusionXL) -> None:
-    """A sampling loop written anew: Euler over epsilon_0 + w (epsilon_c - epsilon_0)."""
+    """An independent sampling loop: Euler over epsilon_0 + w (epsilon_c - epsilon_0)."""
     scheduler = copy.deepcopy(family.pipeline.scheduler)
     scheduler.set_timesteps(3)
     x_t = latents(2) * scheduler.init_noise_sigma
-    condition, null = family.encode(PROMPTS), family.encode(["", ""])
+    condition = family.encode(PROMPTS)
+    both = (condition, family.unconditional(condition))
     with torch.no_grad():
         for timestep in scheduler.timesteps:
-            seen = scheduler.scale_model_input(x_t, timestep)
-            both = [family.predict(family.denoiser, seen, timestep.expand(2), c) for c in (condition, null)]
-            x_t = scheduler.step(both[1] + 4.0 * (both[0] - both[1]), timestep, x_t).prev_sample
-    given = family.sample(family.denoiser, PROMPTS, latents(2), num_inference_steps=3, guidance_scale=4.0)
-    torch.testing.assert_close(given, x_t, rtol=1e-4, atol=1e-4)
+            scaled = scheduler.scale_model_input(x_t, timestep)
+            conditional, unconditional = (
+                family.predict(family.denoiser, scaled, timestep.expand(2), each) for each in both
+            )
+            guided = unconditional + 4.0 * (conditional - unconditional)
+            x_t = scheduler.step(guided, timestep, x_t).prev_sample
+    samples = family.sample(family.denoiser, PROMPTS, latents(2), num_inference_steps=3, guidance_scale=4.0)
+    torch.testing.assert_close(samples, x_t, rtol=1e-4, atol=1e-4)
 
 
-def test_noise_is_added_in_the_proportions_of_the_pipelines_own_sampler(family: StableDiffusionXL) -> None:
+def test_noise_is_added_in_the_proportions_of_the_pipelines_sampler(family: StableDiffusionXL) -> None:
     sampler = copy.deepcopy(family.pipeline.scheduler)
     sampler.set_timesteps(1000)
     timesteps = torch.tensor([20, 800])
-    sigma = ((1 - family.noise.alpha_bar(timesteps)) / family.noise.alpha_bar(timesteps)).sqrt().view(-1, 1, 1, 1)
+    alpha_bar = family.noise.alpha_bar(timesteps)
+    sigma = ((1 - alpha_bar) / alpha_bar).sqrt().view(-1, 1, 1, 1)
     expected = sampler.add_noise(latents(0), latents(1), timesteps.float()) / (1 + sigma**2).sqrt()
-    torch.testing.assert_close(
-        family.noise.add_noise(latents(0), latents(1), timesteps), expected, rtol=1e-4, atol=1e-4
-    )
+    x_t = family.noise.add_noise(latents(0), latents(1), timesteps)
+    torch.testing.assert_close(x_t, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_the_solver_takes_the_steps_of_the_pipelines_own_sampler_down_to_no_noise(
+def test_the_solver_takes_the_steps_of_the_pipelines_sampler_down_to_no_noise(
     oracle: StableDiffusionXLPipeline, prediction_type: str
 ) -> None:
-    # as published, with a setting of other samplers that Euler's does not follow
-    config = {**NOISE_SCHEDULE, "set_alpha_to_one": False, "prediction_type": prediction_type}
+    # as published, with a setting of other samplers that Euler's ignores
+    config = {**BETAS, "set_alpha_to_one": False, "prediction_type": prediction_type}
     sampler = EulerDiscreteScheduler.from_config({**config, "timestep_spacing": "trailing"})
-    family = with_parts(oracle, scheduler=copy.deepcopy(sampler))
+    family = with_components(oracle, scheduler=copy.deepcopy(sampler))
     assert family.noise.prediction_type == prediction_type
     sampler.set_timesteps(4)
     timesteps = family.noise.solver_timesteps(4)
     assert timesteps.tolist() == sampler.timesteps.tolist()
-    x_t, noisy = latents(2), latents(2) * (sampler.sigmas[0] ** 2 + 1).sqrt()
-    for i, now in enumerate(timesteps):
+    x_t, unscaled = latents(2), latents(2) * (sampler.sigmas[0] ** 2 + 1).sqrt()
+    for i, timestep in enumerate(timesteps):
         prediction = latents(3 + i)
-        follows = timesteps[i + 1] if i < 3 else torch.tensor(-1)
-        x_t = family.noise.step(prediction, x_t, now.expand(2), follows.expand(2))
-        noisy = sampler.step(prediction, sampler.timesteps[i], noisy).prev_sample
-        torch.testing.assert_close(x_t, noisy / (sampler.sigmas[i + 1] ** 2 + 1).sqrt(), rtol=1e-3, atol=1e-3)
+        next_timestep = timesteps[i + 1] if i < 3 else torch.tensor(END)
+        x_t = family.noise.step(prediction, x_t, timestep.expand(2), next_timestep.expand(2))
+        unscaled = sampler.step(prediction, sampler.timesteps[i], unscaled).prev_sample
+        torch.testing.assert_close(x_t, unscaled / (sampler.sigmas[i + 1] ** 2 + 1).sqrt(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("zeros", [True, False])
-def test_the_empty_prompt_is_what_the_pipeline_guides_against(oracle: StableDiffusionXLPipeline, zeros: bool) -> None:
-    family = with_parts(oracle)
+def test_the_empty_prompt_is_the_unconditional_input_of_the_pipelines_call(
+    oracle: StableDiffusionXLPipeline, zeros: bool
+) -> None:
+    family = with_components(oracle)
     family.pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
     with torch.no_grad():
         embeds, negative, pooled, negative_pooled = family.pipeline.encode_prompt([PROMPTS[0]])
-    expected = {"prompt_embeds": negative, "text_embeds": negative_pooled}
     assert negative.any() != zeros
     for condition in (family.encode(["", PROMPTS[0]]), family.encode([""])):
-        for name, tensor in expected.items():
-            torch.testing.assert_close(condition.tensors[name][:1], tensor)
-    told = family.encode(["", PROMPTS[0]]).tensors
-    torch.testing.assert_close(told["prompt_embeds"][1:], embeds)
-    torch.testing.assert_close(told["text_embeds"][1:], pooled)
+        torch.testing.assert_close(condition.tensors["prompt_embeds"][:1], negative)
+        torch.testing.assert_close(condition.tensors["text_embeds"][:1], negative_pooled)
+    tensors = family.encode(["", PROMPTS[0]]).tensors
+    torch.testing.assert_close(tensors["prompt_embeds"][1:], embeds)
+    torch.testing.assert_close(tensors["text_embeds"][1:], pooled)
 
 
-def test_an_embedding_is_the_pooled_text_less_the_empty_texts_of_unit_length(family: StableDiffusionXL) -> None:
+def test_an_embedding_is_the_pooled_text_less_that_of_the_empty_prompt(family: StableDiffusionXL) -> None:
     with torch.no_grad():
         _, _, pooled, _ = family.pipeline.encode_prompt([PROMPTS[0], ""], do_classifier_free_guidance=False)
-    said = pooled[0] - pooled[1]
+    difference = pooled[0] - pooled[1]
     assert pooled[1].any()
-    given = family.text_embedding(["", PROMPTS[0]])
-    assert not given[0].any()
-    torch.testing.assert_close(given[1], said / said.norm(), rtol=1e-4, atol=1e-5)
+    embedding = family.text_embedding([PROMPTS[0]])[0]
+    torch.testing.assert_close(embedding, difference / difference.norm(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_denoiser_is_told_the_size_that_is_drawn(directory: Path, oracle: StableDiffusionXLPipeline) -> None:
+def test_the_size_condition_is_the_size_of_the_image(directory: Path, oracle: StableDiffusionXLPipeline) -> None:
     family = load_teacher(TeacherSettings(pipeline=str(directory), resolution=96))
-    heard, handle = overhear(oracle.unet)
-    drawn = oracle(PROMPTS[:1], height=96, width=96, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
-    handle.remove()
-    assert tuple(drawn.images.shape[1:]) == family.latent_shape == (4, 12, 12)
-    told = family.encode(PROMPTS[:1]).tensors["time_ids"]
-    assert told.tolist() == [[96, 96, 0, 0, 96, 96]]
-    assert torch.equal(told, heard[0][1]["added_cond_kwargs"]["time_ids"])
+    size = {"height": 96, "width": 96}
+    with record_calls(oracle.unet) as calls:
+        samples = oracle(PROMPTS[:1], **size, num_inference_steps=1, guidance_scale=1.0, output_type="latent").images
+    assert tuple(samples.shape[1:]) == family.latent_shape == (4, 12, 12)
+    time_ids = family.encode(PROMPTS[:1]).tensors["time_ids"]
+    assert time_ids.tolist() == [[96, 96, 0, 0, 96, 96]]
+    assert torch.equal(time_ids, calls[0].inputs["time_ids"])
 
 
 @pytest.mark.parametrize("scale", [1.5, 7.5])
-def test_a_guidance_scale_is_told_as_the_pipelines_own_call_tells_it(family: StableDiffusionXL, scale: float) -> None:
+def test_the_guidance_scale_is_embedded_as_in_the_pipelines_call(family: StableDiffusionXL, scale: float) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        told = UNet2DConditionModel(**TINY, time_cond_proj_dim=256).eval()
-    heard, handle = overhear(told)
-    family.sample(told, PROMPTS, latents(0), num_inference_steps=1, guidance_scale=scale)
-    (x_t, timestep), _, said = heard[0]
+        embedded = UNet2DConditionModel(**XL_UNET, time_cond_proj_dim=256).eval()
     condition = family.encode(PROMPTS).with_guidance_scale(torch.full((2,), scale, dtype=torch.float64))
-    with torch.no_grad():
-        given = family.predict(told, x_t, timestep.expand(2), condition)
-    handle.remove()
-    assert torch.equal(heard[0][1]["timestep_cond"], heard[1][1]["timestep_cond"])
-    assert torch.equal(given, said)
+    with record_calls(embedded) as calls, torch.no_grad():
+        family.sample(embedded, PROMPTS, latents(0), num_inference_steps=1, guidance_scale=scale)
+        x_t, timestep = calls[0].inputs["sample"], calls[0].inputs["timestep"]
+        prediction = family.predict(embedded, x_t, timestep.expand(2), condition)
+    assert torch.equal(calls[0].inputs["timestep_cond"], calls[1].inputs["timestep_cond"])
+    assert torch.equal(prediction, calls[0].output)
 
 
 def test_latents_are_decoded_in_float32_where_float16_would_overflow(oracle: StableDiffusionXLPipeline) -> None:
     half = copy.deepcopy(oracle.vae).half()
-    family = with_parts(oracle, vae=half)
-    rounded = with_parts(oracle, vae=copy.deepcopy(half).float())
+    family = with_components(oracle, vae=half)
+    rounded = with_components(oracle, vae=copy.deepcopy(half).float())
     assert half.config.force_upcast
     assert (family.decode(latents(4)) == rounded.decode(latents(4))).all()
     assert half.dtype == torch.float16
 
 
-def test_a_saved_pipeline_loads_with_plain_diffusers_bit_for_bit(family: StableDiffusionXL, tmp_path: Path) -> None:
+def test_a_saved_student_loads_with_plain_diffusers_bit_for_bit(family: StableDiffusionXL, tmp_path: Path) -> None:
     student = narrow(family.denoiser, stage_widths(family.denoiser.config, 0.5))
     save_pipeline(family, student, tmp_path / "student", card="# A card\n")
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", use_safetensors=True)
@@ -282,9 +230,9 @@ def test_a_saved_pipeline_loads_with_plain_diffusers_bit_for_bit(family: StableD
 
 
 def test_a_refiner_is_refused(oracle: StableDiffusionXLPipeline) -> None:
-    refiner = UNet2DConditionModel(**(TINY | {"projection_class_embeddings_input_dim": 20 + 5 * 8}))
+    refiner = UNet2DConditionModel(**(XL_UNET | {"projection_class_embeddings_input_dim": 20 + 5 * 8}))
     with pytest.raises(CondistillError, match=r"input_dim 60; .* and 68, for pooled text and 6 sizes; give a base"):
-        with_parts(oracle, unet=refiner)
+        with_components(oracle, unet=refiner)
 
 
 # costs
@@ -293,7 +241,7 @@ def test_a_refiner_is_refused(oracle: StableDiffusionXLPipeline) -> None:
 @pytest.mark.slow
 def test_stable_diffusion_xl_has_the_published_size() -> None:
     with torch.device("meta"):
-        denoiser = UNet2DConditionModel(**SDXL)
+        denoiser = UNet2DConditionModel(**FULL_SIZE_UNET)
     assert parameters(denoiser) == 2_567_463_684
 
 
@@ -308,7 +256,7 @@ def test_counting_on_the_meta_device_agrees_with_counting_a_real_run(family: Sta
 @pytest.mark.slow
 def test_the_cost_of_stable_diffusion_xl_is_counted_without_memory() -> None:
     with torch.device("meta"):
-        denoiser = UNet2DConditionModel(**SDXL)
+        denoiser = UNet2DConditionModel(**FULL_SIZE_UNET)
     # 2.99 T of convolutions and linear layers; inside attention, per transformer block, 2 L (L + 77) C
     attention = sum(
         count * 2 * length * (length + 77) * width for length, width, count in [(64**2, 640, 10), (32**2, 1280, 60)]
@@ -317,7 +265,7 @@ def test_the_cost_of_stable_diffusion_xl_is_counted_without_memory() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_way_ends_in_a_student_that_diffusers_draws_with(directory: Path, tmp_path: Path) -> None:
+def test_a_whole_run_gives_a_student_that_plain_diffusers_samples(directory: Path, tmp_path: Path) -> None:
     student = check_end_to_end(directory, tmp_path, {"width": 0.5})
     assert type(student) is StableDiffusionXLPipeline
     assert student.unet.add_embedding.linear_2.out_features == 32
@@ -326,7 +274,7 @@ def test_the_whole_way_ends_in_a_student_that_diffusers_draws_with(directory: Pa
 
 
 @pytest.mark.slow
-def test_a_student_learns_to_be_told_its_guidance_and_to_take_few_steps(directory: Path, tmp_path: Path) -> None:
+def test_a_student_learns_to_take_the_guidance_scale_and_few_steps(directory: Path, tmp_path: Path) -> None:
     student = check_end_to_end(
         directory,
         tmp_path,

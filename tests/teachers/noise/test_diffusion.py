@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+)
+from torch import Tensor
+
+from condistill.errors import CondistillError
+from condistill.miniature.build import build_scheduler
+from condistill.teachers.noise.diffusion import DiffusionSchedule
+from condistill.teachers.noise.grid import END
+
+
+@pytest.fixture(params=["epsilon", "v_prediction"])
+def scheduler(request: pytest.FixtureRequest) -> DDIMScheduler:
+    """The scheduler of a teacher; the oracle of these tests."""
+    return build_scheduler(request.param)
+
+
+@pytest.fixture
+def noise(scheduler: DDIMScheduler) -> DiffusionSchedule:
+    return schedule(scheduler)
+
+
+def schedule(scheduler: Any) -> DiffusionSchedule:
+    return DiffusionSchedule(scheduler, family="toy")
+
+
+def latents(seed: int) -> Tensor:
+    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+# training
+
+
+def test_noise_is_added_as_the_scheduler_adds_it(noise: DiffusionSchedule, scheduler: DDIMScheduler) -> None:
+    timesteps = torch.tensor([0, 500])
+    expected = DDPMScheduler.from_config(scheduler.config).add_noise(latents(0), latents(1), timesteps)
+    assert torch.equal(noise.add_noise(latents(0), latents(1), timesteps), expected)
+
+
+def test_noise_is_added_in_training_proportions_whatever_the_pipelines_sampler() -> None:
+    sampler = EulerDiscreteScheduler.from_config(build_scheduler().config)
+    timesteps = torch.tensor([20, 800])
+    share = sampler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    expected = share.sqrt() * latents(0) + (1 - share).sqrt() * latents(1)
+    torch.testing.assert_close(schedule(sampler).add_noise(latents(0), latents(1), timesteps), expected)
+
+
+def test_the_target_is_the_noise_or_the_schedulers_velocity(noise: DiffusionSchedule, scheduler: DDIMScheduler) -> None:
+    timesteps = torch.tensor([1, 700])
+    target = noise.target(latents(0), latents(1), timesteps)
+    assert noise.prediction_type == scheduler.config.prediction_type
+    if noise.prediction_type == "epsilon":
+        assert torch.equal(target, latents(1))
+    else:
+        assert torch.equal(target, scheduler.get_velocity(latents(0), latents(1), timesteps))
+
+
+def test_timesteps_cover_the_schedule_evenly(noise: DiffusionSchedule) -> None:
+    uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    timesteps = noise.timesteps(uniform)
+    assert timesteps.dtype == torch.int64
+    assert timesteps.tolist() == list(range(1000))
+    ends = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
+    assert noise.timesteps(ends).tolist() == [0, 999]
+
+
+def test_the_noise_level_is_the_timestep_divided_by_their_number(noise: DiffusionSchedule) -> None:
+    levels = noise.noise_level(torch.tensor([0, 250, 999]))
+    torch.testing.assert_close(levels, torch.tensor([0.0, 0.25, 0.999]))
+
+
+def test_alpha_bar_is_that_of_the_scheduler(noise: DiffusionSchedule, scheduler: DDIMScheduler) -> None:
+    timesteps = torch.tensor([0, 10, 999])
+    assert torch.equal(noise.alpha_bar(timesteps), scheduler.alphas_cumprod[timesteps])
+
+
+# solver
+
+
+def test_a_solver_step_is_the_ddim_schedulers(noise: DiffusionSchedule, scheduler: DDIMScheduler) -> None:
+    scheduler.set_timesteps(10)
+    timesteps = noise.solver_timesteps(10)
+    assert timesteps.tolist() == scheduler.timesteps.tolist()
+    prediction, x_t = latents(1), latents(2)
+    for timestep, next_timestep in pairwise([*timesteps, torch.tensor(END)]):
+        expected = scheduler.step(prediction, timestep, x_t).prev_sample
+        here, there = timestep.expand(2), next_timestep.expand(2)
+        x_next = noise.step(prediction, x_t, here, there)
+        torch.testing.assert_close(x_next, expected, rtol=1e-5, atol=1e-5)
+        if next_timestep != END:
+            implied = noise.implied_prediction(x_next, x_t, here, there)
+            torch.testing.assert_close(implied, prediction, rtol=1e-4, atol=1e-4)
+
+
+# consistency models
+
+
+def lcm_scheduler(scheduler: DDIMScheduler, solver_steps: int) -> LCMScheduler:
+    return LCMScheduler.from_config(scheduler.config, original_inference_steps=solver_steps, clip_sample=False)
+
+
+def test_the_consistency_function_is_the_lcm_schedulers(noise: DiffusionSchedule, scheduler: DDIMScheduler) -> None:
+    lcm = lcm_scheduler(scheduler, 50)
+    lcm.set_timesteps(50)
+    prediction, x_t = latents(1), latents(2)
+    for timestep in lcm.timesteps:
+        expected = lcm.step(prediction, timestep, x_t, generator=torch.Generator()).denoised
+        here = timestep.expand(2)
+        end = noise.path_end(prediction, x_t, here)
+        torch.testing.assert_close(end, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(noise.consistent_prediction(end, x_t, here), prediction, rtol=1e-3, atol=1e-3)
+
+
+def test_the_consistency_function_is_that_of_the_paper(noise: DiffusionSchedule, scheduler: DDIMScheduler) -> None:
+    prediction, x_t = latents(1).double(), latents(2).double()
+    alphas = scheduler.alphas_cumprod.double()
+    for t in (19, 499, 999):
+        a, scaled = alphas[t], 10.0 * t
+        x_0 = (x_t - (1 - a).sqrt() * prediction) / a.sqrt()
+        if noise.prediction_type == "v_prediction":
+            x_0 = a.sqrt() * x_t - (1 - a).sqrt() * prediction
+        expected = 0.25 / (scaled**2 + 0.25) * x_t + scaled / (scaled**2 + 0.25) ** 0.5 * x_0
+        end = noise.path_end(prediction.float(), x_t.float(), torch.tensor([t, t]))
+        torch.testing.assert_close(end, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_at_timestep_0_the_consistency_function_is_the_state_itself(noise: DiffusionSchedule) -> None:
+    x_t = latents(2)
+    assert torch.equal(noise.path_end(latents(1), x_t, torch.zeros(2, dtype=torch.long)), x_t)
+
+
+@pytest.mark.parametrize("solver_steps", [10, 50, 200])
+def test_a_consistency_model_is_sampled_only_at_timesteps_of_its_training(
+    noise: DiffusionSchedule, solver_steps: int
+) -> None:
+    trained_at = set(noise.solver_timesteps(solver_steps).tolist())
+    solver = noise.consistency_solver(solver_steps)
+    assert solver.config.prediction_type == noise.prediction_type
+    assert (solver.config.timestep_scaling, solver.config.clip_sample) == (10.0, False)
+    for count in range(1, solver_steps + 1):
+        solver.set_timesteps(count)
+        visited = solver.timesteps.tolist()
+        assert len(set(visited)) == count
+        assert visited[0] == 999
+        assert trained_at.issuperset(visited)
+
+
+# schedulers that are refused
+
+
+def test_another_prediction_type_is_refused() -> None:
+    scheduler = DDIMScheduler.from_config(build_scheduler().config, prediction_type="sample")
+    with pytest.raises(CondistillError, match=r"prediction_type 'sample'; family toy .* 'epsilon' and 'v_prediction'"):
+        schedule(scheduler)
+
+
+def test_a_consistency_model_cannot_be_a_teacher() -> None:
+    with pytest.raises(CondistillError, match=r"LCMScheduler: .* give the pipeline that it was distilled from"):
+        schedule(LCMScheduler())
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [EDMEulerScheduler(), EulerDiscreteScheduler(timestep_type="continuous"), FlowMatchEulerDiscreteScheduler()],
+)
+def test_a_scheduler_without_betas_over_whole_timesteps_is_refused(scheduler: Any) -> None:
+    name = type(scheduler).__name__
+    with pytest.raises(CondistillError, match=rf"scheduler is {name}, .* family toy needs .* such as DDPM"):
+        schedule(scheduler)
