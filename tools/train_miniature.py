@@ -1,7 +1,7 @@
-"""Train the miniature from scratch: its classifier, its autoencoder, its text encoder and denoiser.
+"""Train the miniature from scratch: its classifier, its autoencoder, and its text encoder and denoiser.
 
-Run as `python tools/train_miniature.py` (or `make miniature`). Every stage has a fixed seed, shows its
-progress, keeps checkpoints in the work directory and goes on where it was stopped.
+Run as `python tools/train_miniature.py` (or `make miniature`). Every part has a fixed seed, prints its progress, writes
+checkpoints to the work directory and resumes from them.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ console = Console()
 CLASSIFIER_STEPS, CLASSIFIER_BATCH = 1500, 64
 AUTOENCODER_STEPS, AUTOENCODER_BATCH = 3200, 16
 DENOISER_STEPS, DENOISER_BATCH = 3600, 64
-NOISY_FROM = 800  # half of the timesteps are drawn from here on, where the prompt alone says what goes where
-SCENES = 32_000  # rendered for the autoencoder and the denoiser
+NOISY_FROM = 800  # half of the timesteps are at least this high: only the prompt decides the place of the object there
+SCENES = 32_000  # rendered to train the autoencoder and the denoiser
 EMPTY_PROMPT_PROBABILITY = 0.1
 _LOG_EVERY, _SAVE_EVERY = 100, 250
 
 
-def draw(seed: int, step: int) -> np.random.Generator:
-    """The random numbers of one step depend on (seed, step) alone, so a resumed run goes on the same way."""
+def generator(seed: int, step: int) -> np.random.Generator:
+    """Return the random numbers of a step, which depend on (seed, step) alone, so that a resumed run is the same."""
     return np.random.Generator(np.random.Philox(key=[seed, step]))
 
 
@@ -62,9 +62,11 @@ def train(
     work: Path,
     ema_decay: float = 0.998,
 ) -> None:
-    """The training loop all parts share: AdamW, warm-up and cosine decay, EMA, checkpoints.
+    """Train `modules` with AdamW, warm-up and cosine decay, EMA and checkpoints; at the end they have the EMA weights.
 
-    Leaves the averaged weights in `modules`.
+    Args:
+        name: of the part, and of its directory of checkpoints in `work`.
+        loss_at: returns the loss of a step.
     """
     module = nn.ModuleDict(modules)
     parameters = list(module.parameters())
@@ -81,7 +83,7 @@ def train(
         ema.optimization_step = ema_step
         schedule.last_epoch = first - 1
         schedule.step()
-        console.print(f"{name}: going on from step {first} of {steps}")
+        console.print(f"{name}: resuming from step {first} of {steps}")
     for step in range(first, steps):
         loss = loss_at(step)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -106,13 +108,13 @@ def train(
 
 
 def train_classifier(work: Path, device: str) -> Classifier:
-    """Rendered scenes, a little noise and brightness change, one cross-entropy per attribute."""
+    """Train the classifier on rendered scenes with a little noise: the sum of one cross-entropy per attribute."""
     torch.manual_seed(0)
     classifier = Classifier().to(device)
     scenes = all_scenes()
 
     def loss_at(step: int) -> Tensor:
-        rng = draw(1, step)
+        rng = generator(1, step)
         picked = [scenes[i] for i in rng.integers(0, len(scenes), CLASSIFIER_BATCH)]
         images = to_tensor(render(picked, seed=1_000_000 + step))
         noise = rng.normal(0, 1, images.shape).astype(np.float32) * rng.uniform(0, 0.15)
@@ -126,19 +128,19 @@ def train_classifier(work: Path, device: str) -> Classifier:
 
 
 def training_scenes() -> tuple[list[Scene], NDArray[np.uint8]]:
-    """The scenes and renders the autoencoder and the denoiser learn from: every combination several times."""
+    """Return the scenes and images that train the autoencoder and the denoiser; they have every scene several times."""
     scenes = all_scenes()
-    picked = [scenes[i] for i in draw(2, 0).permutation(SCENES) % len(scenes)]
+    picked = [scenes[i] for i in generator(2, 0).permutation(SCENES) % len(scenes)]
     return picked, render(picked, seed=2)
 
 
 def train_autoencoder(images: NDArray[np.uint8], work: Path, device: str) -> AutoencoderKL:
-    """Reconstruction (L1 and L2) and a small KL; then the scaling factor that gives latents unit variance."""
+    """Train the autoencoder (L1, L2 and a small KL loss); set the scaling factor that gives latents unit variance."""
     torch.manual_seed(0)
     autoencoder = build.build_autoencoder().to(device, memory_format=torch.channels_last)
 
     def loss_at(step: int) -> Tensor:
-        rng = draw(3, step)
+        rng = generator(3, step)
         batch = to_tensor(images[rng.integers(0, len(images), AUTOENCODER_BATCH)]).to(device)
         batch = batch.contiguous(memory_format=torch.channels_last)
         posterior = autoencoder.encode(batch).latent_dist
@@ -163,7 +165,7 @@ def train_autoencoder(images: NDArray[np.uint8], work: Path, device: str) -> Aut
 
 @torch.no_grad()
 def encode(autoencoder: AutoencoderKL, images: NDArray[np.uint8], device: str) -> Tensor:
-    """Unscaled latents `[N, 4, 8, 8]`: the mean of the posterior."""
+    """Return unscaled latents `[N, 4, 8, 8]`: the means of the posterior."""
     parts = [
         autoencoder.encode(to_tensor(images[i : i + 64]).to(device)).latent_dist.mean.cpu()
         for i in range(0, len(images), 64)
@@ -174,25 +176,26 @@ def encode(autoencoder: AutoencoderKL, images: NDArray[np.uint8], device: str) -
 def train_denoiser(
     latents: Tensor, scenes: list[Scene], work: Path, device: str
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer]:
-    """Epsilon prediction, 10 % empty prompts, text encoder trained along.
+    """Train denoiser and text encoder together: epsilon-prediction, 10 % empty prompts.
 
-    The loss is the error in x_0, that is the error in epsilon times (1 - abar) / abar, but at least 0.2 of the latter:
-    unweighted, the place of an object is hardly learned, since only the noisiest timesteps leave it to the prompt.
+    The loss is the squared error in x_0: that in epsilon times (1 - alpha_bar) / alpha_bar, where this factor is at
+    least 0.2. Without it, the place of the object is hardly learned, because it depends on the prompt only at high noise
+    levels.
     """
     torch.manual_seed(0)
     tokenizer = build.build_tokenizer()
     text_encoder = build.build_text_encoder(tokenizer).to(device)
     denoiser = build.build_denoiser().to(device, memory_format=torch.channels_last)
     scheduler = build.build_scheduler()
-    abar = scheduler.alphas_cumprod
-    weight = ((1 - abar) / abar).clamp(min=0.2)
+    alpha_bar = scheduler.alphas_cumprod
+    weight = ((1 - alpha_bar) / alpha_bar).clamp(min=0.2)
 
     def tokenize(captions: list[str]) -> Tensor:
         tokens: Tensor = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return tokens
 
     def loss_at(step: int) -> Tensor:
-        rng = draw(4, step)
+        rng = generator(4, step)
         picked = rng.integers(0, len(scenes), DENOISER_BATCH)
         templates = rng.integers(0, len(TEMPLATES), DENOISER_BATCH)
         empty = rng.random(DENOISER_BATCH) < EMPTY_PROMPT_PROBABILITY
@@ -213,19 +216,19 @@ def train_denoiser(
     return denoiser, text_encoder, tokenizer
 
 
-def judge_accuracy(classifier: Classifier, images: NDArray[np.uint8], scenes: list[Scene]) -> dict[str, float]:
-    """Share of images with each attribute right, and with all right."""
-    right, _ = classify_images(classifier, images, scenes)
-    return {name: round(float(values.mean()), 4) for name, values in right.items()}
+def classified_accuracy(classifier: Classifier, images: NDArray[np.uint8], scenes: list[Scene]) -> dict[str, float]:
+    """Return the share of images with each attribute correct, and with all attributes correct."""
+    correct, _ = classify_images(classifier, images, scenes)
+    return {name: round(float(values.mean()), 4) for name, values in correct.items()}
 
 
 @torch.no_grad()
 def score_pipeline(pipeline: Any, classifier: Classifier, *, images: int = 1000, guidance: float) -> dict[str, float]:
-    """Classified accuracy of `images` captions drawn with the pipeline's own call."""
+    """Return the classified accuracy of `images` images, generated with the pipeline's own call."""
     scenes = all_scenes()
-    rng = draw(5, 0)
+    rng = generator(5, 0)
     picked = [scenes[i] for i in rng.permutation(len(scenes))[:images]]
-    drawn = []
+    generated = []
     for start in range(0, images, 50):
         captions = [
             scene.caption(int(t))
@@ -238,30 +241,39 @@ def score_pipeline(pipeline: Any, classifier: Classifier, *, images: int = 1000,
             generator=torch.Generator().manual_seed(start),
             output_type="np",
         ).images
-        drawn.append(np.rint(batch * 255).astype(np.uint8))
-    return judge_accuracy(classifier, np.concatenate(drawn), picked)
+        generated.append(np.rint(batch * 255).astype(np.uint8))
+    return classified_accuracy(classifier, np.concatenate(generated), picked)
 
 
 def write_card(out: Path, scores: Mapping[str, Mapping[str, float]]) -> None:
-    """The card says how the miniature was made and how good it is."""
+    """Write the card, which states how the miniature was made and how good it is.
+
+    Args:
+        scores: accuracy per attribute, of the classifier and of the teacher.
+    """
     rows = "\n".join(
         f"| {who} | " + " | ".join(f"{100 * value:.1f} %" for value in row.values()) + " |"
         for who, row in scores.items()
     )
-    heads = " | ".join(next(iter(scores.values())))
+    heads = " | ".join(next(iter(scores.values()))).replace("_", " ")
     rule = "|---" * (1 + len(next(iter(scores.values())))) + "|"
     text = f"""# The condistill miniature
 
-A Stable Diffusion pipeline in miniature, for demos and tests: 64x64 pixels, 8x8 latents of 4 channels, a world
-of 7,200 captioned scenes (one object with a shape, colour, size, place and background). Trained from scratch on
-procedurally drawn scenes by `make miniature` with fixed seeds; no image or text of anybody else was used.
+A miniature Stable Diffusion pipeline for demos and tests. It generates images of 64x64 pixels from 8x8 latents of 4
+channels. Its world has 7,200 captioned scenes of one object with a shape, colour, size, place and background.
+`make miniature` trains it from scratch on procedurally rendered scenes with fixed seeds. No images or texts of other
+people were used.
 
-Classifier: {CLASSIFIER_STEPS} steps of {CLASSIFIER_BATCH}. Autoencoder: {AUTOENCODER_STEPS} of {AUTOENCODER_BATCH}.
-Denoiser and text encoder: {DENOISER_STEPS} of {DENOISER_BATCH}, epsilon prediction, 10 % empty
-prompts. Weights are float16 safetensors. Licence: Apache-2.0.
+- Classifier: {CLASSIFIER_STEPS} steps at batch size {CLASSIFIER_BATCH}.
+- Autoencoder: {AUTOENCODER_STEPS} steps at batch size {AUTOENCODER_BATCH}.
+- Denoiser and text encoder: {DENOISER_STEPS} steps at batch size {DENOISER_BATCH}, with epsilon-prediction and
+  10 % empty prompts.
 
-Classified accuracy over 1,000 captions, {build.DEFAULT_STEPS} steps, guidance {build.DEFAULT_GUIDANCE}; the classifier
-itself on 2,000 held-out renders. These are miniature figures, not FID on MS-COCO.
+Weights are float16 safetensors. Licence: Apache-2.0.
+
+The table shows the share of images in which the classifier finds the attribute that the caption names. The teacher
+generated images of 1,000 captions in {build.DEFAULT_STEPS} steps with guidance scale {build.DEFAULT_GUIDANCE}.
+The classifier itself was tested on 2,000 held-out renders. These are miniature figures, not FID on MS-COCO.
 
 | | {heads} |
 {rule}
@@ -271,14 +283,14 @@ itself on 2,000 held-out renders. These are miniature figures, not FID on MS-COC
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the miniature is written.")] = weights_path(),  # noqa: B008
-    work: Annotated[Path, typer.Option(help="Checkpoints; training goes on from here.")] = Path("runs/miniature"),
+    out: Annotated[Path, typer.Option(help="Directory to write the miniature to.")] = weights_path(),  # noqa: B008
+    work: Annotated[Path, typer.Option(help="Directory of checkpoints to resume from.")] = Path("runs/miniature"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
-    """Train the miniature's classifier, autoencoder, text encoder and denoiser from scratch."""
+    """Train the classifier, the autoencoder, the text encoder and the denoiser of the miniature from scratch."""
     classifier = train_classifier(work, device)
-    held_out = [all_scenes()[i] for i in draw(6, 0).permutation(7200)[:2000]]
-    scores = {"classifier": judge_accuracy(classifier, render(held_out, seed=7), held_out)}
+    held_out = [all_scenes()[i] for i in generator(6, 0).permutation(7200)[:2000]]
+    scores = {"classifier": classified_accuracy(classifier, render(held_out, seed=7), held_out)}
     console.print("classifier", scores["classifier"])
 
     scenes, images = training_scenes()
@@ -287,7 +299,7 @@ def main(
     with torch.no_grad():
         decoded = autoencoder.decode(latents[:500].to(device) / autoencoder.config.scaling_factor).sample.cpu()
     restored = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    console.print("restored", judge_accuracy(classifier, restored, scenes[:500]))
+    console.print("restored", classified_accuracy(classifier, restored, scenes[:500]))
     denoiser, text_encoder, tokenizer = train_denoiser(latents, scenes, work, device)
 
     pipeline = build.assemble(autoencoder, text_encoder, tokenizer, denoiser)
@@ -299,7 +311,7 @@ def main(
     console.print("teacher", scores["teacher"])
     write_card(out, scores)
     if not math.isclose(1.0, scores["classifier"]["all_correct"], abs_tol=0.01):
-        raise SystemExit("the classifier is below 99 % on held-out renders; train it longer")
+        raise SystemExit("the classifier is correct on less than 99 % of held-out renders; train it longer")
 
 
 if __name__ == "__main__":
