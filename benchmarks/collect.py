@@ -1,4 +1,4 @@
-"""Keep the table and the plot of a finished sweep beside the benchmarks.
+"""Copy the table and the plot of a finished sweep to the benchmarks.
 
 python benchmarks/collect.py runs/sweeps/states          # benchmarks/states.md and states.svg
 """
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def collect(sweep: Path) -> None:
-    """Copy the table of a sweep; its plot goes by the sweep's name, and is linked so."""
+    """Copy the table and the plot of a sweep; both get the name of the sweep's directory."""
     text = (sweep / "sweep.md").read_text(encoding="utf-8")
     if " runs are done.**" in text:
         sys.exit(f"the sweep in {sweep} is not finished; run its command again")

@@ -1,11 +1,11 @@
-"""Kill a run at random moments, run it again each time, and compare what it leaves with a run left in peace.
+"""Kill a run at random moments, resume it each time, and compare its results with those of an uninterrupted run.
 
     python benchmarks/kill.py --kills 20 --seed 0      # benchmarks/kill.md
 
-The run is a whole one on a tiny teacher with random weights: prompts, cache, two students, evaluation, report. A round
-is one run directory; it is killed (SIGKILL) once in every stage, at a moment uniform over the stage's duration, and
-then left to finish. Its latents, weights, checkpoints, loss history and figures must equal those of the run left in
-peace, byte for byte.
+The run has every stage: prompts, cache, two students, evaluation, report. Its teacher is tiny, with random weights. A
+round is one run directory. It is killed (SIGKILL) once in every stage, at a random moment that is uniform over the
+duration of the stage, and then runs to its end. Its latents, weights, checkpoints, loss history and figures must equal
+those of the uninterrupted run, byte for byte.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: in a stage, a fraction of the time that the stage took in the run left in peace."""
+    """When to kill: a stage, and a fraction of the time that the stage took in the uninterrupted run."""
 
     stage: str
     fraction: float
@@ -59,7 +59,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Kill:
-    """What became of a moment; `reached` is None where the run had finished before."""
+    """The result of a moment; `reached` is the stage that was killed, None if the run had already finished."""
 
     moment: Moment
     waited_sec: float
@@ -67,7 +67,7 @@ class Kill:
 
 
 def prepare(folder: Path) -> Path:
-    """Write a tiny teacher with random weights and a recipe for it; the recipe's path."""
+    """Write a tiny teacher with random weights and a recipe for it, and return the path of the recipe."""
     import torch
 
     from condistill.miniature import build
@@ -93,14 +93,14 @@ def log_of(out: Path) -> Path:
 
 
 def start(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
-    """`condistill run` in a process of its own; what it prints goes to `log_of(out)`."""
+    """Start `condistill run` in a new process, whose output goes to `log_of(out)`."""
     command = [sys.executable, "-m", "condistill", "run", str(recipe), "--out", str(out)]
     with log_of(out).open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
 
 def stages_done(out: Path) -> int:
-    """How many stages are finished, in their order."""
+    """Return the number of finished stages, in their order."""
     done = 0
     for name in STAGES:
         file = out / name / "stage.json"
@@ -111,7 +111,7 @@ def stages_done(out: Path) -> int:
 
 
 def progress(process: subprocess.Popen[bytes], out: Path) -> Iterator[int]:
-    """The number of finished stages, again and again, from when the imports are over until the process ends."""
+    """Yield the number of finished stages repeatedly, from the end of the imports to the end of the process."""
     while process.poll() is None:
         if f"condistill {out}" in log_of(out).read_text(encoding="utf-8"):
             yield stages_done(out)
@@ -119,13 +119,17 @@ def progress(process: subprocess.Popen[bytes], out: Path) -> Iterator[int]:
 
 
 def finish(process: subprocess.Popen[bytes], out: Path) -> None:
-    """Wait for the end, which must be a good one."""
+    """Wait for the process to end.
+
+    Raises:
+        SystemExit: the run failed; the message has its log.
+    """
     if process.wait() != 0:
         raise SystemExit(f"the run failed:\n{log_of(out).read_text(encoding='utf-8')}")
 
 
-def run_in_peace(recipe: Path, out: Path) -> dict[str, float]:
-    """Run to the end; seconds per stage."""
+def run_uninterrupted(recipe: Path, out: Path) -> dict[str, float]:
+    """Run to the end, and return the seconds of each stage."""
     process = start(recipe, out)
     seconds: dict[str, float] = {}
     before = None
@@ -140,12 +144,12 @@ def run_in_peace(recipe: Path, out: Path) -> dict[str, float]:
 
 
 def kill_and_resume(recipe: Path, out: Path, moments: Sequence[Moment], seconds: dict[str, float]) -> Iterator[Kill]:
-    """Run one directory, killed at each of the moments (in the order of the stages), then run it to its end."""
+    """Run in one directory, kill at each of the moments (in the order of the stages), then run to the end."""
     for moment in moments:
         process = start(recipe, out)
-        there = any(done >= STAGES.index(moment.stage) for done in progress(process, out))
+        has_begun = any(done >= STAGES.index(moment.stage) for done in progress(process, out))
         wait = moment.fraction * seconds[moment.stage]
-        if there:
+        if has_begun:
             time.sleep(wait)
         reached = None
         if process.poll() is None:
@@ -159,7 +163,7 @@ def kill_and_resume(recipe: Path, out: Path, moments: Sequence[Moment], seconds:
 
 
 def results(out: Path) -> dict[str, str]:
-    """Hashes of all that a run leaves but timings: latents, weights, checkpoints, losses, pictures, figures."""
+    """Return hashes of every result of a run except timings: latents, weights, checkpoints, losses, images, figures."""
     kinds = (".arrow", ".safetensors", ".jsonl", ".png")
     files = sorted(file for file in out.rglob("*") if file.suffix in kinds)
     found = {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
@@ -170,18 +174,18 @@ def results(out: Path) -> dict[str, str]:
     return found
 
 
-def differences(out: Path, peaceful: Path) -> list[str]:
-    """Names of what differs between two finished runs, and of half-written files left over."""
-    left, right = results(out), results(peaceful)
+def differences(out: Path, uninterrupted: Path) -> list[str]:
+    """Return the names of results that differ between two finished runs, and of partial files in the first."""
+    left, right = results(out), results(uninterrupted)
     leftovers = [str(path.relative_to(out)) for path in out.rglob(".*")]
     return [name for name in sorted({*left, *right}) if left.get(name) != right.get(name)] + leftovers
 
 
 @app.command()
 def main(
-    kills: Annotated[int, typer.Option(help="How many times to kill.", min=1)] = 20,
+    kills: Annotated[int, typer.Option(help="Number of kills.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="Seed of the moments.")] = 0,
-    out: Annotated[Path, typer.Option(help="An empty folder for the runs.")] = Path("runs/kill"),
+    out: Annotated[Path, typer.Option(help="An empty directory for the runs.")] = Path("runs/kill"),
 ) -> None:
     """Kill, resume, compare, and write benchmarks/kill.md."""
     import torch
@@ -192,9 +196,9 @@ def main(
         raise SystemExit(f"{out} is not empty; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     out = out.resolve()
-    recipe, peaceful = prepare(out), out / "peaceful"
-    seconds = run_in_peace(recipe, peaceful)
-    console.print("left in peace: " + ", ".join(f"{name} {taken:.1f} s" for name, taken in seconds.items()))
+    recipe, uninterrupted = prepare(out), out / "uninterrupted"
+    seconds = run_uninterrupted(recipe, uninterrupted)
+    console.print("uninterrupted: " + ", ".join(f"{name} {taken:.1f} s" for name, taken in seconds.items()))
     rng = random.Random(seed)
     rows: list[str] = []
     differing: list[str] = []
@@ -203,30 +207,28 @@ def main(
         moments = [Moment(stage, rng.random()) for stage in STAGES[: kills - len(rows)]]
         run = out / f"round-{rounds:02d}"
         for kill in kill_and_resume(recipe, run, moments, seconds):
-            told = f"{kill.waited_sec:.2f} s into {kill.moment.stage}: " + (
-                f"killed in {kill.reached}" if kill.reached else "had finished before, does not count"
-            )
-            console.print(f"round {rounds}, kill {len(rows) + 1}: {told}", highlight=False)
+            moment = f"{kill.waited_sec:.2f} s into {kill.moment.stage}"
+            result = f"killed in {kill.reached}" if kill.reached else "had already finished, not counted"
+            console.print(f"round {rounds}, kill {len(rows) + 1}: {moment}: {result}", highlight=False)
             if kill.reached:
-                moment = f"{kill.waited_sec:.2f} s into {kill.moment.stage}"
                 rows.append(f"| {len(rows) + 1} | {rounds} | {moment} | {kill.reached} |")
-        different = differences(run, peaceful)
+        different = differences(run, uninterrupted)
         differing += [f"round {rounds}: {name}" for name in different]
-        console.print(f"round {rounds}: {', '.join(different) or 'equal to the run left in peace, byte for byte'}")
+        console.print(f"round {rounds}: {', '.join(different) or 'equal to the uninterrupted run, byte for byte'}")
         rounds += 1
     verdict = (
-        f"Runs that were killed and resumed: {rounds}; kills: {len(rows)}. Each run ended equal to the one left in "
-        f"peace, byte for byte: {len(results(peaceful))} files and figures."
+        f"Runs that were killed and resumed: {rounds}; kills: {len(rows)}. The results of each run, "
+        f"{len(results(uninterrupted))} files and figures, equal those of the uninterrupted run, byte for byte."
         if not differing
         else "DIFFERENT: " + "; ".join(differing)
     )
     text = (
         f"# Killed and resumed\n\n{verdict}\n\nCommand: `python benchmarks/kill.py --kills {kills} --seed {seed}`.\n"
         f"Machine: {machine()}, torch {torch.__version__}, Python {sys.version.split()[0]}.\n"
-        "Left in peace a run takes "
+        "An uninterrupted run takes "
         + ", ".join(f"{taken:.1f} s for {name}" for name, taken in seconds.items())
         + ".\n\n"
-        "| kill | round | moment | stage it fell in |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        "| kill | round | moment | killed in stage |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
     (HERE / "kill.md").write_text(text, encoding="utf-8")
     console.print(verdict)

@@ -1,6 +1,6 @@
-"""Small pools of the miniature's captions, for the ablation of the pool's size.
+"""Write small pools of the miniature's captions, for the ablation of the pool's size.
 
-python benchmarks/pools.py runs/pools          # 400.txt and, without those, 4000.txt
+python benchmarks/pools.py runs/pools          # 400.txt, and 4000.txt with other captions
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SIZES = (400, 4000)
 
 
 def write_pools(folder: Path) -> None:
-    """One file per size, of different captions each, drawn from all shapes alike."""
+    """Write one file per size. No caption is in both; all captions are equally likely."""
     folder.mkdir(parents=True, exist_ok=True)
     captions = np.random.default_rng(0).permutation(all_captions())
     start = 0

@@ -453,7 +453,7 @@ def test_a_run_stopped_with_ctrl_c_resumes_to_the_same_weights(tmp_path: Path) -
     import kill
 
     recipe, out = kill.prepare(tmp_path), tmp_path / "stopped"
-    kill.run_in_peace(recipe, tmp_path / "peaceful")
+    kill.run_uninterrupted(recipe, tmp_path / "uninterrupted")
     process = kill.start(recipe, out)
     checkpoints = out / "distill" / "plain" / "checkpoints"
     assert any(list(checkpoints.glob("step-*")) for _ in kill.progress(process, out))
@@ -465,7 +465,7 @@ def test_a_run_stopped_with_ctrl_c_resumes_to_the_same_weights(tmp_path: Path) -
     assert "Traceback" not in log
     assert list(checkpoints.glob("step-*"))
     kill.finish(kill.start(recipe, out), out)
-    assert kill.differences(out, tmp_path / "peaceful") == []
+    assert kill.differences(out, tmp_path / "uninterrupted") == []
 
 
 def test_ctrl_c_while_libraries_are_imported_leaves_no_traceback(recipe: Path) -> None:
