@@ -1,11 +1,11 @@
-"""How near a plan is to the training it plans: memory and time, planned and measured on the present device.
+"""Compare a plan with the training that it plans: memory and time, planned and measured on this machine's device.
 
     python benchmarks/plan.py                                # the miniature: writes benchmarks/plan.md
     python benchmarks/plan.py --shape sd14 --micro-batch-sizes 8,32 --precision bf16      # random weights, on a GPU
 
-A real `Trainer` is measured, with its cache, prompts and text encoder. It is planned three times: from assumed
-efficiency, from `--measure`, and, for memory, on the meta device alone. On a CPU the memory is that of tensors beside
-what is loaded; on a GPU what torch allocated at most.
+A real `Trainer` is measured, with its cache, prompts and text encoder. Its time is planned from an assumed efficiency
+and from `--measure`, its memory on the meta device. On a CPU, the measured memory is that of all weights and of the
+tensors alive at the worst moment of a step. On a GPU, it is the peak of torch's allocations.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ HEADINGS = (
     "micro-batch",
     "memory",
     "planned",
-    "off",
-    "s a step",
+    "difference",
+    "s per step",
     "planned",
-    "off",
-    "from --measure",
-    "off",
-    "share of peak",
+    "difference",
+    "planned with --measure",
+    "difference",
+    "share of peak rate",
 )
 
 
@@ -57,14 +57,14 @@ def main(
     shape: Annotated[
         str, typer.Option(help="miniature, or a teacher of tests/data, such as sd14 or sdxl.")
     ] = "miniature",
-    preset: Annotated[str, typer.Option(help="The student.")] = "b-base",
-    micro_batch_sizes: Annotated[str, typer.Option(help="As in 8,32.")] = "4,16",
-    accumulate: Annotated[int, typer.Option(help="Micro-batches a step.")] = 1,
-    precision: Annotated[str, typer.Option(help="no, fp16 or bf16.")] = "no",
-    checkpointing: Annotated[bool, typer.Option(help="Recompute layers in the backward.")] = False,
-    steps: Annotated[int, typer.Option(help="Steps that are timed.")] = 8,
+    preset: Annotated[str, typer.Option(help="The preset of the student.")] = "b-base",
+    micro_batch_sizes: Annotated[str, typer.Option(help="Sizes of micro-batches, such as 8,32.")] = "4,16",
+    accumulate: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
+    precision: Annotated[str, typer.Option(help="Mixed precision: no, fp16 or bf16.")] = "no",
+    checkpointing: Annotated[bool, typer.Option(help="Use gradient checkpointing.")] = False,
+    steps: Annotated[int, typer.Option(help="Number of steps to time.")] = 8,
 ) -> None:
-    """Plan a training, run it for a few steps, and write both down."""
+    """Plan a training, run it for a few steps, and write both results to benchmarks/plan.md."""
     rows = []
     for micro in map(int, micro_batch_sizes.split(",")):
         recipe = Recipe.model_validate(
@@ -100,7 +100,12 @@ def main(
 
 
 def compare(recipe: Recipe, seconds: float, memory: int) -> list[str]:
-    """What was measured beside what was planned."""
+    """Return the cells of a row: measured and planned memory and time, and their differences.
+
+    Args:
+        seconds: of a step, measured.
+        memory: in bytes, measured.
+    """
     planned = make_plan(recipe).cost
     (training,) = planned.training.values()
     (timed,) = make_plan(recipe, measure=True).cost.training.values()
@@ -122,7 +127,7 @@ def compare(recipe: Recipe, seconds: float, memory: int) -> list[str]:
 
 
 def teacher_of(recipe: Recipe, device: torch.device) -> Family:
-    """The miniature; or a pipeline of random weights, with a tokenizer that was built here."""
+    """Return the miniature, or a pipeline with random weights and the miniature's tokenizer."""
     if recipe.teacher.pipeline == "miniature":
         return load_teacher(recipe.teacher, device=device)
     skeleton = teacher_skeleton(recipe.teacher)
@@ -141,7 +146,7 @@ def teacher_of(recipe: Recipe, device: torch.device) -> Family:
 
 
 def measure(recipe: Recipe, steps: int) -> tuple[float, int]:
-    """Seconds of a step, and bytes on the device at its worst moment."""
+    """Return the seconds of a step, and its peak memory on the device in bytes."""
     settings = recipe.distill
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     device = accelerator.device
@@ -184,7 +189,7 @@ def measure(recipe: Recipe, steps: int) -> tuple[float, int]:
 
 
 def median_of(work: Any, repeats: int, device: torch.device) -> float:
-    """Median seconds of some work."""
+    """Return the median seconds of `work`."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()

@@ -1,8 +1,8 @@
-"""What a training step costs beside its teacher forward and its student forward and backward.
+"""Measure the cost of a training step in addition to the teacher's forward and the student's forward and backward.
 
     python benchmarks/step.py --batch-size 16          # writes benchmarks/step.md
 
-The three are timed in turns within one run, so that a busy machine is fair to all; the result is a ratio.
+The three are timed in turns, so that other load on the machine affects all of them alike. The result is a ratio.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from condistill.utils.hardware import machine
 
 def main(
     batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 16,
-    rounds: Annotated[int, typer.Option(help="How often the three take turns.")] = 30,
+    rounds: Annotated[int, typer.Option(help="How often each of the three is timed.")] = 30,
     width: Annotated[float, typer.Option(help="The student's width.")] = 0.5,
 ) -> None:
-    """Time a whole step against its two models alone."""
+    """Compare the time of a whole training step with that of its two models."""
     accelerator = Accelerator()
     family = load_teacher(TeacherSettings(pipeline="miniature"), device=accelerator.device)
     student = derive_student(family.denoiser, StudentSettings(width=width))
@@ -52,9 +52,9 @@ def main(
     rows = "\n".join(f"| {name} | {1000 * value:.1f} |" for name, value in median.items())
     text = (
         f"# A training step on the miniature\n\nCommand: `python benchmarks/step.py --batch-size {batch_size}`. "
-        f"Machine: {machine()}, torch {torch.__version__}. Medians of {rounds} turns.\n\n"
+        f"Machine: {machine()}, torch {torch.__version__}. Medians of {rounds} repetitions.\n\n"
         f"| part | ms |\n|---|---|\n{rows}\n\n"
-        f"A whole step takes {median['whole step'] / models:.2f} times its models.\n"
+        f"A whole step takes {median['whole step'] / models:.2f} times as long as its two models.\n"
     )
     (Path(__file__).parent / "step.md").write_text(text, encoding="utf-8")
     typer.echo(text)

@@ -179,8 +179,8 @@ def train_denoiser(
     """Train denoiser and text encoder together: epsilon-prediction, 10 % empty prompts.
 
     The loss is the squared error in x_0: that in epsilon times (1 - alpha_bar) / alpha_bar, where this factor is at
-    least 0.2. Without it, the place of the object is hardly learned, because it depends on the prompt only at high noise
-    levels.
+    least 0.2. Without it, the place of the object is hardly learned, because it depends on the prompt only at high
+    noise levels.
     """
     torch.manual_seed(0)
     tokenizer = build.build_tokenizer()
