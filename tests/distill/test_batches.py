@@ -3,23 +3,27 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from training import SEED, settings_of
 
 from condistill.cache.latents import LatentCache
 from condistill.config.conditioning import PromptChoiceSettings
-from condistill.distill.batches import Batch, BatchSource, prefetch
+from condistill.distill.batches import Batch, BatchSource, batch_source, prefetch
+from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptPool
 
 
 def samples(batches: list[Batch]) -> list[tuple[str, str, float, bytes, bytes]]:
-    """What each sample is made of."""
+    """Return the prompts and numbers of each sample."""
     return [
-        (own, random, time, noise.numpy().tobytes(), x_0.numpy().tobytes())
+        (cached, random, uniform, noise.numpy().tobytes(), x_0.numpy().tobytes())
         for batch in batches
-        for own, random, time, noise, x_0 in zip(
+        for cached, random, uniform, noise, x_0 in zip(
             batch.cached_prompts,
             batch.random_prompts,
             batch.draws.uniform.tolist(),
@@ -31,7 +35,7 @@ def samples(batches: list[Batch]) -> list[tuple[str, str, float, bytes, bytes]]:
 
 
 @pytest.mark.parametrize(("processes", "micro"), [(1, 12), (1, 3), (2, 6), (2, 3), (3, 2), (4, 3), (12, 1)])
-def test_the_global_batch_is_the_same_however_it_is_cut(
+def test_the_global_batch_does_not_depend_on_how_it_is_cut(
     tiny_cache: LatentCache, tiny_pool: PromptPool, processes: int, micro: int
 ) -> None:
     whole = samples(BatchSource(tiny_cache, tiny_pool, 5, 12, 12)(3))
@@ -48,12 +52,14 @@ def test_every_step_has_its_own_samples(tiny_cache: LatentCache, tiny_pool: Prom
     assert len(noises) == 16
 
 
-def test_latents_come_with_the_prompt_they_were_drawn_for(tiny_cache: LatentCache, tiny_pool: PromptPool) -> None:
+def test_latents_come_with_the_prompt_that_they_were_generated_for(
+    tiny_cache: LatentCache, tiny_pool: PromptPool
+) -> None:
     (batch,) = BatchSource(tiny_cache, tiny_pool, 5, 8, 8)(0)
     assert batch.x_0.dtype == torch.float32
-    for x_0, own, index in zip(batch.x_0, batch.cached_prompts, batch.draws.cached, strict=True):
+    for x_0, cached_prompt, index in zip(batch.x_0, batch.cached_prompts, batch.draws.cached, strict=True):
         latents, prompt = tiny_cache[index]
-        assert own == prompt
+        assert cached_prompt == prompt
         assert torch.equal(x_0, torch.tensor(latents).float())
     assert list(batch.random_prompts) == [tiny_pool[i] for i in batch.draws.random]
 
@@ -62,7 +68,7 @@ def source_of(cache: LatentCache, pool: PromptPool, size: int, **text: object) -
     return BatchSource(cache, pool, 5, size, size, prompt_choice=PromptChoiceSettings.model_validate(text))
 
 
-def test_settings_that_change_nothing_leave_the_samples_as_they_are(
+def test_a_prompt_choice_with_default_settings_changes_no_sample(
     tiny_cache: LatentCache, tiny_pool: PromptPool
 ) -> None:
     plain = BatchSource(tiny_cache, tiny_pool, 5, 8, 8)(2)
@@ -71,7 +77,7 @@ def test_settings_that_change_nothing_leave_the_samples_as_they_are(
     assert [prompts[0] for prompts in chosen.candidates] == list(plain[0].random_prompts)
 
 
-def test_candidates_are_of_the_whole_pool_however_the_batch_is_cut(
+def test_candidates_come_from_the_whole_pool_and_do_not_depend_on_how_the_batch_is_cut(
     tiny_cache: LatentCache, tiny_pool: PromptPool
 ) -> None:
     text = PromptChoiceSettings(candidates=40, novelty=1.0, interpolate=0.5)
@@ -86,7 +92,9 @@ def test_candidates_are_of_the_whole_pool_however_the_batch_is_cut(
     assert torch.equal(torch.cat([batch.blend.weight for batch in in_order]), whole.blend.weight)
 
 
-def test_as_many_samples_are_blended_as_asked_for_evenly(tiny_cache: LatentCache, tiny_pool: PromptPool) -> None:
+def test_the_share_of_blended_samples_is_that_of_the_settings_with_uniform_weights(
+    tiny_cache: LatentCache, tiny_pool: PromptPool
+) -> None:
     (batch,) = source_of(tiny_cache, tiny_pool, 1000, interpolate=0.3)(0)
     assert batch.blend is not None
     weight = batch.blend.weight
@@ -96,7 +104,9 @@ def test_as_many_samples_are_blended_as_asked_for_evenly(tiny_cache: LatentCache
     assert BatchSource(tiny_cache, tiny_pool, 5, 8, 8)(0)[0].blend is None
 
 
-def test_all_random_prompts_are_of_the_sources_by_weight(tiny_cache: LatentCache, tmp_path: Path) -> None:
+def test_random_prompts_come_from_the_sources_in_proportion_to_their_weights(
+    tiny_cache: LatentCache, tmp_path: Path
+) -> None:
     (tmp_path / "many.txt").write_text("".join(f"many {i}\n" for i in range(900)))
     (tmp_path / "few.txt").write_text("few 1\nfew 2\n")
     pool = PromptPool.build([tmp_path / "many.txt", tmp_path / "few.txt"], tmp_path / "pool.arrow")
@@ -111,7 +121,7 @@ def test_all_random_prompts_are_of_the_sources_by_weight(tiny_cache: LatentCache
 
 
 @pytest.mark.parametrize("steps", [range(0), range(1), range(3, 5), range(7, 27)])
-def test_prefetching_keeps_order_and_leaves_nothing_out(steps: range) -> None:
+def test_prefetching_keeps_the_order_and_skips_nothing(steps: range) -> None:
     def slow_at_first(step: int) -> int:
         time.sleep(0.01 if step == steps.start else 0)
         return step
@@ -119,7 +129,7 @@ def test_prefetching_keeps_order_and_leaves_nothing_out(steps: range) -> None:
     assert list(prefetch(slow_at_first, steps)) == list(steps)
 
 
-def test_prefetching_stays_only_so_far_ahead() -> None:
+def test_prefetching_stays_at_most_two_batches_ahead() -> None:
     made: list[int] = []
     used = []
     for step in prefetch(lambda step: made.append(step) or step, range(10), ahead=2):
@@ -127,14 +137,14 @@ def test_prefetching_stays_only_so_far_ahead() -> None:
         assert len(made) <= len(used) + 2
 
 
-def test_the_next_batch_is_made_while_one_is_used() -> None:
+def test_the_next_batch_is_made_while_one_is_in_use() -> None:
     second = threading.Event()
     for step in prefetch(lambda step: second.set() if step == 1 else None, range(2)):
         del step
         assert second.wait(timeout=5)
 
 
-def test_an_error_of_the_maker_reaches_the_user_of_its_batch() -> None:
+def test_an_error_in_making_a_batch_is_raised_where_the_batch_is_used() -> None:
     def fail_at_2(step: int) -> int:
         if step == 2:
             raise OSError("the disk is gone")
@@ -146,7 +156,7 @@ def test_an_error_of_the_maker_reaches_the_user_of_its_batch() -> None:
         next(batches)
 
 
-def test_guidance_scales_are_drawn_from_their_range_however_the_batch_is_cut(
+def test_guidance_scales_are_in_their_range_and_do_not_depend_on_how_the_batch_is_cut(
     tiny_cache: LatentCache, tiny_pool: PromptPool
 ) -> None:
     whole, halves = (
@@ -159,3 +169,29 @@ def test_guidance_scales_are_drawn_from_their_range_however_the_batch_is_cut(
     assert scales[0].max() - scales[0].min() > 4
     (without,) = BatchSource(tiny_cache, tiny_pool, 5, 64, 64)(3)
     assert without.guidance_scale is None
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch", "message"),
+    [
+        (3, {"batch_size": 4}, r"batch_size 4 cannot be cut evenly into 3 process.* multiple of 3"),
+        (2, {"batch_size": 12, "micro_batch_size": 4}, r"batch_size 12 .*micro_batch_size 4; make it a multiple of 8"),
+    ],
+)
+def test_a_batch_that_cannot_be_cut_evenly_is_refused(
+    tiny_cache: LatentCache, tiny_pool: PromptPool, processes: int, batch: dict[str, int], message: str
+) -> None:
+    accelerator: Any = SimpleNamespace(num_processes=processes, process_index=0)
+    with pytest.raises(CondistillError, match=message):
+        batch_source(tiny_cache, tiny_pool, settings_of(**batch), seed=0, accelerator=accelerator)
+
+
+def test_processes_share_one_global_batch(tiny_cache: LatentCache, tiny_pool: PromptPool) -> None:
+    settings = settings_of(batch_size=8)
+    parts = []
+    for process in range(2):
+        accelerator: Any = SimpleNamespace(num_processes=2, process_index=process)
+        (batch,) = batch_source(tiny_cache, tiny_pool, settings, seed=SEED, accelerator=accelerator)(4)
+        parts.append(batch.draws.noise)
+    (whole,) = BatchSource(tiny_cache, tiny_pool, SEED, 8, 8)(4)
+    assert torch.equal(torch.cat(parts), whole.draws.noise)

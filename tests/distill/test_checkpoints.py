@@ -22,7 +22,7 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_a_checkpoint_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     parts: dict[str, dict[str, Tensor]] = {
         "trained": {"a.weight": torch.randn(3, 4), "a/odd name": torch.tensor(7)},
         "ema": {"a.weight": torch.randn(8, 3, 2, 2).to(memory_format=torch.channels_last)},
@@ -61,14 +61,14 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_what_a_killed_run_left_is_no_checkpoint(tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_run_are_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / ".step-00000003.partial").mkdir()
     (tmp_path / "history.jsonl").touch()
     assert list_checkpoints(tmp_path) == []
     assert list_checkpoints(tmp_path / "not there") == []
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 4, {"a": {"b": torch.ones(100)}}, keep=1)
     file = path / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
@@ -85,7 +85,7 @@ def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("fused", [False, True])
-def test_an_optimiser_goes_on_as_if_it_had_never_stopped(
+def test_a_restored_optimiser_continues_as_if_it_had_not_stopped(
     tmp_path: Path, fused: bool, memory_format: torch.memory_format
 ) -> None:
     def build() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -112,7 +112,7 @@ def test_an_optimiser_goes_on_as_if_it_had_never_stopped(
         assert torch.equal(a, b)
 
 
-def test_a_restored_optimiser_takes_its_settings_from_the_present(tmp_path: Path) -> None:
+def test_a_restored_optimiser_keeps_the_present_hyper_parameters(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.AdamW([weight], lr=0.1)
     weight.grad = torch.ones(2)

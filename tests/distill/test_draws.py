@@ -20,7 +20,7 @@ def drawn(seed: int, step: int, positions: range | list[int]) -> Draws:
 
 
 def rows(draws: Draws) -> list[tuple[Any, ...]]:
-    """One comparable row per sample."""
+    """Return one comparable row per sample."""
     columns = (draws.uniform, draws.coin, draws.empty_coin, draws.path_coin, draws.noise.flatten(1))
     return list(zip(draws.cached, draws.random, *(column.tolist() for column in columns), strict=True))
 
@@ -35,15 +35,16 @@ def test_a_sample_depends_on_its_position_and_not_on_the_batch_it_is_in(
     assert pieces == [whole[position] for position in order]
 
 
-def test_a_guidance_scale_is_drawn_after_all_the_rest_and_changes_none_of_it() -> None:
+def test_the_number_for_a_guidance_scale_is_drawn_last_and_changes_no_other() -> None:
     with_guidance = draw(5, 3, range(8), with_guidance=True, **SIZES)
     assert rows(with_guidance) == rows(drawn(5, 3, range(8)))
-    texts = [
-        draw(5, 3, range(8), with_guidance=told, further_prompts=2, **SIZES).prompt_choice for told in (False, True)
+    both = [
+        draw(5, 3, range(8), with_guidance=with_guidance, further_prompts=2, **SIZES).prompt_choice
+        for with_guidance in (False, True)
     ]
-    assert texts[0] is not None
-    assert texts[1] is not None
-    assert (texts[0].prompts == texts[1].prompts).all()
+    assert both[0] is not None
+    assert both[1] is not None
+    assert (both[0].prompts == both[1].prompts).all()
     assert drawn(5, 3, range(8)).guidance is None
     assert with_guidance.guidance is not None
     alone = [draw(5, 3, [i], with_guidance=True, **SIZES).guidance for i in range(8)]
@@ -52,7 +53,7 @@ def test_a_guidance_scale_is_drawn_after_all_the_rest_and_changes_none_of_it() -
     assert not any((with_guidance.guidance == other).any() for other in others)
 
 
-def test_a_guidance_scales_draw_is_uniform() -> None:
+def test_the_number_for_a_guidance_scale_is_uniform() -> None:
     values = draw(5, 0, range(2000), with_guidance=True, **SIZES).guidance
     assert values is not None
     assert ((values >= 0) & (values < 1)).all()
@@ -105,7 +106,7 @@ def test_noise_is_standard_normal(many: Draws) -> None:
 
 
 @pytest.mark.parametrize(("name", "size"), [("cached", 1000), ("random", 10**9)])
-def test_latents_and_prompts_are_drawn_from_all_there_are(many: Draws, name: str, size: int) -> None:
+def test_indices_are_uniform_over_the_whole_cache_and_pool(many: Draws, name: str, size: int) -> None:
     values = np.array(getattr(many, name))
     assert values.min() >= 0
     assert values.max() < size
@@ -149,7 +150,7 @@ def test_an_images_noise_and_seed_depend_on_its_index_alone() -> None:
     assert all(0 <= seed < 2**62 for seed in seeds)
 
 
-def test_more_counters_than_there_are_words_is_an_error() -> None:
+def test_more_than_three_counters_are_an_error() -> None:
     with pytest.raises(ValueError, match="at most 3 counters, given 4"):
         generator(0, Stream.TRAINING, 1, 2, 3, 4)
 
@@ -157,16 +158,16 @@ def test_more_counters_than_there_are_words_is_an_error() -> None:
 # further prompts
 
 
-def further(texts: int, positions: list[int] | range = range(2000)) -> Draws:
-    return draw(5, 3, positions, further_prompts=texts, **SIZES)
+def further(count: int, positions: list[int] | range = range(2000)) -> Draws:
+    return draw(5, 3, positions, further_prompts=count, **SIZES)
 
 
-def test_further_prompts_change_nothing_that_is_drawn_without_them() -> None:
+def test_further_prompts_change_no_other_number() -> None:
     assert further(0, range(8)).prompt_choice is None
     assert rows(further(0, range(8))) == rows(further(4, range(8)))
 
 
-def test_more_prompts_leave_the_first_ones_and_the_coins_as_they_are() -> None:
+def test_more_further_prompts_change_neither_the_first_ones_nor_the_coins() -> None:
     few, many = further(2, range(8)).prompt_choice, further(6, range(8)).prompt_choice
     assert few is not None
     assert many is not None
@@ -183,10 +184,10 @@ def test_further_prompts_depend_on_the_position_alone() -> None:
     assert torch.equal(part.pick, whole.pick[[6, 1]])
 
 
-def test_further_draws_are_uniform_and_independent() -> None:
-    text = further(2).prompt_choice
-    assert text is not None
-    columns = [text.pick, text.blend_coin, text.blend, *torch.from_numpy(text.prompts).flatten(1).unbind(1)]
+def test_the_numbers_for_prompt_choice_are_uniform_and_independent() -> None:
+    numbers = further(2).prompt_choice
+    assert numbers is not None
+    columns = [numbers.pick, numbers.blend_coin, numbers.blend, *torch.from_numpy(numbers.prompts).flatten(1).unbind(1)]
     values = np.array([column.numpy() for column in columns])
     assert all(stats.kstest(column, "uniform").pvalue > 0.01 for column in values)
     assert np.abs(np.corrcoef(values) - np.eye(len(values))).max() < 4.5 / np.sqrt(values.shape[1])

@@ -52,7 +52,7 @@ def narrow(tiny_family: Family) -> Student:
 
 
 class Loop:
-    """The trainer's walk along paths, without training."""
+    """A trainer's walk along paths, without training."""
 
     def __init__(
         self, family: Family, student: Student, cache: LatentCache, pool: PromptPool, distill: Any = None, **path: Any
@@ -91,7 +91,7 @@ def loop(tiny_family: Family, tiny_cache: LatentCache, tiny_pool: PromptPool) ->
 
 
 def visited_by_the_pipeline(family: Family, denoiser: Any, prompt: str, noise: Tensor, guidance: float) -> list[Tensor]:
-    """The states that the pipeline's own call and scheduler visit."""
+    """Return the states that the pipeline's own call and scheduler visit."""
     states = [noise]
 
     def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ def visited_by_the_pipeline(family: Family, denoiser: Any, prompt: str, noise: T
             output_type="latent",
             callback_on_step_end=keep,
         )
-    return states[:STEPS]  # the last one is the image, where nothing is matched any more
+    return states[:STEPS]  # the last one is the finished latent
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -118,9 +118,9 @@ def test_a_rolling_state_visits_what_the_pipelines_own_solver_visits(
 ) -> None:
     walk = loop(narrow, start="noise", follow=follow, guidance_scale=guidance, num_inference_steps=STEPS)
     visits = [walk.step(step)[0] for step in range(3 * STEPS)]
-    begun = [step for step in range(1, 2 * STEPS) if int(visits[step].timesteps[0]) == 999]
-    assert begun
-    first = begun[0]
+    starts_at = [step for step in range(1, 2 * STEPS) if int(visits[step].timesteps[0]) == 999]
+    assert starts_at
+    first = starts_at[0]
     walked = [visits[first + k] for k in range(STEPS)]
     assert len({sample.prompts[0] for sample in walked}) == 1
     denoiser = tiny_family.denoiser if follow == "teacher" else walk.model.denoiser
@@ -128,11 +128,11 @@ def test_a_rolling_state_visits_what_the_pipelines_own_solver_visits(
     oracle = visited_by_the_pipeline(tiny_family, denoiser, prompt, noise, guidance)
     for sample, state in zip(walked, oracle, strict=True):
         torch.testing.assert_close(sample.x_t[:1], state, rtol=1e-4, atol=1e-4)
-    assert int(visits[first + STEPS].timesteps[0]) == 999  # and then a fresh one begins
+    assert int(visits[first + STEPS].timesteps[0]) == 999  # and then a new path starts
 
 
 @pytest.mark.slow
-def test_rolling_states_are_soon_at_all_noise_levels_and_need_no_image(
+def test_rolling_states_reach_all_noise_levels_and_need_no_image(
     loop: Any, narrow: Student, tiny_pool: PromptPool
 ) -> None:
     walk = loop(narrow, start="noise", num_inference_steps=STEPS)
@@ -145,22 +145,22 @@ def test_rolling_states_are_soon_at_all_noise_levels_and_need_no_image(
     assert all(sample.replaced.all() and pool.issuperset(sample.prompts) for sample in visits)
 
 
-def test_a_path_from_the_cache_begins_at_the_papers_sample_and_goes_down(loop: Any, narrow: Student) -> None:
+def test_a_path_from_the_cache_starts_at_a_noised_latent_and_loses_noise(loop: Any, narrow: Student) -> None:
     walk = loop(narrow, start="cache", steps=3, num_inference_steps=20)
     visits = [walk.step(step)[0] for step in range(9)]
     for step, sample in enumerate(visits):
         fresh = noised_latents(walk.family, CONDITIONING, walk.source(step)[0])
         for i in range(BATCH):
-            begins = torch.equal(sample.x_t[i], fresh.x_t[i])
-            assert begins == (sample.prompts[i] == fresh.prompts[i] and sample.timesteps[i] == fresh.timesteps[i])
-            if not begins:
+            starts = torch.equal(sample.x_t[i], fresh.x_t[i])
+            assert starts == (sample.prompts[i] == fresh.prompts[i] and sample.timesteps[i] == fresh.timesteps[i])
+            if not starts:
                 before = visits[step - 1]
                 assert sample.replaced[i]
                 assert sample.prompts[i] == before.prompts[i]
                 assert 0 < before.timesteps[i] - sample.timesteps[i] <= 1000 / 20
-    starts = [s for s in range(9) if torch.equal(visits[s].x_t[0], fresh_x(walk, s))]
-    assert starts[0] == 0
-    assert all(1 <= b - a <= 3 for a, b in pairwise(starts))
+    first_states = [s for s in range(9) if torch.equal(visits[s].x_t[0], fresh_x(walk, s))]
+    assert first_states[0] == 0
+    assert all(1 <= b - a <= 3 for a, b in pairwise(first_states))
 
 
 def fresh_x(walk: Loop, step: int) -> Tensor:
@@ -168,7 +168,7 @@ def fresh_x(walk: Loop, step: int) -> Tensor:
 
 
 @pytest.mark.parametrize("path", [{"start": "cache", "follow": "student"}, {"start": "noise", "guidance_scale": 2.0}])
-def test_a_student_that_equals_its_teacher_has_no_loss_anywhere_on_a_path(
+def test_a_student_that_equals_its_teacher_has_no_loss_on_any_path(
     loop: Any, twin: Student, path: dict[str, Any]
 ) -> None:
     walk = loop(twin, distill={"loss": {"guidance_weight": 1.0, "feature_normalization": "teacher"}}, **path)
@@ -178,7 +178,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss_anywhere_on_a_path(
         assert not any(term.any() for term in (losses.total, *losses.terms.values()))
 
 
-def test_the_share_of_a_batch_on_paths_is_spread_evenly_however_it_is_cut() -> None:
+def test_positions_on_paths_are_spread_evenly_and_do_not_depend_on_how_the_batch_is_cut() -> None:
     whole = on_path(range(16), 0.25)
     assert whole.nonzero().flatten().tolist() == [3, 7, 11, 15]
     assert torch.equal(torch.cat([on_path(range(8, 16), 0.25), on_path(range(8), 0.25)]), whole.roll(8))
@@ -186,7 +186,7 @@ def test_the_share_of_a_batch_on_paths_is_spread_evenly_however_it_is_cut() -> N
     assert [int(on_path(range(n), share).sum()) for n, share in ((100, 0.29), (10, 0.7), (30, 0.1))] == [29, 7, 3]
 
 
-def test_states_off_the_paths_are_the_papers(loop: Any, narrow: Student) -> None:
+def test_states_off_the_paths_are_noised_latents(loop: Any, narrow: Student) -> None:
     walk = loop(narrow, start="noise", share=0.5)
     for step in range(3):
         sample, fresh = walk.step(step)[0], noised_latents(walk.family, CONDITIONING, walk.source(step)[0])
@@ -197,9 +197,9 @@ def test_states_off_the_paths_are_the_papers(loop: Any, narrow: Student) -> None
         assert not torch.equal(sample.x_t[1], fresh.x_t[1])
 
 
-def test_states_on_a_path_are_told_the_prompt_alone(loop: Any, narrow: Student) -> None:
+def test_prompts_of_states_on_a_path_are_not_blended(loop: Any, narrow: Student) -> None:
     walk = loop(narrow, start="cache", share=0.5)
-    for step in range(2):  # where paths begin, and on their way
+    for step in range(2):  # at the start of paths, and later
         batch = walk.source(step)[0]
         blend = Blend(batch.random_prompts, torch.tensor([0.1, 0.2, 0.3, 0.4]))
         fresh = replace(noised_latents(walk.family, CONDITIONING, batch), blend=blend)
@@ -210,14 +210,14 @@ def test_states_on_a_path_are_told_the_prompt_alone(loop: Any, narrow: Student) 
         walk.paths.advance(Comparison(sample, walk.family.noise, LossSettings(), **same))
 
 
-def test_a_buffer_of_several_batches_takes_turns(loop: Any, narrow: Student) -> None:
+def test_the_batches_of_a_buffer_are_visited_in_turn(loop: Any, narrow: Student) -> None:
     walk = loop(narrow, start="cache", buffer=2, num_inference_steps=50)
     visits = [walk.step(step)[0] for step in range(4)]
     assert visits[2].prompts == visits[0].prompts
     assert visits[3].prompts == visits[1].prompts
 
 
-def test_the_mixture_moves_from_the_teacher_to_the_student(loop: Any, narrow: Student) -> None:
+def test_moving_paths_follow_the_teacher_first_and_the_student_later(loop: Any, narrow: Student) -> None:
     walk = loop(narrow, follow="moving")
     visits = [walk.place(step).visit for step in range(100)]
     followed = [visit.by_student for visit in visits]
@@ -228,14 +228,14 @@ def test_the_mixture_moves_from_the_teacher_to_the_student(loop: Any, narrow: St
 
 
 class TwoProcesses:
-    """What an accelerator's gather gives two processes, of which only their states are real."""
+    """An accelerator of two processes that can only gather their states."""
 
     def __init__(self, both: list[Paths]) -> None:
         self.both = both
 
-    def gather(self, mine: Tensor) -> Tensor:
+    def gather(self, tensor: Tensor) -> Tensor:
         names = [[torch.as_tensor(p._positions), p.x_t[None], p.timesteps[None], p.left[None]] for p in self.both]
-        index = next(i for i, t in enumerate(names[0]) if t.shape == mine.shape and torch.equal(t, mine))
+        index = next(i for i, t in enumerate(names[0]) if t.shape == tensor.shape and torch.equal(t, tensor))
         return torch.cat([tensors[index] for tensors in names])
 
 
@@ -268,20 +268,20 @@ def test_the_states_of_all_processes_make_one_checkpoint_in_global_order(
 def test_a_state_keeps_its_guidance_scale_along_its_path(loop: Any, narrow: Student) -> None:
     walk = loop(narrow, distill={"guidance_distillation": [2, 8]}, start="noise", num_inference_steps=STEPS)
     before: Sample | None = None
-    kept = begun = 0
+    kept = started = 0
     for step in range(2 * STEPS):
         sample = walk.step(step)[0]
         fresh = walk.source(step)[0].guidance_scale
         assert sample.guidance_scale is not None
         for i in range(BATCH):
             if before is None or sample.timesteps[i] == 999:
-                begun += 1
+                started += 1
                 assert sample.guidance_scale[i] == fresh[i]
             else:
                 kept += 1
                 assert before.guidance_scale is not None
                 assert sample.guidance_scale[i] == before.guidance_scale[i] != fresh[i]
         before = sample
-    assert begun >= 2 * BATCH
+    assert started >= 2 * BATCH
     assert kept >= STEPS
     assert torch.equal(walk.paths.state()[0]["guidance_scale"], walk.paths.guidance_scale)

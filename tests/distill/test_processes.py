@@ -29,7 +29,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 
 
 def distill(recipe: Path, *launcher: str) -> tuple[dict[str, list[HistoryRecord]], str]:
-    """Train in processes of their own; the records of each student, and what was told."""
+    """Train in separate processes, and return the records of each student and the output."""
     out = recipe.parent / f"run{len(launcher)}"
     command = [sys.executable, *launcher, "-m", "condistill", "distill", str(recipe), "--out", str(out)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -40,16 +40,16 @@ def distill(recipe: Path, *launcher: str) -> tuple[dict[str, list[HistoryRecord]
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(
+def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(
     tiny_pipeline_dir: Path, tiny_prompts: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(tiny_prompts), encoding="utf-8")
     recipe = {"teacher": {"pipeline": str(tiny_pipeline_dir)}, "prompts": {"files": ["prompts.txt"]}, **RECIPE}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    alone, told_alone = distill(tmp_path / "recipe.yaml")
-    shared, told_shared = distill(tmp_path / "recipe.yaml", *TORCHRUN)
-    assert "cache: 8/8" in told_alone
-    assert "cache: 4/4" in told_shared, "the second process drew nothing, so there was none"
+    alone, output_alone = distill(tmp_path / "recipe.yaml")
+    shared, output_shared = distill(tmp_path / "recipe.yaml", *TORCHRUN)
+    assert "cache: 8/8" in output_alone
+    assert "cache: 4/4" in output_shared, "the second process generated no latents"
     for name in RECIPE["variants"]:
         assert len(alone[name]) == len(shared[name]) == 4
         for one, two in zip(alone[name], shared[name], strict=True):

@@ -49,48 +49,50 @@ def unit(seed: int, *shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 50, 64])
-def test_the_distance_to_the_nearest_is_that_of_brute_force(chunk: int) -> None:
+def test_the_nearest_distance_is_that_of_brute_force(chunk: int) -> None:
     queries, known = unit(0, 20, 8), unit(1, 50, 8)
     brute = [min(1 - float(q @ k) for k in known.double()) for q in queries.double()]
     given = nearest_distance(queries, known, chunk=chunk)
     torch.testing.assert_close(given.double(), torch.tensor(brute, dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_known_is_at_distance_0_whatever_is_rounded() -> None:
+def test_a_known_embedding_is_at_distance_0_despite_rounding() -> None:
     known = unit(1, 50, 300)
     rounded = torch.nn.functional.normalize(known + 1e-5 * unit(2, 50, 300))
     assert not nearest_distance(rounded, known).any()
     assert (nearest_distance(unit(3, 50, 300), known) > 0).all()
 
 
-def test_the_mean_distance_is_over_all_pairs_of_two() -> None:
+def test_the_mean_distance_is_over_all_pairs_of_different_rows() -> None:
     rows = unit(0, 30, 4)
     pairs = [1 - float(a @ b) for i, a in enumerate(rows.double()) for j, b in enumerate(rows.double()) if i != j]
     assert mean_distance(rows).item() == pytest.approx(np.mean(pairs), rel=1e-6)
 
 
-# how readily
+# the effective noise level
 
 
-def test_the_level_that_p_is_asked_at_is_its_closed_form_kept_in_0_to_1() -> None:
+def test_the_effective_noise_level_is_its_closed_form_clamped_to_0_and_1() -> None:
     u, stretch = torch.tensor([0.0, 0.25, 0.5, 0.9, 1.0]), torch.tensor([2.0, 0.5, 1.5, 20.0, 9.0])
     assert effective_noise_level(u, stretch).tolist() == pytest.approx([0.0, 0.625, 0.25, 0.0, 1.0])
 
 
 @hypothesis_settings(max_examples=50, deadline=None)
 @given(st.floats(0, 1), st.lists(st.floats(0, 2), min_size=2, max_size=6), st.floats(0.01, 4))
-def test_p_is_the_papers_at_the_mean_distance_and_falls_with_it(u: float, distances: list[float], power: float) -> None:
+def test_p_is_unchanged_at_the_mean_distance_and_falls_with_distance(
+    u: float, distances: list[float], power: float
+) -> None:
     p, mean = exponential(5.0), 0.8
     level = torch.full((len(distances) + 1,), u, dtype=torch.float64)
     stretch = (torch.tensor([mean, *sorted(distances)], dtype=torch.float64) / mean) ** power
-    asked = p(effective_noise_level(level, stretch))
-    assert asked[0].item() == pytest.approx(p(level)[0].item(), rel=1e-12)
-    assert (asked[1:].diff() <= 0).all()
-    for d, now in zip(sorted(distances), asked[1:], strict=True):
-        assert (now >= asked[0] - 1e-12) if d <= mean else (now <= asked[0] + 1e-12)
+    changed = p(effective_noise_level(level, stretch))
+    assert changed[0].item() == pytest.approx(p(level)[0].item(), rel=1e-12)
+    assert (changed[1:].diff() <= 0).all()
+    for d, now in zip(sorted(distances), changed[1:], strict=True):
+        assert (now >= changed[0] - 1e-12) if d <= mean else (now <= changed[0] + 1e-12)
 
 
-# which one
+# the choice among candidates
 
 
 def test_candidates_are_kept_in_proportion_to_their_scores() -> None:
@@ -107,17 +109,17 @@ def test_candidates_are_kept_in_proportion_to_their_scores() -> None:
     torch.testing.assert_close(probabilities(*rows)[0], torch.tensor(exact), rtol=1e-6, atol=1e-9)
 
 
-def test_candidates_that_are_all_worthless_are_equally_likely() -> None:
+def test_candidates_that_all_have_score_0_are_equally_likely() -> None:
     chances = probabilities((torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 2.0]]), 3.0))
     torch.testing.assert_close(chances, torch.tensor([[1 / 3] * 3, [0, 0.5, 0.5]], dtype=torch.float64))
 
 
-def test_large_powers_neither_overflow_nor_make_all_worthless() -> None:
+def test_large_powers_neither_overflow_nor_underflow() -> None:
     chances = probabilities((torch.tensor([[1e-3, 2e-3], [1e3, 1e3]]), 1000.0))
     torch.testing.assert_close(chances, torch.tensor([[0.0, 1.0], [0.5, 0.5]], dtype=torch.float64))
 
 
-def test_the_largest_and_smallest_numbers_pick_candidates_that_have_a_chance() -> None:
+def test_the_largest_and_smallest_numbers_pick_candidates_with_a_probability_above_0() -> None:
     chances = torch.tensor([[0.0, 0.3, 0.7, 0.0]] * 2, dtype=torch.float64)
     ends = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
     assert pick(chances, ends).tolist() == [1, 2]
@@ -126,7 +128,7 @@ def test_the_largest_and_smallest_numbers_pick_candidates_that_have_a_chance() -
 # clusters and their losses
 
 
-def test_clusters_are_found_and_the_same_every_time() -> None:
+def test_clusters_are_those_of_lloyds_algorithm_and_the_same_every_time() -> None:
     middles = torch.eye(4, 16)
     points = torch.nn.functional.normalize(middles.repeat(25, 1) + 0.05 * torch.randn(100, 16), dim=1)
     centers = k_means(points, 4, np.random.default_rng(0))
@@ -141,12 +143,12 @@ def test_clusters_are_found_and_the_same_every_time() -> None:
         torch.testing.assert_close(centers[j], mean)  # where Lloyd's algorithm ends
 
 
-def test_a_cluster_that_loses_all_its_points_stays() -> None:
+def test_the_centre_of_an_empty_cluster_stays_finite() -> None:
     points = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     assert torch.isfinite(k_means(points, 3, np.random.default_rng(0))).all()
 
 
-def test_a_running_mean_is_of_the_last_hundred_or_so_values_however_many_come_at_once() -> None:
+def test_a_running_mean_is_over_about_a_hundred_values_however_many_are_added_at_once() -> None:
     def run(cut: int) -> RunningMeans:
         means = RunningMeans(3, torch.device("cpu"), prior=1.0)
         for _ in range(1200 // cut):
@@ -162,7 +164,7 @@ def test_a_running_mean_is_of_the_last_hundred_or_so_values_however_many_come_at
     assert one.means[0] == pytest.approx((0.99 * 1 + 5) / 1.99)
 
 
-def test_a_cluster_is_classified_against_others_at_its_noise_level() -> None:
+def test_the_loss_of_a_cluster_is_relative_to_others_at_the_same_noise_level() -> None:
     found = Disagreement(torch.eye(3))
     for _ in range(300):  # cluster 1 is twice as wrong as cluster 0 at both levels, one of which is far harder
         clusters, tenths = torch.tensor([0, 1, 0, 1]), torch.tensor([1, 1, 9, 9])
@@ -170,13 +172,13 @@ def test_a_cluster_is_classified_against_others_at_its_noise_level() -> None:
     assert found.loss.means.tolist() == pytest.approx([2 / 3, 4 / 3, 1.0], rel=1e-2)
 
 
-def test_a_student_that_is_right_everywhere_leaves_all_clusters_alike() -> None:
+def test_losses_of_0_leave_all_clusters_equal() -> None:
     found = Disagreement(torch.eye(2))
     found.add(torch.tensor([0, 0]), torch.tensor([3, 4]), torch.zeros(2, dtype=torch.float64))
     assert found.loss.means.tolist() == [1, 1]
 
 
-# a training's
+# in a training
 
 
 @pytest.fixture
@@ -194,12 +196,12 @@ def batch_of(text: PromptChoice, cache: LatentCache, pool: PromptPool, size: int
 
 
 def embedded(family: Family, prompts: Any) -> np.ndarray:
-    """One by one, in float64."""
+    """Return the embeddings, computed one by one, in float64."""
     return np.stack([family.text_embedding([prompt])[0].double().numpy() for prompt in prompts])
 
 
 @pytest.mark.slow
-def test_the_chosen_prompts_are_those_of_the_exact_scores(
+def test_the_chosen_prompts_are_those_of_scores_in_float64(
     make: Make, tiny_family: Family, tiny_cache: LatentCache, tiny_pool: PromptPool
 ) -> None:
     text = make(candidates=4, novelty=2.0, disagreement=1.5, clusters=6)
@@ -227,7 +229,7 @@ def test_the_chosen_prompts_are_those_of_the_exact_scores(
     assert chosen.stretch is None
 
 
-def test_novelty_never_keeps_a_cached_prompt_where_there_is_another(
+def test_novelty_never_keeps_a_cached_prompt_if_there_is_another_candidate(
     make: Make, tiny_cache: LatentCache, tiny_pool: PromptPool
 ) -> None:
     text = make(candidates=4, novelty=0.5)
@@ -240,7 +242,7 @@ def test_novelty_never_keeps_a_cached_prompt_where_there_is_another(
 
 
 @pytest.mark.slow
-def test_the_stretch_is_the_distance_over_its_mean_to_the_power(
+def test_the_stretch_is_the_relative_distance_to_the_power_of_the_settings(
     make: Make, tiny_family: Family, tiny_cache: LatentCache, tiny_pool: PromptPool
 ) -> None:
     text = make(distance=0.7)
@@ -268,7 +270,9 @@ def test_without_scores_and_distance_nothing_is_embedded(
     assert text.state() == {}
 
 
-def test_only_what_is_counted_is_learned_from(make: Make, tiny_cache: LatentCache, tiny_pool: PromptPool) -> None:
+def test_only_counted_losses_change_the_running_means(
+    make: Make, tiny_cache: LatentCache, tiny_pool: PromptPool
+) -> None:
     text = make(candidates=2, disagreement=1.0, clusters=3)
     assert text.disagreement is not None
     batch = batch_of(text, tiny_cache, tiny_pool, 3)
@@ -286,7 +290,9 @@ def test_only_what_is_counted_is_learned_from(make: Make, tiny_cache: LatentCach
     assert all(torch.equal(tensor, before[name]) for name, tensor in text.state().items())
 
 
-def test_processes_learn_the_same_as_one_alone(make: Make, tiny_cache: LatentCache, tiny_pool: PromptPool) -> None:
+def test_two_processes_have_the_running_means_of_one(
+    make: Make, tiny_cache: LatentCache, tiny_pool: PromptPool
+) -> None:
     settings: dict[str, Any] = {"candidates": 2, "disagreement": 1.0, "clusters": 3}
     alone = make(**settings)
     batch = alone.choose(batch_of(alone, tiny_cache, tiny_pool, 8))
@@ -294,7 +300,7 @@ def test_processes_learn_the_same_as_one_alone(make: Make, tiny_cache: LatentCac
     alone.note(batch, output, level, output > 0.3)
     (rows,) = alone._noted
     alone.update()
-    both: Any = SimpleNamespace(gather=lambda mine: rows if len(mine) == 4 else pytest.fail("not its half"))
+    both: Any = SimpleNamespace(gather=lambda tensor: rows if len(tensor) == 4 else pytest.fail("not its half"))
     for half in (slice(4), slice(4, 8)):
         one = make(accelerator=both, **settings)
         assert batch.clusters is not None
@@ -303,7 +309,7 @@ def test_processes_learn_the_same_as_one_alone(make: Make, tiny_cache: LatentCac
         assert all(torch.equal(tensor, alone.state()[name]) for name, tensor in one.state().items())
 
 
-def test_what_was_learned_is_restored(make: Make) -> None:
+def test_the_running_means_are_restored(make: Make) -> None:
     settings: dict[str, Any] = {"candidates": 2, "disagreement": 1.0, "clusters": 3, "distance": 1.0}
     text, other = make(**settings), make(**settings)
     assert text.disagreement is not None
@@ -317,17 +323,17 @@ def test_what_was_learned_is_restored(make: Make) -> None:
     assert all(torch.equal(tensor, text.state()[name]) for name, tensor in other.state().items())
 
 
-# when it goes wrong
+# errors
 
 
-def test_a_pool_of_fewer_prompts_than_clusters_is_told(make: Make, tmp_path: Path) -> None:
+def test_a_pool_of_fewer_prompts_than_clusters_is_refused(make: Make, tmp_path: Path) -> None:
     pool = PromptPool.from_prompts(["a", "b", "c"], tmp_path / "pool.arrow")
     with pytest.raises(CondistillError, match=r"prompt_choice.clusters is 4 and the pool has 3 prompts; lower it"):
         make(pool, candidates=2, disagreement=1.0, clusters=4)
     check_pool(pool, PromptChoiceSettings(candidates=2, disagreement=1.0, clusters=3))
 
 
-def test_clusters_of_prompts_that_are_hardly_drawn_are_told(make: Make, tmp_path: Path) -> None:
+def test_source_weights_that_leave_too_few_prompts_for_the_clusters_are_refused(make: Make, tmp_path: Path) -> None:
     for name, n in (("a", 2), ("b", 50)):
         (tmp_path / f"{name}.txt").write_text("".join(f"{name} {i}\n" for i in range(n)))
     pool = PromptPool.build([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "pool.arrow")
@@ -336,13 +342,13 @@ def test_clusters_of_prompts_that_are_hardly_drawn_are_told(make: Make, tmp_path
         make(pool, candidates=2, disagreement=1.0, clusters=5, source_weights=weights)
 
 
-def test_prompts_that_are_all_alike_have_no_distances(make: Make, tmp_path: Path) -> None:
+def test_distance_is_refused_for_prompts_with_equal_embeddings(make: Make, tmp_path: Path) -> None:
     pool = PromptPool.from_prompts(["a star"], tmp_path / "pool.arrow")
     with pytest.raises(CondistillError, match=r"prompt_choice.distance needs prompts that differ.*set it to 0"):
         make(pool, distance=1.0)
 
 
-def test_weights_of_other_files_are_told_before_anything_is_embedded(make: Make, tiny_family: Family) -> None:
+def test_weights_of_other_files_are_refused_before_anything_is_embedded(make: Make, tiny_family: Family) -> None:
     with pytest.raises(CondistillError, match=r"source_weights names 'a\.txt'"):
         make(source_weights={"a.txt": 1.0}, distance=1.0)
 

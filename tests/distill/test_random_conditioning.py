@@ -43,7 +43,7 @@ def test_the_module_is_short_and_needs_torch_alone() -> None:
     assert imported - set(sys.stdlib_module_names) == {"torch"}
 
 
-# how likely a prompt is thrown away
+# the re-pairing probability
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -79,24 +79,24 @@ def test_p_is_a_probability_and_never_falls_as_noise_grows(
 
 
 def pair(conditioning: rc.RandomConditioning, u: torch.Tensor, seed: int = 0, *, empty: bool = False):
-    own, random = [f"own {i}" for i in range(len(u))], [f"random {i}" for i in range(len(u))]
+    cached, random = [f"cached {i}" for i in range(len(u))], [f"random {i}" for i in range(len(u))]
     coins = torch.rand(2, len(u), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return conditioning(own, random, u, coin=coins[0], empty_coin=coins[1] if empty else None)
+    return conditioning(cached, random, u, coin=coins[0], empty_coin=coins[1] if empty else None)
 
 
 @examples
 @given(levels, st.integers(0, 2**31))
-def test_p_of_0_never_repairs_and_p_of_1_always_does(noise_levels: list[float], seed: int) -> None:
+def test_p_of_0_never_replaces_a_prompt_and_p_of_1_always_does(noise_levels: list[float], seed: int) -> None:
     u = torch.tensor(noise_levels, dtype=torch.float64)
     prompts, replaced = pair(rc.RandomConditioning(rc.constant(0.0)), u, seed)
-    assert prompts == [f"own {i}" for i in range(len(u))]
+    assert prompts == [f"cached {i}" for i in range(len(u))]
     assert not replaced.any()
     prompts, replaced = pair(rc.RandomConditioning(rc.constant(1.0)), u, seed)
     assert prompts == [f"random {i}" for i in range(len(u))]
     assert replaced.all()
 
 
-def test_even_the_largest_and_smallest_coins_keep_the_promise() -> None:
+def test_p_of_0_and_1_hold_for_the_largest_and_smallest_coins() -> None:
     coin = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
     u = torch.tensor([0.0, 1.0], dtype=torch.float64)
     for p in (0.0, 1.0):
@@ -105,7 +105,7 @@ def test_even_the_largest_and_smallest_coins_keep_the_promise() -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_prompts_are_thrown_away_as_often_as_p_says_in_every_tenth_of_the_noise(name: str) -> None:
+def test_prompts_are_replaced_with_probability_p_in_every_tenth_of_the_noise_level(name: str) -> None:
     probability, _ = SCHEDULES[name]
     n = 40_000
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
@@ -118,7 +118,7 @@ def test_prompts_are_thrown_away_as_often_as_p_says_in_every_tenth_of_the_noise(
 
 @examples
 @given(levels, st.integers(0, 2**31), st.floats(0, 1), st.floats(0, 1))
-def test_every_prompt_is_its_own_a_random_one_or_empty_and_known_to_be(
+def test_every_prompt_is_cached_random_or_empty_and_flagged_so(
     noise_levels: list[float], seed: int, p: float, p_empty: float
 ) -> None:
     u = torch.tensor(noise_levels, dtype=torch.float64)
@@ -127,11 +127,11 @@ def test_every_prompt_is_its_own_a_random_one_or_empty_and_known_to_be(
     before, replaced_prompt = pair(conditioning, u, seed)
     for i, prompt in enumerate(prompts):
         assert prompt in ("", before[i])
-        assert replaced[i].item() == (prompt != f"own {i}")
+        assert replaced[i].item() == (prompt != f"cached {i}")
     assert (replaced | ~replaced_prompt).all()
 
 
-def test_prompts_are_emptied_after_repairing() -> None:
+def test_prompts_become_empty_after_re_pairing() -> None:
     n = 20_000
     conditioning = rc.RandomConditioning(rc.constant(1.0), 0.1)
     prompts, replaced = pair(conditioning, torch.ones(n), seed=2, empty=True)
@@ -141,18 +141,18 @@ def test_prompts_are_emptied_after_repairing() -> None:
     assert all(prompt == "" or prompt.startswith("random") for prompt in prompts)
 
 
-def test_without_an_empty_coin_no_prompt_is_emptied() -> None:
+def test_without_an_empty_coin_no_prompt_becomes_empty() -> None:
     prompts, _ = pair(rc.RandomConditioning(rc.constant(0.5), 1.0), torch.ones(50))
     assert "" not in prompts
 
 
 @pytest.mark.parametrize("lengths", [(2, 3, 3, 3), (3, 2, 3, 3), (3, 3, 2, 3), (3, 3, 3, 2)])
-def test_lengths_that_differ_are_told(lengths: tuple[int, ...]) -> None:
-    own, random, u, coin = lengths
+def test_lengths_that_differ_are_refused(lengths: tuple[int, ...]) -> None:
+    cached, random, u, coin = lengths
     with pytest.raises(
-        ValueError, match=f"{own} cached and {random} random prompts, {u} noise levels and {coin} coins"
+        ValueError, match=f"{cached} cached and {random} random prompts, {u} noise levels and {coin} coins"
     ):
-        rc.RandomConditioning()(["a"] * own, ["b"] * random, torch.ones(u), coin=torch.ones(coin))
+        rc.RandomConditioning()(["a"] * cached, ["b"] * random, torch.ones(u), coin=torch.ones(coin))
 
 
 # losses
@@ -181,7 +181,7 @@ def test_the_feature_loss_is_the_sum_over_layers() -> None:
         rc.feature_loss(students[:2], teachers)
 
 
-def test_normalized_features_count_alike_whatever_their_scale() -> None:
+def test_normalized_feature_losses_do_not_depend_on_the_scale_of_the_features() -> None:
     students, teachers = [normal(i, 3, 8, 4, 4) for i in (0, 1)], [normal(i, 3, 8, 4, 4) for i in (2, 3)]
     oracle = sum(
         ((s.double() - t.double()) ** 2).mean((1, 2, 3)) / (t.double() ** 2).mean((1, 2, 3))
@@ -194,7 +194,7 @@ def test_normalized_features_count_alike_whatever_their_scale() -> None:
     assert (rc.feature_loss(*louder) > 100 * rc.feature_loss(students, teachers)).all()
 
 
-def test_layers_have_weights_of_their_own() -> None:
+def test_layers_have_their_own_weights() -> None:
     students, teachers = [normal(i, 3, 8, 4, 4) for i in (0, 1)], [normal(i, 3, 8, 4, 4) for i in (2, 3)]
     alone = [rc.feature_loss([s], [t]) for s, t in zip(students, teachers, strict=True)]
     given = rc.feature_loss(students, teachers, weights=[0.5, 4.0])
@@ -203,12 +203,12 @@ def test_layers_have_weights_of_their_own() -> None:
         rc.feature_loss(students, teachers, weights=[1.0, 1.0, 1.0])
 
 
-def test_a_layer_that_is_silent_in_the_teacher_does_not_divide_by_zero() -> None:
+def test_a_teacher_layer_of_zeros_does_not_divide_by_zero() -> None:
     silent = [torch.zeros(2, 4)]
     assert rc.feature_loss(silent, silent, normalized=True).tolist() == [0, 0]
 
 
-def test_the_guidance_loss_sees_what_the_prompt_changes_and_nothing_else() -> None:
+def test_the_guidance_loss_ignores_shifts_that_do_not_depend_on_the_prompt() -> None:
     teacher, null, shift = normal(0, 3, 4, 8, 8), normal(1, 3, 4, 8, 8), normal(2, 3, 4, 8, 8)
     same = rc.guidance_loss(teacher + shift, null + shift, teacher, null)
     torch.testing.assert_close(same, torch.zeros(3), rtol=0, atol=1e-10)
@@ -216,14 +216,14 @@ def test_the_guidance_loss_sees_what_the_prompt_changes_and_nothing_else() -> No
     torch.testing.assert_close(other, rc.mse(shift, torch.zeros_like(shift)), rtol=1e-5, atol=1e-6)
 
 
-def test_a_student_that_equals_its_teacher_loses_nothing() -> None:
+def test_every_loss_of_a_student_that_equals_its_teacher_is_0() -> None:
     output, features = normal(0, 3, 4, 8, 8), [normal(1, 3, 8, 4, 4), normal(2, 3, 16, 2, 2)]
     kept = torch.zeros(3, dtype=torch.bool)
     for loss in (rc.mse(output, output), rc.feature_loss(features, features), rc.task_loss(output, output, kept)):
         assert loss.tolist() == [0, 0, 0]
 
 
-def test_the_task_loss_teaches_only_samples_that_kept_their_prompt() -> None:
+def test_the_task_loss_has_gradients_only_for_samples_that_kept_their_prompt() -> None:
     student, target = normal(0, 4, 4, 8, 8).requires_grad_(), normal(1, 4, 4, 8, 8)
     replaced = torch.tensor([True, False, True, False])
     loss = rc.task_loss(student, target, replaced)
@@ -235,7 +235,7 @@ def test_the_task_loss_teaches_only_samples_that_kept_their_prompt() -> None:
     assert student.grad[~replaced].all()
 
 
-def test_an_emptied_prompt_has_no_true_target() -> None:
+def test_an_empty_prompt_has_no_true_target() -> None:
     _, replaced = pair(rc.RandomConditioning(rc.constant(0.0), 1.0), torch.ones(3), empty=True)
     assert rc.task_loss(normal(0, 3, 4), normal(1, 3, 4), replaced).tolist() == [0, 0, 0]
 
@@ -244,11 +244,11 @@ def test_an_emptied_prompt_has_no_true_target() -> None:
 
 
 def scheduler(prediction_type: str) -> DDIMScheduler:
-    made = DDIMScheduler.from_config(
+    ddim = DDIMScheduler.from_config(
         build_scheduler(prediction_type).config, timestep_spacing="leading", steps_offset=0
     )
-    made.set_timesteps(1000)
-    return made
+    ddim.set_timesteps(1000)
+    return ddim
 
 
 @pytest.mark.parametrize("weighting", ["epsilon", "x0", "v"])
@@ -271,9 +271,9 @@ def test_the_weighted_loss_is_the_loss_in_that_space(prediction_type: str, weigh
             continue
         checked += 1
         weight = rc.output_weight(weighting, alpha_bar[None], prediction_type=prediction_type)
-        (first, second), (mine, other) = predictions, in_space
+        (first, second), (first_in_space, second_in_space) = predictions, in_space
         given = weight.item() * (first - second).square().mean().item()
-        assert given == pytest.approx((mine - other).square().mean().item(), rel=1e-4)
+        assert given == pytest.approx((first_in_space - second_in_space).square().mean().item(), rel=1e-4)
     assert checked >= 10
 
 
@@ -297,7 +297,7 @@ def test_the_weighted_loss_of_a_flow_is_the_loss_in_that_space(weighting: rc.Wei
 
 
 @pytest.mark.parametrize("weighting", ["native", "epsilon", "x0", "v", "min_snr"])
-def test_a_flow_has_a_finite_weight_where_nothing_is_left_of_the_image(weighting: rc.Weighting) -> None:
+def test_the_weight_of_a_flow_is_finite_at_pure_noise(weighting: rc.Weighting) -> None:
     weight = rc.output_weight(weighting, torch.tensor([0.0, 0.5]), prediction_type="flow")
     assert torch.isfinite(weight).all()
     assert weight[0] == {"native": 1, "epsilon": 0, "x0": 1, "v": 1, "min_snr": 0}[weighting]
@@ -321,7 +321,7 @@ def test_weights_stay_within_the_clip_at_the_ends_of_the_schedule() -> None:
 
 
 @pytest.mark.parametrize("weighting", ["native", "epsilon", "x0", "v", "min_snr"])
-def test_a_velocity_has_a_finite_weight_where_nothing_is_left_of_the_image(weighting: rc.Weighting) -> None:
+def test_the_weight_of_v_prediction_is_finite_at_pure_noise(weighting: rc.Weighting) -> None:
     weight = rc.output_weight(weighting, torch.tensor([0.0, 0.5]), prediction_type="v_prediction")
     assert torch.isfinite(weight).all()
     assert weight[0] == {"native": 1, "epsilon": 0, "x0": 1, "v": 1, "min_snr": 0}[weighting]

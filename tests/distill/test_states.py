@@ -22,7 +22,7 @@ def batch(tiny_cache: LatentCache, tiny_pool: PromptPool) -> Batch:
     return BatchSource(tiny_cache, tiny_pool, 5, 64, 64, prompt_choice=PromptChoiceSettings(interpolate=1.0))(0)[0]
 
 
-def test_repairing_is_decided_at_the_stretched_noise_level(tiny_family: Family, batch: Batch) -> None:
+def test_re_pairing_is_decided_at_the_effective_noise_level(tiny_family: Family, batch: Batch) -> None:
     stretch = torch.linspace(0, 3, 64)
     plain = noised_latents(tiny_family, CONDITIONING, batch)
     stretched = noised_latents(tiny_family, CONDITIONING, replace(batch, stretch=stretch))

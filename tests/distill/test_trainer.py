@@ -4,307 +4,38 @@ import copy
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
+from training import (
+    SEED,
+    Make,
+    RecordingAccelerator,
+    state,
+)
 
 from condistill.cache.latents import LatentCache
-from condistill.config.conditioning import ConditioningSettings
-from condistill.config.distill import DistillSettings
 from condistill.config.sections import StudentSettings
-from condistill.config.yaml_tree import merge
-from condistill.distill import random_conditioning as rc
-from condistill.distill.batches import BatchSource, batch_source
-from condistill.distill.checkpoints import list_checkpoints, load_checkpoint
+from condistill.distill.batches import BatchSource
+from condistill.distill.checkpoints import list_checkpoints
 from condistill.distill.history import HISTORY_NAME, read_history
-from condistill.distill.schedules import probability_of
-from condistill.distill.trainer import Trainer
-from condistill.errors import CondistillError, NonFiniteLossError
+from condistill.errors import NonFiniteLossError
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import Student, derive_student
 from condistill.students.features import feature_pairs, make_maps
-from condistill.students.guidance import with_guidance
 from condistill.teachers.family import Family
 
-SEED = 11
-Make = Callable[..., Trainer]
-
-
-class RecordingAccelerator(Accelerator):
-    """Keeps the gradients of the last step as they were before clipping."""
-
-    gradients: list[Tensor]
-
-    def clip_grad_norm_(self, parameters: Iterator[nn.Parameter], *args: Any, **kwargs: Any) -> Any:
-        parameters = list(parameters)
-        self.gradients = [p.grad.clone() for p in parameters if p.grad is not None]
-        return super().clip_grad_norm_(parameters, *args, **kwargs)
-
-
-@pytest.fixture(scope="module")
-def accelerator() -> RecordingAccelerator:
-    return RecordingAccelerator(cpu=True)
-
-
-def settings_of(**changes: Any) -> DistillSettings:
-    few = {
-        "steps": 6,
-        "batch_size": 4,
-        "optimizer": {"learning_rate": 1e-3},
-        "logging": {"checkpoint_every": 2, "log_every": 1},
-    }
-    return DistillSettings.model_validate(merge(few, changes))
-
-
-@pytest.fixture(scope="module")
-def narrow(tiny_family: Family) -> Student:
-    """A student of half its teacher's width, to be copied."""
-    return derive_student(tiny_family.denoiser, StudentSettings(width=0.5))
-
-
-@pytest.fixture
-def make(
-    tiny_family: Family,
-    tiny_cache: LatentCache,
-    tiny_pool: PromptPool,
-    accelerator: RecordingAccelerator,
-    narrow: Student,
-) -> Make:
-    """A trainer of a narrow student that lies in memory as on a CPU; keyword arguments change its settings."""
-
-    def build(directory: Path, *, student: Student | None = None, **changes: Any) -> Trainer:
-        if student is None:
-            student = copy.deepcopy(narrow)
-            student.denoiser.to(memory_format=torch.channels_last)
-        settings = settings_of(**changes)
-        source = batch_source(tiny_cache, tiny_pool, settings, seed=SEED, accelerator=accelerator)
-        return Trainer(tiny_family, student, source, settings, directory=directory, accelerator=accelerator)
-
-    return build
-
-
-def state(directory: Path) -> dict[str, dict[str, Tensor]]:
-    """All tensors of the newest checkpoint."""
-    return load_checkpoint(list_checkpoints(directory)[-1])[1]
-
-
-def assert_same_state(one: Path, other: Path) -> None:
-    first, second = state(one), state(other)
-    assert first.keys() == second.keys()
-    assert first.keys() >= {"trained", "optimizer", "history", "ema"}
-    for part, group in first.items():
-        assert group.keys() == second[part].keys()
-        for name, tensor in group.items():
-            assert torch.equal(tensor, second[part][name]), f"{part}/{name}"
-    assert (one / HISTORY_NAME).read_bytes() == (other / HISTORY_NAME).read_bytes()
-
-
-def stop_after(step: int, error: type[BaseException] = RuntimeError) -> Callable[..., None]:
-    def on_step(done: int, _record: Any) -> None:
-        if done == step:
-            raise error
-
-    return on_step
-
-
-# going on
-
-
-SCHEDULED = {
-    "optimizer": {"lr_scheduler": "cosine", "warmup_steps": 2, "ema_decay": 0.9},
-    "logging": {"log_every": 3},
-}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"path": {"start": "noise", "num_inference_steps": 3}},
-        {"few_steps": {"method": "consistency", "num_inference_steps": 2, "solver_steps": 10}},
-    ],
-)
-@pytest.mark.slow
-def test_what_a_student_hears_of_its_guidance_scale_is_trained_averaged_and_resumed(
-    make: Make, tiny_family: Family, narrow: Student, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    how = {
-        "guidance_distillation": [2, 8],
-        "optimizer": {"ema_decay": 0.5},
-        "loss": {"feature_weight": 0.0},
-        "steps": 2,
-        "logging": {"checkpoint_every": 1},
-        **changes,
-    }
-
-    def told() -> Student:
-        return with_guidance(copy.deepcopy(narrow), tiny_family.denoiser, settings_of(**how))
-
-    whole = make(tmp_path / "whole", student=told(), **how).run()
-    with pytest.raises(RuntimeError):
-        make(tmp_path / "cut", student=told(), **how).run(stop_after(1))
-    make(tmp_path / "cut", student=told(), **how).run()
-    assert_same_state(tmp_path / "whole", tmp_path / "cut")
-    parts, name = state(tmp_path / "whole"), "time_embedding.cond_proj.weight"
-    assert parts["trained"][f"denoiser.{name}"].any()
-    assert not torch.equal(parts["ema"][name], parts["trained"][f"denoiser.{name}"])
-    assert torch.equal(whole.state_dict()[name], parts["ema"][name])
-
-
-@pytest.mark.filterwarnings("error::UserWarning")
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Make, tmp_path: Path) -> None:
-    scheduled = {**SCHEDULED, "steps": 4}
-    whole = make(tmp_path / "whole", **scheduled).run()
-    for stop in (1, 3):  # before the first checkpoint, and between two
-        with pytest.raises(RuntimeError):
-            make(tmp_path / "cut", **scheduled).run(stop_after(stop))
-    resumed = make(tmp_path / "cut", **scheduled).run()
-    assert_same_state(tmp_path / "whole", tmp_path / "cut")
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, resumed.state_dict()[name]), name
-    assert [record.step for record in read_history(tmp_path / "cut" / HISTORY_NAME)] == [3, 4]
-
-
-PATHS: list[Any] = [
-    {"start": "noise", "follow": "moving", "share": 0.5, "num_inference_steps": 3, "guidance_scale": 2.0},
-    {"start": "cache", "steps": 3, "follow": "student", "buffer": 2},
-]
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PATHS)
-def test_a_resumed_run_has_its_moving_states_where_they_were(make: Make, tmp_path: Path, path: dict[str, Any]) -> None:
-    scheduled = {**SCHEDULED, "steps": 4, "path": path}
-    make(tmp_path / "whole", **scheduled).run()
-    with pytest.raises(RuntimeError):
-        make(tmp_path / "cut", **scheduled).run(stop_after(3))
-    make(tmp_path / "cut", **scheduled).run()
-    assert "paths" in state(tmp_path / "cut")
-    assert_same_state(tmp_path / "whole", tmp_path / "cut")
-
-
-LEARNING: dict[str, Any] = {
-    "prompt_choice": {
-        "candidates": 3, "novelty": 0.5, "disagreement": 2.0, "clusters": 4, "distance": 0.5, "interpolate": 0.5
-    },
-    "empty_prompt_probability": 0.0,
-    "probability": {"lambda": 0.5},
-}  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", [None, {"start": "noise", "share": 0.5}])
-def test_a_resumed_run_has_learned_which_prompts_to_choose(
-    make: Make, tmp_path: Path, path: dict[str, Any] | None
-) -> None:
-    learning = {**SCHEDULED, "conditioning": LEARNING, "steps": 4, "path": path}
-    make(tmp_path / "whole", **learning).run()
-    with pytest.raises(RuntimeError):
-        make(tmp_path / "cut", **learning).run(stop_after(3))
-    make(tmp_path / "cut", **learning).run()
-    assert_same_state(tmp_path / "whole", tmp_path / "cut")
-    learned = state(tmp_path / "cut")["prompt_choice"]
-    assert (learned["loss_sums"] != 1).any()
-    assert learned["level_weights"].sum() > 0
-
-
-@pytest.mark.slow
-def test_prompt_choices_that_are_not_chosen_are_the_papers(make: Make, tmp_path: Path) -> None:
-    make(tmp_path / "paper", steps=2, optimizer={"ema_decay": 0.9}).run()
-    make(tmp_path / "text", steps=2, optimizer={"ema_decay": 0.9}, conditioning={"prompt_choice": {}}).run()
-    assert_same_state(tmp_path / "paper", tmp_path / "text")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("share", [None, 0.5])
-def test_clusters_learn_from_isolated_samples_that_were_repaired(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float | None
-) -> None:
-    path = {"start": "cache", "share": share} if share else None
-    trainer = make(
-        tmp_path, steps=3, batch_size=8, path=path, conditioning={**LEARNING, "empty_prompt_probability": 0.3}
+def test_every_step_is_reported_and_logged_steps_with_their_record(make: Make, tmp_path: Path) -> None:
+    reported: list[tuple[int, bool]] = []
+    make(tmp_path, steps=5, logging={"log_every": 2}).run(
+        lambda step, record: reported.append((step, record is not None))
     )
-    text, noted, placed = trainer.prompt_choice, [], []
-    assert text is not None
-    note, compare = text.note, trainer.objective.compare
-    monkeypatch.setattr(text, "note", lambda *given: (noted.append(given[-1]), note(*given)))
-    monkeypatch.setattr(trainer.objective, "compare", lambda *given: (placed.append(given[1]), compare(*given))[1])
-    trainer.run()
-    for counted, sample in zip(noted, placed, strict=True):
-        isolated = torch.tensor([i % 2 == 0 for i in range(8)]) if share else torch.ones(8, dtype=torch.bool)
-        empty = torch.tensor([prompt == "" for prompt in sample.prompts])
-        alone = sample.blend.weight == 0  # a blend is of no cluster
-        assert torch.equal(counted, isolated & sample.replaced & ~empty & alone)
-    assert torch.cat(noted).any()
-    assert not torch.cat(noted).all()
-
-
-def test_paths_from_pure_noise_begin_with_a_chosen_prompt(
-    make: Make, tmp_path: Path, tiny_cache: LatentCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    conditioning = {"prompt_choice": {"candidates": 3, "novelty": 1.0}, "empty_prompt_probability": 0.0}
-    trainer = make(tmp_path, steps=1, conditioning=conditioning, path={"start": "noise", "share": 0.5})
-    (batch,) = trainer.source(0)
-    assert trainer.prompt_choice is not None
-    chosen = trainer.prompt_choice.choose(batch).random_prompts
-    assert chosen != batch.random_prompts
-    trainer.run()
-    assert trainer.paths is not None
-    assert [trainer.paths.prompts[0][i] for i in (1, 3)] == [chosen[i] for i in (1, 3)]
-
-
-@pytest.mark.slow
-def test_a_path_of_one_state_is_the_papers_training(make: Make, tmp_path: Path) -> None:
-    make(tmp_path / "paper", steps=2, optimizer={"ema_decay": 0.9}).run()
-    make(tmp_path / "path", steps=2, optimizer={"ema_decay": 0.9}, path={"start": "cache", "steps": 1}).run()
-    paper, path = state(tmp_path / "paper"), state(tmp_path / "path")
-    del path["paths"]
-    for part, group in paper.items():
-        for name, tensor in group.items():
-            assert torch.equal(tensor, path[part][name]), f"{part}/{name}"
-
-
-@pytest.mark.slow
-def test_paths_do_not_depend_on_how_a_batch_is_cut(make: Make, tmp_path: Path) -> None:
-    path = {"start": "noise", "num_inference_steps": 3, "guidance_scale": 2.0, "share": 0.5}
-    whole = make(tmp_path / "whole", path=path, steps=2, logging={"log_every": 2})
-    cut = make(tmp_path / "cut", path=path, steps=2, logging={"log_every": 2}, micro_batch_size=2)
-    whole.run()
-    cut.run()
-    assert whole.paths is not None
-    assert cut.paths is not None
-    assert cut.paths.prompts == whole.paths.prompts
-    torch.testing.assert_close(cut.paths.x_t, whole.paths.x_t, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_a_finished_run_is_not_trained_further(make: Make, tmp_path: Path) -> None:
-    first = make(tmp_path, steps=2).run()
-    steps: list[int] = []
-    again = make(tmp_path, steps=2).run(lambda step, _: steps.append(step))
-    assert steps == [2]
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-
-
-@pytest.mark.slow
-def test_a_run_without_a_checkpoint_begins_a_new_history(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError):
-        make(tmp_path).run(stop_after(1))
-    assert list_checkpoints(tmp_path) == []
-    make(tmp_path, steps=2).run()
-    assert [record.step for record in read_history(tmp_path / HISTORY_NAME)] == [1, 2]
-
-
-@pytest.mark.slow
-def test_every_step_is_told_with_its_means_where_they_are_logged(make: Make, tmp_path: Path) -> None:
-    told: list[tuple[int, bool]] = []
-    make(tmp_path, steps=5, logging={"log_every": 2}).run(lambda step, record: told.append((step, record is not None)))
-    assert told == [(0, False), (1, False), (2, True), (3, False), (4, True), (5, True)]
+    assert reported == [(0, False), (1, False), (2, True), (3, False), (4, True), (5, True)]
 
 
 @pytest.mark.slow
@@ -366,37 +97,11 @@ def test_cutting_a_batch_into_micro_batches_does_not_change_the_gradient(
         assert mean == (expected if expected is None else pytest.approx(expected, rel=1e-4))
 
 
-@pytest.mark.parametrize(
-    ("processes", "batch", "told"),
-    [
-        (3, {"batch_size": 4}, r"batch_size 4 cannot be cut evenly into 3 process.* multiple of 3"),
-        (2, {"batch_size": 12, "micro_batch_size": 4}, r"batch_size 12 .*micro_batch_size 4; make it a multiple of 8"),
-    ],
-)
-def test_a_batch_that_cannot_be_cut_evenly_is_refused(
-    tiny_cache: LatentCache, tiny_pool: PromptPool, processes: int, batch: dict[str, int], told: str
-) -> None:
-    accelerator: Any = SimpleNamespace(num_processes=processes, process_index=0)
-    with pytest.raises(CondistillError, match=told):
-        batch_source(tiny_cache, tiny_pool, settings_of(**batch), seed=0, accelerator=accelerator)
-
-
-def test_processes_share_one_global_batch(tiny_cache: LatentCache, tiny_pool: PromptPool) -> None:
-    settings = settings_of(batch_size=8)
-    parts = []
-    for process in range(2):
-        accelerator: Any = SimpleNamespace(num_processes=2, process_index=process)
-        (batch,) = batch_source(tiny_cache, tiny_pool, settings, seed=SEED, accelerator=accelerator)(4)
-        parts.append(batch.draws.noise)
-    (whole,) = BatchSource(tiny_cache, tiny_pool, SEED, 8, 8)(4)
-    assert torch.equal(torch.cat(parts), whole.draws.noise)
-
-
 # the losses
 
 
 @pytest.mark.parametrize("weighting", ["epsilon", "x0"])
-def test_a_step_has_the_losses_of_the_method(
+def test_the_losses_of_a_step_are_those_of_the_method(
     *,
     make: Make,
     tmp_path: Path,
@@ -439,13 +144,13 @@ def test_a_step_has_the_losses_of_the_method(
         x_t = alphas[t].sqrt() * batch.x_0[i : i + 1] + (1 - alphas[t]).sqrt() * noise
         embeds = tiny_family.encode([prompt]).tensors["prompt_embeds"]
         with torch.no_grad():
-            taught, said = (m(x_t, t, encoder_hidden_states=embeds).sample for m in (teacher, student.denoiser))
-            output = (said.double() - taught).square().mean().item()
+            target, predicted = (m(x_t, t, encoder_hidden_states=embeds).sample for m in (teacher, student.denoiser))
+            output = (predicted.double() - target).square().mean().item()
             feature = sum(
                 (mapping(outputs[f"student {k}"]).double() - outputs[f"teacher {k}"]).square().mean().item()
                 for k, mapping in enumerate(student.maps)
             )
-            task = 0.0 if replaced_prompt or empty else (said.double() - noise).square().mean().item()
+            task = 0.0 if replaced_prompt or empty else (predicted.double() - noise).square().mean().item()
         factor = 1.0 if weighting == "epsilon" else min(max(((1 - alphas[t]) / alphas[t]).item(), 0.1), 10.0)
         losses.append(0.5 * factor * output + 2.0 * feature + 3.0 * task)
         parts.append((output, feature, task, replaced_prompt or empty))
@@ -466,7 +171,7 @@ def test_attentions_may_be_compared_instead_of_stages(
 
 
 @pytest.mark.slow
-def test_a_layer_of_weight_0_is_not_learned_from(make: Make, tmp_path: Path) -> None:
+def test_a_layer_of_weight_0_has_no_feature_loss(make: Make, tmp_path: Path) -> None:
     whole = {"down_blocks": 0.0, "mid_block": 0.0, "up_blocks": 0.0}
     for name, weights in {"none": whole, "one": whole | {"mid_block": 1.0}}.items():
         make(tmp_path / name, steps=1, loss={"feature_layer_weights": weights}).run()
@@ -474,7 +179,7 @@ def test_a_layer_of_weight_0_is_not_learned_from(make: Make, tmp_path: Path) -> 
     assert lost["none"] == 0 < lost["one"]
 
 
-def test_features_that_weigh_nothing_are_not_looked_at(make: Make, tmp_path: Path) -> None:
+def test_features_of_weight_0_are_not_recorded(make: Make, tmp_path: Path) -> None:
     trainer = make(tmp_path, loss={"feature_weight": 0.0}, steps=1)
     trainer.run()
     assert list(read_history(tmp_path / HISTORY_NAME)[0].terms) == ["output"]
@@ -517,7 +222,7 @@ def test_a_student_learns_and_its_teacher_stays_as_it_is(make: Make, tmp_path: P
 
 
 @pytest.mark.slow
-def test_the_average_is_shipped_unless_its_decay_is_0(make: Make, tmp_path: Path) -> None:
+def test_the_averaged_weights_are_returned_unless_the_decay_is_0(make: Make, tmp_path: Path) -> None:
     averaged = make(tmp_path / "ema", steps=2, optimizer={"ema_decay": 0.9}).run()
     last = dict(make(tmp_path / "last", steps=2, optimizer={"ema_decay": 0.0}).run().named_parameters())
     kept = state(tmp_path / "ema")
@@ -532,8 +237,8 @@ def test_the_average_is_shipped_unless_its_decay_is_0(make: Make, tmp_path: Path
 
 
 @pytest.fixture
-def asked(tiny_family: Family, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every prompt that was encoded, in order."""
+def encoded(tiny_family: Family, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All prompts that are encoded, in order."""
     prompts: list[str] = []
     encode = tiny_family.encode
 
@@ -545,24 +250,24 @@ def asked(tiny_family: Family, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return prompts
 
 
-def test_plain_distillation_repairs_nothing_but_empty_prompts(
-    make: Make, tmp_path: Path, tiny_cache: LatentCache, tiny_pool: PromptPool, asked: list[str]
+def test_plain_distillation_replaces_prompts_by_empty_ones_only(
+    make: Make, tmp_path: Path, tiny_cache: LatentCache, tiny_pool: PromptPool, encoded: list[str]
 ) -> None:
     never = {"conditioning": {"probability": {"schedule": "none"}, "empty_prompt_probability": 0.3}, "steps": 4}
     make(tmp_path, **never).run()
     source = BatchSource(tiny_cache, tiny_pool, SEED, 4, 4)
     batches = [source(step)[0] for step in range(4)]
     emptied = [(batch.draws.empty_coin < 0.3).tolist() for batch in batches]
-    own = [prompt for batch in batches for prompt in batch.cached_prompts]
+    cached = [prompt for batch in batches for prompt in batch.cached_prompts]
     flags = [flag for step in emptied for flag in step]
     assert any(flags)
-    assert asked == ["" if flag else prompt for flag, prompt in zip(flags, own, strict=True)]
+    assert encoded == ["" if flag else prompt for flag, prompt in zip(flags, cached, strict=True)]
     history = read_history(tmp_path / HISTORY_NAME)
     assert [record.replaced_prompt for record in history] == [sum(step) / 4 for step in emptied]
 
 
-def test_always_repairing_never_asks_for_an_images_own_prompt(
-    make: Make, tmp_path: Path, tiny_cache: LatentCache, tiny_pool: PromptPool, asked: list[str]
+def test_p_of_1_never_uses_the_cached_prompt(
+    make: Make, tmp_path: Path, tiny_cache: LatentCache, tiny_pool: PromptPool, encoded: list[str]
 ) -> None:
     always = {
         "conditioning": {
@@ -572,39 +277,23 @@ def test_always_repairing_never_asks_for_an_images_own_prompt(
     }
     make(tmp_path, steps=2, **always).run()
     source = BatchSource(tiny_cache, tiny_pool, SEED, 4, 4)
-    assert asked == [prompt for step in range(2) for prompt in source(step)[0].random_prompts]
+    assert encoded == [prompt for step in range(2) for prompt in source(step)[0].random_prompts]
     assert [record.replaced_prompt for record in read_history(tmp_path / HISTORY_NAME)] == [1, 1]
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ({}, rc.exponential(5.0)),
-        ({"schedule": "exponential", "lambda": 3.0}, rc.exponential(3.0)),
-        ({"schedule": "sigmoid", "slope": 10.0, "midpoint": 0.5}, rc.sigmoid(10.0, 0.5)),
-        ({"schedule": "constant", "probability": 0.25}, rc.constant(0.25)),
-        ({"schedule": "none"}, rc.constant(0.0)),
-    ],
-)
-def test_the_recipes_schedule_is_the_methods(schedule: dict[str, Any], expected: Callable[[Tensor], Tensor]) -> None:
-    settings = ConditioningSettings.model_validate({"probability": schedule})
-    u = torch.linspace(0, 1, 11)
-    assert torch.equal(probability_of(settings.probability)(u), expected(u))
-
-
-# when it goes wrong
+# errors
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("spoilt", "kept"), [(0, None), (3, 2), (5, 4)])
-def test_a_loss_that_is_not_finite_is_named_and_never_saved(
+def test_a_loss_that_is_not_finite_is_reported_with_its_sample_and_never_saved(
     *,
     make: Make,
     tmp_path: Path,
     tiny_family: Family,
     tiny_cache: LatentCache,
     tiny_pool: PromptPool,
-    asked: list[str],
+    encoded: list[str],
     monkeypatch: pytest.MonkeyPatch,
     spoilt: int,
     kept: int | None,
@@ -624,7 +313,7 @@ def test_a_loss_that_is_not_finite_is_named_and_never_saved(
     with pytest.raises(NonFiniteLossError, match=r"try a lower distill\.optimizer\.learning_rate") as raised:
         make(tmp_path).run()
     (batch,) = BatchSource(tiny_cache, tiny_pool, SEED, 4, 4)(spoilt)
-    sample = f"t={int(batch.draws.uniform[2] * 1000)} {asked[4 * spoilt + 2]!r}"
+    sample = f"t={int(batch.draws.uniform[2] * 1000)} {encoded[4 * spoilt + 2]!r}"
     assert f"step {spoilt} is not finite for 1 sample(s): {sample}" in str(raised.value)
     if kept is None:
         assert "No checkpoint was written yet" in str(raised.value)

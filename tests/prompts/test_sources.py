@@ -54,7 +54,7 @@ def test_the_smallest_and_largest_random_numbers_choose_a_prompt_of_the_right_so
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"a.txt": 1.0, "b.txt": 1.0, "d.txt": 1.0}, r"'d.txt', which is no file of the prompt pool; did you mean"),
+        ({"a.txt": 1.0, "b.txt": 1.0, "d.txt": 1.0}, r"'d.txt', which is not a file of the prompt pool; did you mean"),
         ({"b.txt": 1.0}, r"leaves out 'a.txt', 'c.txt'; give every file of the prompt pool a weight"),
     ],
 )
@@ -65,5 +65,5 @@ def test_weights_must_have_the_names_of_the_files(pool: PromptPool, weights: dic
 
 def test_a_pool_without_files_has_no_sources(tmp_path: Path) -> None:
     pool = PromptPool.from_prompts(["a"], tmp_path / "pool.arrow")
-    with pytest.raises(CondistillError, match=r"'a.txt', which is no file .*; it was built from no files"):
+    with pytest.raises(CondistillError, match=r"'a.txt', which is not a file .*; it was built from no files"):
         SourceMix.of(pool, {"a.txt": 1.0})

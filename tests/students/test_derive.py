@@ -124,7 +124,7 @@ def test_kept_layers_can_be_narrowed_and_are_compared_with_their_sources(tiny, r
     ("settings", "message"),
     [
         ({}, "give a preset, a width, a depth, a target or the layers to keep"),
-        ({"preset": "b-base", "keep": {}}, "preset and keep say which layers are kept"),
+        ({"preset": "b-base", "keep": {}}, "preset and keep each choose the layers to keep"),
         ({"preset": "b-smal"}, "Input should be 'b-base', 'b-small'"),
         ({"preset": "c-tiny", "width": 0.5}, "sets the width already"),
         ({"width": 0.5, "weights": "zeros"}, "Input should be 'teacher' or 'random'"),

@@ -1,1 +1,1 @@
-"""The recipe: its sections, typed and frozen, and the messages for every mistake in it."""
+"""The recipe: its sections as typed, frozen settings, and the messages for its mistakes."""

@@ -107,8 +107,8 @@ class LossSettings(Settings):
     x0_clip: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] | None = None
     """Smallest and largest weight of `output_weighting: x0`; empty: 0.1 and 10."""
     features: Literal["stages", "cross_attention", "self_attention", "attention_maps"] = "stages"
-    """What the feature loss compares: the end of every stage, as in the paper; the output of every attention of one
-    kind; or how much attention each position pays to each token of the prompt."""
+    """The features that the feature loss compares: the outputs of all stages, as in the paper; the outputs of all
+    attentions of one kind; or the attention of each position to each token of the prompt."""
     feature_layer_weights: dict[str, Weight] | None = None
     """Factors of single layers' feature losses, by the teacher's name of the layer or of a block that holds it;
     1 for all others."""
@@ -156,13 +156,13 @@ class OptimizerSettings(Settings):
 
 
 class LoggingSettings(Settings):
-    """What is written during training; nothing here changes the student."""
+    """Logs and checkpoints of a training; they do not change the student."""
 
     log_every: PositiveInt = 50
     """Optimiser steps between records in `history.jsonl`."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     checkpoint_every: PositiveInt = 500
-    """Optimiser steps between checkpoints: what an interruption can cost."""
+    """Optimiser steps between checkpoints: the most that an interruption can cost."""
     keep_checkpoints: PositiveInt = 2
     """Number of newest checkpoints that are kept."""
 
@@ -219,7 +219,7 @@ class DistillSettings(Settings):
         return min(max(scale, low), high)
 
     @property
-    def draws_cheaper(self) -> bool:
+    def needs_fewer_evaluations(self) -> bool:
         """Whether the student needs fewer denoiser evaluations per image than its teacher, so it may be as large."""
         return self.guidance_distillation is not None or self.few_steps is not None
 

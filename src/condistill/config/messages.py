@@ -1,4 +1,4 @@
-"""Every mistake of a recipe in one line: its place, what was given, what is allowed."""
+"""One line for every mistake of a recipe: its place, the given value and the allowed values."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _suggestion(name: str, model: type[Settings], section: str) -> str:
 
 
 def _message(mistake: Any, model: type[Settings], data: Any, places: Mapping[str, str], at: tuple[str, ...]) -> str:
-    """Return the place of a mistake, what was given, and what is allowed, in one line."""
+    """Return the place of a mistake, the given value and the allowed values, in one line."""
     kind, location = mistake["type"], mistake["loc"]
     keys, parent = [*at], data
     for part in location:  # it also names members of unions, which are not keys of the recipe

@@ -1,4 +1,4 @@
-"""What to do: a recipe is read from YAML, and every mistake in it is told at once, each with its place."""
+"""The recipe of a run: reading it from YAML, and checking it. All mistakes are reported at once, with their lines."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from condistill.config.distill import (
-    ConsistencySettings,
-    DistillSettings,
-)
+from condistill.config.distill import ConsistencySettings, DistillSettings
 from condistill.config.messages import mistakes, variant_mistakes
 from condistill.config.sections import (
     MINIATURE,
@@ -29,10 +26,15 @@ from condistill.config.yaml_tree import merge, override, read_yaml
 from condistill.errors import CondistillError, RecipeError, nearest
 from condistill.utils.registry import load_plugins
 
+TEACHER = "teacher"
+"""The name of the teacher among the models of a run."""
+SPLITS = ("seen", "unseen", "all")
+"""The splits that prompts are evaluated in."""
 
-def _student_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == "teacher":
-        raise ValueError(f"{name!r} cannot name a student: use a-z, 0-9, _ and -, and not 'teacher'")
+
+def _check_student_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == TEACHER:
+        raise ValueError(f"{name!r} cannot name a student: use a-z, 0-9, _ and -, and not {TEACHER!r}")
     return name
 
 
@@ -45,22 +47,37 @@ class Recipe(Settings):
     cache: CacheSettings = Field(default_factory=CacheSettings)
     student: StudentSettings
     distill: DistillSettings = Field(default_factory=DistillSettings)
-    variants: dict[Annotated[str, AfterValidator(_student_name)], VariantSettings] = Field(
+    variants: dict[Annotated[str, AfterValidator(_check_student_name)], VariantSettings] = Field(
         default_factory=lambda: {"random_conditioning": VariantSettings()}, min_length=1
     )
-    """Students to distil, by name, each with what it changes in `student` and `distill`."""
+    """Students to distil, by name, each with its changes to `student` and `distill`."""
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
 
     @property
     def cache_is_idle(self) -> bool:
-        """Whether latents are drawn that no student learns from or is chosen by."""
+        """Whether the cache has latents that no student is trained on or chosen by."""
         settings = [self.variant(name) for name in self.variants]
-        # the target of a transformer is met by depth, and of which kind the teacher is no recipe says
+        # a target is met by depth in a transformer, and the recipe does not know the teacher's architecture
         chosen = (bool(s.depth or s.target) or s.importance != "weight_norm" for s, _ in settings)
         return self.cache.size > 0 and not any(chosen) and not any(d.uses_cache for _, d in settings)
 
     @model_validator(mode="after")
-    def _variants_fit(self) -> Recipe:
+    def _check_variants(self) -> Recipe:
+        self._check_teachers()
+        try:
+            variants = {name: self.variant(name) for name in self.variants}
+        except ValidationError:
+            return self  # `variant_mistakes` reports it with the variant's name
+        self._check_cache(variants)
+        distilled = {name: settings for name, (_, settings) in variants.items()}
+        for name, settings in distilled.items():
+            self._check_sources(name, settings)
+            self._check_lineage(name, distilled)
+            self._check_evaluation(name, settings)
+        return self
+
+    def _check_teachers(self) -> None:
+        """Check that the teacher of every variant is a variant above it."""
         for number, (name, settings) in enumerate(self.variants.items()):
             above = list(self.variants)[:number]
             if settings.teacher is not None and settings.teacher not in above:
@@ -68,37 +85,24 @@ class Recipe(Settings):
                     f"variants.{name}.teacher is {settings.teacher!r}, and it must be a variant above "
                     f"{name!r}: {', '.join(above) or 'there is none'}"
                 )
-        try:
-            distilled = {name: self.variant(name)[1] for name in self.variants}
-            measured = [name for name in self.variants if self.variant(name)[0].importance != "weight_norm"]
-        except ValidationError:
-            return self  # a mistake that is told with the variant's name
-        users = [name for name, settings in distilled.items() if settings.uses_cache]
-        if users and not self.cache.size:
+
+    def _check_cache(self, variants: Mapping[str, tuple[StudentSettings, DistillSettings]]) -> None:
+        """Check that there is a cache if a variant needs one."""
+        if self.cache.size:
+            return
+        if users := [name for name, (_, settings) in variants.items() if settings.uses_cache]:
             raise ValueError(
                 f"cache.size is 0, and {', '.join(users)} learns from cached latents; "
-                "only `distill.path: {start: noise}` does without"
+                "set cache.size above 0, or use `distill.path: {start: noise}`, which needs no cache"
             )
-        if measured and not self.cache.size:
+        if measured := [name for name, (student, _) in variants.items() if student.importance != "weight_norm"]:
             raise ValueError(
                 f"cache.size is 0, and student.importance of {', '.join(measured)} is measured over cached latents; "
-                "set it to weight_norm, or cache some"
+                "set it to weight_norm, or set cache.size above 0"
             )
-        for name in self.variants:
-            self._check_sources(name, distilled[name])
-            self._check_chain(name, distilled)
-            scale = self.evaluate.guidance_scale
-            told = distilled[name].guidance_range
-            if scale is not None and told and distilled[name].nearest_guidance(scale) != scale:
-                raise ValueError(
-                    f"evaluate.guidance_scale is {scale:g}, and {name} is told scales of "
-                    f"{list(told)}; choose one of these, or null for the one nearest "
-                    "to cache.guidance_scale"
-                )
-        return self
 
     def _check_sources(self, name: str, settings: DistillSettings) -> None:
-        """Weights of prompt sources go by the names of their files."""
+        """Check that the source weights of a variant have the names of the pool's files."""
         choice = settings.conditioning.prompt_choice
         if choice is None or choice.source_weights is None:
             return
@@ -113,41 +117,55 @@ class Recipe(Settings):
         except CondistillError as error:
             raise ValueError(f"{name!r}: distill.conditioning.prompt_choice.{error}") from error
 
-    def _check_chain(self, name: str, distilled: Mapping[str, DistillSettings]) -> None:
-        """A student of a student must fit what that one can do."""
-        mine, above = distilled[name], [*self.teachers(name)]
-        folded = next((teacher for teacher in above if distilled[teacher].guidance_distillation), None)
-        told = distilled[folded].guidance_range if folded else None
-        if told and not (mine.guidance_range and told[0] <= mine.guidance_range[0] < mine.guidance_range[1] <= told[1]):
+    def _check_lineage(self, name: str, distilled: Mapping[str, DistillSettings]) -> None:
+        """Check that a student can learn from the student that is its teacher."""
+        settings, teachers = distilled[name], [*self.teachers(name)]
+        with_guidance = next((teacher for teacher in teachers if distilled[teacher].guidance_distillation), None)
+        allowed = distilled[with_guidance].guidance_range if with_guidance else None
+        chosen = settings.guidance_range
+        if allowed and not (chosen and allowed[0] <= chosen[0] < chosen[1] <= allowed[1]):
             raise ValueError(
-                f"variants.{name}: its teacher {folded!r} is told guidance scales of {list(told)}, so it must be as "
-                f"well; set distill.guidance_distillation to {list(told)} or a part of it"
+                f"variants.{name}: its teacher {with_guidance!r} takes guidance scales of {list(allowed)} as an input, "
+                f"so the student must as well; set distill.guidance_distillation to {list(allowed)} or a part of it"
             )
-        if folded and not told and (mine.guidance_distillation or (mine.path and mine.path.guidance_scale != 1)):
+        guided_again = settings.guidance_distillation or (settings.path and settings.path.guidance_scale != 1)
+        if with_guidance and not allowed and guided_again:
             raise ValueError(
-                f"variants.{name}: guidance is folded into its teacher {folded!r} already; "
+                f"variants.{name}: its teacher {with_guidance!r} is guidance-distilled already; "
                 "set distill.guidance_distillation to null and distill.path.guidance_scale to 1"
             )
-        few = next((few for teacher in above if (few := distilled[teacher].few_steps)), None)
-        if isinstance(few, ConsistencySettings):
+        few_steps = next((found for teacher in teachers if (found := distilled[teacher].few_steps)), None)
+        if isinstance(few_steps, ConsistencySettings):
             raise ValueError(
-                f"variants.{name}: its teacher learnt consistency, and knows where a path ends but not how it goes on; "
-                "let the teacher of that one teach"
+                f"variants.{name}: its teacher was trained with few_steps.method 'consistency', so it predicts where a "
+                "path ends but not its next state; choose the teacher of that variant"
             )
-        if few and (mine.few_steps is None or mine.few_steps.teacher_solver_steps != few.num_inference_steps):
+        if few_steps is None:
+            return
+        known = few_steps.num_inference_steps
+        if settings.few_steps is None or settings.few_steps.teacher_solver_steps != known:
             raise ValueError(
-                f"variants.{name}: its teacher knows {few.num_inference_steps} steps only, so few_steps needs "
-                f"num_inference_steps x teacher_steps = {few.num_inference_steps}, or as many solver_steps"
+                f"variants.{name}: its teacher knows {known} steps only, so distill.few_steps needs "
+                f"num_inference_steps x teacher_steps = {known}, or solver_steps = {known}"
+            )
+
+    def _check_evaluation(self, name: str, settings: DistillSettings) -> None:
+        """Check that a student can sample with the guidance scale of the evaluation."""
+        scale, allowed = self.evaluate.guidance_scale, settings.guidance_range
+        if scale is not None and allowed and settings.nearest_guidance(scale) != scale:
+            raise ValueError(
+                f"evaluate.guidance_scale is {scale:g}, and {name} takes guidance scales of {list(allowed)}; choose "
+                "one of these, or null for the one nearest to cache.guidance_scale"
             )
 
     def teachers(self, name: str) -> Iterator[str]:
-        """The variants that teach a variant, the nearest first."""
+        """Yield the variant that teaches a variant, then the one that teaches that one, and so on."""
         while (teacher := self.variants[name].teacher) is not None:
             yield teacher
             name = teacher
 
     def variant(self, name: str) -> tuple[StudentSettings, DistillSettings]:
-        """The student and the distillation of one variant: the recipe's, with the variant's changes."""
+        """Return the settings of one variant: the recipe's, with the variant's changes."""
         changes = self.variants[name]
         student = merge(self.student.model_dump(by_alias=True), changes.student)
         distill = merge(self.distill.model_dump(by_alias=True), changes.distill)
@@ -158,7 +176,7 @@ class Recipe(Settings):
         """Read a recipe file.
 
         Args:
-            path: a YAML file; file names in it, and in overrides, are taken from the folder it lies in.
+            path: a YAML file; file names in it, and in overrides, are relative to its folder.
             overrides: `key=value` with dotted keys, such as `distill.steps=1000`.
 
         Raises:
@@ -191,7 +209,14 @@ class Recipe(Settings):
     def from_dict(
         cls, data: Mapping[str, Any], *, source: str = "recipe", places: Mapping[str, str] | None = None
     ) -> Recipe:
-        """Validate a mapping; all mistakes at once, each with where `places` says its dotted key was given."""
+        """Return the recipe of a mapping.
+
+        Args:
+            places: where each dotted key was given, such as `line 3`, for messages.
+
+        Raises:
+            RecipeError: lists every mistake with its place.
+        """
         load_plugins()
         data, places = dict(data), places or {}
         found = [*mistakes(cls, data, places).values(), *variant_mistakes(data, places)]
@@ -200,13 +225,13 @@ class Recipe(Settings):
         return cls.model_validate(data)
 
     def to_yaml(self) -> str:
-        """The resolved recipe: every setting, defaults included."""
+        """Return the recipe as YAML with every setting, defaults included."""
         text: str = yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
         return text
 
 
 def _resolve_files(data: dict[str, Any], folder: Path) -> None:
-    """File names are relative to the recipe, so is a teacher that is a folder there; the run keeps them absolute."""
+    """Make file names absolute, and the teacher if it is a folder; they are relative to the recipe's folder."""
 
     def resolve(name: Any) -> Any:
         return str((folder / name).resolve()) if isinstance(name, str) and name != MINIATURE else name
@@ -224,7 +249,7 @@ def _resolve_files(data: dict[str, Any], folder: Path) -> None:
 
 
 def check_sources(weights: Mapping[str, float], names: tuple[str, ...]) -> None:
-    """Whether every source has a weight and every weight a source.
+    """Check that every source has a weight and every weight a source.
 
     Raises:
         CondistillError: names the first that has not.
@@ -232,14 +257,8 @@ def check_sources(weights: Mapping[str, float], names: tuple[str, ...]) -> None:
     for name in weights:
         if name not in names:
             near = nearest(name, names) if names else "; it was built from no files"
-            raise CondistillError(f"source_weights names {name!r}, which is no file of the prompt pool{near}")
+            raise CondistillError(f"source_weights names {name!r}, which is not a file of the prompt pool{near}")
     if missing := [name for name in names if name not in weights]:
         raise CondistillError(
             f"source_weights leaves out {', '.join(map(repr, missing))}; give every file of the prompt pool a weight"
         )
-
-
-TEACHER = "teacher"
-
-
-SPLITS = ("seen", "unseen", "all")

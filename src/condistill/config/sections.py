@@ -1,4 +1,4 @@
-"""What can be set: the sections of a recipe, typed and frozen. Defaults are the paper's, or a comment says otherwise.
+"""The sections of a recipe other than `distill`. Defaults are the paper's, or a comment says otherwise.
 
 "The paper" is Kim et al., Random Conditioning with Distillation for Data-Efficient Diffusion Model
 Compression, CVPR 2025 (arXiv 2504.02011).
@@ -23,7 +23,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Words = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 MINIATURE = "miniature"
-"""The name that stands for the embedded teacher, its captions and its classifier."""
+"""The name of the embedded teacher, its captions and its classifier."""
 
 BlockPreset = Literal["b-base", "b-small", "b-tiny", "koala-1b", "koala-700m"]
 WidthPreset = Literal["c-base", "c-small", "c-tiny", "c-micro"]
@@ -32,7 +32,7 @@ Preset = Literal[BlockPreset, WidthPreset]
 
 
 class Settings(BaseModel):
-    """Frozen; an unknown key is an error; `"3"` is not 3."""
+    """Base class of all settings: frozen; an unknown key is an error; types are strict, so `"3"` is not 3."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
 
@@ -55,54 +55,54 @@ class PromptSettings(Settings):
     files: Words = Field(min_length=1)
     """The text pool: txt, csv, jsonl or parquet; `miniature` for the captions of its world."""
     column: str | None = None
-    """Where the prompts are in csv, jsonl and parquet; not needed where there is one column of text."""
+    """The column of the prompts in csv, jsonl and parquet; not needed if there is only one column of text."""
     cached_files: Words = ()
-    """Prompts to draw latents for; empty: the cache draws from `files`."""
+    """Prompts to generate latents for; empty: prompts of `files`."""
     unseen_words: Words = ()
-    """A prompt with one of these words is never cached."""
+    """Prompts with one of these words are never cached."""
     unseen_files: Words = ()
-    """Every prompt of these files is in the pool and never cached."""
+    """Prompts of these files are in the pool, and are never cached."""
 
     @property
     def every_file(self) -> tuple[str, ...]:
-        """All that the pool is built from."""
+        """All files that the pool is built from."""
         return self.files + self.cached_files + self.unseen_files
 
 
 class CacheSettings(Settings):
     size: Annotated[int, Field(ge=0)] = 212_776  # the paper's LAION-Aesthetics 6.5+ prompts
-    """Latents to draw; 0 where every student learns on paths from pure noise (`distill.path.start: noise`)."""
+    """Latents to generate; 0 if every student learns on paths from pure noise (`distill.path.start: noise`)."""
     num_inference_steps: PositiveInt = 25
     guidance_scale: Annotated[float, Field(ge=0)] = 7.5
     batch_size: PositiveInt = 8
     shard_size: PositiveInt = 1024
-    """Images per file. A fill that is interrupted goes on after the last whole file."""
+    """Images per file. An interrupted cache stage resumes after the last whole file."""
     dtype: Literal["float16", "float32"] = "float16"
 
 
-def _share(given: Any) -> Any:
-    """`0.4x` is 0.4."""
-    number = given.removesuffix("x") if isinstance(given, str) and given.endswith("x") else given
+def _parse_share(value: Any) -> Any:
+    """Return a share such as `0.4x` as a number, and anything else unchanged."""
+    number = value.removesuffix("x") if isinstance(value, str) and value.endswith("x") else value
     try:
         return float(number)
     except (TypeError, ValueError):
-        return given
+        return value
 
 
-Share = Annotated[float, BeforeValidator(_share), Field(gt=0, lt=1)]
+Share = Annotated[float, BeforeValidator(_parse_share), Field(gt=0, lt=1)]
 
 
 class TargetSettings(Settings):
-    """What the student may cost at most, as a share of its teacher: `0.4` or `0.4x`."""
+    """The most that the student may cost, as a share of its teacher: `0.4` or `0.4x`."""
 
     params: Share | None = None
     macs: Share | None = None
     """Multiply-accumulates of one forward."""
     latency: Share | None = None
-    """Time of one forward of one sample on the device at hand, measured before training."""
+    """Time of one forward of one sample on this device, measured before training."""
 
     @model_validator(mode="after")
-    def _one_at_least(self) -> TargetSettings:
+    def _check_given(self) -> TargetSettings:
         if not any((self.params, self.macs, self.latency)):
             raise ValueError("give params, macs or latency: the most that the student may cost, such as 0.5x")
         return self
@@ -112,76 +112,79 @@ class StudentSettings(Settings):
     """How a student is made smaller than its teacher."""
 
     preset: Preset | None = None
-    """`b-*` removes blocks as in BK-SDM, `koala-*` as in KOALA, `c-*` narrows every stage: the papers' tables."""
+    """A row of the papers' tables: `b-*` removes blocks as in BK-SDM, `koala-*` as in KOALA, `c-*` narrows every
+    stage."""
     width: PositiveFloat | Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
     """A fraction of the teacher's channels, or the channels of every stage."""
     keep: dict[str, Indices] | None = None
-    """The layers that are kept of each list of layers; lists that are not named are kept whole."""
+    """Indices of the layers to keep, for each list of layers; lists that are not named are kept whole."""
     depth: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """A share of a transformer's layers; those that change their input least over cached latents are left out."""
+    """Share of a transformer's layers to keep; the layers with the lowest block influence over cached latents are
+    removed."""
     target: TargetSettings | None = None
-    """In place of a width or a depth: the largest student that costs no more is chosen."""
+    """Instead of a width or a depth: the largest student that costs no more than this."""
     importance: Importance = "weight_norm"
-    """By what a width's channels are kept: the weights that write them, what they carry over cached latents, or how
-    much the teacher's error would change without them (first order)."""
+    """How the channels to keep are chosen: by the norm of the weights that write them, by their activations over cached
+    latents, or by how much the teacher's error would change without them (first order)."""
     weights: Literal["teacher", "random"] = "teacher"
-    """`teacher`: inherit surviving layers and slice channels. `random`: start from noise."""
+    """`teacher`: inherit the kept layers and channels. `random`: random initialisation."""
 
     @field_validator("width")
     @classmethod
-    def _narrower(cls, width: float | tuple[int, ...] | None) -> float | tuple[int, ...] | None:
+    def _check_width(cls, width: float | tuple[int, ...] | None) -> float | tuple[int, ...] | None:
         if isinstance(width, float | int) and not 0 < width <= 1:
             raise ValueError(
-                f"a fraction of the teacher's channels is above 0 and at most 1, this is {width}; "
+                f"a fraction of the teacher's channels is above 0 and at most 1, but width is {width}; "
                 "give the channels of every stage as a list, such as [160, 320, 640, 640]"
             )
         return width
 
     @model_validator(mode="after")
-    def _what_is_smaller(self) -> StudentSettings:
-        given = [n for n in ("preset", "width", "keep", "depth", "target") if getattr(self, n) is not None]
-        if not given:
+    def _check_one_choice(self) -> StudentSettings:
+        chosen = [n for n in ("preset", "width", "keep", "depth", "target") if getattr(self, n) is not None]
+        if not chosen:
             raise ValueError(
-                "give a preset, a width, a depth, a target or the layers to keep; without any the student equals its "
-                "teacher"
+                "give a preset, a width, a depth, a target or the layers to keep; without any of them the student "
+                "equals its teacher"
             )
         narrows = self.preset in get_args(WidthPreset)
         if narrows and self.width is not None:
             raise ValueError(f"preset {self.preset!r} sets the width already; leave out one of the two")
-        if self.target and (narrows or {"width", "depth"} & set(given)):
+        if self.target and (narrows or {"width", "depth"} & set(chosen)):
             raise ValueError("target chooses the width or the depth; leave out one of the two")
-        layers = [n for n in given if n in ("preset", "keep", "depth") and not (n == "preset" and narrows)]
+        layers = [n for n in chosen if n in ("preset", "keep", "depth") and not (n == "preset" and narrows)]
         if len(layers) > 1:
-            raise ValueError(f"{' and '.join(layers)} say which layers are kept; leave out all but one")
+            raise ValueError(f"{' and '.join(layers)} each choose the layers to keep; leave out all but one")
         narrows = narrows or self.width is not None or self.target is not None
         if self.importance != "weight_norm" and not (narrows and self.weights == "teacher"):
             raise ValueError(
-                f"importance {self.importance!r} chooses the channels of a width that inherits; "
-                "give a width and weights: teacher, or leave it out"
+                f"importance {self.importance!r} chooses channels to inherit from the teacher; "
+                "give a width and weights: teacher, or leave importance out"
             )
         return self
 
 
 class EvaluateSettings(Settings):
     prompts_per_split: PositiveInt = 100
-    """Prompts drawn from the seen and from the unseen ones; `all` is both together."""
+    """Random prompts of the seen and of the unseen split each; `all` is both together."""
     num_inference_steps: PositiveInt | None = None
-    """Empty: as the cache."""
+    """Empty: as in the cache."""
     guidance_scale: Annotated[float, Field(ge=0)] | None = None
-    """Empty: as the cache."""
+    """Empty: as in the cache."""
     batch_size: PositiveInt = 8
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)] = (0,)
-    """One whole evaluation per seed, each with its own prompts and noise; the spread is over these."""
+    """One whole evaluation per seed, each with its own prompts and noise; spreads are over these."""
     classifier: Literal["none", "miniature"] = "none"
-    """`miniature`: every attribute of every image is classified; only for the miniature's world."""
+    """`miniature`: classifies every attribute of every image; only for the miniature's world."""
     grid: PositiveInt = 6
-    """Prompts shown per split in the report."""
+    """Prompts per split whose images the report shows."""
 
 
 class VariantSettings(Settings):
-    """What one student changes in the recipe's `student` and `distill`, and who teaches it."""
+    """The changes of one student to the recipe's `student` and `distill`, and its teacher."""
 
     teacher: str | None = None
-    """A variant above this one, whose student takes the pipeline's place: this one is made of it and learns from it."""
+    """A variant above this one, whose student replaces the pipeline as the teacher: this one is derived from it and
+    learns from it."""
     student: dict[str, Any] = Field(default_factory=dict)
     distill: dict[str, Any] = Field(default_factory=dict)

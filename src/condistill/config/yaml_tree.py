@@ -1,4 +1,4 @@
-"""Trees of settings, as YAML holds them: reading with the place of every key, laying changes over them."""
+"""Settings as nested mappings: reading them from YAML with the line of every key, and changing them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import yaml
 from condistill.errors import RecipeError
 
 _KINDS = {"schedule": "exponential", "method": "progressive"}
-"""Settings that say which others there are, and what they are where nothing is said."""
+"""Settings that choose which other settings exist, and their defaults."""
 
 
 def read_yaml(text: str, source: str) -> tuple[Any, dict[str, str]]:
-    """The data, and `line n` for the dotted place of every key.
+    """Return the data, and `line n` for the dotted name of every key.
 
     Raises:
-        RecipeError: this is not YAML, or a key is given twice.
+        RecipeError: the text is not YAML, or a key is given twice.
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -41,10 +41,10 @@ def _lines(node: yaml.Node | None, place: str = "") -> Iterator[tuple[str, int]]
 
 
 def override(data: dict[str, Any], places: dict[str, str], text: str) -> None:
-    """Set what `key=value` says, key dotted, value YAML.
+    """Set one setting in `data`, given as `key=value` with a dotted key and a value in YAML.
 
     Raises:
-        RecipeError: `text` is no such thing, or a part of its key holds no settings.
+        RecipeError: the text is not `key=value`, or a part of its key holds no settings.
     """
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key:
@@ -53,7 +53,7 @@ def override(data: dict[str, Any], places: dict[str, str], text: str) -> None:
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
-            raise RecipeError(f"the override {text!r} goes into {parent!r}, which holds no settings")
+            raise RecipeError(f"the override {text!r} sets a key of {parent!r}, which holds no settings")
     try:
         data[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -64,19 +64,22 @@ def override(data: dict[str, Any], places: dict[str, str], text: str) -> None:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes laid over base; a mapping with another `schedule` or `method` replaces, since its settings differ."""
+    """Return `base` with `changes`: mappings are merged, except that one with another `schedule` or `method` replaces.
+
+    It has other settings than the one in `base`.
+    """
     merged = dict(base)
     for key, value in changes.items():
         before = merged.get(key)
         merged[key] = value
         if isinstance(before, Mapping) and isinstance(value, Mapping):
             kinds = {kind: before.get(kind, default) for kind, default in _KINDS.items()}
-            if all(value.get(kind, given) == given for kind, given in kinds.items()):
+            if all(value.get(kind, known) == known for kind, known in kinds.items()):
                 merged[key] = merge(before, value)
     return merged
 
 
 def flow(value: Any) -> str:
-    """A value as YAML in one line."""
+    """Return a value as YAML in one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
     return text.removesuffix("\n...\n").strip()

@@ -18,7 +18,7 @@ from condistill.utils.registry import Registry
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both models at the same B states: what a loss term is computed from. All tensors are on the device."""
+    """Both models at the same B states: the input of a loss term. All tensors are on the device."""
 
     sample: Sample
     """The states."""

@@ -25,7 +25,7 @@ class Losses:
     """The losses of B samples, each `[B]`."""
 
     total: Tensor
-    """The weighted sum of the terms: what is minimised."""
+    """The weighted sum of the terms, which is minimised."""
     terms: Mapping[str, Tensor]
     """Every active term by name, without its weight."""
 

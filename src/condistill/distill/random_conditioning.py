@@ -7,9 +7,9 @@ Kim et al., Random Conditioning with Distillation for Data-Efficient Diffusion M
 
 where x_t is a cached latent x_0 with the noise of timestep t, and c is a prompt. Plain distillation takes the prompt
 that x_0 was generated for. Random conditioning replaces it, with a probability p(u) that grows with the noise level
-u = t/T, by a prompt chosen at random from a much larger pool of texts. A noisy x_t says little about its image, so the
-teacher's prediction there is one it would make on the way to the new prompt. So the student learns concepts that no
-cached image shows.
+u = t/T, by a prompt chosen at random from a much larger pool of texts. A noisy x_t contains little of its image, so
+the teacher's prediction at x_t is close to its predictions on the way to an image of the new prompt. So the student
+learns concepts that no cached image shows.
 
 Losses are per sample, `[B]`; the caller reduces.
 """

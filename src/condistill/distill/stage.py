@@ -201,7 +201,7 @@ def _derive(run: Run, name: str, directory: Path, cache: LatentCache) -> Student
         scores=scores,
         seed=recipe.seed,
         features=settings.loss.features,
-        may_be_as_large=settings.draws_cheaper,
+        may_be_as_large=settings.needs_fewer_evaluations,
     )
 
 

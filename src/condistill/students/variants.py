@@ -59,7 +59,7 @@ def derive_variants(recipe: Recipe, family: Family, *, on_refusal: OnRefusal = _
         try:
             settings = meet_target(teacher, settings, size=size, text_length=text_length)
             student = derive_student(
-                teacher, settings, features=distill.loss.features, may_be_as_large=distill.draws_cheaper
+                teacher, settings, features=distill.loss.features, may_be_as_large=distill.needs_fewer_evaluations
             )
         except CondistillError as error:
             raise cannot_be_made(name, error) from error
