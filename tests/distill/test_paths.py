@@ -62,7 +62,7 @@ class Loop:
         self.family, accelerator = family, Accelerator(cpu=True)
         self.source = BatchSource(cache, pool, SEED, BATCH, BATCH, guidance_range=self.settings.guidance_range)
         self.objective = Objective(family, self.settings, accelerator, student.pairs)
-        self.model = StudentForward(family, student, features="stages").eval()
+        self.model = StudentForward(family.predict, student, features="stages").eval()
         self.paths = paths_of(family, self.settings, self.source.positions, self.model.denoiser, accelerator)
 
     def step(self, step: int) -> tuple[Sample, Losses]:
@@ -207,7 +207,7 @@ def test_prompts_of_states_on_a_path_are_not_blended(loop: Any, narrow: Student)
         assert sample.blend is not None
         assert sample.blend.weight.tolist() == pytest.approx([0.1, 0, 0.3, 0])
         same = {"teacher": sample.x_t, "student": sample.x_t}
-        walk.paths.advance(Comparison(sample, walk.family.noise, LossSettings(), **same))
+        walk.paths.advance(Comparison(sample=sample, noise=walk.family.noise, settings=LossSettings(), **same))
 
 
 def test_the_batches_of_a_buffer_are_visited_in_turn(loop: Any, narrow: Student) -> None:

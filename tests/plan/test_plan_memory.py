@@ -64,5 +64,5 @@ def test_checkpointing_features_and_half_precision_change_the_peak_as_they_shoul
 
 def test_gradients_are_among_the_peak() -> None:
     step = step_of(build_on_meta(UNet2DConditionModel, CONFIG))
-    assert training_peak(step, None) > parameters(step.student) * 4
-    assert all(parameter.grad is not None for parameter in step.student.parameters())
+    assert training_peak(step, None) > parameters(step.trained.denoiser) * 4
+    assert all(parameter.grad is not None for parameter in step.trained.denoiser.parameters())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from condistill.config.distill import LossSettings
@@ -16,14 +17,10 @@ from condistill.teachers.noise.schedule import NoiseSchedule
 from condistill.utils.registry import Registry
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Both models at the same B states: the input of a loss term. All tensors are on the device."""
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The outputs of both models for the same B samples. All tensors are on the device."""
 
-    sample: Sample
-    """The states."""
-    noise: NoiseSchedule
-    """The teacher's."""
     settings: LossSettings
     teacher: Tensor
     """The prediction that the student must match, `[B, C, h, w]`, without gradients."""
@@ -38,6 +35,16 @@ class Comparison:
     """Of the same shapes as the teacher's."""
     layer_weights: Sequence[float] = ()
     """One per pair of layers, from `distill.loss.feature_layer_weights`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Predictions):
+    """Both models at the same B states: the input of a loss term."""
+
+    sample: Sample
+    """The states."""
+    noise: NoiseSchedule
+    """The teacher's."""
 
     @cached_property
     def timesteps(self) -> Tensor:
@@ -64,20 +71,20 @@ LossTerm = Callable[[Comparison], Tensor]
 """A term of the loss: from a comparison to one value per sample, `[B]`."""
 
 
-def output(comparison: Comparison) -> Tensor:
+def output(predictions: Predictions) -> Tensor:
     """Return the MSE between the predictions, `[B]`."""
-    return rc.mse(comparison.student, comparison.teacher)
+    return rc.mse(predictions.student, predictions.teacher)
 
 
-def feature(comparison: Comparison) -> Tensor:
+def feature(predictions: Predictions) -> Tensor:
     """Return the loss between the features, `[B]`; 0 for a student that shares no layer with its teacher."""
-    if not comparison.student_features:
-        return comparison.student.new_zeros(len(comparison.student))
+    if not predictions.student_features:
+        return predictions.student.new_zeros(len(predictions.student))
     return rc.feature_loss(
-        comparison.student_features,
-        comparison.teacher_features,
-        weights=comparison.layer_weights,
-        normalized=comparison.settings.feature_normalization == "teacher",
+        predictions.student_features,
+        predictions.teacher_features,
+        weights=predictions.layer_weights,
+        normalized=predictions.settings.feature_normalization == "teacher",
     )
 
 
@@ -86,18 +93,24 @@ def task(comparison: Comparison) -> Tensor:
     return rc.task_loss(comparison.student, comparison.true_target, comparison.replaced)
 
 
-def guidance(comparison: Comparison) -> Tensor:
+def guidance(predictions: Predictions) -> Tensor:
     """Return the MSE between the guidance directions, `[B]`."""
-    assert comparison.student_unconditional is not None
-    assert comparison.teacher_unconditional is not None
+    assert predictions.student_unconditional is not None
+    assert predictions.teacher_unconditional is not None
     return rc.guidance_loss(
-        comparison.student,
-        comparison.student_unconditional,
-        comparison.teacher,
-        comparison.teacher_unconditional,
+        predictions.student,
+        predictions.student_unconditional,
+        predictions.teacher,
+        predictions.teacher_unconditional,
     )
 
 
+PREDICTION_TERMS: dict[str, Callable[[Predictions], Tensor]] = {
+    "output": output,
+    "feature": feature,
+    "guidance": guidance,
+}
+"""Those that need no states."""
 BUILT_IN: dict[str, LossTerm] = {"output": output, "feature": feature, "task": task, "guidance": guidance}
 """Their weights are `distill.loss.<name>_weight`."""
 LOSS_TERMS: Registry[LossTerm] = Registry("loss term", BUILT_IN)
@@ -121,6 +134,20 @@ class WeightedTerm:
     weight: float
     output_weighting: bool = False
     """Whether `distill.loss.output_weighting` applies to the term."""
+
+
+def weighted_sum(terms: Sequence[WeightedTerm], values: Mapping[str, Tensor], output_weight: Tensor) -> Tensor:
+    """Return the weighted sum of the terms, `[B]`.
+
+    Args:
+        values: of every term, `[B]` by name.
+        output_weight: `[B]`, from `distill.loss.output_weighting`.
+    """
+    total = torch.zeros_like(output_weight)
+    for term in terms:
+        weight = term.weight * output_weight if term.output_weighting else term.weight
+        total = total + weight * values[term.name]
+    return total
 
 
 def active_terms(settings: LossSettings) -> list[WeightedTerm]:

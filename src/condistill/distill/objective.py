@@ -12,7 +12,7 @@ from torch import Tensor
 
 from condistill.config.distill import DistillSettings
 from condistill.distill import random_conditioning as rc
-from condistill.distill.loss_terms import Comparison, active_terms
+from condistill.distill.loss_terms import Comparison, active_terms, weighted_sum
 from condistill.distill.states import Sample
 from condistill.distill.targets import ModelInputs, TeacherTarget
 from condistill.students.features import FeaturePair, layer_weights
@@ -84,11 +84,7 @@ class Objective:
             clip=settings.x0_clip or (0.1, 10.0),
         )
         terms = {term.name: term.term(comparison) for term in self.terms}
-        total = torch.zeros_like(output_weight)
-        for term in self.terms:
-            weight = term.weight * output_weight if term.output_weighting else term.weight
-            total = total + weight * terms[term.name]
-        return Losses(total, terms)
+        return Losses(weighted_sum(self.terms, terms, output_weight), terms)
 
     def _inputs(self, sample: Sample, *, with_unconditional: bool) -> ModelInputs:
         family = self.family

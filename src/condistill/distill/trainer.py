@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from condistill.config.distill import DistillSettings
@@ -29,6 +27,7 @@ from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.schedules import probability_of
 from condistill.distill.states import Sample, noised_latents
 from condistill.distill.student import StudentForward
+from condistill.distill.update import Update, build_average, build_optimizer
 from condistill.errors import NonFiniteLossError
 from condistill.students.derive import Student
 from condistill.teachers.family import Family
@@ -59,15 +58,10 @@ class Trainer:
         self.objective = Objective(family, settings, accelerator, student.pairs if features else ())
         if settings.gradient_checkpointing:
             student.denoiser.enable_gradient_checkpointing()
-        self.trained = StudentForward(family, student, features=features).to(family.device).train()
+        self.trained = StudentForward(family.predict, student, features=features).to(family.device).train()
         self.paths = self._build_paths() if settings.path else None
         optimizer = settings.optimizer
-        self.raw_optimizer = torch.optim.AdamW(
-            self.trained.parameters(),
-            lr=optimizer.learning_rate,
-            weight_decay=optimizer.weight_decay,
-            fused=family.device.type in ("cpu", "cuda"),
-        )
+        self.raw_optimizer = build_optimizer(self.trained, optimizer)
         self.schedule = get_scheduler(
             optimizer.lr_scheduler,
             self.raw_optimizer,
@@ -75,9 +69,8 @@ class Trainer:
             num_training_steps=settings.steps,
         )
         self.model, self.optimizer = accelerator.prepare(self.trained, self.raw_optimizer)
-        self.ema: EMAModel | None = None
-        if optimizer.ema_decay:
-            self.ema = EMAModel(self.trained.denoiser.parameters(), decay=optimizer.ema_decay, foreach=True)
+        self.ema = build_average(self.trained, optimizer)
+        self._update = Update(self.trained, self.optimizer, self.ema, self._clip)
         directory.mkdir(parents=True, exist_ok=True)
         terms = [term.name for term in self.objective.terms]
         self.history = History(directory / HISTORY_NAME, family.device, terms)
@@ -138,15 +131,14 @@ class Trainer:
                 self.accelerator.backward(loss / len(micro_batches))
         self._check_finite()
         self._pending = pending
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self._update()
         self.schedule.step()
-        if self.ema is not None:
-            self.ema.step(self.trained.denoiser.parameters())
         if self.prompt_choice:
             self.prompt_choice.update()
         self.step += 1
+
+    def _clip(self) -> None:
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.max_grad_norm)
 
     def _loss(self, number: int, batch: Batch, pending: PendingLosses) -> Tensor:
         """Return the mean loss of micro-batch `number` of a step, and carry on its moving states."""

@@ -35,7 +35,7 @@ def training_peak(step: SyntheticStep, half: torch.dtype | None) -> int:
     """
     mode = SavedTensorsOnly(half)
     if step.settings.gradient_checkpointing:
-        step.student.enable_gradient_checkpointing(mode.checkpoint)
+        step.trained.denoiser.enable_gradient_checkpointing(mode.checkpoint)
     with MemoryMeter() as meter:
         with mode:
             loss = step.loss(*step.forward_teacher(), autocast=mode.forward)

@@ -143,7 +143,7 @@ def test_a_teacher_that_takes_the_guidance_scale_is_evaluated_once_with_the_scal
     timesteps = torch.tensor([300.0, 800.0])
     sample = Sample(latents(0), timesteps, PROMPTS, replaced, latents(1), latents(2), guidance_scale=scale)
     with record_calls(dev.denoiser) as calls:
-        losses = objective.losses(objective.compare(StudentForward(dev, student, features=None), sample))
+        losses = objective.losses(objective.compare(StudentForward(dev.predict, student, features=None), sample))
     assert len(calls) == 2  # the teacher, and the student, which is the same denoiser
     assert all(torch.equal(call.inputs["guidance"], scale.float()) for call in calls)
     assert losses.terms["output"].tolist() == [0, 0]

@@ -211,7 +211,7 @@ def test_a_few_step_student_learns_the_result_of_several_teacher_steps(families:
     prompts = ["a small red star", "", "a large blue box"]
     sample = Sample(x_t, here, prompts, replaced, x_t, x_t)
     with torch.no_grad():
-        predictions = objective.compare(StudentForward(family, student, features=None), sample)
+        predictions = objective.compare(StudentForward(family.predict, student, features=None), sample)
         end = torch.cat([here[1:], torch.zeros(1)])
         middle = (here + end) / 2
         condition = family.encode(prompts)
@@ -257,7 +257,10 @@ def test_a_path_from_noise_visits_the_states_of_the_pipelines_call(
             condition = condition.with_guidance_scale(sample.guidance_scale)
         with torch.no_grad():
             prediction = family.predict(family.denoiser, sample.x_t, sample.timesteps, condition)
-        paths.advance(Comparison(sample, family.noise, LossSettings(), teacher=prediction, student=prediction))
+        comparison = Comparison(
+            sample=sample, noise=family.noise, settings=LossSettings(), teacher=prediction, student=prediction
+        )
+        paths.advance(comparison)
         samples.append(sample)
     total = family.noise.total_timesteps
     start = next(step for step in range(1, steps + 1) if samples[step].timesteps[0] == total)

@@ -1,0 +1,50 @@
+"""One update of the trained parameters: clipped gradients, AdamW, and the average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers.training_utils import EMAModel
+
+from condistill.config.distill import OptimizerSettings
+from condistill.distill.student import StudentForward
+
+
+def build_optimizer(trained: StudentForward, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """Return the optimiser of all trained parameters."""
+    parameters = list(trained.parameters())
+    return torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=parameters[0].device.type in ("cpu", "cuda"),
+    )
+
+
+def build_average(trained: StudentForward, settings: OptimizerSettings) -> EMAModel | None:
+    """Return the moving average of the denoiser's weights, or None if `ema_decay` is 0."""
+    if not settings.ema_decay:
+        return None
+    return EMAModel(trained.denoiser.parameters(), decay=settings.ema_decay, foreach=True)
+
+
+@dataclass(frozen=True)
+class Update:
+    """Changes the trained parameters by their gradients, and releases the gradients."""
+
+    trained: StudentForward
+    optimizer: torch.optim.Optimizer
+    """As the accelerator wrapped it, if there is one."""
+    average: EMAModel | None
+    clip: Callable[[], object]
+    """Clips the gradients."""
+
+    def __call__(self) -> None:
+        """Clip the gradients, step, and average."""
+        self.clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.step(self.trained.denoiser.parameters())
