@@ -89,6 +89,9 @@ class ConsistencySettings(Settings):
 FewStepSettings = Annotated[ProgressiveSettings | ConsistencySettings, Field(discriminator="method")]
 
 
+FeatureKind = Literal["stages", "cross_attention", "self_attention", "attention_maps"]
+
+
 class LossSettings(Settings):
     """The terms of the loss and their weights."""
 
@@ -106,7 +109,7 @@ class LossSettings(Settings):
     noise levels."""
     x0_clip: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] | None = None
     """Smallest and largest weight of `output_weighting: x0`; empty: 0.1 and 10."""
-    features: Literal["stages", "cross_attention", "self_attention", "attention_maps"] = "stages"
+    features: FeatureKind = "stages"
     """The features that the feature loss compares: the outputs of all stages, as in the paper; the outputs of all
     attentions of one kind; or the attention of each position to each token of the prompt."""
     feature_layer_weights: dict[str, Weight] | None = None

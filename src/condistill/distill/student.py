@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from condistill.config.distill import FeatureKind
 from condistill.students.derive import Student
-from condistill.students.features import FeatureKind, FeatureRecorder
+from condistill.students.features import FeatureRecorder
 
 Predict = Callable[..., Tensor]
 """Runs a denoiser on inputs and returns its prediction, as `Family.predict` does."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
+from diffusers import ModelMixin
 from torch import nn
 
 from condistill.config.sections import BlockPreset, StudentSettings, WidthPreset
@@ -17,10 +18,10 @@ from condistill.students.guidance import guidance_kind_of_config
 from condistill.teachers.skeleton import Skeleton
 from condistill.utils.meta import parameters
 
-POSSIBLE: dict[str, dict[str, Any]] = {
-    **{preset: {"preset": preset} for preset in (*get_args(BlockPreset), *get_args(WidthPreset))},
-    **{f"width {width:g}": {"width": width} for width in (0.9, 0.75, 0.25)},
-    **{f"depth {depth:g}": {"depth": depth} for depth in (0.75, 0.5, 0.25)},
+POSSIBLE: dict[str, StudentSettings] = {
+    **{preset: StudentSettings(preset=preset) for preset in (*get_args(BlockPreset), *get_args(WidthPreset))},
+    **{f"width {width:g}": StudentSettings(width=width) for width in (0.9, 0.75, 0.25)},
+    **{f"depth {depth:g}": StudentSettings(depth=depth) for depth in (0.75, 0.5, 0.25)},
 }
 """Settings that are tried on every teacher, by name; widths that no preset stands for."""
 
@@ -45,7 +46,7 @@ class Candidate:
         return cls(name, student, parameters(student.denoiser), counted.macs, counted.convolutions)
 
     @property
-    def denoiser(self) -> Any:
+    def denoiser(self) -> ModelMixin:
         """The denoiser, on the meta device."""
         return self.student.denoiser
 
@@ -63,7 +64,7 @@ def teacher_candidate(skeleton: Skeleton) -> Candidate:
     return Candidate.of("teacher", _without_pairs(skeleton.denoiser), skeleton)
 
 
-def teacher_inputs(skeleton: Skeleton, denoiser: Any) -> dict[str, Any]:
+def teacher_inputs(skeleton: Skeleton, denoiser: ModelMixin) -> dict[str, Any]:
     """Return one sample for a denoiser, at the teacher's latent size and text length, on the meta device."""
     family = skeleton.family
     return example_inputs(denoiser, size=family.latent_shape[1:], text_length=family.text_length)
@@ -82,12 +83,12 @@ def possible_students(skeleton: Skeleton) -> Iterator[Candidate]:
     """Yield the student of every preset, width and depth that fits the teacher, named after the setting."""
     for name, settings in POSSIBLE.items():
         try:
-            denoiser = student_shapes(skeleton.denoiser, StudentSettings.model_validate(settings))
+            denoiser = student_shapes(skeleton.denoiser, settings)
         except CondistillError:
             continue
         if parameters(denoiser) < parameters(skeleton.denoiser):
             yield Candidate.of(name, _without_pairs(denoiser), skeleton)
 
 
-def _without_pairs(denoiser: Any) -> Student:
+def _without_pairs(denoiser: ModelMixin) -> Student:
     return Student(denoiser, (), (), nn.ModuleList())

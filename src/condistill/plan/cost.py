@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from diffusers import ModelMixin
 
 from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
@@ -69,7 +69,7 @@ class TrainingJob:
         """The dtype of mixed precision, if it is on."""
         return {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[self.settings.mixed_precision]
 
-    def step(self, teacher: Any, student: Student) -> SyntheticStep:
+    def step(self, teacher: ModelMixin, student: Student) -> SyntheticStep:
         """Return a training step of these two networks, on their device."""
         inputs = teacher_inputs(self.skeleton, self.teacher.denoiser)
         return SyntheticStep(teacher, student, self.settings, inputs, self.micro_batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, get_args
@@ -12,13 +12,13 @@ from rich.markup import escape
 from rich.tree import Tree
 from torch import Tensor, nn
 
+from condistill.config.distill import FeatureKind
 from condistill.config.sections import StudentSettings, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.plan.candidates import POSSIBLE, Candidate, possible_students, teacher_candidate, teacher_inputs
 from condistill.profiling.shapes import ShapesOnly
 from condistill.students.depth import image_stream
 from condistill.students.derive import derive_student
-from condistill.students.features import FeatureKind
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.meta import parameters
 from condistill.utils.quiet import quiet_libraries
@@ -37,7 +37,7 @@ class Layer:
     children: list[Layer] = field(default_factory=list)
 
     @property
-    def appearance(self) -> tuple[Any, ...]:
+    def appearance(self) -> tuple[object, ...]:
         """What the tree shows: neighbouring layers of a list with the same appearance are shown as one."""
         return self.kind, self.params, self.macs, self.shape
 
@@ -48,13 +48,13 @@ def layers_of(skeleton: Skeleton) -> Layer:
     layers = {name: Layer(name, type(m).__name__, parameters(m)) for name, m in denoiser.named_modules()}
     with torch.no_grad(), ShapesOnly() as counted:
 
-        def before(name: str) -> Any:
+        def before(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, _inputs: Any) -> None:
                 layers[name].macs -= counted.macs
 
             return hook
 
-        def after(name: str) -> Any:
+        def after(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
                 layers[name].macs += counted.macs
                 output = image_stream(module, output)
@@ -83,14 +83,13 @@ def compared_layers(skeleton: Skeleton) -> dict[FeatureKind, tuple[str, ...]]:
 
     For transformers these are the layers of a student of half the depth.
     """
-    tried: list[dict[str, Any]] = [{"preset": "b-base"}, {"preset": "c-micro"}, {"width": 0.5}, {"depth": 0.5}]
+    tried = (POSSIBLE["b-base"], POSSIBLE["c-micro"], POSSIBLE["depth 0.5"])
     found: dict[FeatureKind, tuple[str, ...]] = {}
     for kind in get_args(FeatureKind):
         paths: dict[str, None] = {}
         for settings in tried:
             try:
-                student = StudentSettings.model_validate({**settings, "weights": "random"})
-                pairs = derive_student(skeleton.denoiser, student, features=kind).pairs
+                pairs = derive_student(skeleton.denoiser, _with_random_weights(settings), features=kind).pairs
                 paths |= dict.fromkeys(pair.teacher for pair in pairs)
             except CondistillError:
                 continue
@@ -116,6 +115,11 @@ def inspect_pipeline(settings: TeacherSettings, *, levels: int = 2) -> Tree:
     return tree
 
 
+def _with_random_weights(settings: StudentSettings) -> StudentSettings:
+    """Return the settings of a student that need not inherit: some teachers' weights cannot be cut to its shapes."""
+    return settings.model_copy(update={"weights": "random"})
+
+
 def _grow(
     tree: Tree, layer: Layer, compared: dict[FeatureKind, tuple[str, ...]], levels: int, *, within: str = ""
 ) -> None:
@@ -138,7 +142,7 @@ def _grow(
 def _runs(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
     """Yield runs of neighbouring layers that are shown as one."""
 
-    def key(layer: Layer) -> Any:
+    def key(layer: Layer) -> object:
         return layer.appearance if layer.path.rpartition(".")[2].isdecimal() else layer.path
 
     for _, run in groupby(layers, key):
@@ -193,6 +197,6 @@ def _add_student(tree: Tree, candidate: Candidate, teacher: Candidate) -> None:
     share = f"{candidate.params:,} parameters ({candidate.params / teacher.params:.1%})"
     cost = f"{_amount(candidate.macs)} ({candidate.macs / teacher.macs:.1%})"
     branch = tree.add(f"[bold cyan]{candidate.name}[/] keeps {share}, {cost}")
-    settings = StudentSettings.model_validate({**POSSIBLE[candidate.name], "weights": "random"})
+    settings = _with_random_weights(POSSIBLE[candidate.name])
     for line in derive_student(teacher.denoiser, settings).kept[1:]:  # the first is about the weights
         branch.add(escape(line))

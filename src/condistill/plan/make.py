@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from condistill.plan.candidates import Candidate, possible_students, recipe_cand
 from condistill.plan.cost import TrainingJob, cache_cost, evaluation_cost, forward_sec
 from condistill.plan.devices import EFFICIENCY, OTHER_EFFICIENCY, PRESENT, Hardware, find_device
 from condistill.plan.measure import measure_forward, measure_step
-from condistill.plan.record import DevicePlan, PeakFlops, Plan, RunCost, StudentPlan, TeacherPlan
+from condistill.plan.record import DenoiserCost, DevicePlan, PeakFlops, Plan, RunCost, StudentPlan, TeacherPlan
 from condistill.profiling.forwards import evaluations_per_image
 from condistill.students.variants import derive_variants
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
@@ -77,9 +76,7 @@ class _Planner:
         """Describe the teacher."""
         family, teacher = self.skeleton.family, self.teacher
         return TeacherPlan(
-            params=teacher.params,
-            macs=teacher.macs,
-            **self._speed(teacher),
+            **self._denoiser_cost(teacher).model_dump(),
             name=self.skeleton.name,
             family=family.name,
             denoiser=type(teacher.denoiser).__name__,
@@ -93,22 +90,24 @@ class _Planner:
         for of_recipe, candidates in ((True, self.students.values()), (False, possible_students(self.skeleton))):
             for candidate in candidates:
                 yield StudentPlan(
-                    params=candidate.params,
-                    macs=candidate.macs,
-                    **self._speed(candidate),
+                    **self._denoiser_cost(candidate).model_dump(),
                     name=candidate.name,
                     of_recipe=of_recipe,
                     share_params=candidate.params / self.teacher.params,
                     share_macs=candidate.macs / self.teacher.macs,
                 )
 
-    def _speed(self, candidate: Candidate) -> dict[str, Any]:
-        """Return the fields of `DenoiserCost` for one forward of one sample."""
-        speed: dict[str, Any] = {"latency_ms": 1000 * forward_sec(self.hardware, candidate, self.dtype)}
+    def _denoiser_cost(self, candidate: Candidate) -> DenoiserCost:
+        seconds, memory = None, None
         if self.measure:
             seconds, memory = measure_forward(self.skeleton, candidate, self.dtype)
-            speed |= {"measured_latency_ms": 1000 * seconds, "measured_memory_bytes": memory}
-        return speed
+        return DenoiserCost(
+            params=candidate.params,
+            macs=candidate.macs,
+            latency_ms=1000 * forward_sec(self.hardware, candidate, self.dtype),
+            measured_latency_ms=None if seconds is None else 1000 * seconds,
+            measured_memory_bytes=memory,
+        )
 
     def cost(self) -> RunCost:
         """Add up the cost of the stages."""

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 
 from condistill.plan.candidates import Candidate, teacher_inputs
 from condistill.plan.cost import MeasuredStep, TrainingJob
@@ -19,7 +20,7 @@ from condistill.utils.hardware import present_torch_device
 from condistill.utils.meta import plain_config
 
 
-def with_random_weights(denoiser: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def with_random_weights(denoiser: ModelMixin, device: torch.device, dtype: torch.dtype) -> ModelMixin:
     """Return a denoiser of the same shapes on a device; the global random state does not change."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(device):

@@ -101,7 +101,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, shape: Sequence[int], saved: Sequence[bool], statistics: Sequence[Any], *inputs: Tensor
+        ctx: Any, shape: Sequence[int], saved: Sequence[bool], statistics: Sequence[Sequence[int]], *inputs: Tensor
     ) -> Tensor:
         """Return the output, and save tensors for the backward.
 
@@ -167,7 +167,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
     return _layer(shape, (query, key, value), (True,) * 4, query.shape[:-1])
 
 
-_LAYERS: dict[Any, Callable[..., Tensor]] = {
+_LAYERS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.linear: _linear,
     F.group_norm: _group_norm,
     F.layer_norm: _layer_norm,

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from condistill.config.distill import DistillSettings
@@ -37,7 +38,7 @@ def repeat_inputs(inputs: Any, count: int, *, device: torch.device, dtype: torch
     return torch.ones(shape, device=device, dtype=dtype if inputs.is_floating_point() else inputs.dtype)
 
 
-def _predict(denoiser: Any, inputs: Mapping[str, Any]) -> Tensor:
+def _predict(denoiser: ModelMixin, inputs: Mapping[str, Any]) -> Tensor:
     prediction: Tensor = denoiser(**inputs, return_dict=False)[0]
     return prediction
 
@@ -47,7 +48,7 @@ class SyntheticStep:
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teacher: ModelMixin,
         student: Student,
         settings: DistillSettings,
         inputs: Mapping[str, Any],
@@ -125,7 +126,7 @@ class SyntheticStep:
         """Remove the hooks from both networks, and leave the student ready to generate."""
         self._recorder.remove()
         self.trained.close()
-        denoiser: Any = self.trained.denoiser
+        denoiser = self.trained.denoiser
         denoiser.eval().requires_grad_(False)
         if self.settings.gradient_checkpointing:
             denoiser.disable_gradient_checkpointing()

@@ -11,6 +11,7 @@ import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
+from condistill.config.distill import FeatureKind
 from condistill.config.sections import BlockPreset, StudentSettings, WidthPreset
 from condistill.errors import CondistillError
 from condistill.students.blocks import (
@@ -30,7 +31,7 @@ from condistill.students.depth import (
     share_of_layers,
     shortened_config,
 )
-from condistill.students.features import FeatureKind, FeaturePair, check_pairs, feature_pairs, layer_pairs, make_maps
+from condistill.students.features import FeaturePair, check_pairs, feature_pairs, layer_pairs, make_maps
 from condistill.students.scores.record import Scores
 from condistill.students.width import narrow, narrowed_config, stage_widths
 from condistill.teachers.registry import family_of
@@ -214,7 +215,7 @@ def _renamed(
     return {name: importance[source] for name, source in names.items() if source in importance}
 
 
-def _random(kind: Any, config: dict[str, Any], seed: int) -> Any:
+def _random(kind: type[ModelMixin], config: dict[str, Any], seed: int) -> ModelMixin:
     with _seeded(seed):
         return kind.from_config(config)
 

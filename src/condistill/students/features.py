@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
+from condistill.config.distill import FeatureKind
 from condistill.errors import CondistillError, nearest
 from condistill.profiling.shapes import ShapesOnly, example_inputs
 from condistill.students.blocks import source_of
@@ -20,7 +21,6 @@ from condistill.students.depth import Kept, image_stream
 from condistill.teachers.registry import is_joint_layer
 from condistill.utils.meta import build_on_meta, plain_config
 
-FeatureKind = Literal["stages", "cross_attention", "self_attention", "attention_maps"]
 _ATTENTIONS = {"self_attention": "attn1", "cross_attention": "attn2", "attention_maps": "attn2"}
 """The attention's name in a transformer block of diffusers, by kind of feature."""
 
@@ -50,7 +50,7 @@ class FeatureRecorder:
             module.register_forward_hook(self._hook(i), with_kwargs=True) for i, module in enumerate(modules)
         ]
 
-    def _hook(self, index: int) -> Any:
+    def _hook(self, index: int) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
             if self._recording:
                 self._outputs[index] = attention_map(module, *args, **kwargs) if self._maps else _tensor(module, output)
@@ -265,7 +265,7 @@ def _output_shapes(kind: type[ModelMixin], config: str, size: int | tuple[int, i
     copy = build_on_meta(kind, json.loads(config))
     shapes: dict[str, torch.Size] = {}
 
-    def record_shape(name: str) -> Any:
+    def record_shape(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
             shapes[name] = _tensor(module, output).shape
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from diffusers import ModelMixin
 
@@ -49,7 +48,7 @@ def meet_target(
         )
     shapes = build_on_meta(type(teacher), plain_config(teacher))
     costs = _Costs(shapes, settings.target, size, text_length, sec_per_forward)
-    candidates = [settings.model_copy(update={"target": None, **change}) for change in _changes(shapes)]
+    candidates = list(_candidates(shapes, settings))
     first = bisect_left(candidates, True, key=lambda candidate: costs.fit(student_shapes(shapes, candidate)))
     for candidate in candidates[first:]:  # from the largest that fits to the smallest
         if _can_be_derived(shapes, candidate):
@@ -72,11 +71,12 @@ def _can_be_derived(teacher: ModelMixin, settings: StudentSettings) -> bool:
     return True
 
 
-def _changes(teacher: ModelMixin) -> Iterator[dict[str, Any]]:
-    """Yield the settings that can replace the target, from the largest student to the smallest."""
+def _candidates(teacher: ModelMixin, settings: StudentSettings) -> Iterator[StudentSettings]:
+    """Yield the settings with every width or depth in place of the target, from the largest student to the smallest."""
+    settings = settings.model_copy(update={"target": None})
     if not family_of(teacher).can_cut_width:
         layers = max(layer_lists(teacher).values())
-        yield from ({"depth": count / layers} for count in range(layers - 1, 0, -1))
+        yield from (settings.model_copy(update={"depth": count / layers}) for count in range(layers - 1, 0, -1))
         return
     seen: set[tuple[int, ...]] = set()
     groups = teacher.config.norm_num_groups or 1
@@ -84,7 +84,7 @@ def _changes(teacher: ModelMixin) -> Iterator[dict[str, Any]]:
         widths = _widths(teacher.config.block_out_channels, step, groups)
         if widths not in seen:
             seen.add(widths)
-            yield {"width": widths}
+            yield settings.model_copy(update={"width": widths})
 
 
 def _widths(channels: Sequence[int], step: int, groups: int) -> tuple[int, ...]:

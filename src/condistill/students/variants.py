@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+
+from diffusers import ModelMixin
 
 from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
@@ -51,7 +52,7 @@ def derive_variants(recipe: Recipe, family: Family, *, on_refusal: OnRefusal = _
     """
     size, text_length = family.latent_shape[1:], family.text_length
     teacher_denoiser = build_on_meta(type(family.denoiser), plain_config(family.denoiser))
-    denoisers: dict[str | None, Any] = {None: teacher_denoiser}
+    denoisers: dict[str | None, ModelMixin] = {None: teacher_denoiser}
     students: dict[str, Student] = {}
     for name, variant in recipe.variants.items():
         settings, distill = recipe.variant(name)
@@ -75,7 +76,7 @@ def derive_variants(recipe: Recipe, family: Family, *, on_refusal: OnRefusal = _
     return students
 
 
-def check_guidance(recipe: Recipe, denoiser: Any, *, on_refusal: OnRefusal = _raise) -> None:
+def check_guidance(recipe: Recipe, denoiser: ModelMixin, *, on_refusal: OnRefusal = _raise) -> None:
     """Check that the guidance of every variant fits its teacher's.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ def layer_scores(family: Family, batches: Iterable[CalibrationBatch]) -> dict[st
     sums = {name: [0.0] * length for name, length in lists.items()}
     count = 0
 
-    def measure(name: str, index: int) -> Any:
+    def measure(name: str, index: int) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
             before: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             similarity = nn.functional.cosine_similarity(before.float(), image_stream(layer, output).float(), dim=-1)
