@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from contract import FamilyContract, Prompts
 from tiny import TINY
 
+import condistill
 from condistill.teachers.family import Family
 from condistill.teachers.registry import FAMILIES
 
@@ -31,3 +34,21 @@ def test_families_with_the_same_denoiser_class_agree_on_it() -> None:
             assert one.can_cut_width == other.can_cut_width
             assert one.layer_lists == other.layer_lists
             assert one.guidance == other.guidance
+
+
+def test_no_other_package_names_a_class_or_a_config_key_of_one_family() -> None:
+    names = {"JointTransformerBlock"}
+    for family in FAMILIES.values():
+        names |= {*family.pipeline_classes, family.denoiser_class, family.guidance.config_key or family.name}
+        names |= {layers.joint_class for layers in family.layer_lists if layers.joint_class}
+        names |= {key for layers in family.layer_lists for key in (layers.count_key, *layers.index_keys)}
+    names -= {"UNet2DConditionModel"}  # of which students/ removes blocks and channels
+    source = Path(condistill.__file__).parent
+    found = [
+        f"{file.relative_to(source)}: {name}"
+        for file in source.rglob("*.py")
+        if file.relative_to(source).parts[0] not in ("teachers", "miniature")
+        for name in names
+        if re.search(rf"\b{name}\b", file.read_text(encoding="utf-8"))
+    ]
+    assert not found

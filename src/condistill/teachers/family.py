@@ -271,7 +271,7 @@ class Family(ABC):
         return self.unpack_latents(latents).float()
 
     def arguments_of_call(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Return the arguments of the pipeline's call that say what to generate."""
+        """Return the arguments of the pipeline's call for prompts and image size, and `call_arguments`."""
         height, width = self.image_size
         return {"prompt": list(prompts), "height": height, "width": width, **self.call_arguments}
 

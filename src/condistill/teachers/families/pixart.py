@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class PixArt(Family):
     denoiser_class = "PixArtTransformer2DModel"
     layer_lists = (LayerList("transformer_blocks", "num_layers"),)
     # with resolution binning, the pipeline would generate another size than the one it is given
-    call_arguments = {"use_resolution_binning": False, "clean_caption": False}  # noqa: RUF012
+    call_arguments: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False, "clean_caption": False}
 
     def __init__(self, pipeline: DiffusionPipeline, *, resolution: int | None = None) -> None:
         super().__init__(pipeline, resolution=resolution)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Sana(Family):
     denoiser_class = "SanaTransformer2DModel"
     layer_lists = (LayerList("transformer_blocks", "num_layers"),)
     # with resolution binning, the pipeline would generate another size than the one it is given
-    call_arguments = {"use_resolution_binning": False}  # noqa: RUF012
+    call_arguments: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False}
 
     def __init__(self, pipeline: DiffusionPipeline, *, resolution: int | None = None) -> None:
         super().__init__(pipeline, resolution=resolution)

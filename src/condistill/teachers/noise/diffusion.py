@@ -5,7 +5,7 @@ x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,13 +14,15 @@ from condistill.errors import CondistillError
 from condistill.teachers.noise.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
     from condistill.config.distill import FewStepSettings
 
 
 class DiffusionSchedule(NoiseSchedule):
     """The noise schedule of a diffusers scheduler with betas; its solver is DDIM."""
 
-    def __init__(self, scheduler: Any, *, family: str) -> None:
+    def __init__(self, scheduler: SchedulerMixin, *, family: str) -> None:
         """Take the noise of a pipeline's scheduler.
 
         Args:
@@ -86,7 +88,7 @@ class DiffusionSchedule(NoiseSchedule):
         return alphas_cumprod[timesteps]
 
     @property
-    def solver(self) -> Any:
+    def solver(self) -> SchedulerMixin:
         return self._solver
 
     def solver_timesteps(self, num_inference_steps: int) -> Tensor:
@@ -126,7 +128,7 @@ class DiffusionSchedule(NoiseSchedule):
         of_x = (a_next * a).sqrt() + ((1 - a_next) * (1 - a)).sqrt()
         return of_x, ((1 - a_next) * a).sqrt() - (a_next * (1 - a)).sqrt()
 
-    def consistency_solver(self, solver_steps: int) -> Any:
+    def consistency_solver(self, solver_steps: int) -> SchedulerMixin:
         kind = type(self._consistency_solver)
         return kind.from_config(self._consistency_solver.config, original_inference_steps=solver_steps)
 
@@ -139,6 +141,6 @@ class DiffusionSchedule(NoiseSchedule):
         return c_skip + c_out * a.sqrt(), -c_out * (1 - a).sqrt()
 
 
-def _ends_without_noise(scheduler: Any) -> bool:
+def _ends_without_noise(scheduler: SchedulerMixin) -> bool:
     """Whether the scheduler's last step ends at noise level 0, which only schedulers with sigmas decide themselves."""
     return hasattr(scheduler, "sigmas") and scheduler.config.get("final_sigmas_type", "zero") == "zero"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from condistill.errors import CondistillError
 from condistill.teachers.noise.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
     from condistill.config.distill import FewStepSettings
 
 Sigmas = Callable[[int], NDArray[np.float64]]
@@ -30,7 +32,9 @@ class FlowSchedule(NoiseSchedule):
 
     prediction_type = "flow"
 
-    def __init__(self, scheduler: Any, *, family: str, image_tokens: int, sigmas: Sigmas | None = None) -> None:
+    def __init__(
+        self, scheduler: SchedulerMixin, *, family: str, image_tokens: int, sigmas: Sigmas | None = None
+    ) -> None:
         """Take the noise of a pipeline's scheduler.
 
         Args:
@@ -101,7 +105,7 @@ class FlowSchedule(NoiseSchedule):
         return signal / (signal + sigma.square())
 
     @property
-    def solver(self) -> Any:
+    def solver(self) -> SchedulerMixin:
         return self._solver
 
     def solver_timesteps(self, num_inference_steps: int) -> Tensor:
@@ -127,7 +131,7 @@ class FlowSchedule(NoiseSchedule):
         sigma, next_sigma = self.noise_level(timesteps), self.noise_level(next_timesteps.clamp(min=0))
         return torch.ones_like(sigma), next_sigma - sigma
 
-    def consistency_solver(self, solver_steps: int) -> Any:
+    def consistency_solver(self, solver_steps: int) -> SchedulerMixin:
         raise NotImplementedError  # `check_few_steps` refuses consistency models
 
     def consistency_coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
     from condistill.config.distill import FewStepSettings
 
 
@@ -52,7 +54,7 @@ class NoiseSchedule(ABC):
 
     @property
     @abstractmethod
-    def solver(self) -> Any:
+    def solver(self) -> SchedulerMixin:
         """The diffusers scheduler that takes the steps of `step`: deterministic and of first order."""
 
     @abstractmethod
@@ -86,7 +88,7 @@ class NoiseSchedule(ABC):
         return (x_next - _per_sample(of_x) * x_t) / _per_sample(of_prediction)
 
     @abstractmethod
-    def consistency_solver(self, solver_steps: int) -> Any:
+    def consistency_solver(self, solver_steps: int) -> SchedulerMixin:
         """Return the diffusers scheduler that samples from consistency models trained at `solver_steps` timesteps."""
 
     @abstractmethod
