@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from condistill.teachers.load import family_class, read_index
 from condistill.teachers.noise.diffusion import DiffusionSchedule
 from condistill.teachers.noise.schedule import NoiseSchedule
 from condistill.teachers.registry import family_of
+from condistill.teachers.skeleton import teacher_skeleton
 from condistill.teachers.traits import LayerList
 
 PROMPTS = ["a red star", "a blue box"]
@@ -149,6 +149,9 @@ def test_two_families_cannot_have_one_name() -> None:
         register_family(type("Other", (Toy,), {}))
 
 
-def test_the_saved_index_names_the_module_of_the_denoiser(settings: TeacherSettings) -> None:
-    index = json.loads((Path(settings.pipeline) / "model_index.json").read_text(encoding="utf-8"))
-    assert index["transformer"][1] == "ToyDenoiser"
+def test_a_registered_family_is_built_on_the_meta_device(settings: TeacherSettings) -> None:
+    register_family(Toy)
+    skeleton = teacher_skeleton(settings)
+    assert type(skeleton.denoiser) is ToyDenoiser
+    assert skeleton.denoiser.device.type == "meta"
+    assert skeleton.family.latent_shape == (4, 8, 8)

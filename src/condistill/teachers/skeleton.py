@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,54 +81,72 @@ def teacher_skeleton(settings: TeacherSettings) -> Skeleton:
     with quiet_libraries():
         location, index = read_index(settings)
         family = family_class(settings, index)
-        pipeline = _pipeline(family, location, index, settings.revision)
+        pipeline = _Builder(family, location, settings.revision).pipeline(index)
         return Skeleton(settings.pipeline, family(pipeline, resolution=settings.resolution))
 
 
-def _pipeline(
-    family: type[Family], location: Path | str, index: Mapping[str, Any], revision: str | None
-) -> DiffusionPipeline:
-    """Build a pipeline of the class that the index names, with its components on the meta device."""
-    components: dict[str, Any] = {}
-    for name, value in index.items():
-        if name.startswith("_"):
-            continue
-        is_component = isinstance(value, list) and len(value) == 2 and all(isinstance(v, str | None) for v in value)
-        components[name] = _component(location, name, *value, revision=revision) if is_component else value
-    kind = family.pipeline_type(index["_class_name"])
-    return kind(**{name: value for name, value in components.items() if name in signature(kind).parameters})
+@dataclass(frozen=True)
+class _Builder:
+    """Builds a pipeline and its components from their configs."""
 
+    family: type[Family]
+    location: Path | str
+    revision: str | None
 
-def _component(location: Path | str, name: str, library: str | None, kind: str | None, *, revision: str | None) -> Any:
-    """Build one component: a model on the meta device, a scheduler, or a stand-in for a tokenizer."""
-    import diffusers
-    import transformers
+    def pipeline(self, index: Mapping[str, Any]) -> DiffusionPipeline:
+        """Build a pipeline of the class that the index names, with its components on the meta device."""
+        components: dict[str, Any] = {}
+        for name, value in index.items():
+            if name.startswith("_"):
+                continue
+            is_component = isinstance(value, list) and len(value) == 2 and all(isinstance(v, str | None) for v in value)
+            components[name] = self.component(name, *value) if is_component else value
+        cls = self.family.pipeline_type(index["_class_name"])
+        return cls(**{name: value for name, value in components.items() if name in signature(cls).parameters})
 
-    if library is None or kind is None:
-        return None
-    if kind.endswith(_PREPROCESSORS):
-        return _Preprocessor(_tokenizer_length(location, name))
-    libraries = {"diffusers": diffusers, "transformers": transformers}
-    cls: Any = getattr(libraries.get(library) or getattr(diffusers.pipelines, library, None), kind, None)
-    if cls is None:
-        raise CondistillError(
-            f"the teacher's {name} is a {library}.{kind}, which is neither in diffusers nor in transformers as "
-            "installed here; code that comes with a pipeline is never run"
-        )
-    try:
-        if issubclass(cls, diffusers.ModelMixin):
-            config = cls.load_config(location, subfolder=name, revision=revision)
-            with torch.device("meta"):
-                return cls.from_config(config)
-        if issubclass(cls, transformers.PreTrainedModel):
-            config = cls.config_class.from_pretrained(location, subfolder=name, revision=revision)
-            with torch.device("meta"):
-                return cls._from_config(config)
-        return cls.from_pretrained(location, subfolder=name, revision=revision)  # a scheduler
-    except (OSError, ValueError) as error:
-        raise CondistillError(
-            f"the config of the teacher's {name} cannot be read: {str(error).splitlines()[0]}"
-        ) from error
+    def component(self, name: str, library: str | None, class_name: str | None) -> Any:
+        """Build one component: a model on the meta device, a scheduler, or a stand-in for a tokenizer."""
+        from diffusers import ModelMixin
+        from transformers import PreTrainedModel
+
+        if library is None or class_name is None:
+            return None
+        if class_name.endswith(_PREPROCESSORS):
+            return _Preprocessor(_tokenizer_length(self.location, name))
+        cls: Any = getattr(self._library(library), class_name, None)
+        if cls is None:
+            raise CondistillError(
+                f"the teacher's {name} is a {library}.{class_name}, which is neither in diffusers nor in transformers "
+                "as installed here; code that comes with a pipeline is never run"
+            )
+        place = {"subfolder": name, "revision": self.revision}
+        try:
+            if issubclass(cls, ModelMixin):
+                config = cls.load_config(self.location, **place)
+                with torch.device("meta"):
+                    return cls.from_config(config)
+            if issubclass(cls, PreTrainedModel):
+                config = cls.config_class.from_pretrained(self.location, **place)
+                with torch.device("meta"):
+                    return cls._from_config(config)
+            return cls.from_pretrained(self.location, **place)  # a scheduler
+        except (OSError, ValueError) as error:
+            raise CondistillError(
+                f"the config of the teacher's {name} cannot be read: {str(error).splitlines()[0]}"
+            ) from error
+
+    def _library(self, name: str) -> Any:
+        """Return the module that holds a component's class: of diffusers, transformers or the family's own package."""
+        import diffusers
+        import transformers
+
+        own_package = self.family.__module__.split(".")[0]
+        if (
+            name.split(".", maxsplit=1)[0] == own_package
+        ):  # installed as a plugin, so not code that comes with a pipeline
+            return importlib.import_module(name)
+        libraries = {"diffusers": diffusers, "transformers": transformers}
+        return libraries.get(name) or getattr(diffusers.pipelines, name, None)
 
 
 def _tokenizer_length(location: Path | str, name: str) -> int:
