@@ -143,3 +143,19 @@ def recipe_of() -> Callable[..., Recipe]:
         return Recipe.model_validate({**whole, **sections})
 
     return make
+
+
+@pytest.fixture
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of all registries: what a test registers is gone after it."""
+    from condistill.config.conditioning import SCHEDULES
+    from condistill.distill import schedules
+    from condistill.distill.loss_terms import LOSS_TERMS
+    from condistill.evaluate.metrics import METRICS
+    from condistill.teachers.registry import FAMILIES
+    from condistill.workflow import compress
+
+    for registry in (SCHEDULES, LOSS_TERMS, METRICS, FAMILIES):
+        monkeypatch.setattr(registry, "_entries", dict(registry))
+    monkeypatch.setattr(schedules, "_PROBABILITIES", dict(schedules._PROBABILITIES))
+    monkeypatch.setattr(compress, "STAGES", list(compress.STAGES))

@@ -22,6 +22,9 @@ def test_the_public_names_are_these() -> None:
         "derive_student",
         "load_teacher",
         "register_family",
+        "register_loss_term",
+        "register_metric",
+        "register_schedule",
         "register_stage",
     ]
     assert dir(condistill) == sorted([*condistill.__all__, "__version__"])

@@ -124,7 +124,7 @@ def execute(name: str) -> int:
     count = 0
     for language, block in blocks(name, "python", *SHELL):
         if language == "python":
-            exec(compile(block, f"{name}, Python block", "exec"), {"__name__": "__main__"})
+            exec(compile(block, f"{name}, Python block", "exec", dont_inherit=True), {"__name__": "__main__"})
             count += 1
             continue
         for words in shell_lines(block):
@@ -146,6 +146,7 @@ def documents_with_code() -> list[Any]:
     return found
 
 
+@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize("name", documents_with_code())
 def test_the_blocks_of_a_document_run(
     name: str,

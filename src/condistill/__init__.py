@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from condistill.cache.latents import LatentCache
     from condistill.config.recipe import Recipe
     from condistill.config.sections import StudentSettings
+    from condistill.distill.loss_terms import register_loss_term
     from condistill.distill.random_conditioning import RandomConditioning
+    from condistill.distill.schedules import register_schedule
     from condistill.errors import CondistillError
+    from condistill.evaluate.metrics import register_metric
     from condistill.prompts.pool import PromptPool
     from condistill.students.derive import derive_student
     from condistill.teachers.load import load_teacher
@@ -30,6 +33,9 @@ _HOMES = {
     "derive_student": "condistill.students.derive",
     "load_teacher": "condistill.teachers.load",
     "register_family": "condistill.teachers.registry",
+    "register_loss_term": "condistill.distill.loss_terms",
+    "register_metric": "condistill.evaluate.metrics",
+    "register_schedule": "condistill.distill.schedules",
     "register_stage": "condistill.workflow.compress",
 }
 __all__ = [
@@ -43,6 +49,9 @@ __all__ = [
     "derive_student",
     "load_teacher",
     "register_family",
+    "register_loss_term",
+    "register_metric",
+    "register_schedule",
     "register_stage",
 ]
 

@@ -12,13 +12,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from condistill.cache.latents import LatentCache
-from condistill.config.conditioning import SCHEDULES, ScheduleSettings
+from condistill.config.conditioning import ScheduleSettings
 from condistill.config.distill import DistillSettings, LossSettings
 from condistill.config.recipe import Recipe
 from condistill.config.sections import Probability, StudentSettings
 from condistill.distill.batches import batch_source
 from condistill.distill.history import HISTORY_NAME, read_history
-from condistill.distill.loss_terms import LOSS_TERMS, Comparison, active_terms, register_loss_term
+from condistill.distill.loss_terms import Comparison, active_terms, register_loss_term
 from condistill.distill.schedules import register_schedule
 from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError, RecipeError
@@ -43,10 +43,8 @@ def mean_difference(comparison: Comparison) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def registered(own_registries: None) -> None:
     """Register both for one test."""
-    for registry in (SCHEDULES, LOSS_TERMS):
-        monkeypatch.setattr(registry, "_entries", dict(registry))
     register_schedule(Step, lambda settings: lambda noise_level: (noise_level >= settings.threshold).to(noise_level))
     register_loss_term("mean_difference", mean_difference)
 

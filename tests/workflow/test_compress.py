@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # whole runs
 
 
 def tiny_recipe(folder: Path, teacher: Path, *overrides: str) -> Recipe:
-    """A whole run in seconds: 12 cached latents, two students, 6 steps each."""
+    """Return the recipe of a whole run in seconds: 11 cached latents, two students, 6 steps each."""
     prompts = [f"a {size} {shape}" for size in ("small", "large", "huge", "tiny") for shape in ("box", "ball", "star")]
     prompts += [f"two {shape}s" for shape in ("box", "ball", "cone", "star")]
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
@@ -73,7 +73,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def finished(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One run to the end. Read only."""
+    """A finished run. Read only."""
     run = Run(tmp_path_factory.mktemp("finished"), tiny_pipeline_dir)
     run.again()
     return run
@@ -81,7 +81,7 @@ def finished(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def run(finished: Run, tmp_path: Path) -> Run:
-    """The finished run again, at the same place to itself, free to be changed."""
+    """A copy of the finished run that a test may change."""
     kept = tmp_path / "kept"
     shutil.copytree(finished.out, kept)
     copy = Run(finished.folder, finished.teacher)
@@ -97,7 +97,7 @@ def no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "load_teacher", refuse)
 
 
-def test_a_run_leaves_a_report_and_figures_of_every_model_and_split(finished: Run) -> None:
+def test_a_run_writes_a_report_and_metrics_of_every_model_and_split(finished: Run) -> None:
     metrics = json.loads((finished.out / "metrics.json").read_text(encoding="utf-8"))
     assert set(metrics["models"]) == {"teacher", *VARIANTS}
     for name in VARIANTS:
@@ -113,12 +113,12 @@ def test_a_run_leaves_a_report_and_figures_of_every_model_and_split(finished: Ru
     assert "5 of them never cached; 11 to cache" in finished.printed
 
 
-def test_lines_are_not_wrapped_where_there_is_no_terminal(finished: Run) -> None:
+def test_lines_are_not_wrapped_without_a_terminal(finished: Run) -> None:
     assert f"pipeline: {finished.out / 'pipelines' / 'random_conditioning'}\n" in finished.printed
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_student_is_a_pipeline_that_diffusers_alone_loads_and_draws_with(finished: Run, name: str) -> None:
+def test_a_student_is_a_pipeline_that_plain_diffusers_loads_and_samples_with(finished: Run, name: str) -> None:
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(finished.out / "pipelines" / name, use_safetensors=True)
@@ -128,7 +128,7 @@ def test_a_student_is_a_pipeline_that_diffusers_alone_loads_and_draws_with(finis
     assert tuple(pipeline.unet.config.block_out_channels) == (8, 16, 16)
 
 
-def test_a_finished_run_is_not_done_again(run: Run, no_teacher: None) -> None:
+def test_a_finished_run_is_not_repeated(run: Run, no_teacher: None) -> None:
     stages = ("prompts", "cache", "distill", "evaluation")
     before = times(run.out)
     run.again()
@@ -164,7 +164,7 @@ def test_a_deleted_pipeline_is_made_again_from_the_last_checkpoint(run: Run) -> 
     assert "random_conditioning: done already" in run.printed
 
 
-def test_a_lost_shard_is_drawn_again_and_the_others_are_kept(run: Run) -> None:
+def test_a_lost_shard_is_generated_again_and_the_others_are_kept(run: Run) -> None:
     lost, *others = sorted((run.out / "cache").glob("shard-*.arrow"))
     before, kept = lost.read_bytes(), times(run.out / "cache")
     lost.unlink()
@@ -173,7 +173,7 @@ def test_a_lost_shard_is_drawn_again_and_the_others_are_kept(run: Run) -> None:
     assert all(times(run.out / "cache")[other] == kept[other] for other in others)
 
 
-def test_a_corrupt_shard_is_not_taken_for_good_when_another_is_drawn_again(run: Run) -> None:
+def test_a_corrupt_shard_is_noticed_when_another_one_is_generated_again(run: Run) -> None:
     lost, corrupt, _ = sorted((run.out / "cache").glob("shard-*.arrow"))
     lost.unlink()
     flip_a_byte(corrupt)
@@ -203,7 +203,7 @@ def test_unseen_words_that_no_prompt_has_are_refused(tmp_path: Path, tiny_pipeli
         ("{candidates: 2, disagreement: 1.0, clusters: 17}", "clusters is 17 and the pool has 16 prompts"),
     ],
 )
-def test_prompt_choices_that_the_pool_cannot_give_are_told_before_the_teacher_is_loaded(
+def test_a_prompt_choice_that_does_not_fit_the_pool_is_refused_before_the_teacher_is_loaded(
     tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None, text: str, message: str
 ) -> None:
     (tmp_path / "same.txt").write_text("two stars\n")
@@ -214,14 +214,16 @@ def test_prompt_choices_that_the_pool_cannot_give_are_told_before_the_teacher_is
         )
 
 
-def test_an_unseen_word_that_no_prompt_has_is_told(tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None) -> None:
+def test_an_unseen_word_that_no_prompt_has_is_a_warning(
+    tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None
+) -> None:
     run = fresh(tmp_path, tiny_pipeline_dir)
     run.again("prompts.unseen_words=[star, cat]", until="prompts")
     assert "warning: no prompt of the pool has 'cat'" in run.printed
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("prompts.files=[gone.txt]", "there is no prompt file .*gone.txt"),
         ("teacher.pipeline=./gone", "teacher.pipeline .*gone does not exist"),
@@ -233,18 +235,18 @@ def test_an_unseen_word_that_no_prompt_has_is_told(tmp_path: Path, tiny_pipeline
         ),
     ],
 )
-def test_what_cannot_be_used_is_told_before_the_teacher_is_loaded(
-    tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None, override: str, told: str
+def test_inputs_that_cannot_be_used_are_refused_before_the_teacher_is_loaded(
+    tmp_path: Path, tiny_pipeline_dir: Path, no_teacher: None, override: str, message: str
 ) -> None:
     if "fp16" in override and torch.cuda.is_available():
         pytest.skip("fp16 can be used on this machine")
     if "wandb" in override and importlib.util.find_spec("wandb"):
         pytest.skip("wandb is installed on this machine")
-    with pytest.raises(CondistillError, match=told):
+    with pytest.raises(CondistillError, match=message):
         fresh(tmp_path, tiny_pipeline_dir).again(override)
 
 
-def test_what_would_fail_late_is_told_before_anything_is_trained_though_the_cache_is_there(run: Run) -> None:
+def test_a_student_that_cannot_be_made_is_refused_before_training_even_if_the_cache_exists(run: Run) -> None:
     before = times(run.out)
     student = (
         "{distill: {guidance_distillation: 3.0, "
@@ -258,7 +260,7 @@ def test_what_would_fail_late_is_told_before_anything_is_trained_though_the_cach
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("variants.plain.student={width: [4, 8]}", "the student 'plain' cannot be made: "),
         (
@@ -280,16 +282,16 @@ def test_what_would_fail_late_is_told_before_anything_is_trained_though_the_cach
         ("evaluate.classifier=miniature", "evaluate.classifier is 'miniature', and "),
     ],
 )
-def test_what_would_fail_after_the_cache_is_told_before_anything_is_drawn(
-    tmp_path: Path, tiny_pipeline_dir: Path, override: str, told: str
+def test_errors_that_a_late_stage_would_raise_are_raised_before_anything_is_generated(
+    tmp_path: Path, tiny_pipeline_dir: Path, override: str, message: str
 ) -> None:
     run = fresh(tmp_path, tiny_pipeline_dir)
-    with pytest.raises(CondistillError, match=told):
+    with pytest.raises(CondistillError, match=message):
         run.again(override)
     assert not list(run.out.rglob("shard-*"))
 
 
-def test_a_cache_that_the_disk_cannot_hold_is_refused_before_anything_is_drawn(
+def test_a_cache_that_does_not_fit_on_the_disk_is_refused_before_anything_is_generated(
     tmp_path: Path, tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -300,7 +302,7 @@ def test_a_cache_that_the_disk_cannot_hold_is_refused_before_anything_is_drawn(
     assert not list(run.out.rglob("shard-*"))
 
 
-def test_space_is_asked_for_what_is_still_to_be_drawn_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_missing_latents_need_space_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(cache_stage.shutil, "disk_usage", lambda _: usage(0, 0, 1000))
     check: Callable[..., None] = cache_stage.check_space
@@ -361,7 +363,7 @@ FAST = (
 )
 
 
-def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> None:
+def test_a_few_step_student_records_its_sampling_and_is_evaluated_with_it(run: Run) -> None:
     run.out = run.out.with_name("fast")
     run.again(*FAST)
     models = json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))["models"]
@@ -378,7 +380,7 @@ def test_a_student_of_few_steps_says_how_it_draws_and_is_drawn_so(run: Run) -> N
     calls: list[int] = []
     pipeline.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     pipeline("a ball", num_inference_steps=2, guidance_scale=7.5, output_type="latent")
-    assert calls == [1, 1]  # guidance is folded in: a batch of one, whatever scale is asked for
+    assert calls == [1, 1]  # guidance is distilled: a batch of one for any scale
     assert models["faster"]["size"] == models["fast"]["size"]
     assert models["faster"]["sampling"] == {"num_inference_steps": 1, "guidance_scale": 3.0, "denoiser_evaluations": 1}
     alone = {key: models["fast"]["compute"][key] for key in ("teacher_forwards", "student_forwards", "cache_forwards")}
@@ -395,10 +397,10 @@ SCALES = (
     "distill.optimizer.learning_rate=0.01",
     "distill.conditioning.empty_prompt_probability=0.0",
     """variants={
-        told: {},
+        embedded: {},
         fixed: {distill: {guidance_distillation: 3.0}},
         quick: {
-            teacher: told,
+            teacher: embedded,
             student: {width: 1.0},
             distill: {few_steps: {method: consistency, num_inference_steps: 2, solver_steps: 10}},
         },
@@ -415,36 +417,38 @@ SCALES = (
 )
 
 
-def test_students_draw_in_one_forward_with_the_scale_they_are_told_and_in_few_steps(run: Run) -> None:
+def test_guidance_distilled_students_sample_with_one_evaluation_per_step(run: Run) -> None:
     run.out = run.out.with_name("scales")
     run.again(*SCALES)
     models = json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))["models"]
     calls = {name: model["sampling"]["denoiser_evaluations"] for name, model in models.items()}
-    assert calls == {"teacher": 4, "told": 2, "fixed": 2, "quick": 2, "quick_fixed": 1}
-    asked = {name: models[name]["compute"] for name in ("told", "fixed", "quick", "quick_fixed")}
-    assert {name: (a["teacher_forwards"], a["student_forwards"]) for name, a in asked.items()} == {
-        "told": (24, 12),
+    assert calls == {"teacher": 4, "embedded": 2, "fixed": 2, "quick": 2, "quick_fixed": 1}
+    costs = {name: models[name]["compute"] for name in ("embedded", "fixed", "quick", "quick_fixed")}
+    assert {name: (cost["teacher_forwards"], cost["student_forwards"]) for name, cost in costs.items()} == {
+        "embedded": (24, 12),
         "fixed": (24, 12),
         "quick": (36, 36),  # with the training of its teacher
         "quick_fixed": (36, 36),
     }
-    for name, hears in (("told", True), ("fixed", False), ("quick", True), ("quick_fixed", False)):
+    for name, has_scale_input in (("embedded", True), ("fixed", False), ("quick", True), ("quick_fixed", False)):
         folder = run.out / "pipelines" / name
-        said = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
-        assert said["guidance_scale"] == (8.0 if hears else 3.0)
+        sampling = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
+        assert sampling["guidance_scale"] == (8.0 if has_scale_input else 3.0)
         pipeline = DiffusionPipeline.from_pretrained(folder)
         assert (type(pipeline.scheduler).__name__ == "LCMScheduler") == name.startswith("quick")
         sizes: list[int] = []
         pipeline.unet.register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.append(len(args[0])))
 
-        def draw(scale: float, pipeline: Any = pipeline, steps: int = said["num_inference_steps"]) -> torch.Tensor:
+        def sample(
+            scale: float, pipeline: Any = pipeline, steps: int = sampling["num_inference_steps"]
+        ) -> torch.Tensor:
             seed = torch.Generator().manual_seed(0)
             how = {"num_inference_steps": steps, "guidance_scale": scale, "generator": seed, "output_type": "latent"}
-            drawn: torch.Tensor = pipeline("a ball", **how).images
-            return drawn
+            latents: torch.Tensor = pipeline("a ball", **how).images
+            return latents
 
-        two, eight = draw(2.0), draw(8.0)
+        two, eight = sample(2.0), sample(8.0)
         assert two.isfinite().all()
-        assert torch.equal(two, eight) != hears
-        assert sizes == [1] * 2 * said["num_inference_steps"]
-    assert "distilled for scales from 2 to 8" in (run.out / "pipelines" / "told" / "README.md").read_text("utf-8")
+        assert torch.equal(two, eight) != has_scale_input
+        assert sizes == [1] * 2 * sampling["num_inference_steps"]
+    assert "distilled for scales from 2 to 8" in (run.out / "pipelines" / "embedded" / "README.md").read_text("utf-8")

@@ -13,7 +13,6 @@ from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
-from condistill.workflow import compress as module
 from condistill.workflow.compress import compress, register_stage, stage_names
 
 
@@ -42,9 +41,8 @@ class LongestPrompt:
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> LongestPrompt:
+def stage(own_registries: None) -> LongestPrompt:
     """The toy stage, registered for one test."""
-    monkeypatch.setattr(module, "STAGES", list(module.STAGES))
     toy = LongestPrompt()
     register_stage(toy, after="prompts")
     return toy

@@ -15,7 +15,7 @@ from samples import Brightness
 from condistill.config.recipe import Recipe
 from condistill.evaluate.generate import Round
 from condistill.evaluate.measure import Measurement, measure
-from condistill.evaluate.metrics import METRICS, register_metric
+from condistill.evaluate.metrics import register_metric
 from condistill.evaluate.record import METRICS_NAME, Evaluation, Grid
 from condistill.report import ReportInputs, verdict, write_report
 from condistill.report.tables import card_scores
@@ -25,9 +25,8 @@ RECIPE = Recipe.parse("teacher: {pipeline: miniature}\nprompts: {files: [miniatu
 
 
 @pytest.fixture
-def evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Evaluation:
+def evaluation(own_registries: None, tmp_path: Path) -> Evaluation:
     """The evaluation of latents that a teacher and a student generated, read from `metrics.json`."""
-    monkeypatch.setattr(METRICS, "_entries", {**METRICS})  # the registry is as before after the test
     register_metric(Brightness)
 
     def decode(latents: Any) -> Any:
