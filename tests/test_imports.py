@@ -1,4 +1,4 @@
-"""Imports point down the list of packages in docs/architecture.md, and never in a circle."""
+"""Tests of imports: they point down the list of packages in docs/architecture.md, and form no cycle."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 SRC = Path(__file__).parents[1] / "src" / "condistill"
 ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
 LAYERS = re.findall(r"^\| `(\w+)` \|", ARCHITECTURE.read_text(encoding="utf-8"), re.MULTILINE)
-"""The packages in the order of the page, highest first: a package imports what stands below it."""
+"""The packages in the order of the page, from top to bottom: a package imports only packages below it."""
 
 
 def imported(file: Path) -> set[str]:
-    """Modules of condistill that a file imports anywhere in it, under TYPE_CHECKING and in functions too."""
+    """Return the modules of condistill that a file imports, also under TYPE_CHECKING and in functions."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -36,22 +36,22 @@ def layer(module: str) -> str | None:
 
 
 def upward_imports() -> list[str]:
-    """`file imports package` for every import that points up the list."""
+    """Return a line `file imports module` for each import that points up the list."""
     wrong = []
     for file in sorted(SRC.rglob("*.py")):
         relative = file.relative_to(SRC)
-        mine = layer(relative.with_suffix("").as_posix().replace("/", "."))
-        if mine is None:  # __init__ and __main__, which stand above everything
+        file_layer = layer(relative.with_suffix("").as_posix().replace("/", "."))
+        if file_layer is None:  # __init__ and __main__ are above all packages
             continue
         for module in sorted(imported(file)):
-            theirs = layer(module)
-            if theirs is not None and LAYERS.index(theirs) < LAYERS.index(mine):
+            module_layer = layer(module)
+            if module_layer is not None and LAYERS.index(module_layer) < LAYERS.index(file_layer):
                 wrong.append(f"{relative} imports {module}")
     return wrong
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
+    """Return the file of each module of the package, by dotted name."""
     named = {}
     for file in SRC.rglob("*.py"):
         parts = file.relative_to(SRC).with_suffix("").parts
@@ -59,10 +59,10 @@ def modules() -> dict[str, Path]:
     return {name: file for name, file in named.items() if name}
 
 
-def circle() -> list[str]:
-    """The modules of one circle of imports; empty where there is none."""
+def import_cycle() -> list[str]:
+    """Return the modules of one import cycle, or an empty list."""
     files = modules()
-    arrows = {name: {m for m in imported(file) if m in files and m != name} for name, file in files.items()}
+    edges = {name: {m for m in imported(file) if m in files and m != name} for name, file in files.items()}
     done: set[str] = set()
 
     def visit(name: str, trail: list[str]) -> list[str]:
@@ -70,7 +70,7 @@ def circle() -> list[str]:
             return [*trail[trail.index(name) :], name]
         if name in done:
             return []
-        for following in sorted(arrows[name]):
+        for following in sorted(edges[name]):
             if found := visit(following, [*trail, name]):
                 return found
         done.add(name)
@@ -90,10 +90,11 @@ def test_imports_point_down_the_layout() -> None:
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    assert not circle(), " -> ".join(circle())
+    cycle = import_cycle()
+    assert not cycle, " -> ".join(cycle)
 
 
-def test_the_idea_imports_torch_alone() -> None:
+def test_the_method_imports_only_torch() -> None:
     tree = ast.parse((SRC / "distill" / "random_conditioning.py").read_text(encoding="utf-8"))
     standard = {"__future__", "collections.abc", "dataclasses", "typing"}
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -101,7 +102,7 @@ def test_the_idea_imports_torch_alone() -> None:
     assert {name.partition(".")[0] for name in names - standard} == {"torch"}
 
 
-def test_four_files_lie_directly_under_the_package() -> None:
+def test_the_package_directory_contains_four_files() -> None:
     assert {file.name for file in SRC.iterdir() if file.is_file()} == {
         "__init__.py",
         "__main__.py",

@@ -1,4 +1,4 @@
-"""What is promised of the package as a whole: its metadata, its imports, its size, and that its wheel works."""
+"""Tests of the package as a whole: metadata, imports, sizes of functions and files, and the wheel."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "pyarrow", "matplotlib")
 IMPORT_NAMES = {"PIL": "pillow", "yaml": "pyyaml"}
-OF_TRANSFORMERS = "tokenizers"
+FROM_TRANSFORMERS = "tokenizers"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz", ".joblib")
 PICKLE_START = re.compile(rb"\x80[\x02-\x05]")
 ZIP_START = b"PK\x03\x04"
-OURS = (".venv", ".git", "runs", "build", "dist")
-"""How folders that are no part of the repository begin; only looked at where there is no git."""
+OTHER_FOLDERS = (".venv", ".git", "runs", "build", "dist")
+"""Folders that do not belong to the repository begin with one of these; used only without git."""
 
 
 def project() -> dict[str, Any]:
@@ -53,7 +53,7 @@ def pins(file: str = "constraints.txt") -> dict[str, Requirement]:
 
 
 def imports(module: Path) -> set[str]:
-    """Top-level names of what a file imports."""
+    """Return the top-level names of the packages that a file imports, without the standard library."""
     found = set()
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -69,7 +69,7 @@ def run_python(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_version_is_one() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     assert project()["version"] == condistill.__version__
     assert f"## [{condistill.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
@@ -86,7 +86,7 @@ def test_constraints_pin_everything_that_make_installs(file: str) -> None:
 
 
 @CONSTRAINTS
-def test_constraints_are_exact_versions_that_any_machine_can_find(file: str) -> None:
+def test_constraints_are_exact_public_versions(file: str) -> None:
     assert str(pins()["torch"].specifier) == "==2.13.0"
     for pin in pins(file).values():
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), pin  # no local version, no range
@@ -94,7 +94,7 @@ def test_constraints_are_exact_versions_that_any_machine_can_find(file: str) -> 
 
 
 @CONSTRAINTS
-def test_constraints_fit_the_ranges_that_are_declared(file: str) -> None:
+def test_constraints_are_within_the_declared_ranges(file: str) -> None:
     declared = project()
     lines = [
         *declared["dependencies"],
@@ -106,27 +106,27 @@ def test_constraints_fit_the_ranges_that_are_declared(file: str) -> None:
             assert requirement.specifier.contains(version.version), requirement
 
 
-def test_the_lowest_constraints_are_the_lower_bounds_that_are_declared() -> None:
+def test_the_lowest_constraints_are_the_declared_lower_bounds() -> None:
     for requirement in map(Requirement, project()["dependencies"]):
         (bound,), (pin,) = requirement.specifier, pins("constraints-lowest.txt")[requirement.name].specifier
         assert bound.operator == ">="
         assert Version(pin.version) == Version(bound.version), requirement
 
 
-def test_what_is_imported_is_declared_and_known_to_the_doctor() -> None:
+def test_imported_packages_are_declared_and_checked_by_doctor() -> None:
     declared = names(project()["dependencies"])
     used = {IMPORT_NAMES.get(name, name) for module in MODULES for name in imports(module)}
-    assert used - {"condistill", OF_TRANSFORMERS} <= declared
+    assert used - {"condistill", FROM_TRANSFORMERS} <= declared
     assert set(doctor.REQUIRED) == declared
 
 
 @pytest.mark.parametrize("module", ["condistill", "condistill.cli"])
-def test_importing_it_loads_nothing_heavy(module: str) -> None:
+def test_importing_a_module_loads_no_heavy_package(module: str) -> None:
     assert run_python(f"import sys, {module}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))") == ""
 
 
 @pytest.mark.slow  # it imports everything
-def test_every_public_name_is_found_however_its_module_was_imported() -> None:
+def test_every_public_name_is_the_object_of_its_module() -> None:
     code = f"""
 import importlib, condistill
 assert sorted(condistill.__all__) == {sorted(condistill.__all__)!r} == sorted(condistill._HOMES)
@@ -137,12 +137,12 @@ for name, home in condistill._HOMES.items():
     run_python(code)
 
 
-def test_the_idea_imports_torch_and_nothing_else() -> None:
+def test_the_method_imports_only_torch() -> None:
     assert imports(SOURCE / "distill" / "random_conditioning.py") == {"torch"}
 
 
 def functions(module: Path) -> Iterator[tuple[str, int]]:
-    """Name and number of lines of every function of a file."""
+    """Yield the name and the number of lines of each function of a file."""
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
@@ -150,16 +150,18 @@ def functions(module: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_functions_and_files_are_short() -> None:
-    long = [f"{name}: {lines}" for module in MODULES for name, lines in functions(module) if lines > MAX_FUNCTION_LINES]
+    too_long = [
+        f"{name}: {lines}" for module in MODULES for name, lines in functions(module) if lines > MAX_FUNCTION_LINES
+    ]
     for module in MODULES:
         lines = len(module.read_text(encoding="utf-8").splitlines())
         if lines > MAX_FILE_LINES:
-            long.append(f"{module.relative_to(ROOT)}: {lines}")
-    assert not long
+            too_long.append(f"{module.relative_to(ROOT)}: {lines}")
+    assert not too_long
 
 
 def repository_files() -> list[Path]:
-    """What git holds; without git, what lies there."""
+    """Return the files that git tracks; without git, the files that are present."""
     git = shutil.which("git")
     if git and (ROOT / ".git").exists():
         listed = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -167,11 +169,13 @@ def repository_files() -> list[Path]:
     return [
         path
         for path in ROOT.rglob("*")
-        if path.is_file() and not path.relative_to(ROOT).parts[0].startswith(OURS) and "__pycache__" not in path.parts
+        if path.is_file()
+        and not path.relative_to(ROOT).parts[0].startswith(OTHER_FOLDERS)
+        and "__pycache__" not in path.parts
     ]
 
 
-def test_the_repository_holds_no_pickle() -> None:
+def test_the_repository_contains_no_pickle() -> None:
     files = repository_files()
     assert files
     for path in files:
@@ -183,7 +187,7 @@ def test_the_repository_holds_no_pickle() -> None:
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build from a copy, so that the repository stays as it is."""
+    """Build a wheel from a copy, so that the repository does not change."""
     copy = folder / "source"
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -196,17 +200,20 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
-def install_beside_our_packages(wheel: Path, folder: Path) -> Path:
-    """A fresh environment with the wheel, which sees the packages of this one but not this condistill."""
+def install_in_new_environment(wheel: Path, folder: Path) -> Path:
+    """Install a wheel in a new environment, and return the folder of its scripts.
+
+    The environment also sees the packages of the current one, except for its condistill.
+    """
     venv.create(folder, with_pip=False)
     scripts = folder / ("Scripts" if os.name == "nt" else "bin")
     python = next(scripts.glob("python*"))
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
     subprocess.run(command, check=True, capture_output=True)
-    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    packages = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
-    # paths in a .pth file are added as they are: the editable install there takes no effect
-    (Path(packages) / "ours.pth").write_text(run_python(ask) + "\n", encoding="utf-8")
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    # a folder in a .pth file is added without its own .pth files, so an editable condistill has no effect
+    (Path(packages) / "parent.pth").write_text(run_python(code) + "\n", encoding="utf-8")
     return scripts
 
 
@@ -216,21 +223,22 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_miniature_the_templates_and_the_licence(wheel: Path) -> None:
+def test_the_wheel_contains_the_miniature_the_templates_and_the_licence(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        held = set(archive.namelist())
+        names = set(archive.namelist())
     data = [path for path in SOURCE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
-    assert {f"condistill/{path.relative_to(SOURCE).as_posix()}" for path in data} <= held
-    assert f"condistill-{condistill.__version__}.dist-info/licenses/LICENSE" in held
-    assert "condistill/miniature/weights/teacher/model_index.json" in held
+    assert {f"condistill/{path.relative_to(SOURCE).as_posix()}" for path in data} <= names
+    assert f"condistill-{condistill.__version__}.dist-info/licenses/LICENSE" in names
+    assert "condistill/miniature/weights/teacher/model_index.json" in names
 
 
 @pytest.mark.slow
-def test_the_wheel_works_away_from_the_repository(wheel: Path, tmp_path: Path) -> None:
-    scripts = install_beside_our_packages(wheel, tmp_path / "venv")
+def test_the_wheel_works_outside_of_the_repository(wheel: Path, tmp_path: Path) -> None:
+    scripts = install_in_new_environment(wheel, tmp_path / "venv")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
 
-    def say(*command: str) -> str:
+    def run(*command: str) -> str:
+        """Run a command of the environment and return its output."""
         done = subprocess.run(
             [str(scripts / command[0]), *command[1:]],
             cwd=tmp_path,
@@ -242,8 +250,8 @@ def test_the_wheel_works_away_from_the_repository(wheel: Path, tmp_path: Path) -
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    where = say("python", "-c", "import condistill; print(condistill.__file__)").strip()
-    assert Path(where).is_relative_to(tmp_path)
-    assert "demo" in say("condistill", "--help")
-    assert "all checks passed" in say("condistill", "doctor")
+    module = run("python", "-c", "import condistill; print(condistill.__file__)").strip()
+    assert Path(module).is_relative_to(tmp_path)
+    assert "demo" in run("condistill", "--help")
+    assert "all checks passed" in run("condistill", "doctor")
     assert not list(tmp_path.glob("*.*"))

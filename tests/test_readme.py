@@ -1,7 +1,7 @@
-"""The documents are executed: their commands and Python blocks run, their links lead somewhere, their tables are true.
+"""Tests of the documents: commands and Python blocks run, links point to files, and tables match the code.
 
-A block runs in a folder that holds what its document speaks of: `my-pipeline`, a random toy, and `prompts.txt`. A
-recipe that `condistill init` writes there is made tiny before the next block runs.
+The blocks run in a folder with the files that the documents mention: `my-pipeline`, a random toy pipeline, and
+`prompts.txt`. A recipe that `condistill init` writes in this folder is made tiny before the next block runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.m
 NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
 RUNS_A_RECIPE = {"README.md", "docs/plan.md", "docs/runs.md", "docs/sweep.md"}
 SHELL = ("bash", "console", "sh")
-NOT_RUN = ("demo",)  # ten minutes; it has a test of its own
+NOT_RUN = ("demo",)  # it takes ten minutes and has a test of its own
 KNOBS = {
     "cache": {"size": 4, "num_inference_steps": 2, "batch_size": 4},
     "distill": {"steps": 2, "batch_size": 4, "micro_batch_size": 2},
@@ -41,7 +41,7 @@ TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-
 
 
 def blocks(name: str, *languages: str) -> list[tuple[str, str]]:
-    """Language and text of a document's code blocks, in order."""
+    """Return the language and the text of the code blocks of a document, in order."""
     text = (ROOT / name).read_text(encoding="utf-8")
     assert text.count("\n```") % 2 == 0, f"a code block of {name} is not closed"
     found = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
@@ -49,13 +49,13 @@ def blocks(name: str, *languages: str) -> list[tuple[str, str]]:
 
 
 def shell_lines(block: str) -> list[list[str]]:
-    """The words of each command of a shell block."""
+    """Return the words of each command of a shell block."""
     lines = (line.removeprefix("$ ") for line in block.replace("\\\n", " ").splitlines())
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def condistill_arguments(words: list[str]) -> list[str] | None:
-    """What a shell line gives to condistill; None if it calls something else."""
+    """Return the arguments that a shell line passes to condistill, or None for another command."""
     if words[0] == "condistill":
         return words[1:]
     if words[:2] == ["accelerate", "launch"]:
@@ -64,7 +64,7 @@ def condistill_arguments(words: list[str]) -> list[str] | None:
 
 
 def table(text: str, heading: str) -> list[list[str]]:
-    """Cells of the rows of every table whose first heading this is, without backticks."""
+    """Return the cells of the rows of all tables whose first heading is `heading`, without backticks."""
     rows, inside = [], False
     for line in text.splitlines():
         cells = [cell.strip().strip("`") for cell in line.strip().strip("|").split("|")]
@@ -85,7 +85,7 @@ def test_there_are_blocks_to_execute() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_shell_line_is_understood(name: str) -> None:
+def test_every_shell_line_is_a_valid_command(name: str) -> None:
     for _, block in blocks(name, *SHELL):
         for words in shell_lines(block):
             arguments = condistill_arguments(words)
@@ -98,12 +98,12 @@ def test_every_shell_line_is_understood(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_make_target_that_is_named_exists(name: str) -> None:
+def test_every_make_target_in_a_document_exists(name: str) -> None:
     assert set(re.findall(r"`make ([\w-]+)", (ROOT / name).read_text(encoding="utf-8"))) <= set(TARGETS)
 
 
 def init_tiny(arguments: list[str]) -> None:
-    """Run `condistill init`, then make the recipe it wrote tiny."""
+    """Run `condistill init`, and make its recipe tiny."""
     run_command(arguments)
     path = Path(arguments[arguments.index("--out") + 1] if "--out" in arguments else "recipe.yaml")
     recipe = merge(yaml.safe_load(path.read_text(encoding="utf-8")), KNOBS)
@@ -114,13 +114,13 @@ def run_command(arguments: list[str]) -> None:
     code: Any = None
     try:
         cli.main(arguments)
-    except SystemExit as leaving:
-        code = leaving.code
+    except SystemExit as exited:
+        code = exited.code
     assert not code, arguments
 
 
 def execute(name: str) -> int:
-    """Run a document's blocks in their order, in the working directory; how many ran."""
+    """Run the blocks of a document in the working directory, in their order, and return how many were run."""
     count = 0
     for language, block in blocks(name, "python", *SHELL):
         if language == "python":
@@ -164,14 +164,14 @@ def test_the_blocks_of_a_document_run(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_relative_link_leads_to_a_file(name: str) -> None:
+def test_every_relative_link_points_to_a_file(name: str) -> None:
     document = ROOT / name
     for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
         if "://" not in target and not target.startswith("#"):
             assert (document.parent / target.partition("#")[0]).is_file(), target
 
 
-def test_every_document_is_linked_from_the_readme_or_from_one_that_is() -> None:
+def test_every_document_can_be_reached_from_the_readme() -> None:
     reached, waiting = set(), [README]
     while waiting:
         document = waiting.pop().resolve()
@@ -187,13 +187,13 @@ def test_the_readme_is_short() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) < 200
 
 
-def test_the_table_of_commands_is_the_apps() -> None:
+def test_the_table_of_commands_lists_every_command() -> None:
     listed = [row[0] for row in table(README.read_text(encoding="utf-8"), "command")]
     assert listed == [f"condistill {name}" for name in COMMANDS]
 
 
 def settings_of(annotation: Any) -> list[type[Settings]]:
-    """The models that a field's annotation holds; of a mapping of models, those of its values."""
+    """Return the settings classes in the annotation of a field; for a mapping, those of its values."""
     if annotation is ScheduleSettings:
         return list(SCHEDULES.values())
     if isinstance(annotation, type) and issubclass(annotation, Settings):
@@ -202,7 +202,10 @@ def settings_of(annotation: Any) -> list[type[Settings]]:
 
 
 def defaults(model: type[Settings], place: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted name and default of every setting, as the table writes them; the first member of a union decides."""
+    """Yield the dotted key and the default of each setting, as the table shows them.
+
+    For a key of several members of a union, the first one counts.
+    """
     for name, field in model.model_fields.items():
         key = f"{place}{field.alias or name}"
         inner = settings_of(field.annotation)
@@ -219,7 +222,7 @@ def defaults(model: type[Settings], place: str = "") -> Iterator[tuple[str, str]
             yield key, value if isinstance(value, str) else text
 
 
-def test_the_tables_of_the_recipe_have_every_setting_and_its_default() -> None:
+def test_the_recipe_tables_list_every_setting_with_its_default() -> None:
     expected: dict[str, str] = {}
     for key, value in defaults(Recipe):
         expected.setdefault(key, value)
@@ -233,7 +236,7 @@ def test_the_yaml_blocks_are_parts_of_a_valid_recipe() -> None:
     assert found
     whole = {"teacher": {"pipeline": "miniature"}, "prompts": {"files": ["miniature"]}, "student": {"width": 0.5}}
     for block in found:
-        given = yaml.safe_load(block)
-        beside = whole | {"student": {}} if "target" in given.get("student", {}) else whole  # it chooses a width itself
-        recipe = Recipe.from_dict(merge(beside, given))
+        part = yaml.safe_load(block)
+        rest = whole | {"student": {}} if "target" in part.get("student", {}) else whole  # a target chooses the width
+        recipe = Recipe.from_dict(merge(rest, part))
         assert all(recipe.variant(name) for name in recipe.variants)

@@ -1,4 +1,4 @@
-"""The ready recipes: each is valid, says where its values come from, and can be planned for the model that it names."""
+"""Tests of the recipes in `recipes/`: each is valid, names the source of its values, and can be planned."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPES = {
     "sd35": "sd35_medium",
     "flux": "flux_dev",
 }
-"""Configs of the teachers that the recipes name, by the first word of a recipe's name."""
+"""Folder with the configs of the teacher, by the first word of the name of the recipe."""
 
 
 def test_there_are_recipes_for_every_student_of_the_paper() -> None:
@@ -31,17 +31,17 @@ def test_there_are_recipes_for_every_student_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
-def test_a_recipe_is_valid_and_says_what_to_expect(path: Path) -> None:
+def test_a_recipe_is_valid_and_describes_its_results(path: Path) -> None:
     recipe = Recipe.load(path)
     assert list(recipe.variants) == ["random_conditioning"]
     text = path.read_text(encoding="utf-8")
-    for said in ("# Size: ", "# Score: ", "# Memory and hours: "):
-        assert said in text
+    for heading in ("# Size: ", "# Score: ", "# Memory and hours: "):
+        assert heading in text
     assert "arXiv 2504.02011" in text
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.stem.startswith("sd14")], ids=lambda path: path.stem)
-def test_the_recipes_of_the_paper_have_its_settings(path: Path) -> None:
+def test_the_recipes_of_the_paper_have_the_settings_of_the_paper(path: Path) -> None:
     recipe = Recipe.load(path)
     assert (recipe.cache.num_inference_steps, recipe.cache.guidance_scale) == (25, 7.5)
     settings = recipe.variant("random_conditioning")[1]
@@ -60,8 +60,8 @@ def test_the_recipes_of_the_paper_have_its_settings(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
-def test_a_recipe_can_be_planned_and_says_the_size_that_comes_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("condistill.plan.make.possible_students", lambda _: ())  # they are planned elsewhere
+def test_a_recipe_can_be_planned_and_documents_the_planned_size(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("condistill.plan.make.possible_students", lambda _: ())  # other tests plan them
     shape = HERE / "data" / SHAPES[path.stem.partition("-")[0]]
     recipe = Recipe.load(path, [f"teacher.pipeline={shape}"])
     card = "h200" if path.stem == "flux-lite" else "a100-80gb"
