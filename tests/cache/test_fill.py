@@ -33,9 +33,9 @@ def all_latents(directory: Path, shards: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_family: Family, tmp_path_factory: pytest.TempPathFactory) -> Shards:
+def uninterrupted(tiny_family: Family, tmp_path_factory: pytest.TempPathFactory) -> Shards:
     """The shards that one process writes without interruption."""
-    return fill(tmp_path_factory.mktemp("whole"), tiny_family)
+    return fill(tmp_path_factory.mktemp("uninterrupted"), tiny_family)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_latents_equal_those_of_the_teacher_pipeline(tiny_family: Family, tmp_pa
 
 
 def test_an_interrupted_fill_resumes_after_the_last_complete_shard(
-    tiny_family: Family, tmp_path: Path, whole: Shards
+    tiny_family: Family, tmp_path: Path, uninterrupted: Shards
 ) -> None:
     generated: list[int] = []
 
@@ -110,16 +110,16 @@ def test_an_interrupted_fill_resumes_after_the_last_complete_shard(
     before = (tmp_path / shard_name(0)).stat().st_mtime_ns
     (tmp_path / f".{shard_name(1)}.partial").write_bytes(b"from a killed run")
     reported: list[int] = []
-    assert fill(tmp_path, tiny_family, on_images=reported.append) == whole
+    assert fill(tmp_path, tiny_family, on_images=reported.append) == uninterrupted
     assert reported == [4, 2, 2, 2]
     assert (tmp_path / shard_name(0)).stat().st_mtime_ns == before
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_two_processes_write_the_same_shards_as_one(tiny_family: Family, tmp_path: Path, whole: Shards) -> None:
+def test_two_processes_write_the_same_shards_as_one(tiny_family: Family, tmp_path: Path, uninterrupted: Shards) -> None:
     second = fill(tmp_path, tiny_family, part=(1, 2))
     assert list(second) == [shard_name(1)]
-    assert fill(tmp_path, tiny_family, part=(0, 2)) == whole
+    assert fill(tmp_path, tiny_family, part=(0, 2)) == uninterrupted
 
 
 def test_a_fill_refuses_a_corrupt_shard(tiny_family: Family, tmp_path: Path) -> None:

@@ -101,10 +101,7 @@ def test_a_cache_with_another_format_is_refused(directory: Path) -> None:
 
 
 def test_verify_names_the_shard_with_a_changed_byte(directory: Path) -> None:
-    cache = LatentCache.open(directory)
-    checked: list[str] = []
-    cache.verify(checked.append)
-    assert checked == [shard_name(i) for i in range(3)]
+    LatentCache.open(directory).verify()
     path = directory / shard_name(1)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x10

@@ -119,8 +119,8 @@ def test_an_error_about_an_invalid_line_names_its_number(tmp_path: Path) -> None
 
 def test_a_corrupt_parquet_file_is_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=pa.array(["a cat"] * 9))
-    whole = path.read_bytes()
-    assert_error(write(path, whole[:-20]), "is not valid parquet")
+    content = path.read_bytes()
+    assert_error(write(path, content[:-20]), "is not valid parquet")
     assert_error(write(path, b"not parquet at all"), "is not valid parquet")
     assert_error(write(path, b""), "is not valid parquet")
-    assert_error(write(path, b"PAR1" + b"\xff" * 60 + whole[64:]), "is not valid parquet")
+    assert_error(write(path, b"PAR1" + b"\xff" * 60 + content[64:]), "is not valid parquet")

@@ -6,7 +6,7 @@ The manifest records the teacher and the settings that generated the latents, an
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +149,8 @@ class LatentCache:
         channels, height, width = self.manifest["latent_shape"]
         return channels, height, width
 
-    def verify(self, on_shard: Callable[[str], None] | None = None) -> None:
+    def verify(self) -> None:
         """Compare every shard with its checksum.
-
-        Args:
-            on_shard: called with the name of each shard after it was checked.
 
         Raises:
             CorruptError: a shard differs; the message names the first one.
@@ -162,8 +159,6 @@ class LatentCache:
             path = self.directory / shard["name"]
             if hash_file(path) != shard["sha256"]:
                 raise CorruptError(_corrupt(path))
-            if on_shard is not None:
-                on_shard(shard["name"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}

@@ -59,7 +59,7 @@ class PromptPool:
         """Names of the files from which the pool was built."""
         self._kept_per_source: list[int] | None = tail.get("kept_of")
         self._reader = reader
-        self._rows: int = head["rows"]
+        self._batch_rows: int = head["rows"]
         self._columns: dict[int, Any] = {}
 
     @classmethod
@@ -69,14 +69,12 @@ class PromptPool:
         out: Path,
         *,
         column: str | None = None,
-        on_progress: Callable[[int], None] | None = None,
     ) -> PromptPool:
         """Convert prompt files to one pool, which is written completely or not at all.
 
         Args:
             files: see `read_prompts` for the formats.
             column: column of the prompts in csv, jsonl and parquet files.
-            on_progress: called repeatedly with the number of prompts read so far.
 
         Raises:
             CondistillError: a file cannot be used, no file has columns although `column` is given, or all prompts
@@ -90,7 +88,7 @@ class PromptPool:
             )
         for file in files:  # report a mistake in the last file before the first is converted
             next(read_prompts(file, column=column), None)
-        _write([read_prompts(file, column=column) for file in files], Path(out), names, on_progress)
+        _write([read_prompts(file, column=column) for file in files], Path(out), names)
         return cls.open(out)
 
     @classmethod
@@ -100,7 +98,7 @@ class PromptPool:
         Raises:
             CondistillError: all prompts are empty, or a prompt is not text.
         """
-        _write([prompts], Path(out), [], None)
+        _write([prompts], Path(out), [])
         return cls.open(out)
 
     @classmethod
@@ -135,12 +133,12 @@ class PromptPool:
         i = operator.index(index)
         if not -len(self) <= i < len(self):
             raise IndexError(f"prompt {i} is not in a pool of {len(self)} prompts")
-        batch, row = divmod(i % len(self), self._rows)
+        batch, row = divmod(i % len(self), self._batch_rows)
         prompt: str = self._column(batch)[row].as_py()
         return prompt
 
     def __iter__(self) -> Iterator[str]:
-        for batch in range(-(-len(self) // self._rows)):
+        for batch in range(-(-len(self) // self._batch_rows)):
             yield from self._column(batch).to_pylist()
 
     def __reduce__(self) -> tuple[Callable[[Path], PromptPool], tuple[Path]]:
@@ -187,9 +185,7 @@ class PromptPool:
         return self._columns[batch]
 
 
-def _write(
-    parts: Sequence[Iterable[str]], out: Path, sources: Sequence[str], on_progress: Callable[[int], None] | None
-) -> None:
+def _write(parts: Sequence[Iterable[str]], out: Path, sources: Sequence[str]) -> None:
     """Stream the distinct, non-empty prompts to `out`. Memory holds one batch, and one digest per kept prompt.
 
     Args:
@@ -199,7 +195,7 @@ def _write(
     seen: set[bytes] = set()
     content = hashlib.sha256()
     rows: list[str] = []
-    read = empty = 0
+    empty = duplicates = 0
     kept_per_source = [0] * len(parts)
     head = json.dumps({"format": _FORMAT, "rows": BATCH_ROWS, "sources": list(sources)})
     schema = pa.schema([pa.field("prompt", pa.large_string(), nullable=False)], metadata={_KEY: head})
@@ -208,14 +204,13 @@ def _write(
         return pa.record_batch([pa.array(rows, pa.large_string())], schema=schema)
 
     with atomic_file(out) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        numbered = ((number, prompt) for number, prompts in enumerate(parts) for prompt in prompts)
-        for read, (source, raw) in enumerate(numbered, start=1):
-            if on_progress and read % BATCH_ROWS == 0:
-                on_progress(read)
+        for source, raw in ((number, prompt) for number, prompts in enumerate(parts) for prompt in prompts):
             prompt, encoded = _clean(raw)
             if not encoded:
                 empty += 1
-            elif (digest := prompt_digest(prompt)) not in seen:
+            elif (digest := prompt_digest(prompt)) in seen:
+                duplicates += 1
+            else:
                 seen.add(digest)
                 kept_per_source[source] += 1
                 content.update(len(encoded).to_bytes(8, "little") + encoded)
@@ -225,15 +220,13 @@ def _write(
                     rows.clear()
         if not seen:
             place = ", ".join(sources) or "the given list"
-            raise CondistillError(f"there are no prompts in {place} ({read} empty ones); add prompts")
+            raise CondistillError(f"there are no prompts in {place} ({empty} empty ones); add prompts")
         if rows:
             writer.write_batch(record_batch())
             rows.clear()
-        counts = PoolCounts(read=read, kept=len(seen), empty=empty, duplicates=read - empty - len(seen))
+        counts = PoolCounts(read=len(seen) + empty + duplicates, kept=len(seen), empty=empty, duplicates=duplicates)
         tail = json.dumps({"content_hash": content.hexdigest(), "counts": asdict(counts), "kept_of": kept_per_source})
         writer.write_batch(record_batch(), custom_metadata={_KEY: tail})
-    if on_progress:
-        on_progress(read)
 
 
 def _clean(raw: str) -> tuple[str, bytes]:

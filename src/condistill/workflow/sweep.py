@@ -43,7 +43,9 @@ def run_sweep(sweep: Sweep, out: Path, *, update: bool = False, console: Console
     for run in runs:
         check_inputs(run.recipe)
     process = PartialState()
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say = partial(
+        console.print, markup=False, highlight=False, soft_wrap=True
+    )  # unwrapped, so that paths can be copied
     if process.is_main_process:
         _open_directory(out, sweep)
     process.wait_for_everyone()
@@ -57,10 +59,10 @@ def run_sweep(sweep: Sweep, out: Path, *, update: bool = False, console: Console
             write_sweep(sweep, out, done, len(runs))
     if process.is_main_process:
         headings, *rows = table(measured(done))
-        printed = Table(*map(escape, headings))
+        summary = Table(*map(escape, headings))
         for row in rows:
-            printed.add_row(*map(escape, row))
-        console.print(printed)
+            summary.add_row(*map(escape, row))
+        console.print(summary)
         say("\n".join(f"{name}: {out / name}" for name in ("sweep.md", "sweep.svg", RESULT_NAME)))
 
 

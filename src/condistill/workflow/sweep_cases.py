@@ -100,14 +100,14 @@ def _parse_change(text: str, option: str) -> tuple[str, Any]:
         raise CondistillError(f"{option}: the value of {text!r} is not valid YAML; correct it") from error
 
 
-def grid_cases(options: Sequence[str]) -> list[Case]:
+def grid_cases(texts: Sequence[str]) -> list[Case]:
     """Return a case for each combination of the values of texts `key=[value, ...]`; the last key changes fastest."""
     axes: dict[str, list[Any]] = {}
-    for option in options:
-        key, values = _parse_change(option, "--grid")
+    for text in texts:
+        key, values = _parse_change(text, "--grid")
         if not isinstance(values, list) or not values:
             raise CondistillError(
-                f"--grid {option!r} has no list of values; write key=[value, ...], such as student.width=[0.5, 0.25]"
+                f"--grid {text!r} has no list of values; write key=[value, ...], such as student.width=[0.5, 0.25]"
             )
         if key in axes:
             raise CondistillError(f"--grid contains {key} twice; write all its values in one list")
@@ -122,17 +122,17 @@ def grid_cases(options: Sequence[str]) -> list[Case]:
     return cases
 
 
-def named_case(option: str) -> Case:
+def named_case(text: str) -> Case:
     """Return the case of a text `name: key=value key=value`; without settings, the case is the unchanged recipe."""
-    name, colon, rest = (part.strip() for part in option.partition(":"))
+    name, colon, rest = (part.strip() for part in text.partition(":"))
     if not colon or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == TEACHER:
         raise CondistillError(
-            f"--case {option!r} needs a name of a-z, 0-9, _ and -, other than {TEACHER!r}; write 'name: key=value "
+            f"--case {text!r} needs a name of a-z, 0-9, _ and -, other than {TEACHER!r}; write 'name: key=value "
             "key=value', such as 'short: distill.steps=1000'"
         )
     changes: dict[str, Any] = {}
-    for text in filter(None, re.split(r"\s+(?=[\w.]+\s*=)", rest)):  # split before keys only: values may contain spaces
-        key, value = _parse_change(text, f"--case {name}")
+    for change in filter(None, re.split(r"\s+(?=[\w.]+\s*=)", rest)):  # only before keys: values may contain spaces
+        key, value = _parse_change(change, f"--case {name}")
         if key in changes:
             raise CondistillError(f"--case {name} contains {key} twice; remove one of them")
         changes[key] = value
@@ -143,7 +143,9 @@ def _variant_cases(recipe: Recipe) -> Iterator[Case]:
     """Yield the variants of a recipe as cases."""
     for name, variant in recipe.variants.items():
         sections = {"student": variant.student, "distill": variant.distill}
-        changes = {f"{section}.{key}": value for section, of in sections.items() for key, value in of.items()}
+        changes = {
+            f"{section}.{key}": value for section, settings in sections.items() for key, value in settings.items()
+        }
         yield Case(name, name, changes, variant.teacher)
 
 
@@ -205,12 +207,12 @@ def _checked_cases(sweep: Sweep, base: Recipe) -> list[Case]:
     Raises:
         RecipeError: lists the mistakes of all cases.
     """
-    given = [*map(named_case, sweep.cases), *grid_cases(sweep.grid)]
-    cases = given or [*_variant_cases(base)]
+    requested = [*map(named_case, sweep.cases), *grid_cases(sweep.grid)]
+    cases = requested or [*_variant_cases(base)]
     mistakes, checked = [*_mistakes(sweep, cases)], []
     for case in cases if not mistakes else ():
         try:
-            recipe = _load(sweep, [case] if given else cases, base.seed)
+            recipe = _load(sweep, [case] if requested else cases, base.seed)
             checked.append(_with_equal_forwards(case, recipe, base) if sweep.equal_forwards else case)
         except CondistillError as error:
             mistakes.append(f"case {case.label!r}: {error}")
