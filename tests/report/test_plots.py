@@ -16,9 +16,9 @@ from condistill.report import plots
 @pytest.mark.parametrize("ink", [plots.LIGHT, plots.DARK])
 def test_plots_are_svg_and_reproducible(ink: plots.Ink) -> None:
     history = build_history(20)
-    for draw in (lambda: plots.loss_by_noise(history, ink=ink), lambda: plots.total_loss({"a": history}, ink=ink)):
-        first = draw()
-        assert first == draw()
+    for plot in (lambda: plots.loss_by_noise(history, ink=ink), lambda: plots.total_loss({"a": history}, ink=ink)):
+        first = plot()
+        assert first == plot()
         assert first is not None
         assert ElementTree.fromstring(first).tag.endswith("svg")
 

@@ -1,1 +1,1 @@
-"""How well a student draws: classified attributes, Fréchet distance, distance to the teacher, size and speed."""
+"""Evaluation of teacher and students: generation, metrics, size and speed, and their records."""

@@ -162,8 +162,8 @@ def _grids(grid: Grid, folder: Path) -> list[tuple[str, list[Card]]]:
 # --- curves
 
 
-def _curve(title: str, draw: Callable[[plots.Ink], bytes | None], note: str = "") -> list[Curve]:
-    light, dark = draw(plots.LIGHT), draw(plots.DARK)
+def _curve(title: str, plot: Callable[[plots.Ink], bytes | None], note: str = "") -> list[Curve]:
+    light, dark = plot(plots.LIGHT), plot(plots.DARK)
     if light is None or dark is None:
         return []
     return [Curve(title, _uri("image/svg+xml", light), _uri("image/svg+xml", dark), note)]
@@ -179,10 +179,10 @@ def _noise_curves(histories: Mapping[str, plots.History]) -> list[Curve]:
     curves: list[Curve] = []
     for name, history in histories.items():
 
-        def draw(ink: plots.Ink, history: plots.History = history) -> bytes | None:
+        def plot(ink: plots.Ink, history: plots.History = history) -> bytes | None:
             return plots.loss_by_noise(history, limits=limits, ink=ink)
 
-        curves += _curve(name, draw, _trained(history))
+        curves += _curve(name, plot, _trained(history))
     return curves
 
 
