@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from condistill.evaluate.generate import Round
-from condistill.evaluate.measure import Measurement, PictureGrid, Scores, measure
+from condistill.evaluate.measure import Measurement, PictureGrid, Scores
 from condistill.evaluate.metrics.frechet import Moments, frechet_distance
 from condistill.teachers.family import Family
 
@@ -56,7 +56,7 @@ LATENTS = random_latents()
 
 def measured(batch_size: int = 4, **changes: Any) -> dict[str, Scores]:
     options: dict[str, Any] = {"classifier": BrightnessClassifier(), **changes}
-    return measure(Measurement(ROUNDS, decode, batch_size=batch_size, **options), LATENTS)
+    return Measurement(ROUNDS, decode, batch_size=batch_size, **options).measure(LATENTS)
 
 
 def test_the_distance_to_the_teacher_is_the_mean_over_images_with_its_spread_over_seeds() -> None:
@@ -115,7 +115,7 @@ def test_without_a_classifier_nothing_is_decoded_and_one_seed_has_no_spread() ->
         raise AssertionError("an image was decoded")
 
     latents = {name: [np.full((6, 4, 2, 2), value, np.float32)] for name, value in (("teacher", 1), ("student", 4))}
-    scores = measure(Measurement(ROUNDS[:1], refuse, batch_size=2), latents)
+    scores = Measurement(ROUNDS[:1], refuse, batch_size=2).measure(latents)
     assert scores["teacher"] == {split: {} for split in SPLITS}
     for split in SPLITS:
         assert list(scores["student"][split]) == ["latent_rmse"]
@@ -126,7 +126,7 @@ def test_without_a_classifier_nothing_is_decoded_and_one_seed_has_no_spread() ->
 def test_a_result_that_is_not_finite_is_left_out() -> None:
     latents = {name: [array.copy() for array in arrays] for name, arrays in LATENTS.items()}
     latents["student"][0][3] = np.nan
-    scores = measure(Measurement(ROUNDS, decode, batch_size=4), latents)["student"]
+    scores = Measurement(ROUNDS, decode, batch_size=4).measure(latents)["student"]
     assert list(scores["seen"]) == ["latent_rmse"]
     assert scores["unseen"] == scores["all"] == {}
 

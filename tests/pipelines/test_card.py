@@ -84,6 +84,8 @@ def test_sizes_settings_and_what_was_kept_are_shown() -> None:
     card = _card()
     assert "| Parameters of the denoiser | 6.98 M | 1.88 M | 27 % |" in card
     assert "| distill.steps | 1234 |" in card
+    assert "| distill.conditioning.probability.lambda | 5.0 |" in card
+    assert "None" not in card
     assert "- half" in card
     assert "licence" in card
     assert "No training image" in card

@@ -88,8 +88,16 @@ class Measurement:
         self._grid = grid
         self._references = [classifier.reference(r.prompts, seed=r.seed) for r in rounds] if classifier else []
 
+    def measure(self, latents: Mapping[str, LatentsByRound]) -> dict[str, Scores]:
+        """Return the scores of the teacher and of every student, from the latents of each."""
+        teacher = latents[TEACHER]
+        return {
+            name: self.scores(name, of_model, None if name == TEACHER else teacher)
+            for name, of_model in latents.items()
+        }
+
     def scores(self, model: str, latents: LatentsByRound, teacher_latents: LatentsByRound | None = None) -> Scores:
-        """Return every metric of a model whose features are available; one without a result is left out.
+        """Return the result of every metric whose features are available; a metric without a result is left out.
 
         Args:
             latents: what the model generated in every round, each `[N, C, h, w]`.
@@ -98,7 +106,7 @@ class Measurement:
         available = self._available(has_teacher=teacher_latents is not None)
         metrics = [metric for metric in METRICS.values() if available.issuperset(metric.needs)]
         needs_images = self._classifier is not None or any(IMAGES in metric.needs for metric in metrics)
-        parts = {split: [metric() for metric in metrics] for split in self._rounds[0].parts}
+        by_split = {split: [metric() for metric in metrics] for split in self._rounds[0].parts}
         for number, round_ in enumerate(self._rounds):
             for start in range(0, len(round_.prompts), self._batch_size):
                 rows = slice(start, min(start + self._batch_size, len(round_.prompts)))
@@ -112,9 +120,9 @@ class Measurement:
                 self._show(model, samples, shown, start)
                 for split, of_split in round_.parts.items():
                     inside = slice(max(of_split.start - start, 0), max(of_split.stop - start, 0))
-                    for metric in parts[split]:
+                    for metric in by_split[split]:
                         metric.update(samples.part(inside))
-        return _computed(parts, metrics)
+        return _results(by_split, metrics)
 
     def _available(self, *, has_teacher: bool) -> set[str]:
         """Return the names of the features that a model has."""
@@ -144,24 +152,16 @@ class Measurement:
             self._grid.add(model, row, samples.features[IMAGES][row - start], correct=correct)
 
 
-def measure(measurement: Measurement, latents: Mapping[str, LatentsByRound]) -> dict[str, Scores]:
-    """Return the scores of the teacher and of every student."""
-    teacher = latents[TEACHER]
-    return {
-        name: measurement.scores(name, generated, None if name == TEACHER else teacher)
-        for name, generated in latents.items()
-    }
-
-
-def _computed(parts: Mapping[str, Sequence[Metric]], metrics: Sequence[type[Metric]]) -> Scores:
-    """Return the scores of every split and of all splits together."""
-    everything = [metric() for metric in metrics]
-    for of_split in parts.values():
-        for merged, metric in zip(everything, of_split, strict=True):
+def _results(by_split: Mapping[str, Sequence[Metric]], metrics: Sequence[type[Metric]]) -> Scores:
+    """Return the results of every split, and of all splits together."""
+    of_all = [metric() for metric in metrics]
+    for of_split in by_split.values():
+        for merged, metric in zip(of_all, of_split, strict=True):
             merged.merge(metric)
-    splits = {**parts, ALL: everything}
-    found: Scores = {}
-    for split, of_split in splits.items():
-        scores = {metric.name: metric.compute() for metric in of_split}
-        found[split] = {name: score for name, score in scores.items() if score is not None}
-    return found
+    results = {
+        split: {metric.name: metric.compute() for metric in of_split}
+        for split, of_split in {**by_split, ALL: of_all}.items()
+    }
+    return {
+        split: {name: score for name, score in scores.items() if score is not None} for split, scores in results.items()
+    }

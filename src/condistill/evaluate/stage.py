@@ -17,7 +17,7 @@ from condistill.distill import stage as distill_stage
 from condistill.distill.stage import DistilledVariant
 from condistill.evaluate.costs import compute_record, sampling_record, size_record, speed_records
 from condistill.evaluate.generate import Round, choose_rounds, generate_round
-from condistill.evaluate.measure import Measurement, PictureGrid, Scores, measure
+from condistill.evaluate.measure import Measurement, PictureGrid, Scores
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.metrics.classifier import choose_classifier
 from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord
@@ -120,7 +120,7 @@ def _evaluate(run: Run, directory: Path) -> None:
     latents = _generate(run, directory, denoisers, sampling, rounds)
     grid = PictureGrid(directory / _GRID_FOLDER, rounds[0], per_split=settings.grid)
     measurement = Measurement(rounds, family.decode, batch_size=settings.batch_size, classifier=classifier, grid=grid)
-    scores = measure(measurement, latents)
+    scores = measurement.measure(latents)
     grid.record().write(directory / GRID_NAME)
     Evaluation(
         classifier=settings.classifier,

@@ -23,7 +23,6 @@ from condistill.utils.format import DECIMAL_UNITS, SI_UNITS, percent, quantity
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$-])")
-_NOT_SET = "not set"
 _EXAMPLE = {MINIATURE: "a large red star at the left on snow"}
 
 
@@ -188,19 +187,22 @@ def _settings_section(name: str, recipe: Recipe) -> str:
             "unseen_words": list(recipe.prompts.unseen_words),
         },
     }
-    rows = [["seed", str(recipe.seed)]]
-    for group, settings in dumped.items():
-        rows += [[escape(f"{group}.{key}"), escape(_written(value))] for key, value in settings.items() if value != []]
-    return "## Settings\n\n" + _table(["setting", "value"], [row for row in rows if row[1] != _NOT_SET])
+    leaves = {"seed": recipe.seed, **_flat(dumped)}
+    rows = [[escape(key), escape(_written(value))] for key, value in leaves.items() if value not in (None, [])]
+    return "## Settings\n\n" + _table(["setting", "value"], rows)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in settings.items():
+        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves
 
 
 def _written(value: Any) -> str:
     """Return the value of a setting as text: short, in one line, with YAML's spelling of booleans."""
-    if value is None:
-        return _NOT_SET
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_written(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        shown = ", ".join(_written(item) for item in value[:12])
+    if isinstance(value, list):
+        shown = ", ".join(map(_written, value[:12]))
         return f"{shown} and {len(value) - 12} more" if len(value) > 12 else shown
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -14,7 +14,7 @@ from samples import Brightness
 
 from condistill.config.recipe import Recipe
 from condistill.evaluate.generate import Round
-from condistill.evaluate.measure import Measurement, measure
+from condistill.evaluate.measure import Measurement
 from condistill.evaluate.metrics import register_metric
 from condistill.evaluate.record import METRICS_NAME, Evaluation, Grid
 from condistill.report import ReportInputs, verdict, write_report
@@ -34,7 +34,7 @@ def evaluation(own_registries: None, tmp_path: Path) -> Evaluation:
 
     rounds = [Round(0, ["a", "b"], {"all": slice(0, 2)})]
     latents = {name: [np.full((2, 4, 2, 2), value, np.float32)] for name, value in (("teacher", 40), ("small", 60))}
-    scores = measure(Measurement(rounds, decode, batch_size=2), latents)
+    scores = Measurement(rounds, decode, batch_size=2).measure(latents)
     assert "brightness" in scores["teacher"]["all"]
     values = {
         model: {split: {name: score.value for name, score in named.items()} for split, named in splits.items()}
