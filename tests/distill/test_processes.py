@@ -1,60 +1,15 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-
-from condistill.distill.history import HISTORY_NAME, HistoryRecord, read_history
-
-RECIPE: dict[str, Any] = {
-    "cache": {"size": 8, "num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 2, "shard_size": 2},
-    "student": {"width": 0.5},
-    "distill": {
-        "steps": 4,
-        "batch_size": 8,
-        "optimizer": {"learning_rate": 1.0e-3},
-        "logging": {"checkpoint_every": 2, "log_every": 1},
-    },
-    "variants": {
-        "stages": {"distill": {"loss": {"features": "stages"}}},  # widths differ, so that 1x1 maps are trained as well
-        "rolling": {"distill": {"loss": {"features": "cross_attention"}, "path": {"start": "noise", "share": 0.5}}},
-    },
-}
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-
-
-def distill(recipe: Path, *launcher: str) -> tuple[dict[str, list[HistoryRecord]], str]:
-    """Train in separate processes, and return the records of each student and the output."""
-    out = recipe.parent / f"run{len(launcher)}"
-    command = [sys.executable, *launcher, "-m", "condistill", "distill", str(recipe), "--out", str(out)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=500)
-    assert done.returncode == 0, done.stderr
-    folders = {name: out / "distill" / name / "checkpoints" / HISTORY_NAME for name in RECIPE["variants"]}
-    return {name: read_history(file) for name, file in folders.items()}, done.stderr
+from processes import check_two_processes
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(
     tiny_pipeline_dir: Path, tiny_prompts: list[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "prompts.txt").write_text("\n".join(tiny_prompts), encoding="utf-8")
-    recipe = {"teacher": {"pipeline": str(tiny_pipeline_dir)}, "prompts": {"files": ["prompts.txt"]}, **RECIPE}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    alone, output_alone = distill(tmp_path / "recipe.yaml")
-    shared, output_shared = distill(tmp_path / "recipe.yaml", *TORCHRUN)
-    assert "cache: 8/8" in output_alone
-    assert "cache: 4/4" in output_shared, "the second process generated no latents"
-    for name in RECIPE["variants"]:
-        assert len(alone[name]) == len(shared[name]) == 4
-        for one, two in zip(alone[name], shared[name], strict=True):
-            # gradients are summed in another order: float32 keeps 7 digits, and four steps lose one or two
-            assert two.loss == pytest.approx(one.loss, rel=1e-5)
-            assert two.terms == pytest.approx(one.terms, rel=1e-5)
-            assert two.replaced_prompt == one.replaced_prompt
-            assert one.terms["feature"] > 0
+    # gradients are summed in another order: float32 keeps 7 digits, and four steps lose one or two
+    cpu = {"ACCELERATE_USE_CPU": "true"}
+    check_two_processes(tmp_path, tiny_pipeline_dir, tiny_prompts, environment=cpu, rel=1e-5)

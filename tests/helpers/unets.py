@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from diffusers import UNet2DConditionModel
+
+if TYPE_CHECKING:  # every test session loads this file, also where diffusers is not installed
+    import torch
+    from diffusers import UNet2DConditionModel
 
 UNETS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "unets.json").read_text("utf-8"))
 """Denoisers of full size, from their published hyper-parameters."""
@@ -44,6 +46,8 @@ KINDS = {"sd1": {}, "sd2": SD2_LIKE, "four-stages": FOUR_STAGES, "sdxl": SDXL_LI
 @pytest.fixture
 def tiny() -> Callable[..., UNet2DConditionModel]:
     """Build a tiny denoiser; keyword arguments override its config."""
+    import torch
+    from diffusers import UNet2DConditionModel
 
     def build(**overrides: Any) -> UNet2DConditionModel:
         with torch.random.fork_rng(devices=[]):
@@ -62,6 +66,8 @@ def teacher(request: pytest.FixtureRequest, tiny: Callable[..., UNet2DConditionM
 @pytest.fixture(scope="session")
 def full_size() -> Callable[[str], UNet2DConditionModel]:
     """A denoiser of full size by name, shapes only."""
+    import torch
+    from diffusers import UNet2DConditionModel
 
     def build(name: str) -> UNet2DConditionModel:
         with torch.device("meta"):
@@ -79,6 +85,7 @@ def sd14(full_size: Callable[[str], UNet2DConditionModel]) -> UNet2DConditionMod
 @pytest.fixture
 def run() -> Callable[..., torch.Tensor]:
     """The prediction `[2, 4, 8, 8]` for fixed inputs."""
+    import torch
 
     def predict(denoiser: UNet2DConditionModel, timestep: int = 500) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
