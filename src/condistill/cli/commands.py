@@ -115,13 +115,15 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     from condistill.config.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())
+    from condistill.teachers.skeleton import teacher_skeleton
     from condistill.utils.quiet import quiet_libraries
-    from condistill.workflow.preflight import preflight
+    from condistill.workflow.preflight import check_inputs, preflight
 
+    family = check_inputs(loaded)
     with quiet_libraries():
-        skeleton = preflight(loaded)
+        preflight(loaded, teacher_skeleton(loaded.teacher))
     typer.echo(loaded.to_yaml(), nl=False)
-    say(f"{recipe} is valid; the family of the teacher is {skeleton.family.name}")
+    say(f"{recipe} is valid; the family of the teacher is {family.name}")
 
 
 @command

@@ -74,7 +74,7 @@ def recipe_candidates(skeleton: Skeleton, students: Mapping[str, Student]) -> di
     """Return the students of a recipe as candidates, by name of the variant.
 
     Args:
-        students: from `derive_variants`.
+        students: from `preflight`.
     """
     return {name: Candidate.of(name, student, skeleton) for name, student in students.items()}
 

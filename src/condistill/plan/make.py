@@ -16,9 +16,9 @@ from condistill.plan.devices import EFFICIENCY, OTHER_EFFICIENCY, PRESENT, Hardw
 from condistill.plan.measure import measure_forward, measure_step
 from condistill.plan.record import DenoiserCost, DevicePlan, PeakFlops, Plan, RunCost, StudentPlan, TeacherPlan
 from condistill.profiling.forwards import evaluations_per_image
-from condistill.students.variants import derive_variants
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.quiet import quiet_libraries
+from condistill.workflow.preflight import preflight
 
 
 def make_plan(
@@ -46,7 +46,7 @@ def make_plan(
         def warn(name: str, error: CondistillError) -> None:
             warnings.append(f"{name}: `condistill run` will refuse this: {error}")
 
-        students = recipe_candidates(skeleton, derive_variants(recipe, skeleton.family, on_refusal=warn))
+        students = recipe_candidates(skeleton, preflight(recipe, skeleton, on_refusal=warn))
         dtype = hardware.device.teacher_dtype(recipe.teacher.dtype)
         planner = _Planner(recipe, skeleton, teacher_candidate(skeleton), students, hardware, dtype, measure)
         return Plan(

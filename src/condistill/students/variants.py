@@ -32,11 +32,12 @@ def cannot_be_made(name: str, error: CondistillError) -> CondistillError:
     return CondistillError(f"the student {name!r} cannot be made: {error}")
 
 
-def _raise(name: str, error: CondistillError) -> None:
+def refuse(name: str, error: CondistillError) -> None:
+    """Raise the error that names the variant which cannot be made."""
     raise cannot_be_made(name, error) from error
 
 
-def derive_variants(recipe: Recipe, family: Family, *, on_refusal: OnRefusal = _raise) -> dict[str, Student]:
+def derive_variants(recipe: Recipe, family: Family, *, on_refusal: OnRefusal = refuse) -> dict[str, Student]:
     """Return the student of every variant, on the meta device, by name.
 
     A target of latency is taken for a target of MACs. Everything about a student that can be refused without weights is
@@ -76,7 +77,7 @@ def derive_variants(recipe: Recipe, family: Family, *, on_refusal: OnRefusal = _
     return students
 
 
-def check_guidance(recipe: Recipe, denoiser: ModelMixin, *, on_refusal: OnRefusal = _raise) -> None:
+def check_guidance(recipe: Recipe, denoiser: ModelMixin, *, on_refusal: OnRefusal = refuse) -> None:
     """Check that the guidance of every variant fits its teacher's.
 
     Args:

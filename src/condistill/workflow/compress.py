@@ -15,6 +15,7 @@ from condistill.evaluate import stage as evaluate
 from condistill.prompts import stage as prompts
 from condistill.report import stage as report
 from condistill.run.context import Run
+from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.distributed import decide
 from condistill.utils.quiet import quiet_libraries
 from condistill.utils.registry import load_plugins
@@ -96,7 +97,7 @@ def compress(
         check_inputs(recipe)
         run = Run(recipe, Path(out), console=console or Console(stderr=True))
         if not decide(run.accelerator, lambda: distill.is_done(run)):
-            preflight(recipe)  # before anything is written
+            preflight(recipe, teacher_skeleton(recipe.teacher))  # before anything is written
         run.open_directory(update=update)
         run.say(f"condistill {run.path}", style="bold")
         for stage in STAGES[: last + 1]:

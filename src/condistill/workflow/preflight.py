@@ -1,7 +1,7 @@
 """Checks before anything is generated or trained: inputs, students, prompts.
 
-What a run would refuse hours later is refused at once: `preflight` needs the configs of the teacher alone, and
-`check_prompts` the text pool and the teacher.
+What a run would refuse hours later is refused at once. `check_inputs` needs the files, `preflight` the configs of the
+teacher, `check_prompts` the text pool and the teacher.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from condistill.evaluate.metrics.classifier import choose_classifier
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.readers import read_prompts
 from condistill.run.context import Run
-from condistill.students.variants import cannot_be_made, check_guidance, derive_variants
+from condistill.students.derive import Student
+from condistill.students.variants import OnRefusal, cannot_be_made, check_guidance, derive_variants, refuse
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, read_index
-from condistill.teachers.skeleton import Skeleton, teacher_skeleton
+from condistill.teachers.skeleton import Skeleton
 from condistill.utils.distributed import on_main_process
 
 
@@ -37,29 +38,26 @@ def check_inputs(recipe: Recipe) -> type[Family]:
     return family_class(recipe.teacher, index)
 
 
-def preflight(recipe: Recipe, skeleton: Skeleton | None = None) -> Skeleton:
-    """Check everything that can be known without weights, and return the teacher on the meta device.
+def preflight(recipe: Recipe, skeleton: Skeleton, *, on_refusal: OnRefusal = refuse) -> dict[str, Student]:
+    """Return the student of every variant, on the meta device, after all checks that need no weights.
+
+    `condistill validate`, `plan` and `run` call this, so they refuse the same recipes.
 
     Args:
-        skeleton: the teacher on the meta device, if it was made already.
+        skeleton: the teacher on the meta device.
+        on_refusal: called with a variant's name and the error where a run would refuse a variant whose shapes can be
+            derived; by default the error is raised.
 
     Raises:
-        CondistillError: an input cannot be used, or a student cannot be made of this teacher.
+        CondistillError: names the variant that cannot be made of this teacher.
     """
-    check_inputs(recipe)
-    skeleton = skeleton or teacher_skeleton(recipe.teacher)
-    derive_variants(recipe, skeleton.family)
-    _check_loss_terms(recipe)
-    return skeleton
-
-
-def _check_loss_terms(recipe: Recipe) -> None:
-    """Check that every loss term of every variant is registered."""
+    students = derive_variants(recipe, skeleton.family, on_refusal=on_refusal)
     for name in recipe.variants:
         try:
             active_terms(recipe.variant(name)[1].loss)
         except CondistillError as error:
-            raise cannot_be_made(name, error) from error
+            on_refusal(name, error)
+    return students
 
 
 def check_prompts(run: Run) -> None:
