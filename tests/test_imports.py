@@ -84,6 +84,14 @@ def test_the_page_lists_every_package() -> None:
     assert sorted(LAYERS) == sorted(packages | {"errors"})
 
 
+def test_the_page_follows_a_latent_through_names_that_exist() -> None:
+    steps = re.findall(r"^\| \d\. .* \| `([\w/]+\.py)`, `(\w+)", ARCHITECTURE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(steps) == 8
+    for file, name in steps:
+        nodes = ast.walk(ast.parse((SRC / file).read_text(encoding="utf-8")))
+        assert name in {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef)}, (file, name)
+
+
 def test_imports_point_down_the_layout() -> None:
     wrong = upward_imports()
     assert not wrong, "imports that point up:\n" + "\n".join(wrong)
