@@ -199,7 +199,10 @@ def test_unseen_words_that_no_prompt_has_are_refused(tmp_path: Path, tiny_pipeli
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{source_weights: {prompts.txt: 1.0, same.txt: 1.0}}", "'same.txt' has no prompt of its own: .* and it 0"),
+        (
+            "{source_weights: {prompts.txt: 1.0, same.txt: 1.0}}",
+            "'same.txt' has no prompts of its own: .* set its weight to 0",
+        ),
         ("{candidates: 2, disagreement: 1.0, clusters: 17}", "clusters is 17 and the pool has 16 prompts"),
     ],
 )
@@ -273,7 +276,7 @@ def test_a_student_that_cannot_be_made_is_refused_before_training_even_if_the_ca
         ),
         (
             "variants.plain.distill={few_steps: {method: consistency, num_inference_steps: 2}}",
-            "the student 'plain' cannot be made: few_steps.method 'consistency' learns where guided paths end",
+            "the student 'plain' cannot be made: few_steps.method 'consistency' learns the ends of guided paths",
         ),
         (
             "variants.plain.distill={loss: {extra: {taks: 1.0}}}",

@@ -100,8 +100,8 @@ class Measurement:
         """Return the result of every metric whose features are available; a metric without a result is left out.
 
         Args:
-            latents: what the model generated in every round, each `[N, C, h, w]`.
-            teacher_latents: what the teacher generated; None for the teacher itself.
+            latents: the latents that the model generated in every round, each `[N, C, h, w]`.
+            teacher_latents: the teacher's latents; None for the teacher itself.
         """
         available = self._available(has_teacher=teacher_latents is not None)
         metrics = [metric for metric in METRICS.values() if available.issuperset(metric.needs)]

@@ -100,7 +100,7 @@ def open(run: Run) -> FinishedEvaluation:
 
 
 def baseline(recipe: Recipe) -> str | None:
-    """Return the first variant of plain distillation, p(u) = 0, if there is one."""
+    """Return the first variant of plain distillation, p(u) = 0; None if the recipe has none."""
     return next((name for name in recipe.variants if not _replaces_prompts(recipe, name)), None)
 
 

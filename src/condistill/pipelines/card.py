@@ -105,7 +105,7 @@ def model_card(
         f"A smaller or faster `{parts.class_name}`, trained to generate the same images as {teacher}. "
         f"No training image was used: {latents}the student learnt from its teacher's own predictions.",
         _size_section(student),
-        "## What was kept of the teacher\n\n" + "\n".join(f"- {escape(line)}" for line in student.kept),
+        "## Layers and channels kept from the teacher\n\n" + "\n".join(f"- {escape(line)}" for line in student.kept),
         _score_section(scores) if scores else "",
         _loading(name, recipe, parts),
         _settings_section(name, recipe),

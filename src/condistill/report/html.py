@@ -57,7 +57,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """A student: its lines on what was kept of the teacher, and its settings as YAML."""
+    """A student: the layers and channels that it kept from its teacher, and its settings as YAML."""
 
     name: str
     kept: tuple[str, ...]

@@ -149,7 +149,7 @@ def _positive(loss: float | None) -> float:
 
 
 def _thin(steps: Array, losses: Array) -> tuple[Array, Array]:
-    """Return means over equal windows where there are more points than a small figure can show."""
+    """Return means over equal windows if there are more points than a small figure can show."""
     if len(steps) <= _POINTS:
         return steps, losses
     edges = np.linspace(0, len(steps), _POINTS + 1).astype(int)

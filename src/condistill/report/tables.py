@@ -243,7 +243,7 @@ def cost_charts(evaluation: Evaluation, colours: Mapping[str, str]) -> list[Char
 
 
 def metric_notes(metrics: Iterable[type[Metric]]) -> list[str]:
-    """Return one line per metric that says what it measures."""
+    """Return one line per metric with the quantity that it measures."""
     return [f"{metric.label}: {metric.description}." for metric in metrics]
 
 

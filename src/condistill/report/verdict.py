@@ -67,7 +67,7 @@ class _Comparison:
     student: Score
     baseline_name: str
     baseline: Score | None
-    """None where there is no baseline, or the student is the baseline."""
+    """None without a baseline, or if the student is the baseline."""
     teacher: Score | None
     """None where the metric is a distance to the teacher."""
 
@@ -82,7 +82,7 @@ class _Comparison:
         return cls(name, split, metric, student, other or "", baseline, teacher)
 
     def against(self) -> str:
-        """Return the scores of baseline and teacher as the end of a sentence; empty where there are none."""
+        """Return the scores of baseline and teacher as the end of a sentence; empty if neither has one."""
         write = self.metric.notation.text
         others = [f"{write(self.baseline.value)} for {self.baseline_name}"] if self.baseline else []
         others += [f"{write(self.teacher.value)} for the teacher"] if self.teacher else []

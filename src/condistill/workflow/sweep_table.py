@@ -140,7 +140,7 @@ def _plot(rows: Rows) -> bytes:
 
 
 def _markdown(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> str:
-    """Return the table, and what is needed to check it or to make it again."""
+    """Return the page of the sweep: its table, the conditions of its runs, and the changes of every case."""
     facts: dict[str, list[str]] = {}
     for run, evaluation in done:
         images = ", ".join(f"{n} {split}" for split, n in evaluation.images_per_split.items())

@@ -1,4 +1,4 @@
-"""Classifiers: what a recipe's `evaluate.classifier` names, and the features they give to metrics."""
+"""The classifiers that `evaluate.classifier` can name, and the features that they compute for metrics."""
 
 from __future__ import annotations
 

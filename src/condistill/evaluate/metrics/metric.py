@@ -96,14 +96,14 @@ class Metric(ABC):
     label: ClassVar[str]
     """The name in tables."""
     description: ClassVar[str]
-    """What is measured, as the rest of a sentence after the label."""
+    """The measured quantity in a few words, as it follows the label: `Latent RMSE: distance to ...`."""
     direction: ClassVar[Literal["higher", "lower"]]
     """Which values are better."""
     needs: ClassVar[tuple[str, ...]]
     """Names of the features that `update` reads; the metric is computed where all of them are available."""
     notation: ClassVar[Notation] = PLAIN
     upper_bound: ClassVar[float | None] = None
-    """The largest possible value; the report draws bars for a metric that has one."""
+    """The largest possible value; the report plots bars for a metric that has one."""
     is_detail: ClassVar[bool] = False
     """Whether the metric is shown in the folded table of details only."""
 
@@ -117,7 +117,7 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self) -> Score | None:
-        """Return the result over all samples; None where there are too few or it is not finite."""
+        """Return the result over all samples; None for too few samples, or if the result is not finite."""
 
     @classmethod
     def predicate(cls, value: float, prompts: str) -> str:
