@@ -215,7 +215,7 @@ def defaults(model: type[Settings], place: str = "") -> Iterator[tuple[str, str]
             continue
         value = field.get_default(call_default_factory=True)
         if value is PydanticUndefined:
-            yield key, "none"
+            yield key, "required"
         else:
             value = list(value) if isinstance(value, tuple) else value
             text = yaml.safe_dump(value, default_flow_style=True).partition("\n")[0]

@@ -51,7 +51,9 @@ Out = Annotated[
 ]
 Update = Annotated[
     bool,
-    typer.Option("--update", help="Accept a run directory with another recipe, and redo the stages that it changes."),
+    typer.Option(
+        "--update", help="Use the directory of another recipe's run: delete and redo what the changes affect."
+    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan with its costs; write nothing.")

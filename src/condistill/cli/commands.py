@@ -133,23 +133,23 @@ def plan(
     *,
     device: Annotated[
         str,
-        typer.Option(help="Device to plan for: a name such as a100-80gb; `present` is that of this machine."),
+        typer.Option(help="Device to plan for: a name such as a100-80gb; `present`: that of this machine."),
     ] = "present",
     count: Annotated[int, typer.Option(help="Number of devices.", min=1)] = 1,
     efficiency: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Fraction of the peak speed of tensor cores to assume.", min=0.01, max=1),
+        typer.Option(help="Assumed fraction of the peak speed of tensor cores. Default: 0.3.", min=0.01, max=1),
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Time networks with random weights on this machine; assume no speed."),
+        typer.Option("--measure", help="Measure the speed here, with random weights, instead of assuming it."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Show the students of a recipe and their costs, before weights are loaded.
 
-    For the students of the recipe: arithmetic, hours, disk space, and memory by part. For comparison: the sizes of all
-    students that the teacher could have.
+    For the students of the recipe: FLOPs, hours, disk space, and memory by part. For comparison: the sizes of all
+    presets, widths and depths that fit the teacher.
 
     Reads the recipe and the configs of the teacher, but not the prompts. Writes no file.
     """
@@ -210,7 +210,7 @@ def cache(
     update: Update = False,
     dry_run: DryRun = False,
     *,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare every shard with its checksum.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Then compare every shard with its checksum.")] = False,
 ) -> None:
     """Generate the latents of the cached prompts with the teacher.
 
@@ -297,7 +297,8 @@ def sweep(
     equal_forwards: Annotated[
         bool,
         typer.Option(
-            "--equal-forwards", help="Choose distill.steps so that each case has as many forwards as the recipe."
+            "--equal-forwards",
+            help="Choose distill.steps so that each case costs as many denoiser evaluations as the recipe.",
         ),
     ] = False,
 ) -> None:
