@@ -132,6 +132,7 @@ def test_a_finished_run_is_not_repeated(run: Run, no_teacher: None) -> None:
     stages = ("prompts", "cache", "distill", "evaluation")
     before = times(run.out)
     run.again()
+    assert f"plain: done already, {run.out / 'pipelines' / 'plain'}\n" in run.printed
     assert {f: t for f, t in times(run.out).items() if f.relative_to(run.out).parts[0] in stages} == {
         f: t for f, t in before.items() if f.relative_to(run.out).parts[0] in stages
     }

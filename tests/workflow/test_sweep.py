@@ -400,6 +400,10 @@ def test_the_mistakes_of_all_cases_are_listed_at_once(recipe: Path) -> None:
             {"cases": ["a: distill.mixed_precision=bf16"]},
             "distill.mixed_precision cannot differ between cases: one process",
         ),
+        (
+            {"cases": ["a: distill.logging={tracker: tensorboard}"]},
+            "distill.logging.tracker cannot differ between cases: it does not change results",
+        ),
         ({"cases": ["distill.steps=3"]}, "needs a name of a-z"),
         ({"cases": ["teacher: distill.steps=3"]}, "needs a name of a-z"),
         (

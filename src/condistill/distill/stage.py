@@ -106,7 +106,7 @@ def make(run: Run) -> None:
     """Train the variants that are missing, in the recipe's order, and save their pipelines."""
     for name in run.recipe.variants:
         if decide(run.accelerator, lambda name=name: _is_variant_done(run, name)):  # type: ignore[misc]
-            run.say(f"{name}: done already, {_variant(run, name).pipeline}")
+            _say_done(run, name)
             continue
         directory = _directory(run, name)
         on_main_process(run.accelerator, directory.begin)
@@ -116,11 +116,22 @@ def make(run: Run) -> None:
         with run.family.using(_variant(run, teacher).load(run.family) if teacher else run.family.denoiser):
             _distill(run, name, directory.path, cache, prompts_stage.open(run).pool)
         on_main_process(run.accelerator, directory.finish)
+    run.once(NAME, lambda: None)  # every variant has had its line
 
 
 def open(run: Run) -> Mapping[str, DistilledVariant]:
-    """Return the finished variants by name."""
+    """Return the finished variants by name, and print them the first time, unless `make` has."""
+
+    def say_all() -> None:
+        for name in run.recipe.variants:
+            _say_done(run, name)
+
+    run.once(NAME, say_all)
     return {name: _variant(run, name) for name in run.recipe.variants}
+
+
+def _say_done(run: Run, name: str) -> None:
+    run.say(f"{name}: done already, {_variant(run, name).pipeline}")
 
 
 def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: PromptPool) -> None:

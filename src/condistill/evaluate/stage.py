@@ -92,10 +92,11 @@ def open(run: Run) -> FinishedEvaluation:
     """Return the evaluation, and copy `metrics.json` to the run directory."""
 
     def copy() -> None:
-        text = (_directory(run).path / METRICS_NAME).read_text(encoding="utf-8")
-        write_text(run.path / METRICS_NAME, text)
+        if run.accelerator.is_main_process:
+            text = (_directory(run).path / METRICS_NAME).read_text(encoding="utf-8")
+            write_text(run.path / METRICS_NAME, text)
 
-    run.once(NAME, lambda: on_main_process(run.accelerator, copy))
+    run.once(NAME, copy)
     return FinishedEvaluation(_directory(run).path)
 
 

@@ -165,9 +165,18 @@ def _mistakes(sweep: Sweep, cases: Sequence[Case]) -> Iterator[str]:
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         yield f"two cases have the name {name!r}; remove one, or give it another name with --case"
     for case in cases:
-        for key, (fixed, reason) in itertools.product(case.changes, _FIXED_SETTINGS.items()):
+        for key, (fixed, reason) in itertools.product(_leaf_keys(case.changes), _FIXED_SETTINGS.items()):
             if f"{key}.".startswith(f"{fixed}."):
                 yield f"case {case.label!r}: {key} cannot differ between cases: {reason}"
+
+
+def _leaf_keys(changes: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the dotted key of every changed setting, also of those in a mapping."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and value:
+            yield from (f"{key}.{inner}" for inner in _leaf_keys(value))
+        else:
+            yield key
 
 
 def _load(sweep: Sweep, cases: Sequence[Case], seed: int) -> Recipe:

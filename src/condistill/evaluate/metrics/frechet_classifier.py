@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from condistill.evaluate.metrics.frechet import Moments, frechet_distance
 from condistill.evaluate.metrics.metric import (
     CLASSIFIER_FEATURES,
@@ -35,7 +37,8 @@ class FrechetClassifier(Metric):
         self._true.merge(other._true)
 
     def compute(self) -> Score | None:
-        """Return the distance, which has no spread; None with fewer than two images."""
+        """Return the distance, which has no spread; None with fewer than two images or where it is not finite."""
         if self._generated.count < 2:
             return None
-        return Score(value=frechet_distance(self._generated, self._true))
+        distance = frechet_distance(self._generated, self._true)
+        return Score(value=distance) if math.isfinite(distance) else None
