@@ -28,7 +28,7 @@ from condistill.pipelines.sampling import planned_sampling
 from condistill.profiling.forwards import evaluations_per_image
 from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
-from condistill.utils.hardware import machine
+from condistill.utils.hardware import device_name
 from condistill.utils.malloc import keep_freed_memory
 
 console = Console()
@@ -114,7 +114,7 @@ def main(
     points = {point: [scores[point] for scores in of_runs] for point in of_runs[0]}
     text = (
         "# Quality against denoiser evaluations\n\nMiniature figures: not FID on MS-COCO.\n\n"
-        f"Command: `python benchmarks/curve.py {' '.join(map(str, runs))} --steps {steps}`. Machine: {machine()}. "
+        f"Command: `python benchmarks/curve.py {' '.join(map(str, runs))} --steps {steps}`. Machine: {device_name()}. "
         f"{len(runs)} seed(s), mean ± standard deviation. Guidance costs a second evaluation per step, unless it is "
         "distilled.\n\n| model | evaluations | seen, correct % | unseen, correct % | Fréchet distance, all |\n"
         "|---|---|---|---|---|\n"

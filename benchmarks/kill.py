@@ -190,7 +190,7 @@ def main(
     """Kill, resume, compare, and write benchmarks/kill.md."""
     import torch
 
-    from condistill.utils.hardware import machine
+    from condistill.utils.hardware import device_name
 
     if out.exists() and any(out.iterdir()):
         raise SystemExit(f"{out} is not empty; choose another --out")
@@ -224,7 +224,7 @@ def main(
     )
     text = (
         f"# Killed and resumed\n\n{verdict}\n\nCommand: `python benchmarks/kill.py --kills {kills} --seed {seed}`.\n"
-        f"Machine: {machine()}, torch {torch.__version__}, Python {sys.version.split()[0]}.\n"
+        f"Machine: {device_name()}, torch {torch.__version__}, Python {sys.version.split()[0]}.\n"
         "An uninterrupted run takes "
         + ", ".join(f"{taken:.1f} s for {name}" for name, taken in seconds.items())
         + ".\n\n"

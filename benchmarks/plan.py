@@ -34,7 +34,7 @@ from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
 from condistill.teachers.load import choose_dtype, load_teacher
 from condistill.teachers.skeleton import teacher_skeleton
-from condistill.utils.hardware import machine
+from condistill.utils.hardware import device_name
 from condistill.utils.quiet import quiet_libraries
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
@@ -90,7 +90,7 @@ def main(
     table = [HEADINGS, ["---"] * len(HEADINGS), *rows]
     text = (
         f"## {shape}, {preset}\n\nCommand: `python benchmarks/plan.py {options}`. "
-        f"Machine: {machine()}, torch {torch.__version__}. Medians of {steps} steps.\n\n"
+        f"Machine: {device_name()}, torch {torch.__version__}. Medians of {steps} steps.\n\n"
         + "".join(f"| {' | '.join(cells)} |\n" for cells in table)
     )
     file = Path(__file__).with_suffix(".md")

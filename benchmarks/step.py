@@ -26,7 +26,7 @@ from condistill.miniature.world import all_captions
 from condistill.prompts.pool import PromptPool
 from condistill.students.derive import derive_student
 from condistill.teachers.load import load_teacher
-from condistill.utils.hardware import machine
+from condistill.utils.hardware import device_name
 
 
 def main(
@@ -52,7 +52,7 @@ def main(
     rows = "\n".join(f"| {name} | {1000 * value:.1f} |" for name, value in median.items())
     text = (
         f"# A training step on the miniature\n\nCommand: `python benchmarks/step.py --batch-size {batch_size}`. "
-        f"Machine: {machine()}, torch {torch.__version__}. Medians of {rounds} repetitions.\n\n"
+        f"Machine: {device_name()}, torch {torch.__version__}. Medians of {rounds} repetitions.\n\n"
         f"| part | ms |\n|---|---|\n{rows}\n\n"
         f"A whole step takes {median['whole step'] / models:.2f} times as long as its two models.\n"
     )

@@ -14,7 +14,7 @@ from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
 from condistill.run.directory import StageDir
 from condistill.utils.distributed import on_main_process
-from condistill.utils.progress import track
+from condistill.utils.progress import progress_bar
 
 NAME = "cache"
 
@@ -56,7 +56,7 @@ def make(run: Run) -> None:
     on_main_process(accelerator, begin)
     part = (accelerator.process_index, accelerator.num_processes)
     share = len(prompts) // accelerator.num_processes
-    with track(run.console, NAME, share, unit="images", quiet=part[0] > 0) as advance:
+    with progress_bar(run.console, NAME, share, unit="images", quiet=part[0] > 0) as advance:
         fill_cache(directory.path, run.family, prompts, settings, seed=seed, part=part, on_images=advance)
     accelerator.wait_for_everyone()
     on_main_process(accelerator, finish)

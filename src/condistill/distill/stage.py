@@ -34,7 +34,7 @@ from condistill.teachers.family import Family
 from condistill.utils.distributed import decide, on_main_process
 from condistill.utils.hashing import key_of
 from condistill.utils.meta import parameters
-from condistill.utils.progress import track
+from condistill.utils.progress import progress_bar
 
 NAME = "distill"
 _RUN_ONLY = {"logging"}
@@ -164,7 +164,7 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: Pro
 def _train(run: Run, name: str, trainer: Trainer, steps: int) -> nn.Module:
     """Run the training with progress, and note its seconds at every checkpoint."""
     accelerator, stopwatch, done = run.accelerator, Stopwatch(_variant(run, name).directory), 0
-    with track(run.console, name, steps, unit="steps", quiet=not accelerator.is_main_process) as advance:
+    with progress_bar(run.console, name, steps, unit="steps", quiet=not accelerator.is_main_process) as advance:
 
         def on_step(step: int, record: HistoryRecord | None) -> None:
             nonlocal done

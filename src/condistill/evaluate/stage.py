@@ -27,8 +27,8 @@ from condistill.run.context import Run
 from condistill.run.directory import StageDir
 from condistill.utils.atomic import write_text
 from condistill.utils.distributed import on_main_process
-from condistill.utils.hardware import machine
-from condistill.utils.progress import track
+from condistill.utils.hardware import device_name
+from condistill.utils.progress import progress_bar
 
 NAME = "evaluate"
 _GRID_FOLDER = "grid"
@@ -130,7 +130,7 @@ def _evaluate(run: Run, directory: Path) -> None:
         images_per_split={split: sum(each.count(split) for each in rounds) for split in rounds[0].splits},
         num_inference_steps=sampling[TEACHER].num_inference_steps,
         guidance_scale=sampling[TEACHER].guidance_scale,
-        device=machine(),
+        device=device_name(),
         torch=torch.__version__,
         models=_records(run, variants, denoisers, sampling, scores),
     ).write(directory / METRICS_NAME)
@@ -146,7 +146,7 @@ def _generate(
     """Return the latents of every model and round; they are kept in `directory`."""
     latents: dict[str, list[NDArray[Any]]] = {name: [] for name in denoisers}
     total = len(denoisers) * sum(len(each.prompts) for each in rounds)
-    with track(run.console, "evaluate", total, unit="images") as advance:
+    with progress_bar(run.console, "evaluate", total, unit="images") as advance:
         for name, denoiser in denoisers.items():
             for each in rounds:
                 generated = generate_round(

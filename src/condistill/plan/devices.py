@@ -11,7 +11,7 @@ from condistill.errors import CondistillError
 from condistill.profiling.memory import GIB
 from condistill.profiling.timing import median_seconds
 from condistill.teachers.load import choose_dtype
-from condistill.utils.hardware import present_torch_device
+from condistill.utils.hardware import default_device
 
 PRESENT = "present"
 EFFICIENCY = 0.3
@@ -44,7 +44,7 @@ class Device:
         if setting != "auto":
             dtype: torch.dtype = getattr(torch, setting)
             return dtype
-        return choose_dtype("auto", present_torch_device()) if self.measured else self.half
+        return choose_dtype("auto", default_device()) if self.measured else self.half
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def find_device(name: str) -> Device:
 
 def present_device() -> Device:
     """Return the device of this machine, with rates that are measured in a fraction of a second."""
-    device = present_torch_device()
+    device = default_device()
     if device.type == "cuda":
         name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
     else:

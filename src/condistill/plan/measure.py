@@ -16,7 +16,7 @@ from condistill.plan.step import repeat_inputs
 from condistill.profiling.memory import peak_bytes
 from condistill.profiling.timing import median_seconds
 from condistill.teachers.skeleton import Skeleton
-from condistill.utils.hardware import present_torch_device
+from condistill.utils.hardware import default_device
 from condistill.utils.meta import plain_config
 
 
@@ -36,7 +36,7 @@ def measure_forward(skeleton: Skeleton, candidate: Candidate, dtype: torch.dtype
     Returns:
         Seconds; and bytes of the weights and of the peak beyond them.
     """
-    device = present_torch_device()
+    device = default_device()
     denoiser = with_random_weights(candidate.denoiser, device, dtype)
     inputs = repeat_inputs(teacher_inputs(skeleton, candidate.denoiser), 1, device=device, dtype=dtype)
 
@@ -51,7 +51,7 @@ def measure_forward(skeleton: Skeleton, candidate: Candidate, dtype: torch.dtype
 
 def measure_step(job: TrainingJob) -> MeasuredStep:
     """Measure the parts of a training step on the present device and, on a GPU, the memory of a whole step."""
-    device, student = present_torch_device(), job.student.student
+    device, student = default_device(), job.student.student
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     teacher = with_random_weights(job.teacher.denoiser, device, job.dtype)
     denoiser = with_random_weights(student.denoiser, device, torch.float32)
@@ -86,7 +86,7 @@ def measure_step(job: TrainingJob) -> MeasuredStep:
 
 def _prompt_sec(skeleton: Skeleton, count: int, dtype: torch.dtype) -> float:
     """Return the seconds per prompt of encoding `count` prompts, with text encoders of random weights."""
-    device, seconds = present_torch_device(), 0.0
+    device, seconds = default_device(), 0.0
     for encoder, tokens in skeleton.text_encoders:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
             copy = type(encoder)._from_config(encoder.config).to(dtype).eval()

@@ -7,13 +7,13 @@ import platform
 import torch
 
 
-def machine() -> str:
+def device_name() -> str:
     """Return the name of the device, to record it next to measurements."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def present_torch_device() -> torch.device:
+def default_device() -> torch.device:
     """Return the device on which a run computes on this machine."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

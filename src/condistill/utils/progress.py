@@ -33,7 +33,7 @@ class _RateColumn(ProgressColumn):
 
 
 @contextmanager
-def track(
+def progress_bar(
     console: Console, description: str, total: int, *, unit: str, quiet: bool = False
 ) -> Iterator[Callable[..., None]]:
     """Yield a function `advance(n, note="")`, to be called when n more of `total` units are done.
