@@ -107,3 +107,14 @@ def test_files_without_a_key_are_deleted_when_a_stage_begins(tmp_path: Path) -> 
 def test_an_interrupted_stage_keeps_its_files(tmp_path: Path) -> None:
     (StageDir(tmp_path / "cache", "one").begin() / "shard").touch()
     assert (StageDir(tmp_path / "cache", "one").begin() / "shard").exists()
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_a_run_directory_of_version_0_1_is_refused_in_one_line_and_stays_as_it_is(
+    tmp_path: Path, *, update: bool
+) -> None:
+    text = "# The resolved recipe of a run of condistill: every setting, defaults included.\nseed: 0\n"
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(CondistillError, match=r"^.* holds a run of condistill 0\.1, .*; choose another --out$"):
+        RunDir.open(tmp_path, recipe(), update=update)
+    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == text
