@@ -17,7 +17,7 @@ from condistill.config.distill import DistillSettings
 from condistill.distill import random_conditioning as rc
 from condistill.distill.objective import Objective
 from condistill.distill.states import Sample
-from condistill.teachers import FAMILIES, register_family
+from condistill.teachers import register_family
 from condistill.teachers.noise.grid import END, SolverGrid
 
 KINDS = ("epsilon", "v_prediction", "flow")
@@ -25,9 +25,8 @@ PROMPTS = ["a", "b", "c", ""]
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def registered(own_registries: None) -> None:
     """Register the family for one test."""
-    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
     register_family(GaussianFamily)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.teachers import FAMILIES, Condition, Family, load_teacher, register_family
+from condistill.teachers import Condition, Family, load_teacher, register_family
 from condistill.teachers.family import dtype_of
 from condistill.teachers.load import family_class, read_index
 from condistill.teachers.noise.diffusion import DiffusionSchedule
@@ -24,6 +24,8 @@ from condistill.teachers.skeleton import teacher_skeleton
 from condistill.teachers.traits import LayerList
 
 PROMPTS = ["a red star", "a blue box"]
+
+pytestmark = pytest.mark.usefixtures("own_registries")
 
 
 class ToyDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -82,12 +84,6 @@ class Toy(Family):
     def predict(self, denoiser: Any, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         prediction: Tensor = denoiser(x_t.to(dtype_of(denoiser)), timesteps, condition.tensors["lengths"])
         return prediction.float()
-
-
-@pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove what a test registers."""
-    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
 
 
 @pytest.fixture

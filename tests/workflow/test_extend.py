@@ -32,9 +32,9 @@ class LongestPrompt:
 
     def make(self, run: Run) -> None:
         self.made += 1
+        longest = max(prompts_stage.open(run).pool, key=len)
         directory = run.stage(self.NAME, prompts_stage.key(run))
-        (directory.begin() / "prompt.txt").write_text(max(prompts_stage.open(run).pool, key=len), encoding="utf-8")
-        directory.finish()
+        run.fill(directory, lambda path: (path / "prompt.txt").write_text(longest, encoding="utf-8"))
 
     def open(self, run: Run) -> str:
         return (run.path / self.NAME / "prompt.txt").read_text(encoding="utf-8")

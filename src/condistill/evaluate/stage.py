@@ -26,7 +26,6 @@ from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
 from condistill.run.directory import StageDir
 from condistill.utils.atomic import write_text
-from condistill.utils.distributed import on_main_process
 from condistill.utils.hardware import device_name
 from condistill.utils.progress import progress_bar
 
@@ -78,14 +77,7 @@ def is_done(run: Run) -> bool:
 
 def make(run: Run) -> None:
     """Measure teacher and students, on the main process."""
-    directory = _directory(run)
-
-    def evaluate() -> None:
-        directory.begin()
-        _evaluate(run, directory.path)
-        directory.finish()
-
-    on_main_process(run.accelerator, evaluate)
+    run.fill(_directory(run), lambda path: _evaluate(run, path))
 
 
 def open(run: Run) -> FinishedEvaluation:

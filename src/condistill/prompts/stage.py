@@ -13,7 +13,6 @@ from condistill.prompts.sources import check_pool
 from condistill.prompts.split import Prompts, has_word, split_indices
 from condistill.run.context import Run
 from condistill.run.directory import StageDir
-from condistill.utils.distributed import on_main_process
 from condistill.utils.hashing import hash_file
 from condistill.utils.randomness import Stream, generator
 
@@ -49,14 +48,7 @@ def make(run: Run) -> None:
     Raises:
         CondistillError: fewer prompts may be cached than `cache.size`.
     """
-    directory = _directory(run)
-
-    def build() -> None:
-        directory.begin()
-        _build(run, directory.path)
-        directory.finish()
-
-    on_main_process(run.accelerator, build)
+    run.fill(_directory(run), lambda path: _build(run, path))
 
 
 def open(run: Run) -> Prompts:

@@ -62,6 +62,19 @@ class Run:
         """Return the directory of a stage, with the key of the settings and inputs that its result depends on."""
         return self.directory.stage(name, key_of(name, *inputs))
 
+    def fill(self, directory: StageDir, work: Callable[[Path], object]) -> None:
+        """Fill the directory of a stage on the main process, while the others wait.
+
+        Args:
+            work: called with the path of the directory, which is finished afterwards.
+        """
+
+        def begin_and_finish() -> None:
+            work(directory.begin())
+            directory.finish()
+
+        on_main_process(self.accelerator, begin_and_finish)
+
     def once(self, name: str, make: Callable[[], T]) -> T:
         """Return the result of `make`, which is called the first time only."""
         if name not in self._results:
