@@ -28,7 +28,7 @@ from rich.console import Console
 app = typer.Typer(help=__doc__, pretty_exceptions_enable=False)
 console = Console()
 HERE = Path(__file__).parent
-STAGES = ("prompts", "cache", "distill/plain", "distill/random_conditioning", "evaluation")
+STAGES = ("prompts", "cache", "distill/plain", "distill/random_conditioning", "evaluation/figures")
 POLL_SEC = 0.005
 RECIPE: dict[str, Any] = {
     "seed": 0,

@@ -102,21 +102,19 @@ def tiny_prompts() -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_cache(
     tiny_family: Family,
-    tiny_settings: TeacherSettings,
     tiny_prompts: list[str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> LatentCache:
     """20 latents in shards of 8, drawn in 2 steps. Read only."""
     from condistill.cache.fill import fill_cache, finish_cache
     from condistill.config.sections import CacheSettings
-    from condistill.teachers.load import teacher_key
 
     directory = tmp_path_factory.mktemp("tiny_cache")
     settings = CacheSettings(
         size=20, num_inference_steps=2, guidance_scale=3.0, batch_size=8, shard_size=8, dtype="float16"
     )
     fill_cache(directory, tiny_family, tiny_prompts, settings, seed=0)
-    return finish_cache(directory, tiny_family, settings, seed=0, teacher=teacher_key(tiny_settings))
+    return finish_cache(directory, tiny_family, settings, seed=0, teacher="tiny")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import torch
 from condistill.cache.fill import fill_cache, finish_cache
 from condistill.cache.latents import LatentCache, read_shard, shard_name
 from condistill.config.sections import CacheSettings
-from condistill.errors import CondistillError, CorruptError
+from condistill.errors import CondistillError
 from condistill.teachers.family import Family
 from condistill.utils.randomness import Stream, image_noise
 
@@ -122,10 +122,19 @@ def test_two_processes_write_the_same_shards_as_one(tiny_family: Family, tmp_pat
     assert fill(tmp_path, tiny_family, part=(0, 2)) == uninterrupted
 
 
-def test_a_fill_refuses_a_corrupt_shard(tiny_family: Family, tmp_path: Path) -> None:
-    (tmp_path / shard_name(0)).write_bytes(b"not arrow")
-    with pytest.raises(CorruptError, match=r"shard-00000\.arrow is corrupt"):
-        fill(tmp_path, tiny_family)
+@pytest.mark.parametrize("fault", ["replaced", "flipped", "truncated"])
+def test_a_damaged_shard_is_named_and_generated_again(
+    tiny_family: Family, tmp_path: Path, uninterrupted: Shards, fault: str
+) -> None:
+    fill(tmp_path, tiny_family)
+    path = tmp_path / shard_name(0)
+    content = path.read_bytes()
+    half = len(content) // 2
+    flipped = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+    path.write_bytes({"replaced": b"not arrow", "flipped": flipped, "truncated": content[:-9]}[fault])
+    damaged: list[Path] = []
+    assert fill(tmp_path, tiny_family, on_damaged=damaged.append) == uninterrupted
+    assert damaged == [path]
 
 
 @pytest.mark.parametrize(("value", "section"), [(float("nan"), "teacher"), (float("inf"), "teacher"), (1e6, "cache")])
@@ -149,9 +158,9 @@ def test_the_manifest_records_the_teacher_and_the_settings(tiny_family: Family, 
     cache.verify()
     assert len(cache) == 10
     assert cache.latent_shape == (4, 8, 8)
-    origin = {
-        key: cache.manifest[key] for key in ("teacher", "sampler", "guidance_scale", "num_inference_steps", "seed")
-    }
+    origin = cache.manifest.model_dump(
+        include={*("teacher", "sampler", "guidance_scale", "num_inference_steps", "seed")}
+    )
     assert origin == {
         "teacher": "abc",
         "sampler": "DDIMScheduler",

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from condistill.cache.latents import MANIFEST_NAME, LatentCache, read_shard, shard_name, write_manifest, write_shard
+from condistill.cache.latents import (
+    MANIFEST_NAME,
+    LatentCache,
+    is_shard,
+    read_shard,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
 from condistill.errors import CondistillError, CorruptError
 
 SHAPE = (4, 8, 8)
@@ -24,7 +32,7 @@ def directory(tmp_path: Path) -> Path:
     latents = some_latents()
     for index, start in enumerate(range(0, 10, 4)):
         write_shard(tmp_path / shard_name(index), latents[start : start + 4], PROMPTS[start : start + 4])
-    write_manifest(tmp_path, shard_size=4, origin={"latent_shape": list(SHAPE), "seed": 7})
+    write_manifest(tmp_path, shard_size=4, origin={"latent_shape": SHAPE, "seed": 7})
     return tmp_path
 
 
@@ -51,7 +59,7 @@ def test_a_cache_is_a_sequence_of_the_images_of_its_shards(directory: Path) -> N
     cache = LatentCache.open(directory)
     assert len(cache) == 10
     assert cache.latent_shape == SHAPE
-    assert cache.manifest["seed"] == 7
+    assert cache.manifest.seed == 7
     for i, expected in enumerate(some_latents()):
         latents, prompt = cache[i]
         np.testing.assert_array_equal(latents, expected)
@@ -96,8 +104,33 @@ def test_a_directory_without_a_manifest_is_not_a_cache(tmp_path: Path) -> None:
 def test_a_cache_with_another_format_is_refused(directory: Path) -> None:
     manifest = json.loads((directory / MANIFEST_NAME).read_text())
     (directory / MANIFEST_NAME).write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(CorruptError, match="has format 99, this version reads format 1"):
+    with pytest.raises(
+        CondistillError, match="has format 99, and this version of condistill reads format 1; delete it"
+    ):
         LatentCache.open(directory)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"format": 1}', b'{"format": 1, "shards": 3}'])
+def test_a_damaged_manifest_is_named_with_the_remedy(directory: Path, content: bytes) -> None:
+    (directory / MANIFEST_NAME).write_bytes(content)
+    with pytest.raises(CorruptError, match=r"manifest\.json .* damaged.*; delete it and run `condistill cache` again"):
+        LatentCache.open(directory)
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.3, 0.5, 0.7, 0.9, 0.98])
+def test_a_changed_byte_anywhere_in_a_shard_is_noticed_or_changes_nothing(directory: Path, fraction: float) -> None:
+    path = directory / shard_name(0)
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * fraction)] ^= 0x10
+    path.write_bytes(content)
+    if is_shard(path, PROMPTS[:4]):  # the byte was padding
+        np.testing.assert_array_equal(read_shard(path)[0], some_latents()[:4])
+
+
+def test_a_shard_of_other_prompts_is_not_taken_for_these(directory: Path) -> None:
+    assert is_shard(directory / shard_name(0), PROMPTS[:4])
+    assert not is_shard(directory / shard_name(0), PROMPTS[4:8])
+    assert not is_shard(directory / shard_name(9), PROMPTS[:4])
 
 
 def test_verify_names_the_shard_with_a_changed_byte(directory: Path) -> None:
@@ -133,5 +166,5 @@ def test_a_file_that_is_not_a_shard_is_refused_by_name(tmp_path: Path, content: 
 
 def test_a_partial_file_of_a_killed_run_is_ignored(directory: Path) -> None:
     (directory / f".{shard_name(3)}.partial").write_bytes(b"half")
-    write_manifest(directory, shard_size=4, origin={"latent_shape": list(SHAPE)})
+    write_manifest(directory, shard_size=4, origin={"latent_shape": SHAPE})
     assert len(LatentCache.open(directory)) == 10

@@ -1,120 +1,209 @@
 from __future__ import annotations
 
-import hashlib
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from recipes import BASE
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.run.directory import RunDir, StageDir
-from condistill.utils.hashing import hash_file, key_of
-
-BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\n"
+from condistill.run.directory import MARK_NAME, RunDir
 
 
 def recipe(*overrides: str) -> Recipe:
     return Recipe.parse(BASE, overrides)
 
 
-def test_the_key_does_not_depend_on_the_order_of_settings() -> None:
-    assert key_of({"a": 1, "b": (2, 3)}, Path("x")) == key_of({"b": [2, 3], "a": 1}, Path("x"))
-    assert key_of({"a": 1}) != key_of({"a": 2})
-    assert key_of("a", "b") != key_of("ab")
+def run_directory(path: Path, lines: list[str] | None = None, **inputs: dict[str, Any]) -> RunDir:
+    """Return a run directory whose stages, such as `cache`, have these inputs."""
+    directory = RunDir(path, say=(lambda _: None) if lines is None else lines.append)
+    for name, given in inputs.items():
+        directory.stage(name, lambda given=given: given)
+    return directory
 
 
-def test_hash_file_is_sha256(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"x" * 3_000_000)
-    assert hash_file(tmp_path / "a") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+def make(path: Path, *, update: bool = False, lines: list[str] | None = None, **inputs: dict[str, Any]) -> RunDir:
+    """Open a run directory as a command does, and make the stages that are missing."""
+    directory = run_directory(path, lines, **inputs)
+    try:
+        directory.claim()
+        directory.settle_changes(update=update)
+        directory.create(recipe())
+        for stage in directory.stages.values():
+            if not stage.is_done():
+                (stage.begin() / "result").write_text(str(stage.inputs))
+                stage.finish()
+    finally:
+        directory.close()
+    return directory
 
 
-def test_a_run_directory_contains_the_resolved_recipe_and_can_be_opened_again(tmp_path: Path) -> None:
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_run_directory_is_marked_holds_the_resolved_recipe_and_opens_again(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "a"
-    RunDir.open(path, recipe("distill.steps=7"))
-    assert Recipe.load(path / "recipe.yaml") == recipe("distill.steps=7")
-    RunDir.open(path, recipe("distill.steps=7"))
-
-
-def test_another_recipe_is_refused_without_update_and_the_error_names_the_difference(tmp_path: Path) -> None:
-    RunDir.open(tmp_path / "run", recipe())
-    before = (tmp_path / "run" / "recipe.yaml").read_text()
-    other = recipe("distill.steps=7", "seed=3", "variants.plain.distill.optimizer.learning_rate=0.1")
-    with pytest.raises(
-        CondistillError, match=r"another recipe \(it differs in distill.steps, seed, variants.*--update"
-    ):
-        RunDir.open(tmp_path / "run", other)
-    assert (tmp_path / "run" / "recipe.yaml").read_text() == before
-    RunDir.open(tmp_path / "run", other, update=True)
-    RunDir.open(tmp_path / "run", other)
+    make(path)
+    assert (path / MARK_NAME).is_file()
+    assert Recipe.load(path / "recipe.yaml") == recipe()
+    make(path)
 
 
 def test_a_folder_that_is_not_a_run_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "cache").mkdir()
     for path in (tmp_path, tmp_path / "thesis.tex"):
         with pytest.raises(CondistillError, match="holds no run of condistill; choose another --out"):
-            RunDir.open(path, recipe(), update=True)
+            make(path, update=True, cache={})
     with pytest.raises(CondistillError, match=r"cannot be made .*choose another --out"):
-        RunDir.open(tmp_path / "thesis.tex" / "run", recipe())
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_folder_with_a_recipe_of_the_user_is_not_a_run(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(recipe().to_yaml(), encoding="utf-8")
-    for update in (False, True):
-        with pytest.raises(CondistillError, match="holds no run of condistill; choose another --out"):
-            RunDir.open(tmp_path, recipe(), update=update)
-    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == recipe().to_yaml()
-
-
-def test_a_stage_without_one_of_its_files_is_not_done(tmp_path: Path) -> None:
-    stage = StageDir(tmp_path / "cache", "one")
-    (stage.begin() / "pool").touch()
-    stage.finish()
-    assert stage.is_done("pool")
-    assert not stage.is_done("pool", "other")
-
-
-def test_an_empty_folder_can_become_a_run_directory(tmp_path: Path) -> None:
-    assert RunDir.open(tmp_path, recipe()).stage("cache", "k").path == tmp_path / "cache"
-
-
-def test_a_stage_is_done_only_when_finished_with_the_same_key(tmp_path: Path) -> None:
-    stage = StageDir(tmp_path / "cache", "one")
-    assert not stage.is_done()
-    assert stage.begin() == tmp_path / "cache"
-    assert not stage.is_done()
-    stage.finish()
-    assert stage.is_done()
-    assert StageDir(tmp_path / "cache", "one").is_done()
-    assert not StageDir(tmp_path / "cache", "two").is_done()
-
-
-def test_another_key_empties_the_stage(tmp_path: Path) -> None:
-    stage = StageDir(tmp_path / "cache", "one")
-    (stage.begin() / "shard").touch()
-    stage.finish()
-    other = StageDir(tmp_path / "cache", "two")
-    assert [path.name for path in other.begin().iterdir()] == ["stage.json"]
-    assert not stage.is_done()
-
-
-def test_files_without_a_key_are_deleted_when_a_stage_begins(tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "shard").touch()
-    assert not (StageDir(tmp_path / "cache", "one").begin() / "shard").exists()
-
-
-def test_an_interrupted_stage_keeps_its_files(tmp_path: Path) -> None:
-    (StageDir(tmp_path / "cache", "one").begin() / "shard").touch()
-    assert (StageDir(tmp_path / "cache", "one").begin() / "shard").exists()
+        make(tmp_path / "thesis.tex" / "run")
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", "cache"}
 
 
 @pytest.mark.parametrize("update", [False, True])
-def test_a_run_directory_of_version_0_1_is_refused_in_one_line_and_stays_as_it_is(
-    tmp_path: Path, *, update: bool
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_a_folder_with_a_recipe_is_no_run_even_if_a_run_wrote_the_recipe(
+    tmp_path: Path, *, update: bool, is_copy: bool
 ) -> None:
-    text = "# The resolved recipe of a run of condistill: every setting, defaults included.\nseed: 0\n"
-    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(CondistillError, match=r"^.* holds a run of condistill 0\.1, .*; choose another --out$"):
-        RunDir.open(tmp_path, recipe(), update=update)
-    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == text
+    make(tmp_path / "run")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    if is_copy:
+        shutil.copy(tmp_path / "run" / "recipe.yaml", folder)
+    else:
+        (folder / "recipe.yaml").write_text(recipe().to_yaml(), encoding="utf-8")
+    (folder / "prompts").mkdir()
+    (folder / "prompts" / "mine.txt").write_text("a red star")
+    before = content(folder)
+    with pytest.raises(CondistillError, match="choose another --out"):
+        make(folder, update=update, prompts={})
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("leftover", [f".{MARK_NAME}.partial", ".recipe.yaml.partial"])
+def test_a_run_that_was_killed_at_once_starts_again(tmp_path: Path, leftover: str) -> None:
+    (tmp_path / leftover).write_text("{")
+    make(tmp_path, cache={})
+    assert (tmp_path / "cache" / "result").is_file()
+    assert not (tmp_path / leftover).exists()
+
+
+def test_what_a_killed_command_left_is_put_back_or_removed(tmp_path: Path) -> None:
+    make(tmp_path, cache={})
+    (tmp_path / "cache").rename(tmp_path / ".cache.old")  # killed between two renames
+    (tmp_path / ".cache.partial").mkdir()
+    make(tmp_path, cache={})
+    assert {path.name for path in tmp_path.iterdir() if not path.is_file()} == {"cache"}
+    (tmp_path / ".cache.old").mkdir()  # killed before the old one was removed
+    make(tmp_path, cache={})
+    assert not (tmp_path / ".cache.old").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"format": 9}'])
+def test_a_damaged_mark_is_named_with_the_remedy(tmp_path: Path, content: str) -> None:
+    make(tmp_path)
+    (tmp_path / MARK_NAME).write_text(content)
+    with pytest.raises(CondistillError, match=rf"{MARK_NAME} .*if .* is a run directory, write .* to that file"):
+        make(tmp_path)
+
+
+def test_unchanged_inputs_need_no_consent(tmp_path: Path) -> None:
+    make(tmp_path, prompts={"seed": 1}, cache={"prompts": "key", "sizes": (1, 2)})
+    before = content(tmp_path)
+    make(tmp_path, prompts={"seed": 1}, cache={"prompts": "key", "sizes": [1, 2]})
+    assert content(tmp_path) == before
+
+
+CHANGES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"distill": {"steps": 5}}, {"distill": {"steps": 7}}, "distill.steps was 5 and is now 7"),
+    ({"a": {"b": 1}}, {"a": {}}, "a.b was 1 and is now not set"),
+    ({"teacher file unet/x": "0"}, {"teacher file unet/x": "1"}, "teacher file unet/x has changed"),
+    ({}, {"teacher file unet/x": "1"}, "teacher file unet/x was added"),
+    ({"teacher file unet/x": "0"}, {}, "teacher file unet/x was removed"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "reason"), CHANGES)
+def test_a_changed_input_is_named_and_nothing_is_touched_without_consent(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any], reason: str
+) -> None:
+    make(tmp_path, cache=before)
+    files = content(tmp_path)
+    with pytest.raises(CondistillError) as caught:
+        make(tmp_path, cache=after)
+    assert f"\n  {reason}\n" in str(caught.value)
+    assert "--update would move cache (" in str(caught.value)
+    assert content(tmp_path) == files
+
+
+def test_with_consent_the_old_results_are_moved_and_named(tmp_path: Path) -> None:
+    make(tmp_path, prompts={"seed": 1}, cache={"size": 1})
+    lines: list[str] = []
+    make(tmp_path, lines=lines, update=True, prompts={"seed": 1}, cache={"size": 2})
+    assert (tmp_path / "cache" / "result").read_text() == "{'size': 2}"
+    (old,) = (tmp_path / "old").iterdir()
+    assert (old / "cache" / "result").read_text() == "{'size': 1}"
+    assert not (old / "prompts").exists()
+    assert lines == [
+        "update:\n  cache.size was 1 and is now 2".replace("cache.", ""),
+        f"moved {tmp_path / 'cache'} to {old / 'cache'}",
+    ]
+
+
+def test_a_linked_folder_stays_a_link_and_its_content_is_kept(tmp_path: Path) -> None:
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    disk.mkdir()
+    run.mkdir()
+    make(run)
+    (run / "cache").symlink_to(disk)
+    make(run, cache={"size": 1})
+    make(run, update=True, cache={"size": 2})
+    assert (run / "cache").is_symlink()
+    assert (disk / "result").read_text() == "{'size': 2}"
+    (old,) = (path for path in tmp_path.iterdir() if path.name.startswith("disk-"))
+    assert (old / "result").read_text() == "{'size': 1}"
+
+
+@pytest.mark.parametrize("spoil", [lambda file: file.unlink(), lambda file: file.write_text("{")])
+def test_results_of_unknown_inputs_are_kept_and_named(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    make(tmp_path, cache={"size": 1})
+    spoil(tmp_path / "cache" / "stage.json")
+    with pytest.raises(CondistillError, match=r"cache has no readable stage\.json"):
+        make(tmp_path, cache={"size": 1})
+    make(tmp_path, update=True, cache={"size": 1})
+    assert len(list((tmp_path / "old").glob("*/cache/result"))) == 1
+
+
+def test_results_that_cost_little_are_made_again_without_consent(tmp_path: Path) -> None:
+    make(tmp_path, figures={"grid": 1})
+    directory = run_directory(tmp_path, figures={"grid": 2})
+    directory.stages["figures"].is_costly = False
+    directory.claim()
+    directory.settle_changes(update=False)
+    directory.close()
+
+
+def test_a_stage_that_can_continue_keeps_its_files_and_moves_its_outputs(tmp_path: Path) -> None:
+    make(tmp_path, distill={"steps": 5})
+    pipeline = tmp_path / "pipelines" / "small"
+    pipeline.mkdir(parents=True)
+    (pipeline / "weights").touch()
+    for update in (False, True):
+        directory = run_directory(tmp_path, distill={"steps": 7})
+        stage = directory.stages["distill"]
+        stage.outputs = (pipeline,)
+        stage.can_continue = lambda old, new: old["steps"] < new["steps"]
+        directory.claim()
+        if update:
+            directory.settle_changes(update=True)
+        else:
+            with pytest.raises(CondistillError, match="distill continues from its newest checkpoint"):
+                directory.settle_changes(update=False)
+        directory.close()
+    assert not stage.is_done()
+    assert (stage.begin() / "result").is_file()
+    assert len(list((tmp_path / "old").glob("*/pipelines/small/weights"))) == 1

@@ -3,16 +3,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
 from condistill.teachers.family import Family
-from condistill.teachers.load import choose_dtype, load_teacher, locate, teacher_key
+from condistill.teachers.load import choose_dtype, load_teacher, locate, teacher_inputs
 from condistill.teachers.registry import FAMILIES
 
 
@@ -113,17 +113,6 @@ def test_a_variant_is_loaded(copied: Path, tiny_family: Family) -> None:
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_hub_name_that_cannot_be_reached_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError("no connection\nand much more")
-
-    monkeypatch.setattr(DiffusionPipeline, "load_config", unreachable)
-    with pytest.raises(
-        CondistillError, match=r"'some/teacher' is neither a directory nor a hub name .*: no connection$"
-    ):
-        load("some/teacher")
-
-
 def test_the_miniature_needs_no_path() -> None:
     assert locate(TeacherSettings(pipeline="miniature")) == weights_path() / "teacher"
 
@@ -143,16 +132,58 @@ def test_the_dtype_on_a_gpu_is_bfloat16_if_it_supports_it(
     assert choose_dtype("auto", torch.device("cuda")) == dtype
 
 
-def test_the_key_of_a_directory_is_that_of_its_content(tiny_pipeline_dir: Path, copied: Path) -> None:
-    original = teacher_key(TeacherSettings(pipeline=str(tiny_pipeline_dir)))
-    assert teacher_key(TeacherSettings(pipeline=str(copied))) == original
+def inputs(pipeline: Path, **settings: Any) -> dict[str, Any]:
+    return teacher_inputs(TeacherSettings(pipeline=str(pipeline), **settings), "cpu")
+
+
+def test_the_inputs_of_a_directory_are_its_content_and_not_its_place(tiny_pipeline_dir: Path, copied: Path) -> None:
+    original = inputs(tiny_pipeline_dir)
+    assert inputs(copied) == original
     weights = next((copied / "unet").glob("*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert teacher_key(TeacherSettings(pipeline=str(copied))) != original
+    changed = inputs(copied)
+    assert {name for name in original if original[name] != changed[name]} == {
+        f"teacher file unet/{weights.name}",
+    }
 
 
-def test_the_key_of_a_hub_teacher_depends_on_its_name_and_revision() -> None:
-    keys = {teacher_key(TeacherSettings(pipeline="a/b", revision=revision)) for revision in (None, "main", "x")}
-    assert len(keys) == 3
+@pytest.mark.parametrize("name", ["notes.txt", "unet/notes.txt", "unet/old.safetensors", "README.md", ".DS_Store"])
+def test_a_file_that_is_not_loaded_is_no_input(copied: Path, name: str) -> None:
+    before = inputs(copied)
+    (copied / name).write_text("mine")
+    assert inputs(copied) == before
+
+
+@pytest.mark.parametrize("name", ["tokenizer/spiece.model", "tokenizer/vocab.json", "scheduler/scheduler_config.json"])
+def test_every_file_that_is_loaded_is_an_input(copied: Path, name: str) -> None:
+    (copied / name).write_text("{}")
+    before = inputs(copied)
+    (copied / name).write_text("{ }")
+    assert inputs(copied) != before
+
+
+def test_a_dtype_that_is_chosen_or_given_is_the_same_input(copied: Path) -> None:
+    assert inputs(copied, dtype="auto") == inputs(copied, dtype="float32") != inputs(copied, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    "entry", [[], ["diffusers"], ["diffusers", None], [1, 2], ["diffusers", "UNet2DConditionModel", "x"]]
+)
+def test_an_entry_of_the_index_without_library_and_class_is_refused(copied: Path, entry: list[Any]) -> None:
+    index = json.loads((copied / "model_index.json").read_text())
+    (copied / "model_index.json").write_text(json.dumps({**index, "unet": entry}))
+    with pytest.raises(
+        CondistillError, match=r"model_index\.json gives 'unet' as .*a component is a library and a class"
+    ):
+        load_teacher(TeacherSettings(pipeline=str(copied)))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"_class_name": 3}', "{" * 99999, '"x"'])
+def test_a_file_that_is_no_index_is_refused_by_name(copied: Path, content: str) -> None:
+    (copied / "model_index.json").write_text(content)
+    with pytest.raises(
+        CondistillError, match=r"model_index\.json is (not valid JSON|no index of a diffusers pipeline)"
+    ):
+        load_teacher(TeacherSettings(pipeline=str(copied)))

@@ -42,8 +42,8 @@ def test_a_record_reads_as_it_was_written(tmp_path: Path) -> None:
         ('{"points": []}', CondistillError, "has format 1, .* reads format 3; make it again"),
         ('{"format": 3, "points": [{"x": "1"}]}', CorruptError, r"see points.0.x\); make it again"),
         ('{"format": 3, "points": [], "lines": []}', CorruptError, r"see lines\); make it again"),
-        ('{"format": 3,', CorruptError, "is not a JSON object; make it again"),
-        ("[]", CorruptError, "is not a JSON object; make it again"),
+        ('{"format": 3,', CorruptError, "is not a JSON object, so it is damaged; make it again"),
+        ("[]", CorruptError, "is not a JSON object, so it is damaged; make it again"),
     ],
 )
 def test_a_file_with_another_format_or_invalid_content_is_refused(

@@ -13,6 +13,7 @@ from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
+from condistill.run.stage_directory import StageDir
 from condistill.workflow.compress import compress, register_stage, stage_names
 
 
@@ -24,17 +25,19 @@ class LongestPrompt:
     def __init__(self) -> None:
         self.made = 0
 
+    def _directory(self, run: Run) -> StageDir:
+        return run.stage(self.NAME, lambda: {"prompts": prompts_stage.key(run)})
+
     def key(self, run: Run) -> str:
-        return run.stage(self.NAME, prompts_stage.key(run)).key
+        return self._directory(run).key
 
     def is_done(self, run: Run) -> bool:
-        return run.stage(self.NAME, prompts_stage.key(run)).is_done("prompt.txt")
+        return self._directory(run).is_done()
 
     def make(self, run: Run) -> None:
         self.made += 1
         longest = max(prompts_stage.open(run).pool, key=len)
-        directory = run.stage(self.NAME, prompts_stage.key(run))
-        run.fill(directory, lambda path: (path / "prompt.txt").write_text(longest, encoding="utf-8"))
+        run.fill(self._directory(run), lambda path: (path / "prompt.txt").write_text(longest, encoding="utf-8"))
 
     def open(self, run: Run) -> str:
         return (run.path / self.NAME / "prompt.txt").read_text(encoding="utf-8")
@@ -70,7 +73,10 @@ def test_a_registered_stage_runs_in_its_place_once_and_again_when_its_inputs_cha
     assert (tmp_path / "run" / "longest_prompt" / "prompt.txt").read_text("utf-8") == "a longer box"
     run("a box", "a longer box")
     assert stage.made == 1
-    run("a box", "the longest box of all")
+    with pytest.raises(CondistillError, match=r"prompts.txt has changed"):
+        run("a box", "the longest box of all")
+    assert stage.made == 1
+    run("a box", "the longest box of all", update=True)
     assert stage.made == 2
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from condistill.cache.latents import MANIFEST_NAME, LatentCache, read_shard, shard_name, write_manifest, write_shard
+from condistill.cache.latents import MANIFEST_NAME, LatentCache, is_shard, shard_name, write_manifest, write_shard
 from condistill.config.sections import CacheSettings
 from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptSequence
 from condistill.teachers.family import Family
 from condistill.utils.atomic import partial_path, remove
+from condistill.utils.hashing import hash_file
 from condistill.utils.randomness import Stream, image_noise, image_seed
 
 
@@ -28,8 +29,9 @@ def fill_cache(
     seed: int,
     part: tuple[int, int] = (0, 1),
     on_images: Callable[[int], None] = lambda _: None,
+    on_damaged: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Generate the shards that this process owns and that are missing; complete shards are kept.
+    """Generate the shards that this process owns and that are missing or damaged; complete shards are kept.
 
     The starting noise of image i depends only on (seed, i).
 
@@ -37,6 +39,7 @@ def fill_cache(
         prompts: one per image.
         part: (process index, number of processes P); a process owns every P-th shard.
         on_images: called with the number of images that were generated or found since the last call.
+        on_damaged: called with the path of a damaged shard before it is generated again.
 
     Raises:
         CondistillError: the teacher generated latents that are not finite.
@@ -48,9 +51,11 @@ def fill_cache(
         path = directory / shard_name(index)
         indices = range(shards[index], min(shards[index] + settings.shard_size, len(prompts)))
         if path.exists():
-            read_shard(path)
-            on_images(len(indices))
-            continue
+            if is_shard(path, [prompts[i] for i in indices]):
+                on_images(len(indices))
+                continue
+            on_damaged(path)
+            remove(path)
         remove(partial_path(path))
         latents = []
         for start in range(0, len(indices), settings.batch_size):
@@ -60,11 +65,20 @@ def fill_cache(
         write_shard(path, np.concatenate(latents), [prompts[i] for i in indices])
 
 
-def finish_cache(directory: Path, family: Family, settings: CacheSettings, *, seed: int, teacher: str) -> LatentCache:
+def finish_cache(
+    directory: Path,
+    family: Family,
+    settings: CacheSettings,
+    *,
+    seed: int,
+    teacher: str,
+    hash_of: Callable[[Path], str] = hash_file,
+) -> LatentCache:
     """Write the manifest once all shards are complete, and return the cache.
 
     Args:
-        teacher: the key of the teacher, which the manifest records.
+        teacher: the hash of the teacher, which the manifest records.
+        hash_of: returns the SHA-256 of a file.
     """
     origin = {
         "teacher": teacher,
@@ -74,10 +88,10 @@ def finish_cache(directory: Path, family: Family, settings: CacheSettings, *, se
         "guidance_scale": settings.guidance_scale,
         "seed": seed,
         "dtype": settings.dtype,
-        "latent_shape": list(family.latent_shape),
+        "latent_shape": family.latent_shape,
     }
     remove(directory / MANIFEST_NAME)
-    write_manifest(directory, shard_size=settings.shard_size, origin=origin)
+    write_manifest(directory, shard_size=settings.shard_size, origin=origin, hash_of=hash_of)
     return LatentCache.open(directory)
 
 

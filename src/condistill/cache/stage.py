@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from condistill.cache.fill import fill_cache, finish_cache
-from condistill.cache.latents import MANIFEST_NAME, LatentCache, shard_name, verify_remaining_shards
+from condistill.cache.latents import LatentCache
+from condistill.config.sections import CacheSettings
 from condistill.errors import CondistillError
 from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
-from condistill.run.directory import StageDir
+from condistill.run.stage_directory import StageDir
 from condistill.utils.distributed import on_main_process
+from condistill.utils.hashing import key_of
 from condistill.utils.progress import progress_bar
 
 NAME = "cache"
+_SHARD_SIZE = "cache.shard_size"
 
 
 def _directory(run: Run) -> StageDir:
-    settings = run.recipe.cache.model_dump(exclude={"batch_size"})
-    return run.stage(NAME, prompts_stage.key(run), run.teacher_key, settings, run.recipe.teacher.dtype)
+    directory = run.stage(NAME, lambda: _inputs(run))
+    directory.default_layout = {_SHARD_SIZE: run.recipe.cache.shard_size}
+    return directory
+
+
+def _inputs(run: Run) -> dict[str, Any]:
+    settings = run.recipe.cache.model_dump(exclude={"batch_size", "shard_size"})
+    return {
+        prompts_stage.NAME: prompts_stage.key(run),
+        **run.teacher_inputs,
+        **{f"cache.{name}": value for name, value in settings.items()},
+    }
 
 
 def key(run: Run) -> str:
@@ -31,9 +45,7 @@ def key(run: Run) -> str:
 
 def is_done(run: Run) -> bool:
     """Return whether every shard and the manifest exist."""
-    settings = run.recipe.cache
-    shards = [shard_name(i) for i in range(-(-settings.size // settings.shard_size))]
-    return _directory(run).is_done(MANIFEST_NAME, *shards)
+    return _directory(run).is_done()
 
 
 def make(run: Run) -> None:
@@ -42,24 +54,42 @@ def make(run: Run) -> None:
     Raises:
         CondistillError: the disk is too small, or latents are not finite.
     """
-    directory, settings, accelerator = _directory(run), run.recipe.cache, run.accelerator
+    directory, accelerator = _directory(run), run.accelerator
     prompts, seed = prompts_stage.open(run).cached, run.recipe.seed
 
     def begin() -> None:
-        verify_remaining_shards(directory.begin())
-        check_space(directory.path, len(prompts), run.family.latent_shape, settings.dtype)
+        for name in directory.damaged():
+            (run.path / name).unlink(missing_ok=True)
+        directory.begin()
+        check_space(directory.path, len(prompts), run.family.latent_shape, run.recipe.cache.dtype)
 
     def finish() -> None:
-        finish_cache(directory.path, run.family, settings, seed=seed, teacher=run.teacher_key)
+        teacher = key_of(run.teacher_inputs)
+        settings, hash_of = _settings(directory, run), run.directory.hashes.of
+        finish_cache(directory.path, run.family, settings, seed=seed, teacher=teacher, hash_of=hash_of)
         directory.finish()
 
     on_main_process(accelerator, begin)
     part = (accelerator.process_index, accelerator.num_processes)
     share = len(prompts) // accelerator.num_processes
     with progress_bar(run.console, NAME, share, unit="images", quiet=part[0] > 0) as advance:
-        fill_cache(directory.path, run.family, prompts, settings, seed=seed, part=part, on_images=advance)
+        fill_cache(
+            directory.path,
+            run.family,
+            prompts,
+            _settings(directory, run),
+            seed=seed,
+            part=part,
+            on_images=advance,
+            on_damaged=lambda path: run.say(f"{path} is damaged; it is made again", everywhere=True),
+        )
     accelerator.wait_for_everyone()
     on_main_process(accelerator, finish)
+
+
+def _settings(directory: StageDir, run: Run) -> CacheSettings:
+    """Return the settings of the cache, with the size of the shards that it was begun with."""
+    return run.recipe.cache.model_copy(update={"shard_size": directory.layout[_SHARD_SIZE]})
 
 
 def open(run: Run) -> LatentCache:

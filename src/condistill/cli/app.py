@@ -52,7 +52,8 @@ Out = Annotated[
 Update = Annotated[
     bool,
     typer.Option(
-        "--update", help="Use the directory of another recipe's run: delete and redo what the changes affect."
+        "--update",
+        help="Where settings or files changed: move the results that depend on them to `old/DATE`, and redo them.",
     ),
 ]
 DryRun = Annotated[

@@ -25,7 +25,7 @@ from condistill.profiling.macs import macs
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.pool import PromptPool
 from condistill.run.context import Run
-from condistill.run.directory import StageDir
+from condistill.run.stage_directory import StageDir
 from condistill.students.derive import Student, derive_student
 from condistill.students.guidance import with_guidance
 from condistill.students.scores.calibration import Calibration
@@ -37,8 +37,10 @@ from condistill.utils.meta import parameters
 from condistill.utils.progress import progress_bar
 
 NAME = "distill"
-_RUN_ONLY = {"logging"}
-"""Settings of distillation that do not change its result."""
+_NO_EFFECT = {"logging", "micro_batch_size", "gradient_checkpointing"}
+"""Settings of distillation that do not change its result, beyond the order in which float32 numbers are summed."""
+_REWRITTEN = ("README.md",)
+"""Files of a pipeline that the report writes again, or that the user may edit."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,22 @@ class DistilledVariant:
 
 
 def _directory(run: Run, name: str) -> StageDir:
-    """Return the directory of a variant; its key has the key of the variant that teaches it, or of the cache."""
+    """Return the directory of a variant, to which its pipeline belongs."""
+    directory = run.stage(f"{NAME}/{name}", lambda: _inputs(run, name))
+    directory.outputs = (run.path / "pipelines" / name,)
+    return directory
+
+
+def _inputs(run: Run, name: str) -> dict[str, Any]:
+    """Return what a variant depends on: its settings, and the variant that teaches it, or the cache."""
     student, settings = run.recipe.variant(name)
     teacher = run.recipe.variants[name].teacher
-    teacher_key = _directory(run, teacher).key if teacher else cache_stage.key(run)
-    return run.stage(f"{NAME}/{name}", teacher_key, student.model_dump(), settings.model_dump(exclude=_RUN_ONLY))
+    source = _directory(run, teacher) if teacher else None
+    return {
+        source.name if source else cache_stage.NAME: source.key if source else cache_stage.key(run),
+        "student": student.model_dump(mode="json"),
+        "distill": settings.model_dump(mode="json", exclude=_NO_EFFECT),
+    }
 
 
 def _variant(run: Run, name: str) -> DistilledVariant:
@@ -89,7 +102,19 @@ def _variant(run: Run, name: str) -> DistilledVariant:
 
 
 def _is_variant_done(run: Run, name: str) -> bool:
-    return _directory(run, name).is_done(STUDENT_NAME) and _variant(run, name).pipeline.is_dir()
+    return _directory(run, name).is_done()
+
+
+def _finish(run: Run, name: str) -> None:
+    """Mark a variant as finished, with checksums of its record and of its pipeline."""
+    variant = _variant(run, name)
+    files = [file for file in variant.pipeline.rglob("*") if file.is_file() and file.name not in _REWRITTEN]
+    _directory(run, name).finish([variant.directory / STUDENT_NAME, *sorted(files)])
+
+
+def variant_key(run: Run, name: str) -> str:
+    """Return the hash of everything that a variant's student depends on."""
+    return _directory(run, name).key
 
 
 def key(run: Run) -> str:
@@ -111,11 +136,10 @@ def make(run: Run) -> None:
         directory = _directory(run, name)
         on_main_process(run.accelerator, directory.begin)
         cache = cache_stage.open(run)
-        cache.verify()
         teacher = run.recipe.variants[name].teacher
         with run.family.using(_variant(run, teacher).load(run.family) if teacher else run.family.denoiser):
             _distill(run, name, directory.path, cache, prompts_stage.open(run).pool)
-        on_main_process(run.accelerator, directory.finish)
+        on_main_process(run.accelerator, lambda name=name: _finish(run, name))  # type: ignore[misc]
     run.once(NAME, lambda: None)  # every variant has had its line
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from condistill.cache.latents import read_shard, write_shard
+from condistill.cache.latents import is_shard, read_shard, write_shard
 from condistill.config.sections import EvaluateSettings
 from condistill.pipelines.sampling import Sampling
 from condistill.teachers.family import Family
@@ -77,7 +77,7 @@ def generate_round(
         on_images: is called with the number of images of every finished batch.
     """
     count = len(round_.prompts)
-    if path.exists():
+    if is_shard(path, round_.prompts):
         on_images(count)
     else:
         parts = []

@@ -24,8 +24,9 @@ from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid
 from condistill.pipelines.sampling import Sampling, planned_sampling
 from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
-from condistill.run.directory import StageDir
-from condistill.utils.atomic import write_text
+from condistill.run.stage_directory import STAGE_NAME, StageDir
+from condistill.utils.atomic import remove, write_text
+from condistill.utils.distributed import on_main_process
 from condistill.utils.hardware import device_name
 from condistill.utils.progress import progress_bar
 
@@ -53,31 +54,74 @@ class FinishedEvaluation:
         return self.directory / _GRID_FOLDER
 
 
-def _directory(run: Run) -> StageDir:
-    settings, cache = run.recipe.evaluate.model_dump(exclude={"batch_size"}), run.recipe.cache
+def _figures(run: Run) -> StageDir:
+    """Return the directory of the figures and of the report's images, which cost little once latents are there."""
+    directory = run.stage("evaluation/figures", lambda: _figure_inputs(run))
+    directory.is_costly = False
+    return directory
+
+
+def _figure_inputs(run: Run) -> dict[str, Any]:
     formats = [kind.model_fields["format"].default for kind in (Evaluation, Grid)]
-    return run.stage(
-        "evaluation",
-        distill_stage.key(run),
-        settings,
-        [cache.num_inference_steps, cache.guidance_scale],
-        [*formats, *METRICS],
+    return {
+        **{name: _latents(run, name).key for name in (TEACHER, *run.recipe.variants)},
+        "variants": list(run.recipe.variants),
+        "evaluate.classifier": run.recipe.evaluate.classifier,
+        "evaluate.grid": run.recipe.evaluate.grid,
+        "metrics": list(METRICS),
+        "formats": formats,
+    }
+
+
+def _latents(run: Run, name: str) -> StageDir:
+    """Return the directory of the latents that a model generates."""
+    return run.stage(f"evaluation/latents/{name}", lambda: _latent_inputs(run, name))
+
+
+def _latent_inputs(run: Run, name: str) -> dict[str, Any]:
+    settings, sampling = run.recipe.evaluate, planned_sampling(run.recipe, None if name == TEACHER else name)
+    model = (
+        run.teacher_inputs
+        if name == TEACHER
+        else {f"{distill_stage.NAME}/{name}": distill_stage.variant_key(run, name)}
     )
+    return {
+        prompts_stage.NAME: prompts_stage.key(run),
+        **model,
+        "evaluate.prompts_per_split": settings.prompts_per_split,
+        "evaluate.seeds": list(settings.seeds),
+        "evaluate.num_inference_steps": sampling.num_inference_steps,
+        "evaluate.guidance_scale": sampling.guidance_scale,
+    }
 
 
 def key(run: Run) -> str:
     """Return the hash of the students, of all settings that change figures, and of the metrics."""
-    return _directory(run).key
+    return _figures(run).key
 
 
 def is_done(run: Run) -> bool:
-    """Return whether the figures and the images of the report exist."""
-    return _directory(run).is_done(METRICS_NAME, GRID_NAME)
+    """Return whether the figures, the images of the report and the latents exist."""
+    latents = [_latents(run, name).is_done() for name in (TEACHER, *run.recipe.variants)]
+    return _figures(run).is_done() and all(latents)
 
 
 def make(run: Run) -> None:
     """Measure teacher and students, on the main process."""
-    run.fill(_directory(run), lambda path: _evaluate(run, path))
+
+    def measure() -> None:
+        path = _begin_again(_figures(run))
+        _evaluate(run, path)
+        _figures(run).finish()
+
+    on_main_process(run.accelerator, measure)
+
+
+def _begin_again(figures: StageDir) -> Path:
+    """Return the empty directory of the figures; older figures of this run are deleted."""
+    if (figures.path / STAGE_NAME).is_file():
+        remove(figures.path)
+    return figures.begin()
 
 
 def open(run: Run) -> FinishedEvaluation:
@@ -85,11 +129,11 @@ def open(run: Run) -> FinishedEvaluation:
 
     def copy() -> None:
         if run.accelerator.is_main_process:
-            text = (_directory(run).path / METRICS_NAME).read_text(encoding="utf-8")
+            text = (_figures(run).path / METRICS_NAME).read_text(encoding="utf-8")
             write_text(run.path / METRICS_NAME, text)
 
     run.once(NAME, copy)
-    return FinishedEvaluation(_directory(run).path)
+    return FinishedEvaluation(_figures(run).path)
 
 
 def baseline(recipe: Recipe) -> str | None:
@@ -110,7 +154,7 @@ def _evaluate(run: Run, directory: Path) -> None:
     sampling = {name or TEACHER: planned_sampling(recipe, name) for name in (None, *variants)}
     denoisers: dict[str, nn.Module] = {TEACHER: family.denoiser}
     denoisers |= {name: variant.load(family) for name, variant in variants.items()}
-    latents = _generate(run, directory, denoisers, sampling, rounds)
+    latents = _generate(run, denoisers, sampling, rounds)
     grid = PictureGrid(directory / _GRID_FOLDER, rounds[0], per_split=settings.grid)
     measurement = Measurement(rounds, family.decode, batch_size=settings.batch_size, classifier=classifier, grid=grid)
     scores = measurement.measure(latents)
@@ -129,20 +173,19 @@ def _evaluate(run: Run, directory: Path) -> None:
 
 
 def _generate(
-    run: Run,
-    directory: Path,
-    denoisers: Mapping[str, nn.Module],
-    sampling: Mapping[str, Sampling],
-    rounds: Sequence[Round],
+    run: Run, denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling], rounds: Sequence[Round]
 ) -> dict[str, list[NDArray[Any]]]:
-    """Return the latents of every model and round; they are kept in `directory`."""
+    """Return the latents of every model and round; they are kept in one directory per model."""
     latents: dict[str, list[NDArray[Any]]] = {name: [] for name in denoisers}
     total = len(denoisers) * sum(len(each.prompts) for each in rounds)
     with progress_bar(run.console, "evaluate", total, unit="images") as advance:
         for name, denoiser in denoisers.items():
+            directory = _latents(run, name)
+            is_done = directory.is_done()
+            folder = directory.path if is_done else directory.begin()
             for each in rounds:
                 generated = generate_round(
-                    directory / f"{name}-seed{each.seed}.arrow",
+                    folder / f"seed-{each.seed}.arrow",
                     run.family,
                     denoiser,
                     each,
@@ -151,6 +194,8 @@ def _generate(
                     on_images=partial(advance, note=name),
                 )
                 latents[name].append(generated)
+            if not is_done:
+                directory.finish()
     return latents
 
 

@@ -21,6 +21,17 @@ class SeenSplit(NamedTuple):
     seen: NDArray[np.int64]
     unseen: NDArray[np.int64]
 
+    @classmethod
+    def of(cls, is_unseen: NDArray[np.bool_]) -> SeenSplit:
+        """Return the split for a flag per prompt of the pool `[N]`."""
+        return cls(np.flatnonzero(~is_unseen), np.flatnonzero(is_unseen))
+
+    def is_unseen(self) -> NDArray[np.bool_]:
+        """Return a flag per prompt of the pool `[N]`, from which `of` makes the split again."""
+        flags = np.zeros(len(self.seen) + len(self.unseen), dtype=np.bool_)
+        flags[self.unseen] = True
+        return flags
+
 
 def has_word(prompt: str, words: Sequence[str]) -> bool:
     """Return whether a prompt contains one of several words or phrases.
@@ -59,7 +70,7 @@ def split_indices(
         dtype=bool,
         count=len(pool),
     )
-    return SeenSplit(np.flatnonzero(~unseen), np.flatnonzero(unseen))
+    return SeenSplit.of(unseen)
 
 
 @dataclass(frozen=True)

@@ -4,29 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from condistill.config.sections import PromptSettings
 from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptPool, PromptSequence
 from condistill.prompts.readers import is_tabular
 from condistill.prompts.sources import check_pool
-from condistill.prompts.split import Prompts, has_word, split_indices
+from condistill.prompts.split import Prompts, SeenSplit, has_word, split_indices
 from condistill.run.context import Run
-from condistill.run.directory import StageDir
-from condistill.utils.hashing import hash_file
+from condistill.run.stage_directory import StageDir
+from condistill.utils.atomic import atomic_file
 from condistill.utils.randomness import Stream, generator
 
 NAME = "prompts"
 _POOL, _CACHED, _UNSEEN, _CANDIDATES = "pool.arrow", "cached.arrow", "unseen.arrow", "candidates.arrow"
+_SPLIT = "is_unseen.npy"
 
 
 def _directory(run: Run) -> StageDir:
-    settings = run.recipe.prompts
-    hashes = run.once(
-        "prompt file hashes",
-        lambda: {name: hash_file(Path(name)) for name in settings.every_file if Path(name).is_file()},
-    )
-    return run.stage(NAME, settings.model_dump(), hashes, run.recipe.seed, run.recipe.cache.size)
+    return run.stage(NAME, lambda: _inputs(run))
+
+
+def _inputs(run: Run) -> dict[str, Any]:
+    settings, hashes = run.recipe.prompts, run.directory.hashes
+    file_lists = {"files": settings.files, "cached_files": settings.cached_files, "unseen_files": settings.unseen_files}
+    inputs: dict[str, Any] = {
+        "seed": run.recipe.seed,
+        "cache.size": run.recipe.cache.size,
+        **{f"prompts.{name}": [Path(file).name for file in files] for name, files in file_lists.items()},
+        **{f"prompts.{name}": value for name, value in settings.model_dump(exclude={*file_lists}).items()},
+    }
+    for name, files in file_lists.items():
+        for number, file in enumerate(files):
+            if Path(file).is_file():  # else the captions of the miniature
+                inputs[f"prompts.{name}[{number}] file {Path(file).name}"] = hashes.of(Path(file))
+    return inputs
 
 
 def key(run: Run) -> str:
@@ -35,18 +51,15 @@ def key(run: Run) -> str:
 
 
 def is_done(run: Run) -> bool:
-    """Return whether the pool, the cached prompts and the unseen prompts are built."""
-    files = [_POOL]
-    files += [_CACHED] if run.recipe.cache.size else []
-    files += [_UNSEEN] if run.recipe.prompts.unseen_files else []
-    return _directory(run).is_done(*files)
+    """Return whether the pool, its split, the cached prompts and the unseen prompts are built."""
+    return _directory(run).is_done()
 
 
 def make(run: Run) -> None:
     """Build the pool, and choose the prompts to cache.
 
     Raises:
-        CondistillError: fewer prompts may be cached than `cache.size`.
+        CondistillError: fewer prompts may be cached than `cache.size`, or no prompt has any of the unseen words.
     """
     run.fill(_directory(run), lambda path: _build(run, path))
 
@@ -55,20 +68,18 @@ def open(run: Run) -> Prompts:
     """Return the prompts of a run, and print their counts the first time.
 
     Raises:
-        CondistillError: no prompt has any of the unseen words, or the pool does not fit `prompt_choice`.
+        CondistillError: the pool does not fit `prompt_choice`.
     """
     return run.once(NAME, lambda: _open(run))
 
 
 def _open(run: Run) -> Prompts:
     recipe, folder = run.recipe, _directory(run).path
-    settings = recipe.prompts
     pool = PromptPool.open(folder / _POOL)
-    unseen_prompts = PromptPool.open(folder / _UNSEEN) if settings.unseen_files else None
-    seen, unseen = split_indices(pool, unseen_words=settings.unseen_words, unseen_prompts=unseen_prompts)
+    is_unseen = np.load(folder / _SPLIT, mmap_mode="r", allow_pickle=False)
     cached: PromptSequence = PromptPool.open(folder / _CACHED) if recipe.cache.size else []
+    seen, unseen = SeenSplit.of(is_unseen)
     prompts = Prompts(pool, cached, seen, unseen)
-    _check_words(run, prompts)
     for name in recipe.variants:
         check_pool(pool, recipe.variant(name)[1].conditioning.prompt_choice)
     run.say(
@@ -80,10 +91,10 @@ def _open(run: Run) -> Prompts:
     return prompts
 
 
-def _check_words(run: Run, prompts: Prompts) -> None:
+def _check_words(run: Run, pool: PromptPool, unseen: NDArray[np.int64]) -> None:
     """Warn about each of `unseen_words` that no prompt has; if that is every word, refuse."""
     words = run.recipe.prompts.unseen_words
-    idle = [word for word in words if not any(has_word(prompts.pool[i], (word,)) for i in prompts.unseen.tolist())]
+    idle = [word for word in words if not any(has_word(pool[i], (word,)) for i in unseen.tolist())]
     if not idle:
         return
     message = f"no prompt of the pool has {' or '.join(map(repr, idle))} of prompts.unseen_words"
@@ -98,10 +109,16 @@ def _build(run: Run, folder: Path) -> None:
     unseen_prompts = None
     if settings.unseen_files:
         unseen_prompts = _build_part(settings, settings.unseen_files, folder / _UNSEEN)
+    split = split_indices(pool, unseen_words=settings.unseen_words, unseen_prompts=unseen_prompts)
+    _check_words(run, pool, split.unseen)
+    with atomic_file(folder / _SPLIT) as partial, partial.open("wb") as file:
+        np.save(file, split.is_unseen(), allow_pickle=False)
     if not size:
         return
-    source = _build_part(settings, settings.cached_files, folder / _CANDIDATES) if settings.cached_files else pool
-    seen, _ = split_indices(source, unseen_words=settings.unseen_words, unseen_prompts=unseen_prompts)
+    source, seen = pool, split.seen
+    if settings.cached_files:
+        source = _build_part(settings, settings.cached_files, folder / _CANDIDATES)
+        seen = split_indices(source, unseen_words=settings.unseen_words, unseen_prompts=unseen_prompts).seen
     if len(seen) < size:
         raise CondistillError(
             f"cache.size is {size:,} and only {len(seen):,} prompts may be cached; lower cache.size or give more"

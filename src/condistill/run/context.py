@@ -13,11 +13,11 @@ from rich.console import Console
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.run.directory import RunDir, StageDir
+from condistill.run.directory import RunDir
+from condistill.run.stage_directory import Inputs, StageDir
 from condistill.teachers.family import Family
-from condistill.teachers.load import load_teacher, teacher_key
+from condistill.teachers.load import load_teacher, teacher_inputs
 from condistill.utils.distributed import on_main_process
-from condistill.utils.hashing import key_of
 
 T = TypeVar("T")
 
@@ -29,38 +29,71 @@ class Run:
         """Describe a run in the run directory `out`; nothing is written before `open_directory`."""
         self.recipe = recipe
         self.console = console
-        self.directory = RunDir(out)
+        self.directory = RunDir(out, say=self.say)
         self._results: dict[str, Any] = {}
 
-    def open_directory(self, *, update: bool = False) -> None:
-        """Open the run directory, or make it.
+    def __enter__(self) -> Run:
+        return self
 
-        Args:
-            update: accept a directory whose recipe differs.
+    def __exit__(self, *_: object) -> None:
+        """Release the run directory."""
+        if self.accelerator.is_main_process:
+            self.directory.close()
+
+    def claim_directory(self) -> None:
+        """Lock the run directory, if it exists; nothing is written.
 
         Raises:
-            CondistillError: the directory cannot be used; see `RunDir.open`.
+            CondistillError: it cannot be used; see `RunDir.claim`.
         """
-        on_main_process(self.accelerator, lambda: RunDir.open(self.path, self.recipe, update=update))
+        on_main_process(self.accelerator, self.directory.claim)
+
+    def open_directory(self, *, update: bool = False) -> None:
+        """Make the run directory, if it does not exist, and settle what changed since its results were made.
+
+        Every stage that takes part must have described its directory before, by `stage`.
+
+        Args:
+            update: consent to make stages again whose inputs changed; their results are moved to a dated folder.
+
+        Raises:
+            CondistillError: the directory cannot be used, or something changed without consent.
+        """
+
+        def open_and_settle() -> None:
+            self.directory.settle_changes(update=update)
+            self.directory.create(self.recipe)
+
+        on_main_process(self.accelerator, open_and_settle)
 
     @cached_property
-    def teacher_key(self) -> str:
-        """The hash of the teacher's files, or its hub name and revision."""
-        return teacher_key(self.recipe.teacher)
+    def teacher_inputs(self) -> dict[str, Any]:
+        """Everything that the teacher's outputs depend on, by name."""
+        return teacher_inputs(self.recipe.teacher, self.accelerator.device, hash_of=self.directory.hashes.of)
 
     @property
     def path(self) -> Path:
         """The run directory."""
         return self.directory.path
 
-    def say(self, text: str, *, style: str = "") -> None:
-        """Print one line on the main process: without markup, and not wrapped, so that paths can be copied."""
-        if self.accelerator.is_main_process:
+    def say(self, text: str, *, style: str = "", everywhere: bool = False) -> None:
+        """Print one line on the main process: without markup, and not wrapped, so that paths can be copied.
+
+        Args:
+            everywhere: print it on the process that calls.
+        """
+        if everywhere or self.accelerator.is_main_process:
             self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def stage(self, name: str, *inputs: Any) -> StageDir:
-        """Return the directory of a stage, with the key of the settings and inputs that its result depends on."""
-        return self.directory.stage(name, key_of(name, *inputs))
+    def stage(self, name: str, inputs: Callable[[], Inputs]) -> StageDir:
+        """Return the directory of a stage.
+
+        Args:
+            name: its path in the run directory, such as `cache` or `distill/small`.
+            inputs: returns the settings and inputs that the result depends on, by name, and nothing else. Called on
+                the main process, the first time only.
+        """
+        return self.directory.stage(name, inputs)
 
     def fill(self, directory: StageDir, work: Callable[[Path], object]) -> None:
         """Fill the directory of a stage on the main process, while the others wait.

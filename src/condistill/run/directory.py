@@ -1,118 +1,188 @@
-"""The directory of a run: its resolved recipe, and one directory per stage with the key of its inputs."""
+"""The directory of a run: its mark, its lock, the resolved recipe, and one directory per stage."""
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Literal
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.utils.atomic import remove, write_text
+from condistill.run.changes import Changes, folder_sizes
+from condistill.run.lock import RunLock
+from condistill.run.stage_directory import Inputs, StageDir
+from condistill.utils.atomic import is_temporary, recover, write_text
+from condistill.utils.hashing import HashMemory
+from condistill.utils.record import RecordFile
 
+MARK_NAME = "run.json"
 RECIPE_NAME = "recipe.yaml"
-_OWNER = "# The resolved recipe of a run of condistill"
-_HEAD = f"{_OWNER}, format 2: every setting, defaults included.\n"
-"""First line of the recipe in a run directory; a recipe that a user keeps somewhere has another one."""
-_STATE_NAME = "stage.json"
+OLD_NAME = "old"
+_HEAD = "# The resolved recipe of a run of condistill"
 
 
-class StageDir:
-    """The directory of one stage: begun with a key, then finished; made again when the key changes."""
+class RunMark(RecordFile):
+    """`run.json`, which marks a folder as a run directory. Files in a folder without it are never changed."""
 
-    def __init__(self, path: Path, key: str) -> None:
-        self.path = path
-        self.key = key
-
-    def _state(self) -> dict[str, Any]:
-        file = self.path / _STATE_NAME
-        if not file.exists():
-            return {}
-        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return state
-
-    def is_done(self, *files: str) -> bool:
-        """Return whether the stage was finished with this key and all of `files` exist."""
-        return self._state() == {"key": self.key, "done": True} and all((self.path / file).exists() for file in files)
-
-    def begin(self) -> Path:
-        """Return the directory to fill: emptied if its key differs, unchanged if the stage was interrupted."""
-        if self._state().get("key") != self.key:
-            remove(self.path)
-            self.path.mkdir(parents=True)
-            self._write(done=False)
-        return self.path
-
-    def finish(self) -> None:
-        """Mark the stage as finished."""
-        self._write(done=True)
-
-    def _write(self, *, done: bool) -> None:
-        write_text(self.path / _STATE_NAME, json.dumps({"key": self.key, "done": done}))
+    format: Literal[1] = 1
+    version: str
+    """The version of condistill that made the directory."""
 
 
 class RunDir:
-    """The directory of a run: the resolved recipe and the directories of its stages."""
+    """The directory of a run."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @classmethod
-    def open(cls, path: Path, recipe: Recipe, *, update: bool = False) -> RunDir:
-        """Open the directory of a recipe, or make it.
+    def __init__(self, path: Path, *, say: Callable[[str], None] = lambda _: None) -> None:
+        """Describe a run directory; nothing is read or written before `claim`.
 
         Args:
-            update: accept a directory whose recipe differs; stages that depend on the change are made again.
+            say: called with lines for the user.
+        """
+        self.path = path
+        self.stages: dict[str, StageDir] = {}
+        """Every stage directory that was used, by name, in order."""
+        self.say = say
+        self._hashes: HashMemory | None = None
+        self._lock: RunLock | None = None
+        self._is_open = False
+
+    @property
+    def hashes(self) -> HashMemory:
+        """The hashes of files that earlier commands computed."""
+        if self._hashes is None:
+            self._hashes = HashMemory(self.path / "hashes.json", say=self.say)
+        return self._hashes
+
+    def stage(self, name: str, inputs: Callable[[], Inputs]) -> StageDir:
+        """Return the directory `name` of a stage.
+
+        Args:
+            inputs: returns what the result depends on; used the first time only.
+        """
+        if name not in self.stages:
+            self.stages[name] = StageDir(self.path, name, inputs, hashes=self.hashes, say=self.say)
+        return self.stages[name]
+
+    def claim(self) -> None:
+        """Lock an existing run directory, and finish what a killed command left; nothing is made.
 
         Raises:
-            CondistillError: the directory holds another recipe, a run of another version, or no run at all.
+            CondistillError: another command uses it, or the folder has other files and is no run directory.
         """
-        file = path / RECIPE_NAME
-        held_text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        if held_text.startswith(_HEAD):
-            _check_recipe(path, held_text, recipe, update=update)
-        elif held_text.startswith(_OWNER):
-            raise CondistillError(
-                f"{path} holds a run of condistill 0.1, which this version cannot continue; choose another --out"
+        mark = self.path / MARK_NAME
+        if mark.is_file():
+            RunMark.read(
+                mark,
+                remedy=f'if {self.path} is a run directory, write {{"format": 1, "version": "0"}} to that file; else '
+                "choose another --out",
             )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise CondistillError(
-                f"{path} is not empty and holds no run of condistill; choose another --out, so that nothing is lost"
-            )
+            self._take_lock()
+            recover(self.path)
+        elif self.path.exists() and not _is_empty(self.path):
+            self._refuse()
+
+    def create(self, recipe: Recipe) -> None:
+        """Make the directory, if it does not exist, lock it and write the resolved recipe.
+
+        Raises:
+            CondistillError: it cannot be made or written, or another command uses it.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CondistillError(f"{path} cannot be made ({error.strerror}); choose another --out") from error
-        if not os.access(path, os.W_OK):
-            raise CondistillError(f"{path} cannot be written; choose another --out")
-        write_text(file, _HEAD + recipe.to_yaml())
-        return cls(path)
+            raise CondistillError(f"{self.path} cannot be made ({error.strerror}); choose another --out") from error
+        if not os.access(self.path, os.W_OK):
+            raise CondistillError(f"{self.path} cannot be written; choose another --out")
+        if not (self.path / MARK_NAME).is_file():
+            RunMark(version=metadata.version("condistill")).write(self.path / MARK_NAME)
+        self._take_lock()
+        recover(self.path)
+        self._is_open = True
+        write_text(self.path / RECIPE_NAME, f"{_HEAD}: every setting, defaults included.\n{recipe.to_yaml()}")
 
-    def stage(self, name: str, key: str) -> StageDir:
-        """Return the directory `name` of a stage."""
-        return StageDir(self.path / name, key)
+    def set_aside(self, folders: Iterable[Path]) -> list[Path]:
+        """Move folders to a new folder `old/<date>` in the run directory, and return their new paths.
 
+        Where a folder is a link, the link stays, and the folder that it leads to is renamed.
 
-def _check_recipe(path: Path, held_text: str, recipe: Recipe, *, update: bool) -> None:
-    """Refuse a directory that holds a run of another recipe, unless `update`."""
-    changed = sorted(_differences(yaml.safe_load(held_text), yaml.safe_load(recipe.to_yaml())))
-    if changed and not update:
+        Raises:
+            CondistillError: a folder cannot be moved.
+        """
+        date = datetime.now().astimezone().strftime("%Y-%m-%d-%H%M%S-%f")
+        return [self._set_aside(folder, date) for folder in folders]
+
+    def _set_aside(self, folder: Path, date: str) -> Path:
+        source, place = folder, self.path / OLD_NAME / date / folder.relative_to(self.path)
+        if folder.is_symlink():
+            source = folder.resolve()
+            place = source.with_name(f"{source.name}-{date}")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(place)
+            if source != folder:
+                source.mkdir()
+        except OSError as error:
+            raise CondistillError(
+                f"{folder} cannot be moved to {place} ({error.strerror}); choose another --out"
+            ) from error
+        return place
+
+    def settle_changes(self, *, update: bool) -> None:
+        """Compare the results with the inputs of now; set aside what no longer belongs to them.
+
+        Args:
+            update: consent to make the stages again that depend on a change.
+
+        Raises:
+            CondistillError: something changed, and `update` is False; the message names it.
+        """
+        changes = Changes.of(self.stages.values())
+        if not changes.stages:
+            return
+        folders, continued = changes.folders(), changes.continued()
+        sizes = folder_sizes(folders, self.path)
+        continues = "".join(f"\n{stage.name} continues from its newest checkpoint" for stage in continued)
+        if not update:
+            raise CondistillError(
+                f"{self.path} has results of other inputs:\n{changes.describe()}\n"
+                f"--update would move {sizes or 'nothing'} to {self.path / OLD_NAME} and make them again{continues}\n"
+                "choose another --out to keep both, undo the change, or add --update"
+            )
+        for stage in continued:
+            stage.accept()
+        self.say(f"update:\n{changes.describe()}{continues}")
+        for folder, place in zip(folders, self.set_aside(folders), strict=True):
+            self.say(f"moved {folder} to {place}")
+
+    def close(self) -> None:
+        """Keep the computed hashes, and release the lock."""
+        if self._lock is not None:
+            if self._hashes is not None and self._is_open:
+                self._hashes.save()
+            self._lock.release()
+
+    def _take_lock(self) -> None:
+        if self._lock is None:
+            self._lock = RunLock(self.path)
+        self._lock.acquire()
+
+    def _refuse(self) -> None:
+        """Raise the error for a folder that is no run directory of this version."""
+        recipe = self.path / RECIPE_NAME
+        text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else ""
+        if text.startswith(_HEAD):
+            raise CondistillError(
+                f"{self.path} has a run's {RECIPE_NAME} but no {MARK_NAME}: it is a folder with a copy of the recipe, "
+                "or a run of an older version, which this version cannot continue; choose another --out"
+            )
         raise CondistillError(
-            f"{path} holds a run of another recipe (it differs in {', '.join(changed[:6])}"
-            f"{' and more' if len(changed) > 6 else ''}); choose another --out, or add --update to redo "
-            "the stages that depend on the change"
+            f"{self.path} is not empty and holds no run of condistill; choose another --out, so that nothing is lost"
         )
 
 
-def _differences(before: Any, after: Any, place: str = "") -> set[str]:
-    """Return the dotted keys whose values differ."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        found: set[str] = set()
-        for key in before.keys() | after.keys():
-            inner = f"{place}.{key}" if place else str(key)
-            found |= _differences(before.get(key), after.get(key), inner)
-        return found
-    return set() if before == after else {place}
+def _is_empty(path: Path) -> bool:
+    """Return whether a folder has nothing but unfinished files of a command that was killed at once."""
+    return path.is_dir() and all(is_temporary(file) for file in path.iterdir())

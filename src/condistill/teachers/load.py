@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
 from condistill.teachers.family import Family
+from condistill.teachers.files import INDEX_NAME, pipeline_files
+from condistill.teachers.hub import hub_commit
 from condistill.teachers.registry import family_of_pipeline
-from condistill.utils.hashing import hash_file, key_of
+from condistill.utils.hashing import hash_file
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
@@ -79,23 +81,54 @@ def read_index(settings: TeacherSettings) -> tuple[Path | str, dict[str, Any]]:
     """
     location = locate(settings)
     if isinstance(location, Path):
-        file = location / "model_index.json"
-        try:
-            index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CondistillError(f"{file} is not valid JSON ({error}); save the pipeline again") from error
+        index = _read_local_index(location / INDEX_NAME)
         check_safetensors(location, index, settings.variant)
         return location, index
     from diffusers import DiffusionPipeline
 
     try:
-        index = DiffusionPipeline.load_config(location, revision=settings.revision)
+        index = dict(DiffusionPipeline.load_config(location, **load_options(location, settings)))
     except (OSError, ValueError) as error:
         raise CondistillError(
-            f"teacher.pipeline {location!r} is neither a directory nor a hub name that can be reached: "
-            f"{str(error).splitlines()[0]}"
+            f"teacher.pipeline {location!r} on the hub has no {INDEX_NAME} that can be read, so it is no diffusers "
+            f"pipeline: {str(error).splitlines()[0]}"
         ) from error
-    return location, dict(index)
+    return location, _checked_index(index, f"the {INDEX_NAME} of {location}")
+
+
+def load_options(location: Path | str, settings: TeacherSettings) -> dict[str, Any]:
+    """Return the arguments of diffusers and transformers that load from a location: for a hub name, its commit."""
+    return {} if isinstance(location, Path) else hub_commit(location, settings.revision).options()
+
+
+def _read_local_index(file: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CondistillError(f"{file} is not valid JSON ({error}); save the pipeline again") from error
+    except OSError as error:
+        raise CondistillError(f"{file} cannot be read: {error.strerror}") from error
+    return _checked_index(index, str(file))
+
+
+def _checked_index(index: Any, source: str) -> dict[str, Any]:
+    """Return the index of a pipeline, if every entry has the form that diffusers writes.
+
+    Raises:
+        CondistillError: names the first entry that has not.
+    """
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise CondistillError(f"{source} is no index of a diffusers pipeline: it names no _class_name; save it again")
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list | tuple):
+            continue  # a setting of the pipeline
+        is_component = len(value) == 2 and all(part is None or isinstance(part, str) for part in value)
+        if not is_component or (value[0] is None) != (value[1] is None):
+            raise CondistillError(
+                f"{source} gives {name!r} as {json.dumps(value)}; a component is a library and a class, such as "
+                '["diffusers", "UNet2DConditionModel"], or [null, null]; save the pipeline again'
+            )
+    return index
 
 
 def family_class(settings: TeacherSettings, index: Mapping[str, Any]) -> type[Family]:
@@ -136,8 +169,8 @@ def load_teacher(settings: TeacherSettings, *, device: torch.device | str = "cpu
             **dict.fromkeys(absent),  # diffusers loads Stable Diffusion 3 without T5 only if T5 is passed as None
             torch_dtype=choose_dtype(settings.dtype, device),
             use_safetensors=True,
-            revision=settings.revision,
             variant=settings.variant,
+            **load_options(location, settings),
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -147,11 +180,27 @@ def load_teacher(settings: TeacherSettings, *, device: torch.device | str = "cpu
     return family(pipeline, resolution=settings.resolution).to(device)
 
 
-def teacher_key(settings: TeacherSettings) -> str:
-    """Return a hash that identifies a teacher: of its files, or of its hub name and revision, and of its resolution."""
-    location = locate(settings)
-    resolution = () if settings.resolution is None else (settings.resolution,)
+def teacher_inputs(
+    settings: TeacherSettings, device: torch.device | str, *, hash_of: Callable[[Path], str] = hash_file
+) -> dict[str, Any]:
+    """Return everything that the outputs of a teacher depend on, by name: the content of its files, not their place.
+
+    Args:
+        device: where it runs, which decides what `teacher.dtype: auto` stands for.
+        hash_of: returns the SHA-256 of a file.
+
+    Raises:
+        CondistillError: the teacher cannot be found.
+    """
+    location, index = read_index(settings)
+    inputs: dict[str, Any] = {
+        "teacher.family": family_class(settings, index).name,
+        "teacher.dtype": str(choose_dtype(settings.dtype, torch.device(device))).removeprefix("torch."),
+        "teacher.resolution": settings.resolution,
+    }
     if isinstance(location, str):
-        return key_of(location, settings.revision, settings.variant, *resolution)
-    files = sorted(f for f in location.rglob("*") if f.suffix in (".safetensors", ".json", ".txt") and f.is_file())
-    return key_of({str(f.relative_to(location)): hash_file(f) for f in files}, settings.variant, *resolution)
+        commit = hub_commit(location, settings.revision).commit
+        return inputs | {"teacher.pipeline": location, "teacher.revision": commit, "teacher.variant": settings.variant}
+    components = pipeline_files(location, index, variant=settings.variant)
+    files = [file for of_component in components.values() for file in of_component]
+    return inputs | {f"teacher file {file.relative_to(location).as_posix()}": hash_of(file) for file in files}

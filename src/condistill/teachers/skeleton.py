@@ -17,7 +17,7 @@ from torch import nn
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.teachers.family import Family
-from condistill.teachers.load import family_class, read_index
+from condistill.teachers.load import family_class, load_options, read_index
 from condistill.utils.meta import matmul_parameters, parameters
 from condistill.utils.quiet import quiet_libraries
 
@@ -81,7 +81,7 @@ def teacher_skeleton(settings: TeacherSettings) -> Skeleton:
     with quiet_libraries():
         location, index = read_index(settings)
         family = family_class(settings, index)
-        pipeline = _Builder(family, location, settings.revision).pipeline(index)
+        pipeline = _Builder(family, location, load_options(location, settings)).pipeline(index)
         return Skeleton(settings.pipeline, family(pipeline, resolution=settings.resolution))
 
 
@@ -91,7 +91,8 @@ class _Builder:
 
     family: type[Family]
     location: Path | str
-    revision: str | None
+    options: Mapping[str, Any]
+    """Arguments that load a config from the location; see `load_options`."""
 
     def pipeline(self, index: Mapping[str, Any]) -> DiffusionPipeline:
         """Build a pipeline of the class that the index names, with its components on the meta device."""
@@ -119,7 +120,7 @@ class _Builder:
                 f"the teacher's {name} is a {library}.{class_name}, which is neither in diffusers nor in transformers "
                 "as installed here; code that comes with a pipeline is never run"
             )
-        place = {"subfolder": name, "revision": self.revision}
+        place = {"subfolder": name, **self.options}
         try:
             if issubclass(cls, ModelMixin):
                 config = cls.load_config(self.location, **place)

@@ -1,11 +1,21 @@
-"""Hashes of settings and files."""
+"""Hashes of settings and files, and a memory of the hashes of files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from condistill.utils.atomic import write_text
+
+_UNCERTAIN_NS = 2 * 10**9
+"""A file may change again without another time stamp, so a hash is remembered only for a file that is older."""
+_Entries = dict[str, tuple[int, int, str]]
 
 
 def key_of(*parts: Any) -> str:
@@ -21,3 +31,47 @@ def hash_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+class HashMemory:
+    """Hashes of files, each computed once for a size and a time of change, and kept in a JSON file.
+
+    Teachers and caches have many gigabytes; a command reads them again only where a file changed.
+    """
+
+    def __init__(self, file: Path, *, say: Callable[[str], None] = lambda _: None) -> None:
+        """Read the file, if it exists.
+
+        Args:
+            say: called with a line for the user if the file is damaged; its hashes are then computed again.
+        """
+        self._file = file
+        self._entries: _Entries = {}
+        self._is_changed = False
+        if file.is_file():
+            try:
+                self._entries = TypeAdapter(_Entries).validate_json(file.read_bytes())
+            except ValidationError:
+                say(f"{file} is damaged; the checksums in it are computed again")
+
+    def of(self, path: Path) -> str:
+        """Return the SHA-256 of the content of a file.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        name, stat = str(path.resolve()), path.stat()
+        known = self._entries.get(name)
+        if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
+            return known[2]
+        digest = hash_file(path)
+        if time.time_ns() - stat.st_mtime_ns > _UNCERTAIN_NS:
+            self._entries[name] = (stat.st_size, stat.st_mtime_ns, digest)
+            self._is_changed = True
+        return digest
+
+    def save(self) -> None:
+        """Write the hashes that were added to the file."""
+        if self._is_changed:
+            write_text(self._file, json.dumps(self._entries, indent=0) + "\n")
+            self._is_changed = False

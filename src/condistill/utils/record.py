@@ -45,11 +45,13 @@ class RecordFile(Record):
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise CondistillError(f"{path} does not exist; {remedy}") from None
+        except UnicodeDecodeError as error:
+            raise CorruptError(f"{path} is not UTF-8 text, so it is damaged; {remedy}") from error
         expected = cls.model_fields["format"].default
         try:
             found: Any = json.loads(text).get("format", 1)  # the first format had no number
-        except (ValueError, AttributeError) as error:
-            raise CorruptError(f"{path} is not a JSON object; {remedy}") from error
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise CorruptError(f"{path} is not a JSON object, so it is damaged; {remedy}") from error
         if found != expected:
             raise CondistillError(
                 f"{path} has format {found}, and this version of condistill reads format {expected}; {remedy}"
@@ -58,4 +60,4 @@ class RecordFile(Record):
             return cls.model_validate_json(text)
         except ValidationError as error:
             places = ", ".join(".".join(map(str, mistake["loc"])) for mistake in error.errors())
-            raise CorruptError(f"{path} is corrupt or was edited (see {places}); {remedy}") from error
+            raise CorruptError(f"{path} is damaged or was edited (see {places}); {remedy}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from condistill.prompts import stage as prompts
 from condistill.report import stage as report
 from condistill.run.context import Run
 from condistill.teachers.skeleton import teacher_skeleton
-from condistill.utils.distributed import decide
+from condistill.utils.distributed import decide, on_main_process
 from condistill.utils.quiet import quiet_libraries
 from condistill.utils.registry import load_plugins
 from condistill.workflow.preflight import check_inputs, check_prompts, preflight
@@ -83,7 +84,7 @@ def compress(
     Args:
         out: the run directory; the students are in `<out>/pipelines/<name>`.
         until: name of the last stage to run.
-        update: accept a run directory whose recipe differs, and redo the stages that depend on the difference.
+        update: where inputs changed since results were made, move those results to a dated folder, and make them again.
 
     Returns:
         `out`, which contains `report.html` and `metrics.json` after the last stage.
@@ -95,15 +96,22 @@ def compress(
         load_plugins()
         last = stage_names().index(_known(until))
         check_inputs(recipe)
-        run = Run(recipe, Path(out), console=console or Console(stderr=True))
-        if not decide(run.accelerator, lambda: distill.is_done(run)):
-            preflight(recipe, teacher_skeleton(recipe.teacher))  # before anything is written
-        run.open_directory(update=update)
-        run.say(f"condistill {run.path}", style="bold")
-        for stage in STAGES[: last + 1]:
-            if not decide(run.accelerator, lambda stage=stage: stage.is_done(run)):  # type: ignore[misc]
-                stage.make(run)
-            stage.open(run)
-            if stage is prompts and last > 0:
-                check_prompts(run)
+        with Run(recipe, Path(out), console=console or Console(stderr=True)) as run:
+            _run_stages(run, STAGES[: last + 1], update=update)
         return run.path
+
+
+def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool) -> None:
+    """Make what is missing of every stage, in order."""
+    run.claim_directory()
+    if not decide(run.accelerator, lambda: distill.is_done(run)):
+        preflight(run.recipe, teacher_skeleton(run.recipe.teacher))  # before anything is written
+    on_main_process(run.accelerator, lambda: [stage.key(run) for stage in stages])  # every stage names its directory
+    run.open_directory(update=update)
+    run.say(f"condistill {run.path}", style="bold")
+    for stage in stages:
+        if not decide(run.accelerator, lambda stage=stage: stage.is_done(run)):  # type: ignore[misc]
+            stage.make(run)
+        stage.open(run)
+        if stage is prompts and stage is not stages[-1]:
+            check_prompts(run)

@@ -28,7 +28,7 @@ def run_sweep(sweep: Sweep, out: Path, *, update: bool = False, console: Console
     Finished runs are not repeated.
 
     Args:
-        update: accept run directories whose recipe differs, and redo the stages that depend on the difference.
+        update: where inputs changed since results were made, move those results to a dated folder, and make them again.
 
     Raises:
         CondistillError: a case is invalid, `out` is not the directory of a sweep, or a run fails.

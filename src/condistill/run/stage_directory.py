@@ -1,0 +1,185 @@
+"""The directory of one stage: what it was made from, whether it is finished, and checksums of its files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from condistill.errors import CondistillError
+from condistill.utils.atomic import is_temporary
+from condistill.utils.hashing import HashMemory, key_of
+from condistill.utils.record import Record, RecordFile
+
+STAGE_NAME = "stage.json"
+Inputs = Mapping[str, Any]
+"""Settings, hashes of files and keys of other stages, by name."""
+
+
+class FileStamp(Record):
+    """The size and the checksum of a file when its stage was finished."""
+
+    bytes: int
+    sha256: str
+
+
+class StageRecord(RecordFile):
+    """`stage.json`: what a stage was made from, and what it made."""
+
+    format: Literal[2] = 2
+    key: str
+    """Hash of `inputs`."""
+    done: bool
+    inputs: dict[str, Any]
+    """Everything that the result depends on."""
+    layout: dict[str, Any] = Field(default_factory=dict)
+    """Settings that change how the result is divided into files, but not the result; see `StageDir.layout`."""
+    files: dict[str, FileStamp] = Field(default_factory=dict)
+    """The files of a finished stage, relative to the run directory."""
+
+
+class StageDir:
+    """The directory of a stage. What it holds belongs to the inputs in its `stage.json`."""
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        inputs: Callable[[], Inputs],
+        *,
+        hashes: HashMemory | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Describe the directory `name` of a run; nothing is read or written.
+
+        Args:
+            root: the run directory.
+            inputs: returns what the result depends on; called once, when the key is needed.
+            hashes: the hashes of files that are known already.
+            say: called with a line for the user about damaged files.
+        """
+        self.root, self.name = root, name
+        self.path = root / name
+        self.is_costly = True
+        """Whether it is made again only with the user's consent."""
+        self.outputs: tuple[Path, ...] = ()
+        """Directories outside of `path` that the stage makes."""
+        self.default_layout: Inputs = {}
+        self.can_continue: Callable[[Inputs, Inputs], bool] = lambda _old, _new: False
+        """Whether what was made from old inputs can be continued with new ones."""
+        self._inputs = inputs
+        self._hashes = hashes or HashMemory(root / "hashes.json")
+        self._say = say
+        self._reported: set[str] = set()
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the result depends on."""
+        return self._inputs()
+
+    @property
+    def key(self) -> str:
+        """The hash of the inputs."""
+        return key_of(self.name, self.inputs)
+
+    def record(self) -> StageRecord | None:
+        """Return what `stage.json` says; None if there is none, or if it is damaged."""
+        try:
+            return StageRecord.read(self.path / STAGE_NAME, remedy="")
+        except CondistillError:
+            return None
+
+    @property
+    def layout(self) -> Inputs:
+        """How the result is divided into files: as it was begun, whatever the recipe now says."""
+        record = self.record()
+        return {**self.default_layout, **(record.layout if record else {})}
+
+    def holds_other_results(self) -> bool:
+        """Return whether the directory has files that were made from other inputs, or from unknown ones."""
+        if not self.path.is_dir() or all(is_temporary(path) for path in self.path.iterdir()):
+            return False
+        record = self.record()
+        return record is None or record.key != self.key
+
+    def is_done(self, *files: str) -> bool:
+        """Return whether the stage was finished with these inputs, all of `files` exist, and no file is damaged.
+
+        A line for the user names each file that is missing or damaged, once.
+        """
+        record = self.record()
+        if record is None or record.key != self.key or not record.done:
+            return False
+        damaged = self.damaged()
+        for path, fault in damaged.items():
+            if path not in self._reported:
+                self._reported.add(path)
+                self._say(f"{self.root / path} {fault}; it is made again")
+        return not damaged and all((self.path / file).exists() for file in files)
+
+    def damaged(self) -> dict[str, str]:
+        """Return the files of the finished stage that are missing or changed, with what is wrong."""
+        record = self.record()
+        faults: dict[str, str] = {}
+        for name, stamp in record.files.items() if record else ():
+            path = self.root / name
+            if not path.is_file():
+                faults[name] = "is missing"
+            elif path.stat().st_size != stamp.bytes or self._hashes.of(path) != stamp.sha256:
+                faults[name] = "is damaged or was edited"
+        return faults
+
+    def begin(self) -> Path:
+        """Return the directory to fill. Files of an interrupted stage with the same inputs are kept.
+
+        Raises:
+            CondistillError: the directory has files of other inputs, or files that no stage made.
+        """
+        if self.holds_other_results():
+            raise CondistillError(
+                f"{self.path} has files that this run did not make; move or rename the folder, or add --update to let "
+                "the run move it"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise CondistillError(
+                f"{self.path} is no folder, or a link to a folder that does not exist; make that folder, or remove "
+                "the link"
+            ) from error
+        self._write(done=False)
+        return self.path
+
+    def finish(self, files: Iterable[Path] | None = None) -> None:
+        """Mark the stage as finished.
+
+        Args:
+            files: the files that must stay as they are; None: all files of the directory.
+        """
+        chosen = _files_below(self.path) if files is None else files
+        stamps = {
+            os.path.relpath(path, self.root): FileStamp(bytes=path.stat().st_size, sha256=self._hashes.of(path))
+            for path in chosen
+        }
+        self._write(done=True, files=stamps)
+
+    def accept(self) -> None:
+        """Let an unfinished or finished result of other inputs continue with these; see `can_continue`."""
+        self._write(done=False)
+
+    def _write(self, *, done: bool, files: Mapping[str, FileStamp] | None = None) -> None:
+        inputs, layout = dict(self.inputs), dict(self.layout)
+        record = StageRecord(key=self.key, done=done, inputs=inputs, layout=layout, files=dict(files or {}))
+        record.write(self.path / STAGE_NAME)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files of a stage, without its record and without unfinished files."""
+    for path in sorted(folder.rglob("*")):
+        hidden = any(is_temporary(folder / part) for part in path.relative_to(folder).parts)
+        if path.is_file() and path != folder / STAGE_NAME and not hidden:
+            yield path
