@@ -31,6 +31,20 @@ RECIPE: dict[str, Any] = {
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
+CPU = {"ACCELERATE_USE_CPU": "true"}
+
+
+def run_in_two_processes(
+    folder: Path, script: str, *, timeout: float = 120.0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in two processes on the CPU, which talk over gloo. `RANK` is 0 in one and 1 in the other."""
+    file = folder / "script.py"
+    file.write_text(script, encoding="utf-8")
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **CPU, **environment}
+    command = [sys.executable, *TORCHRUN, str(file)]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, check=False, timeout=timeout)
+
+
 def distill(recipe: Path, *launcher: str, environment: Mapping[str, str]) -> tuple[dict[str, list[HistoryRecord]], str]:
     """Train in separate processes, and return the records of each student and the output."""
     out = recipe.parent / f"run{len(launcher)}"

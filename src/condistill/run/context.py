@@ -17,7 +17,7 @@ from condistill.run.directory import RunDir
 from condistill.run.stage_directory import Inputs, StageDir
 from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher, teacher_inputs
-from condistill.utils.distributed import on_main_process
+from condistill.utils.distributed import on_main_process, start_processes
 
 T = TypeVar("T")
 
@@ -119,7 +119,8 @@ class Run:
         """The `accelerate.Accelerator` that all variants share.
 
         Raises:
-            CondistillError: the variants differ in precision or tracker, or the machine does not support them.
+            CondistillError: the variants differ in precision or tracker, or the machine or the launcher does not
+                support them.
         """
         from accelerate import Accelerator
 
@@ -131,6 +132,7 @@ class Run:
             raise CondistillError(
                 f"distill.logging.tracker is {tracker!r}, which is not installed: pip install {tracker}"
             )
+        start_processes()
         try:
             return Accelerator(
                 mixed_precision=precision,
