@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,11 +14,12 @@ import typer
 import condistill.cli.commands  # noqa: F401 - registers the commands
 from condistill.cli.app import Interrupted, app, console, say
 from condistill.cli.texts import error_message, usage_message
+from condistill.utils.distributed import OtherProcessError
 from condistill.utils.malloc import keep_freed_memory
 from condistill.utils.quiet import quiet_environment
+from condistill.utils.signals import Stopped, stop_at_once
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[2])
 """The class in click, or in the copy of click that typer contains."""
@@ -32,13 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet_environment()
     keep_freed_memory()
     try:
-        with warnings.catch_warnings():
+        with stop_at_once(), warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")
             sys.exit(app(arguments, prog_name="condistill", standalone_mode=False))
-    except (Interrupted, KeyboardInterrupt, typer.Abort):
-        say("interrupted; finished work is kept: run the same command again to resume")
-        sys.exit(EXIT_INTERRUPTED)
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
+        cause = error if isinstance(error, Stopped) else error.__cause__
+        stopped = cause if isinstance(cause, Stopped) else Stopped(signal.SIGINT)
+        if os.environ.get("RANK", "0") == "0":  # every process of a launcher gets the signal
+            say(str(stopped))
+        sys.exit(stopped.exit_code)
+    except OtherProcessError:  # that process prints the reason
+        sys.exit(EXIT_FAILED)
     except _UsageError as error:
         code: int = getattr(error, "exit_code", 2)
         if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help already
