@@ -1,21 +1,31 @@
 from __future__ import annotations
 
+import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from condistill.distill import checkpoints
 from condistill.distill.checkpoints import (
+    CHECKSUM_NAME,
+    Checksum,
     list_checkpoints,
     load_checkpoint,
+    newest_whole,
+    not_finite,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
+    step_of,
 )
 from condistill.errors import CorruptError
+from condistill.utils.hashing import hash_file
 
 
 def names(directory: Path) -> list[str]:
@@ -68,12 +78,73 @@ def test_the_remains_of_a_killed_run_are_not_a_checkpoint(tmp_path: Path) -> Non
     assert list_checkpoints(tmp_path / "not there") == []
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 4, {"a": {"b": torch.ones(100)}}, keep=1)
+def cut(path: Path) -> None:
     file = path / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(CorruptError, match=r"step-00000004.* is corrupt .*; delete it"):
+
+
+def flip(path: Path) -> None:
+    file = path / "state.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1  # a bit of a tensor, which safetensors reads like any other
+    file.write_bytes(content)
+
+
+def write_nan(path: Path) -> None:
+    """A checkpoint of an older version, which did not look."""
+    save_checkpoint(path.parent, step_of(path), {"a": {"b": torch.tensor([1.0, math.nan])}})
+
+
+def rewrite_note(path: Path) -> None:
+    file = path / "state.safetensors"
+    save_file({"a/b": torch.ones(100)}, file, metadata={"checkpoint": "{"})
+    Checksum(bytes=file.stat().st_size, sha256=hash_file(file)).write(path / CHECKSUM_NAME)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (cut, r"state.safetensors has 526 bytes and had 536"),
+    "flipped": (flip, r"the checksum of state.safetensors differs"),
+    "gone": (lambda path: (path / "state.safetensors").unlink(), r"state.safetensors is missing"),
+    "no checksum": (lambda path: (path / CHECKSUM_NAME).unlink(), r"checksum.json does not exist"),
+    "bad checksum": (lambda path: (path / CHECKSUM_NAME).write_text("{"), r"checksum.json is not a JSON object"),
+    "NaN": (write_nan, r"a/b is not finite"),
+    "note": (rewrite_note, r"its note cannot be read"),
+    "a file": (lambda path: (shutil.rmtree(path), path.touch()), r"step-00000004 is damaged"),
+}
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    tmp_path: Path, damage: Callable[[Path], object], reason: str
+) -> None:
+    for number in (2, 4):
+        path = save_checkpoint(tmp_path, number, {"a": {"b": torch.ones(100)}})
+    damage(path)
+    with pytest.raises(CorruptError, match=reason):
         load_checkpoint(path)
+    said: list[str] = []
+    found, loaded = newest_whole(tmp_path, said.append)
+    assert found == tmp_path / "step-00000002"
+    assert loaded is not None
+    assert loaded[0] == 2
+    (line,) = said
+    assert line.startswith(f"warning: the checkpoint {path} is damaged (")
+    assert line.endswith("it is removed: resuming from step-00000002")
+    assert names(tmp_path) == ["step-00000002"]
+
+
+def test_without_a_whole_checkpoint_a_training_starts_again_and_says_so(tmp_path: Path) -> None:
+    cut(save_checkpoint(tmp_path, 4, {"a": {"b": torch.ones(100)}}))
+    said: list[str] = []
+    assert newest_whole(tmp_path, said.append) == (None, None)
+    assert said[0].endswith("it is removed: training starts at step 0")
+
+
+def test_the_name_of_a_tensor_that_is_not_finite_is_found() -> None:
+    good = {"ints": torch.tensor([3]), "floats": torch.ones(2, dtype=torch.bfloat16)}
+    assert not_finite({"a": good}) is None
+    assert not_finite({}) is None
+    assert not_finite({"a": good, "b": {"x": torch.ones(1), "y": torch.tensor([[1.0, -math.inf]])}}) == "b/y"
 
 
 def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:

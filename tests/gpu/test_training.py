@@ -28,7 +28,7 @@ from condistill.config.sections import StudentSettings, TeacherSettings
 from condistill.distill.batches import batch_source
 from condistill.distill.checkpoints import list_checkpoints, load_checkpoint
 from condistill.distill.history import HISTORY_NAME, read_history
-from condistill.distill.pending import PendingLosses
+from condistill.distill.pending import PendingStep
 from condistill.distill.states import Sample
 from condistill.distill.trainer import Trainer
 from condistill.errors import NonFiniteLossError
@@ -55,7 +55,7 @@ def make(device: torch.device, family: Family, tiny_cache: LatentCache, tiny_poo
     """Build trainers of a student of half its teacher's width."""
     student = derive_student(family.denoiser, StudentSettings(width=0.5))
 
-    def build(directory: Path, *, precision: str = "no", checkpoint_every: int = 2) -> Trainer:
+    def build(directory: Path, *, precision: str = "no", checkpoint_every: int = 2, log_every: int = 1) -> Trainer:
         AcceleratorState._reset_state(True)
         scaler = GradScalerKwargs(init_scale=16.0, growth_interval=2)  # so that the scale changes within a few steps
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[scaler])
@@ -64,7 +64,7 @@ def make(device: torch.device, family: Family, tiny_cache: LatentCache, tiny_poo
                 "steps": STEPS,
                 "batch_size": 4,
                 "optimizer": {"learning_rate": 1e-3, "ema_decay": 0.9},
-                "logging": {"checkpoint_every": checkpoint_every, "log_every": 1},
+                "logging": {"checkpoint_every": checkpoint_every, "log_every": log_every},
             }
         )
         source = batch_source(tiny_cache, tiny_pool, settings, seed=0, accelerator=accelerator)
@@ -150,17 +150,18 @@ def test_the_check_of_a_step_starts_without_waiting_for_the_device(device: torch
     values = torch.ones(2, 4, device=device)
     if bad is not None:
         values[1, bad] = math.nan
-    pending = PendingLosses(7)
+    pending = PendingStep(7)
     with no_synchronisation(device):
         busy = keep_busy(device)[0, 0] * 0
         for part in values:
             pending.add(part + busy, sample_of(part))
-        pending.start_check()
+        pending.start_check(signal=15)
+        pending.finish(busy + 1)
         assert isinstance(pending._copied, torch.cuda.Event)
         assert not pending._copied.query()  # the device is still busy
-    assert pending.is_finite() is (bad is None)
-    if bad is not None:
-        assert pending.describe() == "the loss of step 7 is not finite for 1 sample(s): t=2 'prompt 2'."
+    assert pending.loss_is_finite is (bad is None)
+    assert (pending.norm_is_finite, pending.signal) == (True, 15)
+    assert pending.describe() == ([] if bad is None else ["t=2 'prompt 2'"])
 
 
 def test_a_nan_is_found_one_step_late_and_never_saved(
@@ -180,6 +181,6 @@ def test_a_nan_is_found_one_step_late_and_never_saved(
     monkeypatch.setattr(family, "predict", spoil)
     seen: list[int] = []
     with pytest.raises(NonFiniteLossError, match=r"the loss of step 1 is not finite for 4 sample\(s\)"):
-        make(tmp_path, checkpoint_every=STEPS).run(lambda step, _: seen.append(step))
+        make(tmp_path, checkpoint_every=STEPS, log_every=STEPS).run(lambda step, _: seen.append(step))
     assert seen == [0, 1, 2]  # the step after the spoilt one was under way
     assert list_checkpoints(tmp_path) == []

@@ -1,12 +1,15 @@
-"""Checkpoints of a training as safetensors: all tensors that it continues with, and the step. No pickle."""
+"""Checkpoints of a training as safetensors: all tensors that it continues with, and the step. No pickle.
+
+Each has a checksum. One that is damaged is named and removed, and the training resumes from the one before it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -19,11 +22,28 @@ from condistill.distill.history import History
 from condistill.distill.paths import Paths
 from condistill.distill.prompt_choice import PromptChoice
 from condistill.distill.student import StudentForward
-from condistill.errors import CorruptError
+from condistill.errors import CondistillError, CorruptError
 from condistill.utils.atomic import atomic_directory, remove
+from condistill.utils.distributed import from_main_process
+from condistill.utils.hashing import hash_file
+from condistill.utils.record import RecordFile
 
 _STATE_NAME = "state.safetensors"
 _PREFIX = "step-"
+CHECKSUM_NAME = "checksum.json"
+
+Loaded = tuple[int, dict[str, dict[str, Tensor]], Any]
+"""Step, groups of named tensors, and meta of a checkpoint."""
+
+
+class Checksum(RecordFile):
+    """`checksum.json` of a checkpoint."""
+
+    format: Literal[2] = 2
+    bytes: int
+    """Size of the file of tensors."""
+    sha256: str
+    """Of the file of tensors, in hexadecimal digits."""
 
 
 @dataclass
@@ -38,10 +58,15 @@ class TrainingState:
     paths: Paths | None
     prompt_choice: PromptChoice | None
 
-    def save(self, directory: Path, step: int, accelerator: Accelerator, *, keep: int) -> None:
-        """Write a checkpoint from the main process, and keep the newest `keep`. Called on every process."""
+    def save(self, directory: Path, step: int, accelerator: Accelerator) -> str | None:
+        """Write a checkpoint from the main process. Called on every process.
+
+        Returns:
+            The name of a tensor that is not finite, for which nothing is written; None if there is none.
+        """
         path_tensors, path_prompts = self.paths.state() if self.paths else ({}, [])
-        if accelerator.is_main_process:
+
+        def write() -> str | None:
             parts = {
                 "trained": dict(self.trained.state_dict()),
                 "optimizer": optimizer_tensors(self.optimizer),
@@ -56,15 +81,29 @@ class TrainingState:
                 meta["path_prompts"] = path_prompts
             if self.prompt_choice:
                 parts["prompt_choice"] = self.prompt_choice.state()
-            save_checkpoint(directory, step, parts, keep=keep, meta=meta)
-        accelerator.wait_for_everyone()
+            if (bad := not_finite(parts)) is None:
+                save_checkpoint(directory, step, parts, meta=meta)
+            return bad
 
-    def restore(self, directory: Path, accelerator: Accelerator) -> int:
-        """Read the newest checkpoint, if there is one, and return the number of steps done."""
-        kept = list_checkpoints(directory)
+        return from_main_process(accelerator, write)
+
+    def restore(self, directory: Path, accelerator: Accelerator, say: Callable[[str], None]) -> int:
+        """Read the newest checkpoint that is whole, and return the number of steps done; 0 if there is none.
+
+        Args:
+            say: called on the main process with a line for each checkpoint that is damaged.
+        """
+        loaded: list[Loaded] = []
+
+        def find() -> str | None:
+            path, found = newest_whole(directory, say)
+            loaded.extend([found] if found else [])
+            return path.name if path else None
+
+        name = from_main_process(accelerator, find)
         step = 0
-        if kept:
-            step, parts, meta = load_checkpoint(kept[-1])
+        if name is not None:
+            step, parts, meta = loaded.pop() if loaded else load_checkpoint(directory / name, verify=False)
             self._take(step, parts, meta, accelerator)
         if accelerator.is_main_process:
             self.history.truncate(step)
@@ -114,16 +153,39 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Return the whole checkpoints in `directory`, oldest first."""
-    return sorted(directory.glob(f"{_PREFIX}[0-9]*"))
+    return sorted(path for path in directory.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal())
+
+
+def step_of(path: Path) -> int:
+    """Return the step in the name of a checkpoint."""
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def not_finite(parts: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """Return the name of a tensor of groups that has a NaN or an infinity; None if there is none."""
+    named = {
+        f"{part}/{name}": tensor
+        for part, group in parts.items()
+        for name, tensor in group.items()
+        if tensor.is_floating_point()
+    }
+    devices = {tensor.device for tensor in named.values()}
+    for device in devices:  # one answer for each device, since each makes the CPU wait
+        names = [name for name, tensor in named.items() if tensor.device == device]
+        finite = torch.stack([torch.isfinite(named[name]).all() for name in names]).cpu()
+        if not finite.all():
+            return names[int((~finite).nonzero()[0])]
+    return None
 
 
 def save_checkpoint(
-    directory: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], *, keep: int, meta: Any = None
+    directory: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], *, keep: int | None = None, meta: Any = None
 ) -> Path:
     """Write `<directory>/step-<step>` whole or not at all, then delete all but the newest `keep`.
 
     Args:
         parts: named groups of named tensors, such as `trained`, `ema`, `optimizer`.
+        keep: None: delete none.
         meta: anything that JSON can hold; `load_checkpoint` returns it.
     """
     path = directory / f"{_PREFIX}{step:08d}"
@@ -134,27 +196,74 @@ def save_checkpoint(
     }
     with atomic_directory(path) as partial:
         # one entry only: safetensors writes several in any order, and equal states must give equal bytes
-        save_file(tensors, partial / _STATE_NAME, metadata={"checkpoint": json.dumps({"step": step, "meta": meta})})
-    for old in list_checkpoints(directory)[:-keep]:
-        remove(old)
+        file = partial / _STATE_NAME
+        save_file(tensors, file, metadata={"checkpoint": json.dumps({"step": step, "meta": meta})})
+        Checksum(bytes=file.stat().st_size, sha256=hash_file(file)).write(partial / CHECKSUM_NAME)
+    if keep is not None:
+        prune_checkpoints(directory, keep)
     return path
 
 
-def load_checkpoint(path: Path) -> tuple[int, dict[str, dict[str, Tensor]], Any]:
+def prune_checkpoints(directory: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints."""
+    for old in list_checkpoints(directory)[:-keep]:
+        remove(old)
+
+
+def newest_whole(directory: Path, say: Callable[[str], None]) -> tuple[Path | None, Loaded | None]:
+    """Return the newest checkpoint that is whole, and its content. Damaged ones are named and removed."""
+    kept = list_checkpoints(directory)
+    for number, path in reversed(list(enumerate(kept))):
+        try:
+            return path, load_checkpoint(path)
+        except CorruptError as error:
+            before = f"resuming from {kept[number - 1].name}" if number else "training starts at step 0"
+            say(f"warning: {error}; it is removed: {before}")
+            remove(path)
+    return None, None
+
+
+def _check_sum(path: Path) -> None:
+    written = Checksum.read(path / CHECKSUM_NAME, remedy="it cannot be checked")
+    file = path / _STATE_NAME
+    size = file.stat().st_size
+    if size != written.bytes:
+        raise CorruptError(f"{_STATE_NAME} has {size:,} bytes and had {written.bytes:,}")
+    if hash_file(file) != written.sha256:
+        raise CorruptError(f"the checksum of {_STATE_NAME} differs")
+
+
+def load_checkpoint(path: Path, *, verify: bool = True) -> Loaded:
     """Return the step, the groups of tensors and the meta of a checkpoint.
 
+    Args:
+        verify: compare its checksum, and check that its tensors are finite.
+
     Raises:
-        CorruptError: its file is missing or not whole.
+        CorruptError: a file is missing, not whole or changed.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     try:
+        if verify:
+            _check_sum(path)
         with safe_open(path / _STATE_NAME, framework="pt") as file:
             note = json.loads(file.metadata()["checkpoint"])
+            step, meta = int(note["step"]), note["meta"]
             for key in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
                 part, name = key.split("/", 1)
                 parts.setdefault(part, {})[name] = file.get_tensor(key)
-    except (SafetensorError, OSError) as error:
-        raise CorruptError(
-            f"the checkpoint {path} is corrupt ({error}); delete it, and the run resumes from the one before it"
-        ) from error
-    return note["step"], parts, note["meta"]
+        if verify and (bad := not_finite(parts)):
+            raise CorruptError(f"{bad} is not finite")
+    except (CondistillError, SafetensorError, FileNotFoundError, NotADirectoryError, *_NO_NOTE) as error:
+        raise CorruptError(f"the checkpoint {path} is damaged ({_reason(error)})") from error
+    return step, parts, meta
+
+
+_NO_NOTE = (KeyError, TypeError, ValueError, AttributeError)
+"""What reading a note raises that is not the one that `save_checkpoint` wrote."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{Path(str(error.filename)).name if error.filename else _STATE_NAME} is missing"
+    return "its note cannot be read" if isinstance(error, _NO_NOTE) else str(error)

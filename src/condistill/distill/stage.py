@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,15 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: Pro
     if accelerator.is_main_process:
         _write_record(run, name, directory, student, sizes)
     source = batch_source(cache, pool, settings, seed=recipe.seed, accelerator=accelerator)
-    trainer = Trainer(family, student, source, settings, directory=directory / "checkpoints", accelerator=accelerator)
+    trainer = Trainer(
+        family,
+        student,
+        source,
+        settings,
+        directory=directory / "checkpoints",
+        accelerator=accelerator,
+        say=partial(run.say, style="yellow"),
+    )
     counts = " of the teacher's ".join(f"{sizes[model].parameters:,}" for model in ("student", "teacher"))
     run.say(f"{name}: {counts} parameters; {settings.steps:,} steps")
     denoiser = _train(run, name, trainer, settings.steps)

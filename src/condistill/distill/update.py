@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.training_utils import EMAModel
+from torch import Tensor
 
 from condistill.config.distill import OptimizerSettings
 from condistill.distill.student import StudentForward
@@ -38,13 +39,14 @@ class Update:
     optimizer: torch.optim.Optimizer
     """As the accelerator wrapped it, if there is one."""
     average: EMAModel | None
-    clip: Callable[[], object]
-    """Clips the gradients."""
+    clip: Callable[[], Tensor]
+    """Clips the gradients, and returns the norm that they had."""
 
-    def __call__(self) -> None:
-        """Clip the gradients, step, and average."""
-        self.clip()
+    def __call__(self) -> Tensor:
+        """Clip the gradients, step, average, and return the norm of the gradients."""
+        norm = self.clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.step(self.trained.denoiser.parameters())
+        return norm
