@@ -45,6 +45,21 @@ def run_in_two_processes(
     return subprocess.run(command, capture_output=True, text=True, env=variables, check=False, timeout=timeout)
 
 
+def write_recipe(folder: Path, pipeline: Path, prompts: Sequence[str], **changes: Any) -> Path:
+    """Write the recipe of these tests and its prompts, and return its path.
+
+    Args:
+        changes: other sections; `logging` changes the training's.
+    """
+    (folder / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    recipe = {"teacher": {"pipeline": str(pipeline)}, "prompts": {"files": ["prompts.txt"]}, **RECIPE}
+    if logging := changes.pop("logging", None):
+        recipe["distill"] = {**recipe["distill"], "logging": logging}
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump({**recipe, **changes}), encoding="utf-8")
+    return file
+
+
 def distill(recipe: Path, *launcher: str, environment: Mapping[str, str]) -> tuple[dict[str, list[HistoryRecord]], str]:
     """Train in separate processes, and return the records of each student and the output."""
     out = recipe.parent / f"run{len(launcher)}"
@@ -60,11 +75,9 @@ def check_two_processes(
     folder: Path, pipeline: Path, prompts: Sequence[str], *, environment: Mapping[str, str], rel: float
 ) -> None:
     """Check that two processes have the losses of one, to a relative tolerance."""
-    (folder / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
-    recipe = {"teacher": {"pipeline": str(pipeline)}, "prompts": {"files": ["prompts.txt"]}, **RECIPE}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    alone, output_alone = distill(folder / "recipe.yaml", environment=environment)
-    shared, output_shared = distill(folder / "recipe.yaml", *TORCHRUN, environment=environment)
+    recipe = write_recipe(folder, pipeline, prompts)
+    alone, output_alone = distill(recipe, environment=environment)
+    shared, output_shared = distill(recipe, *TORCHRUN, environment=environment)
     assert "cache: 8/8" in output_alone
     assert "cache: 4/4" in output_shared, "the second process generated no latents"
     for name in RECIPE["variants"]:

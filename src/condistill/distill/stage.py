@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from condistill.cache.latents import LatentCache
 from condistill.distill.batches import batch_source
 from condistill.distill.history import HISTORY_NAME, HistoryRecord, read_history
 from condistill.distill.stopwatch import Stopwatch, train_sec
+from condistill.distill.tracking import state_of_its_own, tracked
 from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError
 from condistill.pipelines.card import PipelineParts, model_card
@@ -138,7 +140,8 @@ def make(run: Run) -> None:
         on_main_process(run.accelerator, directory.begin)
         cache = cache_stage.open(run)
         teacher = run.recipe.variants[name].teacher
-        with run.family.using(_variant(run, teacher).load(run.family) if teacher else run.family.denoiser):
+        denoiser = _variant(run, teacher).load(run.family) if teacher else run.family.denoiser
+        with run.family.using(denoiser), state_of_its_own(run.accelerator):
             _distill(run, name, directory.path, cache, prompts_stage.open(run).pool)
         on_main_process(run.accelerator, lambda name=name: _finish(run, name))  # type: ignore[misc]
     run.once(NAME, lambda: None)  # every variant has had its line
@@ -169,11 +172,8 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: Pro
         )
     student = with_guidance(_derive(run, name, directory, cache), family.denoiser, settings)
     _prepared(family, student.denoiser)
-    if settings.logging.tracker != "none":
-        accelerator.init_trackers("condistill", config={"variant": name})
     sizes = {"teacher": _size(family, family.denoiser), "student": _size(family, student.denoiser)}
-    if accelerator.is_main_process:
-        _write_record(run, name, directory, student, sizes)
+    on_main_process(accelerator, lambda: _write_record(run, name, directory, student, sizes))
     source = batch_source(cache, pool, settings, seed=recipe.seed, accelerator=accelerator)
     trainer = Trainer(
         family,
@@ -186,11 +186,9 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: Pro
     )
     counts = " of the teacher's ".join(f"{sizes[model].parameters:,}" for model in ("student", "teacher"))
     run.say(f"{name}: {counts} parameters; {settings.steps:,} steps")
-    denoiser = _train(run, name, trainer, settings.steps)
-    if settings.logging.tracker != "none":
-        accelerator.end_training()
-    if accelerator.is_main_process:
-        _save(run, name, denoiser)
+    with closing(trainer), tracked(accelerator, settings.logging.tracker, name):
+        denoiser = _train(run, name, trainer, settings.steps)
+    on_main_process(accelerator, lambda: _save(run, name, denoiser))
     run.say(f"{name}: saved {_variant(run, name).pipeline}")
 
 

@@ -139,6 +139,7 @@ class Trainer:
             if late := self._own_signal():
                 raise Stopped(late)
         self._prune()
+        self.close()
         denoiser: nn.Module = self.trained.denoiser
         if self.ema is not None:
             self.ema.copy_to(denoiser.parameters())
