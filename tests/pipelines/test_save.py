@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file
 
+from condistill.config.sections import TeacherSettings
+from condistill.errors import CondistillError
 from condistill.pipelines.save import save_pipeline
 from condistill.teachers.family import Family
+from condistill.teachers.files import PipelineFiles
+from condistill.teachers.load import load_teacher
 
 Saved = tuple[Path, dict[str, torch.Tensor]]
 
@@ -29,6 +34,21 @@ def saved(tiny_family: Family, tmp_path_factory: pytest.TempPathFactory) -> Save
     return directory, weights
 
 
+@pytest.fixture(scope="module")
+def half_pipeline_dir(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline in float16 files of the variant `fp16`, except a text encoder without variant. Read only."""
+    directory = tmp_path_factory.mktemp("half") / "pipeline"
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir, torch_dtype=torch.float16)
+    pipeline.save_pretrained(directory, variant="fp16")
+    pipeline.text_encoder.float().save_pretrained(directory / "text_encoder")
+    (directory / "text_encoder" / "model.fp16.safetensors").unlink()
+    return directory
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+
+
 def test_a_saved_pipeline_loads_with_plain_diffusers_bit_for_bit(saved: Saved, tiny_family: Family) -> None:
     directory, weights = saved
     pipeline = DiffusionPipeline.from_pretrained(directory, use_safetensors=True)
@@ -42,6 +62,83 @@ def test_a_saved_pipeline_loads_with_plain_diffusers_bit_for_bit(saved: Saved, t
     assert (directory / "README.md").read_text() == "# A card\n"
 
 
+def test_components_that_do_not_change_are_the_teachers_files_byte_for_byte(
+    tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    teacher = PipelineFiles.read(tiny_pipeline_dir)
+    family = load_teacher(TeacherSettings(pipeline=str(tiny_pipeline_dir), dtype="bfloat16"))
+    save_pipeline(family, family.denoiser, tmp_path / "saved", card="", teacher=teacher, dtype=torch.float32)
+    before, after = files_of(tiny_pipeline_dir), files_of(tmp_path / "saved")
+    assert before.keys() | {"README.md"} == after.keys()
+    changed = {name for name, content in before.items() if after[name] != content}
+    assert {name for name in changed if not name.startswith("unet/")} <= {"model_index.json"}
+    assert json.loads(before["model_index.json"]) == json.loads(after["model_index.json"])
+    assert (
+        load_file(tmp_path / "saved" / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"].dtype
+        == torch.float32
+    )
+    assert family.denoiser.dtype == torch.bfloat16  # the cast is for the file only
+
+
+def test_a_teacher_of_a_file_variant_becomes_a_pipeline_without_variant(
+    half_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    teacher = PipelineFiles(half_pipeline_dir, PipelineFiles.read(half_pipeline_dir).index, "fp16")
+    assert (teacher.dtype("unet"), teacher.dtype("text_encoder")) == ("float16", "float32")
+    pipeline = StableDiffusionPipeline.from_pretrained(half_pipeline_dir, variant="fp16", torch_dtype=torch.float32)
+    family = load_teacher(TeacherSettings(pipeline="miniature"))
+    family = type(family)(pipeline)
+    save_pipeline(family, family.denoiser, tmp_path / "saved", card="", teacher=teacher, dtype=torch.float16)
+    saved = PipelineFiles.read(tmp_path / "saved")
+    for name in ("vae", "text_encoder"):
+        (weights,), (expected,) = saved.weights(name), teacher.weights(name)
+        assert ".fp16" not in weights.name
+        assert weights.read_bytes() == expected.read_bytes()
+    assert saved.dtype("unet") == "float16"
+    assert saved.weight_bytes("unet") <= teacher.weight_bytes("unet") + 1024  # of the header
+    DiffusionPipeline.from_pretrained(tmp_path / "saved", torch_dtype=torch.float16)
+
+
+def test_shards_of_a_variant_are_renamed_with_their_index(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "teacher"))
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir)
+    shutil.rmtree(directory / "vae")
+    pipeline.vae.save_pretrained(directory / "vae", max_shard_size="100KB", variant="fp16")
+    teacher = PipelineFiles(directory, PipelineFiles.read(directory).index, "fp16")
+    assert len(teacher.weights("vae")) > 1
+    family = load_teacher(TeacherSettings(pipeline="miniature"))
+    save_pipeline(type(family)(pipeline), pipeline.unet, tmp_path / "saved", card="", teacher=teacher)
+    saved = PipelineFiles.read(tmp_path / "saved")
+    assert [file.read_bytes() for file in saved.weights("vae")] == [f.read_bytes() for f in teacher.weights("vae")]
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "saved").vae.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in pipeline.vae.state_dict().items())
+
+
+def test_only_the_schedulers_files_change_with_the_scheduler(
+    tiny_family: Family, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    teacher, scheduler = PipelineFiles.read(tiny_pipeline_dir), DDIMScheduler(num_train_timesteps=1000)
+    index = {**teacher.index, "scheduler": ["diffusers", "PNDMScheduler"]}
+    teacher = PipelineFiles(tiny_pipeline_dir, index)
+    denoiser = tiny_family.denoiser
+    save_pipeline(tiny_family, denoiser, tmp_path / "saved", card="", teacher=teacher, scheduler=scheduler)
+    before, after = files_of(tiny_pipeline_dir), files_of(tmp_path / "saved")
+    changed = {name.split("/")[0] for name, content in before.items() if after[name] != content}
+    assert changed <= {"scheduler", "unet", "model_index.json"}
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    assert isinstance(loaded.scheduler, DDIMScheduler)
+
+
+def test_a_weight_that_is_too_large_for_the_dtype_is_named(tiny_family: Family, tmp_path: Path) -> None:
+    student = copy.deepcopy(tiny_family.denoiser)
+    with torch.no_grad():
+        student.conv_in.bias[0] = 1e6
+    with pytest.raises(CondistillError, match=r"conv_in\.bias .* too large for float16; set distill\.save_dtype"):
+        save_pipeline(tiny_family, student, tmp_path / "saved", card="", dtype=torch.float16)
+    assert not (tmp_path / "saved").exists()
+    assert student.conv_in.bias[0] == 1e6
+
+
 def test_a_saved_pipeline_does_not_name_directories_of_this_machine(saved: Saved, tiny_pipeline_dir: Path) -> None:
     files = list(saved[0].rglob("*.json"))
     assert len(files) > 4
@@ -50,6 +147,24 @@ def test_a_saved_pipeline_does_not_name_directories_of_this_machine(saved: Saved
         assert "_name_or_path" not in json.loads(text), file
         assert str(tiny_pipeline_dir) not in text, file
         assert str(saved[0]) not in text, file
+
+
+def test_copied_configs_lose_the_directories_that_they_name_and_nothing_else(
+    tiny_family: Family, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "teacher"))
+    places = {"vae/config.json": "_name_or_path", "tokenizer/tokenizer_config.json": "special_tokens_map_file"}
+    for name, entry in places.items():
+        config = json.loads((directory / name).read_text())
+        nested = {"text_config": {"_name_or_path": "/home/me/private", "width": 3}}
+        (directory / name).write_text(json.dumps({**config, **nested, entry: "/home/me/private"}))
+    teacher = PipelineFiles.read(directory)
+    save_pipeline(tiny_family, tiny_family.denoiser, tmp_path / "saved", card="", teacher=teacher)
+    assert not any(b"/home/me" in content for content in files_of(tmp_path / "saved").values())
+    for name, entry in places.items():
+        expected = json.loads((directory / name).read_text())
+        del expected[entry], expected["text_config"]["_name_or_path"]
+        assert json.loads((tmp_path / "saved" / name).read_text()) == expected
 
 
 def test_a_saved_pipeline_holds_no_pickle(saved: Saved) -> None:

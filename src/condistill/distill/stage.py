@@ -34,6 +34,7 @@ from condistill.students.guidance import with_guidance
 from condistill.students.scores.calibration import Calibration
 from condistill.students.settle import settle_student
 from condistill.teachers.family import Family
+from condistill.teachers.source import teacher_files
 from condistill.utils.distributed import decide, on_main_process
 from condistill.utils.hashing import key_of
 from condistill.utils.meta import parameters
@@ -77,8 +78,8 @@ class DistilledVariant:
         path = self.pipeline / family.denoiser_name
         if not path.is_dir():
             raise CondistillError(f"there is no student at {path}; make it with `condistill distill RECIPE`")
-        denoiser: Any = type(family.denoiser).from_pretrained(path, use_safetensors=True)
-        return _prepared(family, denoiser.to(family.device, family.denoiser.dtype).eval().requires_grad_(False))
+        denoiser: Any = type(family.denoiser).from_pretrained(path, use_safetensors=True, torch_dtype=family.dtype)
+        return _prepared(family, denoiser.to(family.device).eval().requires_grad_(False))
 
 
 def _directory(run: Run, name: str) -> StageDir:
@@ -219,13 +220,18 @@ def _write_record(run: Run, name: str, directory: Path, student: Student, sizes:
 def _save(run: Run, name: str, denoiser: nn.Module) -> None:
     """Write the pipeline of a variant, with a file that says how it is meant to sample."""
     variant, sampling = _variant(run, name), planned_sampling(run.recipe, name)
-    parts = PipelineParts.of_teacher(run.recipe.teacher)
-    card = model_card(name=name, recipe=run.recipe, student=variant.record(), parts=parts)
+    teacher, save_dtype = teacher_files(run.recipe.teacher), run.recipe.variant(name)[1].save_dtype
+    dtype = teacher.dtype(run.family.denoiser_name) if save_dtype == "auto" else save_dtype
+    card = model_card(
+        name=name, recipe=run.recipe, student=variant.record(), parts=PipelineParts.of(teacher, dtype=dtype)
+    )
     save_pipeline(
         run.family,
         denoiser,
         variant.pipeline,
         card=card,
+        teacher=teacher,
+        dtype=getattr(torch, dtype),
         scheduler=sampling.scheduler(run.family),
         files={SAMPLING_NAME: sampling.to_json()},
     )

@@ -13,16 +13,17 @@ from typing import Any
 import yaml
 
 from condistill.config.recipe import Recipe
-from condistill.config.sections import MINIATURE, TeacherSettings
+from condistill.config.sections import MINIATURE
 from condistill.errors import CondistillError, nearest
 from condistill.pipelines.record import StudentRecord
 from condistill.pipelines.sampling import planned_sampling
-from condistill.teachers.load import read_index
+from condistill.teachers.files import PipelineFiles
 from condistill.teachers.registry import family_of_pipeline
 from condistill.utils.format import DECIMAL_UNITS, SI_UNITS, percent, quantity
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$-])")
+_OPTIONAL = ("text_encoder", "tokenizer")
 _EXAMPLE = {MINIATURE: "a large red star at the left on snow"}
 
 
@@ -51,13 +52,24 @@ class PipelineParts:
     class_name: str
     absent: tuple[str, ...] = ()
     """Components that pipelines of this class may have and this one does not; loading it needs them set to None."""
+    dtype: str = "float32"
+    """The dtype of the denoiser's weights on disk; transformers loads the other models in the dtype of their own files
+    unless the call names one, and models of different dtypes do not work together."""
 
     @classmethod
-    def of_teacher(cls, settings: TeacherSettings) -> PipelineParts:
-        """Read the index of the teacher's pipeline, which its students share."""
-        index = read_index(settings)[1]
-        optional = {name: part for name, part in index.items() if name.startswith(("text_encoder", "tokenizer"))}
-        return cls(index["_class_name"], tuple(name for name, part in optional.items() if part[0] is None))
+    def of(cls, pipeline: PipelineFiles, *, dtype: str | None = None) -> PipelineParts:
+        """Read the index of a student's pipeline, or of its teacher's, which its students share.
+
+        Args:
+            dtype: of the student's weights; None: that of the denoiser of the pipeline.
+        """
+        optional = {name: part for name, part in pipeline.index.items() if name.startswith(_OPTIONAL)}
+        class_name = pipeline.index["_class_name"]
+        return cls(
+            class_name,
+            tuple(name for name, part in optional.items() if part[0] is None),
+            dtype or pipeline.dtype(family_of_pipeline(class_name).denoiser_name),
+        )
 
 
 def escape(text: str) -> str:
@@ -166,13 +178,16 @@ def _loading(name: str, recipe: Recipe, parts: PipelineParts) -> str:
     return f"""## How to load it
 
 ```python
+import torch
 from diffusers import DiffusionPipeline
 {example.imports}
-pipeline = DiffusionPipeline.from_pretrained("path/to/{name}"{without})
+pipeline = DiffusionPipeline.from_pretrained("path/to/{name}", torch_dtype=torch.{parts.dtype}{without})
 image = pipeline({arguments}).images[0]
 ```
 
-It is an ordinary diffusers pipeline; condistill is not needed to use it."""
+It is an ordinary diffusers pipeline; condistill is not needed to use it. The denoiser's weights are {parts.dtype}; \
+with another `torch_dtype`, every model of the pipeline is converted when it is loaded. On a GPU, call \
+`pipeline.to("cuda")` first."""
 
 
 def _settings_section(name: str, recipe: Recipe) -> str:

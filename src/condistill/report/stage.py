@@ -12,6 +12,7 @@ from condistill.report.html import ReportInputs, write_report
 from condistill.report.tables import card_scores
 from condistill.report.verdict import verdict
 from condistill.run.context import Run
+from condistill.teachers.files import PipelineFiles
 from condistill.utils.atomic import write_text
 from condistill.utils.distributed import on_main_process
 from condistill.utils.hashing import key_of
@@ -45,9 +46,8 @@ def _write(run: Run) -> None:
     recipe, variants, finished = run.recipe, distill_stage.open(run), evaluate_stage.open(run)
     evaluation = finished.evaluation()
     students = {name: variant.record() for name, variant in variants.items()}
-    parts = PipelineParts.of_teacher(recipe.teacher)
     for name, variant in variants.items():
-        scores = card_scores(evaluation, name)
+        scores, parts = card_scores(evaluation, name), PipelineParts.of(PipelineFiles.read(variant.pipeline))
         card = model_card(name=name, recipe=recipe, student=students[name], parts=parts, scores=scores)
         write_text(variant.pipeline / "README.md", card)
         write_text(variant.pipeline / SAMPLING_NAME, planned_sampling(recipe, name).to_json())

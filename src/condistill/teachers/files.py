@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,64 @@ _VOCABULARY = re.compile(
 _TEMPLATES = "additional_chat_templates"
 _STEMS = {"diffusers": ("diffusion_pytorch_model",), "transformers": ("model",)}
 """How the weights are named, by the library of the component; other libraries use either."""
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+"""Bytes of a number, by the name that safetensors gives to its dtype; other dtypes hold no weights of a denoiser."""
+_DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16"}
+"""Dtypes in which a pipeline can be loaded, by safetensors' name; bfloat16 for all others."""
+
+
+@dataclass(frozen=True)
+class PipelineFiles:
+    """The files of a pipeline's directory that loading it reads."""
+
+    directory: Path
+    index: Mapping[str, Any]
+    """The content of its `model_index.json`."""
+    variant: str | None = None
+    """The file variant that is loaded, such as `fp16`."""
+
+    @classmethod
+    def read(cls, directory: Path) -> PipelineFiles:
+        """Read the index of a pipeline that is loaded without a variant.
+
+        Raises:
+            CondistillError: the directory has no index, or it is not valid JSON.
+        """
+        file = directory / INDEX_NAME
+        try:
+            return cls(directory, json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise CondistillError(f"{file} cannot be read ({error}); save the pipeline again") from error
+
+    @cached_property
+    def by_component(self) -> dict[str, list[Path]]:
+        """The files of every component, and the index under the empty name."""
+        return pipeline_files(self.directory, self.index, variant=self.variant)
+
+    def weights(self, component: str) -> list[Path]:
+        """Return the safetensors files of a component."""
+        return [file for file in self.by_component.get(component, ()) if file.suffix == ".safetensors"]
+
+    def weight_bytes(self, component: str) -> int:
+        """Return the size on disk of a component's safetensors files."""
+        return sum(file.stat().st_size for file in self.weights(component))
+
+    def total_bytes(self) -> int:
+        """Return the size on disk of all files."""
+        return sum(file.stat().st_size for files in self.by_component.values() for file in files)
+
+    def dtype(self, component: str) -> str:
+        """Return the dtype of most of a component's weights as it is on disk: float32, float16 or bfloat16."""
+        from safetensors import safe_open
+
+        count: Counter[str] = Counter()
+        for file in self.weights(component):
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                    tensor = tensors.get_slice(name)
+                    dtype = tensor.get_dtype()
+                    count[dtype] += prod(tensor.get_shape()) * _BYTES.get(dtype, 0)
+        return _DTYPES.get(count.most_common(1)[0][0], "bfloat16") if count else "float32"
 
 
 def pipeline_files(directory: Path, index: Mapping[str, Any], *, variant: str | None) -> dict[str, list[Path]]:
