@@ -91,6 +91,12 @@ def test_sizes_settings_and_what_was_kept_are_shown() -> None:
     assert "No training image" in card
 
 
+def test_sizes_on_disk_are_shown_after_the_evaluation() -> None:
+    assert "on disk |" not in _card()
+    card = _card(on_disk={"Whole pipeline on disk": (2_200_000_000, 1_100_000_000)})
+    assert "| Whole pipeline on disk | 2.05 GiB | 1.02 GiB | 50 % |" in card
+
+
 def test_scores_are_shown_as_they_are_formatted() -> None:
     assert "## Scores" not in _card()
     assert "## Scores" not in _card(scores=ScoreTable((), (), ()))

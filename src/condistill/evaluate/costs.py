@@ -16,6 +16,7 @@ from condistill.profiling.memory import peak_memory_gib
 from condistill.profiling.timing import sec_per_image
 from condistill.students.guidance import guidance_kind
 from condistill.teachers.family import Family
+from condistill.teachers.files import PipelineFiles
 from condistill.utils.meta import parameters
 
 
@@ -28,12 +29,13 @@ def sampling_record(sampling: Sampling, denoiser: nn.Module) -> SamplingRecord:
     )
 
 
-def size_record(denoiser: Any, family: Family) -> SizeRecord:
-    """Return the size of a denoiser."""
+def size_record(denoiser: Any, family: Family, files: PipelineFiles) -> SizeRecord:
+    """Return the size of a denoiser, and of the files of its pipeline on disk."""
     return SizeRecord(
         parameters=parameters(denoiser),
         macs=macs(denoiser, size=family.latent_shape[1:], text_length=family.text_length),
-        bytes=sum(parameter.numel() * parameter.element_size() for parameter in denoiser.parameters()),
+        weight_bytes=files.weight_bytes(family.denoiser_name),
+        pipeline_bytes=files.total_bytes(),
     )
 
 

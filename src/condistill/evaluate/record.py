@@ -27,9 +27,12 @@ class SamplingRecord(Record):
 
 
 class SizeRecord(DenoiserSize):
-    """The size of a denoiser, its weights in memory included."""
+    """The size of a denoiser and of the files of its pipeline."""
 
-    bytes: int
+    weight_bytes: int
+    """Of the denoiser's safetensors files on disk."""
+    pipeline_bytes: int
+    """Of all files on disk that loading the pipeline reads."""
 
 
 class SpeedRecord(Record):
@@ -77,7 +80,7 @@ class ModelRecord(Record):
 class Evaluation(RecordFile):
     """`metrics.json`: how teacher and students were evaluated, and every figure."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     classifier: str
     baseline: str | None = None
     """The variant of plain distillation, p(u) = 0, that the other students are compared with."""

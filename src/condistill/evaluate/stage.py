@@ -25,6 +25,8 @@ from condistill.pipelines.sampling import Sampling, planned_sampling
 from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
 from condistill.run.stage_directory import STAGE_NAME, StageDir
+from condistill.teachers.files import PipelineFiles
+from condistill.teachers.source import teacher_files
 from condistill.utils.atomic import remove, write_text
 from condistill.utils.distributed import on_main_process
 from condistill.utils.hardware import device_name
@@ -209,12 +211,14 @@ def _records(
     """Return scores and costs of every model."""
     recipe, family = run.recipe, run.family
     speed = speed_records(family, denoisers, sampling)
+    files = {TEACHER: teacher_files(recipe.teacher)}
+    files |= {name: PipelineFiles.read(variant.pipeline) for name, variant in variants.items()}
     train_sec = {name: variant.train_sec(recipe.variant(name)[1].steps) for name, variant in variants.items()}
     return {
         name: ModelRecord(
             scores=scores[name],
             sampling=sampling_record(sampling[name], denoiser),
-            size=size_record(denoiser, family),
+            size=size_record(denoiser, family, files[name]),
             speed=speed[name],
             compute=compute_record(recipe, name, denoisers, train_sec) if name in variants else None,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PureWindowsPath
@@ -19,7 +19,7 @@ from condistill.pipelines.record import StudentRecord
 from condistill.pipelines.sampling import planned_sampling
 from condistill.teachers.files import PipelineFiles
 from condistill.teachers.registry import family_of_pipeline
-from condistill.utils.format import DECIMAL_UNITS, SI_UNITS, percent, quantity
+from condistill.utils.format import byte_size, percent, quantity, si_quantity
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$-])")
@@ -97,12 +97,14 @@ def model_card(
     student: StudentRecord,
     parts: PipelineParts,
     scores: ScoreTable | None = None,
+    on_disk: Mapping[str, tuple[int, int]] | None = None,
 ) -> str:
     """Return the README.md of a student.
 
     Args:
         name: the variant of the recipe.
         scores: None before the evaluation.
+        on_disk: bytes of the teacher's and the student's files by label; None before the evaluation.
 
     Raises:
         CondistillError: the recipe has no variant of this name.
@@ -116,7 +118,7 @@ def model_card(
         f"# {escape(name)}, distilled from {teacher}",
         f"A smaller or faster `{parts.class_name}`, trained to generate the same images as {teacher}. "
         f"No training image was used: {latents}the student learnt from its teacher's own predictions.",
-        _size_section(student),
+        _size_section(student, on_disk or {}),
         "## Layers and channels kept from the teacher\n\n" + "\n".join(f"- {escape(line)}" for line in student.kept),
         _score_section(scores) if scores else "",
         _loading(name, recipe, parts),
@@ -146,16 +148,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _size_section(student: StudentRecord) -> str:
+def _size_section(student: StudentRecord, on_disk: Mapping[str, tuple[int, int]]) -> str:
     teacher, of_student = student.teacher_size, student.student_size
-    figures = (
-        ("Parameters of the denoiser", DECIMAL_UNITS, teacher.parameters, of_student.parameters),
-        ("Multiply-accumulates per denoising step", SI_UNITS, teacher.macs, of_student.macs),
-    )
-    rows = [
-        [label, quantity(before, units), quantity(after, units), percent(after / before)]
-        for label, units, before, after in figures
+    figures: list[tuple[str, Callable[[float], str], float, float]] = [
+        ("Parameters of the denoiser", quantity, teacher.parameters, of_student.parameters),
+        ("Multiply-accumulates per denoising step", si_quantity, teacher.macs, of_student.macs),
+        *((label, byte_size, *sizes) for label, sizes in on_disk.items()),
     ]
+    rows = [[label, write(before), write(after), percent(after / before)] for label, write, before, after in figures]
     return "## Size\n\n" + _table(["", "teacher", "student", "share"], rows)
 
 

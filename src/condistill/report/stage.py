@@ -9,7 +9,7 @@ from condistill.evaluate import stage as evaluate_stage
 from condistill.pipelines.card import PipelineParts, model_card
 from condistill.pipelines.sampling import SAMPLING_NAME, planned_sampling
 from condistill.report.html import ReportInputs, write_report
-from condistill.report.tables import card_scores
+from condistill.report.tables import card_scores, card_sizes
 from condistill.report.verdict import verdict
 from condistill.run.context import Run
 from condistill.teachers.files import PipelineFiles
@@ -47,8 +47,14 @@ def _write(run: Run) -> None:
     evaluation = finished.evaluation()
     students = {name: variant.record() for name, variant in variants.items()}
     for name, variant in variants.items():
-        scores, parts = card_scores(evaluation, name), PipelineParts.of(PipelineFiles.read(variant.pipeline))
-        card = model_card(name=name, recipe=recipe, student=students[name], parts=parts, scores=scores)
+        card = model_card(
+            name=name,
+            recipe=recipe,
+            student=students[name],
+            parts=PipelineParts.of(PipelineFiles.read(variant.pipeline)),
+            scores=card_scores(evaluation, name),
+            on_disk=card_sizes(evaluation, name),
+        )
         write_text(variant.pipeline / "README.md", card)
         write_text(variant.pipeline / SAMPLING_NAME, planned_sampling(recipe, name).to_json())
     inputs = ReportInputs(

@@ -11,7 +11,7 @@ from condistill.evaluate.metrics import Metric
 from condistill.evaluate.record import Evaluation, ModelRecord
 from condistill.pipelines.card import ScoreRow, ScoreTable
 from condistill.report.verdict import PROMPTS
-from condistill.utils.format import BYTE_UNITS, SI_UNITS, percent, quantity, significant, times_as_fast
+from condistill.utils.format import byte_size, percent, quantity, si_quantity, significant, times_as_fast
 
 HEADINGS = {"seen": "Seen prompts", "unseen": "Unseen prompts", "all": "All prompts"}
 MINIATURE_NOTE = "Miniature figures, from a small classifier of rendered scenes: not FID on MS-COCO."
@@ -91,11 +91,6 @@ def seconds(value: float) -> str:
 def gibibytes(value: float) -> str:
     """Return memory in GiB."""
     return f"{significant(value, 2)} GiB"
-
-
-def macs(value: float) -> str:
-    """Return multiply-accumulates with an SI unit."""
-    return quantity(value, SI_UNITS)
 
 
 def _row(label: str, values: Values, style: Style, note: Callable[[str], str] = lambda _: "") -> list[Row]:
@@ -180,7 +175,9 @@ def costs(evaluation: Evaluation) -> list[Group]:
     train_sec = _figures(evaluation, lambda model: model.compute.train_sec if model.compute else None)
     rows = [
         *row("Parameters", lambda model: model.size.parameters, Style(quantity)),
-        *row("MACs per step", lambda model: model.size.macs, Style(macs)),
+        *row("MACs per step", lambda model: model.size.macs, Style(si_quantity)),
+        *row("Weights on disk", lambda model: model.size.weight_bytes, Style(byte_size)),
+        *row("Pipeline on disk", lambda model: model.size.pipeline_bytes, Style(byte_size)),
         *row("Denoiser evaluations per image", lambda model: model.sampling.denoiser_evaluations, Style(quantity)),
         *_row("Time per image", _figures(evaluation, lambda model: model.speed.sec_per_image), timed, speed),
         *row("Peak memory", lambda model: model.speed.peak_memory_gib, Style(gibibytes, tolerance=_TIMER_TOLERANCE)),
@@ -235,8 +232,9 @@ def cost_charts(evaluation: Evaluation, colours: Mapping[str, str]) -> list[Char
 
     return [
         *chart("Parameters of the denoiser", lambda model: model.size.parameters, quantity),
-        *chart("Multiply-accumulates per denoising step", lambda model: model.size.macs, macs),
-        *chart("Weights on disk", lambda model: model.size.bytes, lambda value: quantity(value, BYTE_UNITS)),
+        *chart("Multiply-accumulates per denoising step", lambda model: model.size.macs, si_quantity),
+        *chart("Weights of the denoiser on disk", lambda model: model.size.weight_bytes, byte_size),
+        *chart("Whole pipeline on disk", lambda model: model.size.pipeline_bytes, byte_size),
         *chart("Time per image", lambda model: model.speed.sec_per_image, seconds),
         *chart("Peak memory", lambda model: model.speed.peak_memory_gib, gibibytes),
     ]
@@ -245,6 +243,15 @@ def cost_charts(evaluation: Evaluation, colours: Mapping[str, str]) -> list[Char
 def metric_notes(metrics: Iterable[type[Metric]]) -> list[str]:
     """Return one line per metric with the quantity that it measures."""
     return [f"{metric.label}: {metric.description}." for metric in metrics]
+
+
+def card_sizes(evaluation: Evaluation, name: str) -> dict[str, tuple[int, int]]:
+    """Return the bytes on disk of the teacher's files and of a student's, by label."""
+    teacher, student = evaluation.teacher.size, evaluation.models[name].size
+    return {
+        "Weights of the denoiser on disk": (teacher.weight_bytes, student.weight_bytes),
+        "Whole pipeline on disk": (teacher.pipeline_bytes, student.pipeline_bytes),
+    }
 
 
 def card_scores(evaluation: Evaluation, name: str) -> ScoreTable:

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from end_to_end import run_recipe
+
+from condistill.evaluate.record import Evaluation
+from condistill.pipelines.generate import generate_image
+from condistill.teachers.files import PipelineFiles
+from condistill.utils.format import byte_size
+
+README = Path(__file__).parents[2] / "README.md"
+pytestmark = pytest.mark.slow  # whole runs
+
+
+@dataclass(frozen=True)
+class HalfRun:
+    """A finished run: the teacher's files, the student's, and the dtype that the student's weights must have."""
+
+    teacher: PipelineFiles
+    student: PipelineFiles
+    dtype: str
+    out: Path
+
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
+    # name: how the teacher is saved, the recipe's `teacher`, the recipe's `distill`, the dtype of the student's file
+    "bfloat16 files": ({"dtype": torch.bfloat16}, {"dtype": "bfloat16"}, {}, "bfloat16"),
+    "float16 files": ({"dtype": torch.float16}, {"dtype": "float16"}, {}, "float16"),
+    "float16 variant": ({"dtype": torch.float16, "variant": "fp16"}, {"variant": "fp16"}, {}, "float16"),
+    "float32 files in bfloat16": ({}, {"dtype": "bfloat16"}, {}, "float32"),
+    "float32 files saved in float16": ({}, {}, {"save_dtype": "float16"}, "float16"),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def run(request: Any, tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> HalfRun:
+    saved, teacher, distill, dtype = CASES[request.param]
+    folder = tmp_path_factory.mktemp("half")
+    pipeline = DiffusionPipeline.from_pretrained(tiny_pipeline_dir, torch_dtype=saved.get("dtype", torch.float32))
+    pipeline.save_pretrained(folder / "teacher", variant=saved.get("variant"))
+    student = run_recipe(folder / "teacher", folder, {"width": 0.5}, teacher=teacher, distill=distill)
+    index = PipelineFiles.read(folder / "teacher").index
+    files = PipelineFiles(folder / "teacher", index, saved.get("variant"))
+    return HalfRun(files, PipelineFiles.read(student), dtype, folder / "run")
+
+
+def snippet(document: Path) -> str:
+    """Return the Python block of a document that loads a pipeline."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in blocks if "DiffusionPipeline" in block]
+    return str(block)
+
+
+def image_of(code: str) -> Any:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(code, "snippet", "exec", dont_inherit=True), names)
+    assert names["pipeline"].unet.dtype == names["pipeline"].text_encoder.dtype == names["pipeline"].vae.dtype
+    return names["image"]
+
+
+def test_the_cards_snippet_runs_in_plain_diffusers(run: HalfRun) -> None:
+    code = snippet(run.student.directory / "README.md")
+    assert f"torch_dtype=torch.{run.dtype}" in code
+    image = image_of(re.sub(r'"path/to/\w+"', repr(str(run.student.directory)), code))
+    assert image.size == (64, 64)
+
+
+def test_the_readmes_snippet_runs_in_plain_diffusers(
+    run: HalfRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run.student.directory, tmp_path / "runs" / "mine" / "pipelines" / "random_conditioning")
+    monkeypatch.chdir(tmp_path)
+    assert image_of(snippet(README)).size == (64, 64)
+
+
+def test_the_sample_command_generates_an_image(run: HalfRun, tmp_path: Path) -> None:
+    assert generate_image(str(run.student.directory), "a box", tmp_path / "image.png", seed=0, steps=1).is_file()
+
+
+def test_components_that_do_not_change_are_equal_byte_for_byte(run: HalfRun) -> None:
+    for name in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        before, after = run.teacher.by_component[name], run.student.by_component[name]
+        for teacher, student in zip(before, after, strict=True):
+            if b'"_name_or_path"' in teacher.read_bytes():  # it names a directory of this machine
+                config = json.loads(teacher.read_text())
+                del config["_name_or_path"]
+                assert json.loads(student.read_text()) == config
+            else:
+                assert student.read_bytes() == teacher.read_bytes(), teacher
+
+
+def test_the_student_is_saved_in_the_dtype_of_the_teachers_files(run: HalfRun) -> None:
+    assert run.student.dtype("unet") == run.dtype
+    assert {run.student.dtype(name) for name in ("vae", "text_encoder")} == {run.teacher.dtype("vae")}
+
+
+def test_the_report_has_the_sizes_of_the_files(run: HalfRun) -> None:
+    models = Evaluation.load(run.out).models
+    for files, record in ((run.teacher, models["teacher"]), (run.student, models[run.student.directory.name])):
+        on_disk = [file.stat().st_size for file in (files.directory / "unet").glob("*.safetensors")]
+        assert record.size.weight_bytes == sum(on_disk)
+        assert record.size.pipeline_bytes == files.total_bytes()
+        assert byte_size(sum(on_disk)) in (run.out / "report.html").read_text(encoding="utf-8")
+    assert f" {byte_size(files.weight_bytes('unet'))} |" in (files.directory / "README.md").read_text(encoding="utf-8")
