@@ -283,3 +283,12 @@ def test_a_cache_is_not_idle_if_a_depth_or_a_target_is_chosen_with_it() -> None:
     noise = "distill={path: {start: noise}}"
     for student in ("{depth: 0.5}", "{target: {macs: 0.5}}"):
         assert not Recipe.parse(BASE, [f"student={student}", noise]).cache_is_idle
+
+
+def test_a_recipe_as_yaml_has_no_control_characters_and_can_be_read_again() -> None:
+    recipe = Recipe.parse(BASE)
+    reversed_text = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"column": "é\u202etxt"})})
+    text = reversed_text.to_yaml()
+    assert text.isascii()
+    assert Recipe.parse(text) == reversed_text
+    assert "é" in recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"column": "é"})}).to_yaml()

@@ -195,3 +195,9 @@ def test_a_full_size_teacher_is_planned_from_its_configs(name: str, recipe_of: R
 def test_a_plan_warns_of_a_recipe_that_a_run_would_refuse(recipe_of: RecipeOf) -> None:
     plan = make_plan(recipe_of(DATA / "flux_dev", {"depth": 0.5}, distill={"micro_batch_size": 1}), device="h200")
     assert any("the guidance scale is an input of the teacher" in line for line in plan.warnings)
+
+
+def test_a_plan_as_json_has_no_control_characters(tiny_plan: Plan) -> None:
+    plan = tiny_plan.model_copy(update={"assumptions": ("\x9b\u202e é",)})
+    assert plan.to_json().isascii()
+    assert Plan.model_validate_json(plan.to_json()) == plan

@@ -255,3 +255,11 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     inputs = replace(_inputs(tmp_path), histories={"plain": _history()})
     first, second = (write_report(tmp_path / name, inputs) for name in ("a.html", "b.html"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_control_characters_and_reversed_text_are_shown_as_escapes(tmp_path: Path) -> None:
+    hostile = "a\x1b[2J\x00\x9b\u202etxt"
+    entry = GridEntry(prompt=hostile, images={"teacher": "gone.png"}, correct={})
+    html, page = _render(tmp_path, title=hostile, grid=Grid(splits={"seen": (entry,)}))
+    assert page.text.count(r"a\x1b[2J\x00\x9b\u202etxt") >= 3
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)

@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from condistill.cli.texts import EXAMPLES
+from condistill.utils.terminal import print_line
 
 
 class Interrupted(Exception):  # noqa: N818 - the user pressed Ctrl-C, which is no error
@@ -68,5 +69,5 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def say(text: str) -> None:
-    """Print one line for the user: without markup, and not wrapped, so that paths can be copied."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print one line for the user."""
+    print_line(console, text)

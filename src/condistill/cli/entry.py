@@ -18,6 +18,7 @@ from condistill.utils.distributed import OtherProcessError
 from condistill.utils.malloc import keep_freed_memory
 from condistill.utils.quiet import quiet_environment
 from condistill.utils.signals import Stopped, stop_at_once
+from condistill.utils.terminal import print_line
 
 EXIT_FAILED = 1
 
@@ -67,6 +68,6 @@ def _split_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 def _fail(message: str, code: int) -> None:
     """Print an error message and exit."""
-    console.print("[red]error:[/] ", end="")
+    print_line(console, "error: ", style="red", end="")
     say(message)
     sys.exit(code)

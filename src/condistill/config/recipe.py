@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from condistill.config.distill import ConsistencySettings, DistillSettings
@@ -22,7 +21,7 @@ from condistill.config.sections import (
     TeacherSettings,
     VariantSettings,
 )
-from condistill.config.yaml_tree import merge, override, read_yaml
+from condistill.config.yaml_tree import merge, override, read_yaml, write_yaml
 from condistill.errors import CondistillError, RecipeError, nearest
 from condistill.utils.registry import load_plugins
 
@@ -226,8 +225,7 @@ class Recipe(Settings):
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML with every setting, defaults included."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
-        return text
+        return write_yaml(self.model_dump(mode="json", by_alias=True))
 
 
 def _resolve_files(data: dict[str, Any], folder: Path) -> None:

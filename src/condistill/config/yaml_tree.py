@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from condistill.errors import RecipeError
+from condistill.utils.text import printable
 
 _KINDS = {"schedule": "exponential", "method": "progressive"}
 """Settings that choose which other settings exist, and their defaults."""
@@ -79,7 +80,14 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def write_yaml(data: Any, **style: Any) -> str:
+    """Return data as YAML in which characters that could command a terminal or hide text are escapes."""
+    style = {"sort_keys": False, **style}
+    text: str = yaml.safe_dump(data, allow_unicode=True, **style)
+    return text if printable(text) == text else str(yaml.safe_dump(data, allow_unicode=False, **style))
+
+
 def flow(value: Any) -> str:
     """Return a value as YAML in one line."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    text = write_yaml(value, default_flow_style=True, width=10**6, sort_keys=True)
     return text.removesuffix("\n...\n").strip()

@@ -20,6 +20,7 @@ from condistill.pipelines.sampling import planned_sampling
 from condistill.teachers.files import PipelineFiles
 from condistill.teachers.registry import family_of_pipeline
 from condistill.utils.format import byte_size, percent, quantity, si_quantity
+from condistill.utils.text import printable
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$-])")
@@ -128,7 +129,7 @@ def model_card(
         "It inherits the teacher's licence: the terms of the teacher's weights apply to these weights.",
         f"Made with condistill {metadata.version('condistill')}.",
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return printable("\n\n".join(section for section in sections if section) + "\n")
 
 
 def _front_matter(recipe: Recipe) -> str:

@@ -8,7 +8,6 @@ from itertools import groupby
 from typing import Any, get_args
 
 import torch
-from rich.markup import escape
 from rich.tree import Tree
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from condistill.students.derive import derive_student
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.meta import parameters
 from condistill.utils.quiet import quiet_libraries
+from condistill.utils.terminal import cell
 
 
 @dataclass
@@ -155,7 +155,7 @@ def _label(
     """Return a line with the name, class, output, cost and compared features of layers that are shown as one."""
     last = run[-1].path.rpartition(".")[2]
     name = layer.path.removeprefix(within) + (f" to {last}" if len(run) > 1 else "")
-    parts = [f"[bold]{escape(name)}[/] {layer.kind}" if name else f"[bold]{layer.kind}[/]"]
+    parts = [f"[bold]{cell(name)}[/] {cell(layer.kind)}" if name else f"[bold]{cell(layer.kind)}[/]"]
     if layer.shape:
         parts.append(_shape(layer.shape))
     parts.append(f"{layer.params:,} parameters")
@@ -196,7 +196,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 def _add_student(tree: Tree, candidate: Candidate, teacher: Candidate) -> None:
     share = f"{candidate.params:,} parameters ({candidate.params / teacher.params:.1%})"
     cost = f"{_amount(candidate.macs)} ({candidate.macs / teacher.macs:.1%})"
-    branch = tree.add(f"[bold cyan]{candidate.name}[/] keeps {share}, {cost}")
+    branch = tree.add(f"[bold cyan]{cell(candidate.name)}[/] keeps {share}, {cost}")
     settings = _with_random_weights(POSSIBLE[candidate.name])
     for line in derive_student(teacher.denoiser, settings).kept[1:]:  # the first is about the weights
-        branch.add(escape(line))
+        branch.add(cell(line))

@@ -5,9 +5,11 @@ MACs are multiply-accumulates of one forward of one sample; FLOPs are twice as m
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from condistill.utils.record import Record
+from condistill.utils.text import printable
 
 
 class DenoiserCost(Record):
@@ -149,4 +151,5 @@ class Plan(Record):
 
     def to_json(self) -> str:
         """Return the plan as JSON; fields that are None are left out."""
-        return self.model_dump_json(indent=2, exclude_none=True)
+        text = self.model_dump_json(indent=2, exclude_none=True)
+        return text if printable(text) == text else json.dumps(json.loads(text), indent=2)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from condistill.plan.record import DenoiserCost, DevicePlan, Plan, RunCost, StudentPlan, TrainingCost
 from condistill.profiling.memory import GIB
+from condistill.utils.terminal import cell, print_line
 
 _MEMORY_PARTS = {
     "teacher": "teacher",
@@ -29,27 +29,24 @@ def show_plan(plan: Plan, console: Console) -> None:
     """Print a plan."""
     teacher = plan.teacher
     channels, height, width = teacher.latent_shape
-    _print(
+    print_line(
         console,
         f"{teacher.name}: {teacher.family}, {teacher.denoiser}, latents of {channels}x{height}x{width}, "
         f"{teacher.text_length} tokens of text",
     )
     others = [f"{name} {count:,}" for name, count in teacher.components.items() if count != teacher.params]
     if others:
-        _print(console, f"other components: {', '.join(others)}")
+        print_line(console, f"other components: {', '.join(others)}")
     console.print(_denoisers(plan))
     console.print(_training(plan.cost))
     for line in _stages(plan.cost):
-        _print(console, line)
+        print_line(console, line)
     for line in plan.warnings:
-        console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
-    console.print("assumed:", highlight=False)
+        print_line(console, "warning: ", style="yellow", end="")
+        print_line(console, line)
+    print_line(console, "assumed:")
     for line in plan.assumptions:
-        _print(console, f"- {line}")
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"- {line}")
 
 
 def _table(title: str, *headings: str) -> Table:
@@ -66,7 +63,7 @@ def _denoisers(plan: Plan) -> Table:
     table = _table("denoisers", *headings, *(["ms", "memory"] if measured else ["ms, planned"]))
     table.add_row("teacher", *_costs(plan.teacher), style=None)
     for student in plan.students:
-        table.add_row(escape(student.name), *_costs(student), style="bold" if student.of_recipe else None)
+        table.add_row(cell(student.name), *_costs(student), style="bold" if student.of_recipe else None)
     return table
 
 
@@ -82,7 +79,7 @@ def _costs(model: DenoiserCost) -> list[str]:
 
 
 def _training(cost: RunCost) -> Table:
-    table = _table(f"training on {_devices(cost.device)}", "", *cost.training)
+    table = _table(f"training on {cell(_devices(cost.device))}", "", *map(cell, cost.training))
     trainings = cost.training.values()
     rows: dict[str, Callable[[TrainingCost], str]] = {
         "steps": lambda training: f"{training.steps:,}",
@@ -92,8 +89,8 @@ def _training(cost: RunCost) -> Table:
         "time": lambda training: _time(training.hours),
         "checkpoints": lambda training: _bytes(training.checkpoint_bytes),
     }
-    for name, cell in rows.items():
-        table.add_row(name, *map(cell, trainings))
+    for name, written in rows.items():
+        table.add_row(name, *map(written, trainings))
     for part, name in _MEMORY_PARTS.items():
         table.add_row(f"memory: {name}", *(_bytes(getattr(each.memory_bytes, part)) for each in trainings))
     measured = [each.measured_memory_bytes for each in trainings]

@@ -22,6 +22,7 @@ from condistill.report.tables import HEADINGS, cost_charts, costs, details, metr
 from condistill.report.verdict import subject, verdict
 from condistill.utils.atomic import write_text
 from condistill.utils.format import percent
+from condistill.utils.text import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def write_report(path: Path, inputs: ReportInputs) -> Path:
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = resources.files("condistill.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    write_text(path, environment.from_string(template).render(page))
+    write_text(path, printable(environment.from_string(template).render(page)))
     return path
 
 

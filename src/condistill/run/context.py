@@ -18,6 +18,7 @@ from condistill.run.stage_directory import Inputs, StageDir
 from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher, teacher_inputs
 from condistill.utils.distributed import on_main_process, start_processes
+from condistill.utils.terminal import print_line
 
 T = TypeVar("T")
 
@@ -77,13 +78,13 @@ class Run:
         return self.directory.path
 
     def say(self, text: str, *, style: str = "", everywhere: bool = False) -> None:
-        """Print one line on the main process: without markup, and not wrapped, so that paths can be copied.
+        """Print one line on the main process.
 
         Args:
             everywhere: print it on the process that calls.
         """
         if everywhere or self.accelerator.is_main_process:
-            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+            print_line(self.console, text, style=style)
 
     def stage(self, name: str, inputs: Callable[[], Inputs]) -> StageDir:
         """Return the directory of a stage.

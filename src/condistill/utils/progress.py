@@ -19,6 +19,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from condistill.utils.terminal import print_line
+from condistill.utils.text import printable
+
 _LINE_EVERY_SEC = 20.0
 
 
@@ -46,21 +49,21 @@ def progress_bar(
         yield _line_printer(console, description, total, unit, quiet=quiet)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         _RateColumn(unit),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, speed_estimate_period=60) as progress:
-        task = progress.add_task(description, total=total, note="")
+        task = progress.add_task(printable(description), total=total, note="")
 
         def advance(n: int, note: str = "") -> None:
             if note:
-                progress.update(task, note=note)
+                progress.update(task, note=printable(note))
             progress.advance(task, n)
 
         yield advance
@@ -81,7 +84,7 @@ def _line_printer(console: Console, description: str, total: int, unit: str, *, 
         rate = done / max(now - started, 1e-9)
         remaining = (total - done) / max(rate, 1e-9)
         line = f"{description}: {done}/{total}  {rate:.1f} {unit}/s  {_clock(remaining)} left  {note}".rstrip()
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, line)
 
     return advance
 

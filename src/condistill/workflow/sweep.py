@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from condistill.errors import CondistillError
 from condistill.evaluate.record import Evaluation
 from condistill.utils.atomic import write_text
+from condistill.utils.terminal import cell, print_line
 from condistill.workflow.sweep_cases import Sweep, plan_runs
 from condistill.workflow.sweep_table import RESULT_NAME, Done, measured, table, write_sweep
 
@@ -43,9 +43,7 @@ def run_sweep(sweep: Sweep, out: Path, *, update: bool = False, console: Console
     for run in runs:
         check_inputs(run.recipe)
     process = PartialState()
-    say = partial(
-        console.print, markup=False, highlight=False, soft_wrap=True
-    )  # unwrapped, so that paths can be copied
+    say = partial(print_line, console)
     if process.is_main_process:
         _open_directory(out, sweep)
     process.wait_for_everyone()
@@ -59,9 +57,9 @@ def run_sweep(sweep: Sweep, out: Path, *, update: bool = False, console: Console
             write_sweep(sweep, out, done, len(runs))
     if process.is_main_process:
         headings, *rows = table(measured(done))
-        summary = Table(*map(escape, headings))
+        summary = Table(*map(cell, headings))
         for row in rows:
-            summary.add_row(*map(escape, row))
+            summary.add_row(*map(cell, row))
         console.print(summary)
         say("\n".join(f"{name}: {out / name}" for name in ("sweep.md", "sweep.svg", RESULT_NAME)))
 

@@ -17,6 +17,7 @@ from condistill.evaluate.record import Evaluation, ModelRecord, measured_metrics
 from condistill.report.plots import dots
 from condistill.utils.atomic import write_text
 from condistill.utils.format import quantity, significant
+from condistill.utils.text import printable
 
 if TYPE_CHECKING:
     from condistill.workflow.sweep_cases import Sweep, SweepRun
@@ -169,7 +170,7 @@ def _markdown(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> str:
             for label, (case, folder) in cases.items()
         ),
     ]
-    return "\n\n".join(filter(None, paragraphs)) + "\n"
+    return printable("\n\n".join(filter(None, paragraphs)) + "\n")
 
 
 def write_sweep(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> None:
