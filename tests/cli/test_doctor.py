@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -46,3 +47,24 @@ def test_doctor_fails_if_torch_cannot_be_imported(monkeypatch: pytest.MonkeyPatc
     can_run, output = check_installation()
     assert not can_run
     assert "cannot be imported" in output
+
+
+def test_doctor_shows_the_extra_of_a_missing_optional_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed_version", lambda package: None if package in doctor.OPTIONAL else "1.0")
+    _, output = check_installation()
+    assert all(how in output for how in doctor.OPTIONAL.values())
+
+
+def test_doctor_shows_names_of_devices_and_reasons_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "devices", lambda: {"torch": "no [bold]module[/]\x1b[31m", "cuda:[0]": "GPU [a]"})
+    _, output = check_installation()
+    assert all(text in output for text in (r"no [bold]module[/]\x1b[31m", "cuda:[0]", "GPU [a]"))
+
+
+def test_doctor_works_in_a_directory_that_was_deleted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(doctor, "devices", dict)  # torch reads the current directory too
+    _, output = check_installation()
+    assert "unknown: No such file or directory" in output

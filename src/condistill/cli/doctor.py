@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from condistill.utils.terminal import cell, print_line
 
 REQUIRED = (
     "torch",
@@ -27,6 +28,7 @@ REQUIRED = (
     "jinja2",
     "matplotlib",
 )
+NOT_INSTALLED = "-"
 OPTIONAL = {"tensorboard": "pip install 'condistill[track]'", "wandb": "pip install 'condistill[wandb]'"}
 
 
@@ -44,27 +46,36 @@ def check_installation(console: Console) -> bool:
     table.add_column("component")
     table.add_column("found")
     table.add_column("how to install", overflow="fold")
-    table.add_row("Python", platform.python_version(), "")
+
+    def add(component: str, found: str | None, how: str = "") -> None:
+        """Add a row; `how` to install the component is shown only if it is not found."""
+        shown = "[red]missing[/]" if found is None else cell(found)
+        table.add_row(cell(component), shown, cell(how) if found in (None, NOT_INSTALLED) else "")
+
+    add("Python", platform.python_version())
     versions = {package: installed_version(package) for package in REQUIRED}
     for package, version in versions.items():
-        table.add_row(package, version or "[red]missing[/]", "" if version else f"pip install {package}")
+        add(package, version, f"pip install {package}")
     for package, how in OPTIONAL.items():
-        version = installed_version(package)
-        table.add_row(f"{package} (optional)", version or "-", "" if version else how)
+        add(f"{package} (optional)", installed_version(package) or NOT_INSTALLED, how)
     found_devices = devices()
     for name, description in found_devices.items():
-        table.add_row(name, description, "")
-    table.add_row("free disk space", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB", "")
+        add(name, description)
+    add("free disk space", _free_space())
     found_miniature = has_miniature()
-    table.add_row(
-        "miniature teacher",
-        "yes" if found_miniature else "[red]missing[/]",
-        "" if found_miniature else "make miniature, or install condistill again",
-    )
+    add("miniature teacher", "yes" if found_miniature else None, "make miniature, or install condistill again")
     console.print(table)
     can_run = all(versions.values()) and found_miniature and "torch" not in found_devices
-    console.print("all checks passed" if can_run else "some checks failed", highlight=False)
+    print_line(console, "all checks passed" if can_run else "some checks failed")
     return can_run
+
+
+def _free_space() -> str:
+    """Return the free space on the disk of the current directory."""
+    try:
+        return f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB"
+    except OSError as error:  # the directory was deleted, or cannot be read
+        return f"unknown: {error.strerror}"
 
 
 def devices() -> dict[str, str]:
@@ -77,7 +88,7 @@ def devices() -> dict[str, str]:
     try:
         import torch
     except Exception as error:  # a broken installation can raise any exception
-        return {"torch": f"[red]cannot be imported[/]: {escape(str(error))}"}
+        return {"torch": f"cannot be imported: {error}"}
 
     found = {"CPU": f"{torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
