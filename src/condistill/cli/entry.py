@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from types import TracebackType
 from typing import cast
 
 import typer
@@ -19,8 +22,11 @@ from condistill.utils.malloc import keep_freed_memory
 from condistill.utils.quiet import quiet_environment
 from condistill.utils.signals import Stopped, stop_at_once
 from condistill.utils.terminal import print_line
+from condistill.utils.text import printable
 
 EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_BROKEN_PIPE = 141
 
 _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[2])
 """The class in click, or in the copy of click that typer contains."""
@@ -33,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line without the program name. Default: `sys.argv[1:]`.
     """
     arguments, debug = _split_debug(list(sys.argv[1:] if arguments is None else arguments))
+    _make_output_safe()
+    _check_encoding(arguments)
     quiet_environment()
     keep_freed_memory()
     try:
@@ -53,8 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help already
             sys.exit(code)
         _fail(usage_message(error), code)
+    except BrokenPipeError:  # the program that reads the output has ended, such as `head`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - Python flushes it at exit
+        sys.exit(EXIT_BROKEN_PIPE)
     except Exception as error:
         if debug:
+            sys.excepthook = _show_traceback
             raise
         _fail(error_message(error), EXIT_FAILED)
 
@@ -64,6 +76,25 @@ def _split_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = [argument for argument in arguments[:end] if argument != "--debug"]
     return [*options, *arguments[end:]], len(options) < end
+
+
+def _make_output_safe() -> None:
+    """Let characters that the output's encoding does not have be printed as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _check_encoding(arguments: Sequence[str]) -> None:
+    """Exit with an error for an argument that is not UTF-8: a recipe and a report cannot contain such a name."""
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            _fail(f"the argument {argument} is not UTF-8; rename the file or correct the argument", EXIT_USAGE)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback in which control characters are visible."""
+    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _fail(message: str, code: int) -> None:

@@ -6,7 +6,8 @@ import errno
 from collections.abc import Iterator
 from typing import Any
 
-from condistill.errors import CondistillError
+from condistill.errors import CondistillError, system_code, system_message
+from condistill.utils.text import shorten
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("condistill demo", "condistill demo --out runs/short -s distill.steps=300"),
@@ -46,6 +47,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 """Examples by command; the help of each command ends with its own."""
 
 
+_UNREADABLE = {"ArrowInvalid", "JSONDecodeError", "SafetensorError", "UnicodeDecodeError", "UnidentifiedImageError"}
+"""Exceptions of libraries that cannot read a file. Where the file is known, a `CondistillError` names it."""
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an exception, its cause, the cause of that, and so on."""
     while error is not None:
@@ -55,8 +60,19 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _is_disk_full(error: BaseException) -> bool:
     """Return whether a disk or a quota is full. Some libraries report it only in the text of the exception."""
-    has_code = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return has_code or any(words in str(error) for words in ("No space left", "quota exceeded"))
+    return system_code(error) in (errno.ENOSPC, errno.EDQUOT) or any(
+        words in str(error) for words in ("No space left", "quota exceeded")
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory is used up, of a GPU or of the machine; torch has several exceptions for it."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # the class is in torch, which this module does not import
+        or (isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text))
+    )
 
 
 def error_message(error: Exception) -> str:
@@ -67,12 +83,26 @@ def error_message(error: Exception) -> str:
             return f"the disk is full{place}; free some space, then run the same command again to resume"
     if isinstance(error, CondistillError):
         return str(error)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
-    if type(error).__name__ == "OutOfMemoryError":  # the class is in torch, which this module does not import
+    first_line = shorten((str(error).splitlines() or [""])[0], 500)
+    return _environment_message(error, first_line) or (
+        f"unexpected {type(error).__name__}: {first_line} (a bug in condistill: run with --debug for the traceback)"
+    )
+
+
+def _environment_message(error: Exception, first_line: str) -> str | None:
+    """Return the message of an exception that comes from the machine, or from a file on it; None for any other."""
+    if _is_out_of_memory(error):
         return "the device is out of memory; lower cache.batch_size, distill.micro_batch_size or evaluate.batch_size"
-    first_line = (str(error).splitlines() or [""])[0]
-    return f"unexpected {type(error).__name__}: {first_line} (a bug in condistill: run with --debug for the traceback)"
+    if isinstance(error, OSError) or system_code(error):
+        return system_message(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("condistill"):
+        package = error.name.partition(".")[0]
+        return f"the package {package} is missing or damaged; check `condistill doctor`, then pip install {package}"
+    if type(error).__name__ in _UNREADABLE:
+        return f"a file cannot be read and may be damaged: {first_line}; run with --debug for its name"
+    if "PytorchStreamWriter failed" in str(error):  # torch does not say which error of the system it was
+        return "a checkpoint could not be written; check the free space and the largest file that the disk allows"
+    return None
 
 
 def usage_message(error: Any) -> str:

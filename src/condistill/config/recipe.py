@@ -22,7 +22,7 @@ from condistill.config.sections import (
     VariantSettings,
 )
 from condistill.config.yaml_tree import merge, override, read_yaml, write_yaml
-from condistill.errors import CondistillError, RecipeError, nearest
+from condistill.errors import CondistillError, RecipeError, nearest, system_message
 from condistill.utils.registry import load_plugins
 
 TEACHER = "teacher"
@@ -186,8 +186,13 @@ class Recipe(Settings):
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise RecipeError(f"there is no recipe at {path}; `condistill init` writes one") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
+        except OSError as error:
+            raise RecipeError(f"the recipe cannot be read: {system_message(error)}") from error
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise RecipeError(
+                f"{path}, line {line}: byte {error.start} is not UTF-8; save the recipe as UTF-8"
+            ) from error
         return cls.parse(text, overrides, source=str(path), folder=path.parent)
 
     @classmethod
