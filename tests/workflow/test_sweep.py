@@ -391,7 +391,7 @@ def test_the_mistakes_of_all_cases_are_listed_at_once(recipe: Path) -> None:
     [
         ({"grid": ["distill.steps"]}, "--grid: 'distill.steps' is not a setting; write key=value"),
         ({"grid": ["distill.steps=3"]}, "has no list of values; write key=[value, ...]"),
-        ({"grid": ["distill.steps=[1"]}, "--grid: the value of 'distill.steps=[1' is not valid YAML"),
+        ({"grid": ["distill.steps=[1"]}, "--grid: the value of 'distill.steps=[1' is not YAML"),
         ({"grid": ["distill.steps=[1]", "distill.steps=[2]"]}, "--grid contains distill.steps twice; write all its"),
         ({"grid": ["distill.steps=[1, 1]"]}, "two cases have the name 'steps-1'"),
         ({"grid": ["seed=[0, 1]"]}, "case 'seed=0': seed cannot differ between cases: use --seeds"),

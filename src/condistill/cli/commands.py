@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -12,6 +13,7 @@ from rich.console import Console
 from condistill import __version__
 from condistill.cli.app import DryRun, Out, Overrides, PipelineName, RecipePath, Update, app, command, console, say
 from condistill.errors import CondistillError
+from condistill.utils.text import shorten
 
 if TYPE_CHECKING:
     from condistill.config.recipe import Recipe
@@ -264,11 +266,18 @@ def report(
     _run_until("report", recipe, overrides, out, update=update, dry_run=dry_run)
 
 
+_MOST_SEEDS = 1000
+
+
 def _parse_seeds(text: str) -> tuple[int, ...]:
     """Return the seeds of a text such as `0,1,2`."""
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words) or len(set(map(int, words))) < len(words):
-        raise CondistillError(f"--seeds {text!r} is not a list of different whole numbers; write it like 0,1,2")
+    if not all(re.fullmatch("[0-9]{1,18}", word) for word in words) or len(set(map(int, words))) < len(words):
+        raise CondistillError(
+            f"--seeds {shorten(text)!r} is not a list of different whole numbers; write it like 0,1,2"
+        )
+    if len(words) > _MOST_SEEDS:
+        raise CondistillError(f"--seeds has {len(words):,} seeds, and a sweep at most {_MOST_SEEDS}; give fewer")
     return tuple(map(int, words))
 
 

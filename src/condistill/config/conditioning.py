@@ -12,16 +12,14 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     PlainValidator,
-    PositiveInt,
     SerializeAsAny,
     Strict,
     model_validator,
 )
 
-from condistill.config.sections import Probability, Settings
+from condistill.config.sections import Batch, Clusters, Probability, Settings
 from condistill.utils.registry import Registry
 
 
@@ -121,17 +119,15 @@ Schedule = SerializeAsAny[Annotated[ScheduleSettings, PlainValidator(_validate_s
 class PromptChoiceSettings(Settings):
     """Which random prompt a sample is re-paired with; with the defaults any of the pool, as in the paper."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    source_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    source_weights: dict[str, Annotated[float, Field(ge=0, le=10**6)]] | None = None
     """How often prompts come from each file of the pool, by file name; empty: every prompt is equally likely."""
-    candidates: PositiveInt = 1
+    candidates: Batch = 1
     """Random prompts per sample, of which one is kept, in proportion to distance**novelty * loss**disagreement."""
     novelty: Annotated[float, Field(ge=0)] = 0.0
     """Power of the distance (1 - cosine) to the nearest cached prompt."""
     disagreement: Annotated[float, Field(ge=0)] = 0.0
     """Power of the running loss of the prompt's cluster, relative to other prompts at its noise level."""
-    clusters: Annotated[int, Field(ge=2)] = 64
+    clusters: Clusters = 64
     """Clusters of prompts whose running losses `disagreement` uses."""
     distance: Annotated[float, Field(ge=0)] = 0.0
     """How much p(u) depends on the distance d between the sample's prompt and the random prompt:

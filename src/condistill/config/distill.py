@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from condistill.config.conditioning import ConditioningSettings, PromptChoiceSettings
-from condistill.config.sections import Probability, Settings
+from condistill.config.sections import Amount, Batch, Count, Probability, Settings, SolverSteps
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -23,17 +23,17 @@ class PathSettings(Settings):
     start: Literal["cache", "noise"] = "cache"
     """Where a path starts: at a noised cached latent, or at pure noise with a prompt of the pool, which needs no
     image at all (a rolling trajectory)."""
-    steps: PositiveInt | None = None
+    steps: SolverSteps | None = None
     """States visited before a new path starts; empty: to the end of the path."""
     follow: Literal["teacher", "student", "moving"] = "teacher"
     """Whose prediction moves the states; `moving` shifts from the teacher's to the student's during training."""
     guidance_scale: Annotated[float, Field(ge=0)] = 1.0
     """Guidance along the path; 1 is unguided, any other scale costs one more forward of the followed model."""
-    num_inference_steps: PositiveInt = 25
+    num_inference_steps: SolverSteps = 25
     """Solver steps from pure noise to the end."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of a batch that is on paths; the rest are isolated noised latents, as in the paper."""
-    buffer: PositiveInt = 1
+    buffer: Batch = 1
     """Batches of states kept at once; they are trained on in turn."""
 
 
@@ -41,9 +41,9 @@ class ProgressiveSettings(Settings):
     """One step of the student replaces several of the teacher (Salimans & Ho, ICLR 2022, arXiv 2202.00512)."""
 
     method: Literal["progressive"] = "progressive"
-    num_inference_steps: PositiveInt
+    num_inference_steps: SolverSteps
     """Solver steps of the student from pure noise to the end, in training and in sampling."""
-    teacher_steps: PositiveInt = 2
+    teacher_steps: SolverSteps = 2
     """Teacher steps that one student step replaces; each costs one forward of the teacher."""
 
     @property
@@ -61,9 +61,9 @@ class ConsistencySettings(Settings):
     """The student predicts a path's end from any state (latent consistency models, Luo et al., arXiv 2310.04378)."""
 
     method: Literal["consistency"]
-    num_inference_steps: PositiveInt
+    num_inference_steps: SolverSteps
     """Sampling steps that the student is meant for; it can also sample with any number up to `solver_steps`."""
-    solver_steps: PositiveInt = 50  # that paper's skipping step of 20 among 1,000 timesteps
+    solver_steps: SolverSteps = 50  # that paper's skipping step of 20 among 1,000 timesteps
     """Solver steps of the teacher from pure noise to the end; the student is trained at their timesteps."""
 
     @model_validator(mode="after")
@@ -144,7 +144,7 @@ class OptimizerSettings(Settings):
 
     learning_rate: PositiveFloat = 5e-5
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Amount = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_grad_norm: PositiveFloat = 1.0
     ema_decay: Probability = 0.9999
@@ -161,22 +161,22 @@ class OptimizerSettings(Settings):
 class LoggingSettings(Settings):
     """Logs and checkpoints of a training; they do not change the student."""
 
-    log_every: PositiveInt = 50
+    log_every: Count = 50
     """Optimiser steps between records in `history.jsonl`."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    checkpoint_every: PositiveInt = 500
+    checkpoint_every: Count = 500
     """Optimiser steps between checkpoints: the most that an interruption can cost."""
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Count = 2
     """Number of newest checkpoints that are kept."""
 
 
 class DistillSettings(Settings):
     """How a student is trained."""
 
-    steps: PositiveInt = 400_000
-    batch_size: PositiveInt = 256
+    steps: Count = 400_000
+    batch_size: Batch = 256
     """Samples per optimiser step, over all processes and accumulation."""
-    micro_batch_size: PositiveInt | None = None
+    micro_batch_size: Batch | None = None
     """Samples per forward on one device; empty: the device's whole share at once."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     save_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

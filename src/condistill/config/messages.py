@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from condistill.config.conditioning import ScheduleSettings, schedule_class
 from condistill.config.distill import DistillSettings
-from condistill.config.sections import Settings, StudentSettings
-from condistill.config.yaml_tree import merge
+from condistill.config.sections import MAX_VARIANTS, Settings, StudentSettings
+from condistill.config.yaml_tree import flow, merge
 from condistill.errors import nearest
+from condistill.utils.text import shorten
 
 Mistakes = dict[tuple[Any, str], str]
+_MOST_LINES = 30
+"""Lines that a message shows."""
+_MOST_MESSAGES = 100
+"""Mistakes of one section that get a line."""
 
 
 def mistakes(
@@ -30,14 +37,25 @@ def mistakes(
     try:
         model.model_validate(data)
     except ValidationError as error:
-        return {(m["loc"], m["msg"]): _message(m, model, data, places, at) for m in error.errors()}
+        found = error.errors()
+        lines = [_message(mistake, model, data, places, at) for mistake in found[:_MOST_MESSAGES]]
+        lines += [""] * (len(found) - len(lines))
+        return {(m["loc"], m["msg"]): line for m, line in zip(found, lines, strict=True)}
     return {}
+
+
+def listed(lines: Sequence[str], source: str) -> str:
+    """Return the message for the mistakes of a recipe; of very many, the first ones are shown."""
+    shown = [*lines[:_MOST_LINES], *([f"  and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else [])]
+    return f"{source} has {len(lines)} mistake(s):\n" + "\n".join(shown)
 
 
 def variant_mistakes(data: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[str]:
     """Yield a line for every mistake that a variant adds to a section; those of the section are not repeated."""
     sections: dict[str, type[Settings]] = {"student": StudentSettings, "distill": DistillSettings}
     variants = data.get("variants")
+    if isinstance(variants, Mapping) and len(variants) > MAX_VARIANTS:
+        return  # a mistake of its own
     for name, changes in variants.items() if isinstance(variants, Mapping) else ():
         for section, model in sections.items() if isinstance(changes, Mapping) else ():
             base, change = data.get(section, {}), changes.get(section)
@@ -81,6 +99,7 @@ def _model_at(root: type[Settings], location: tuple[Any, ...], parent: Any) -> t
     return (schedule_class(parent) or model) if model is ScheduleSettings else model
 
 
+@cache
 def _keys(model: type[Settings]) -> dict[str, str]:
     """Return the dotted key of every setting below a model, by its last name; if two share it, the outer one's."""
     keys = {field.alias or name: field.alias or name for name, field in model.model_fields.items()}
@@ -114,7 +133,8 @@ def _message(mistake: Any, model: type[Settings], data: Any, places: Mapping[str
     key = place = ".".join(keys)
     while key and key not in places:
         key = key.rpartition(".")[0]
-    where = f"  {places[key]}: {place}" if key else f"  {place or 'recipe'}"
+    shown = shorten(place, 200) or "recipe"
+    where = f"  {places[key]}: {shown}" if key else f"  {shown}"
     if kind == "extra_forbidden":
         suggestion = _suggestion(str(location[-1]), _model_at(model, location, parent), place.rpartition(".")[0])
         return f"{where} is not a setting{suggestion}"
@@ -127,5 +147,20 @@ def _message(mistake: Any, model: type[Settings], data: Any, places: Mapping[str
     message = re.sub(r"valid dictionary( or .*)?", "mapping", message)
     message = re.sub(r"(valid )?tuple", "list", message)
     value = mistake["input"]
-    given = "" if isinstance(value, dict | BaseModel) or message.startswith(repr(value)) else f" (given: {value!r})"
-    return f"{where}: {message}{given}"
+    written = repr(value)
+    given = (
+        "" if isinstance(value, dict | BaseModel) or message.startswith(written) else f" (given: {shorten(written)})"
+    )
+    return f"{where}: {shorten(message, 500)}{given}{_hint(value, kind)}"
+
+
+def _hint(value: Any, kind: str) -> str:
+    """Return how to write a number that YAML reads as text."""
+    if kind in ("float_type", "int_type") and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return ""
+        if math.isfinite(number):
+            return f"; write {flow(int(number) if number.is_integer() else number)} without quotes"
+    return ""

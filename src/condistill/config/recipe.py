@@ -10,20 +10,24 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from condistill.config.distill import ConsistencySettings, DistillSettings
-from condistill.config.messages import mistakes, variant_mistakes
+from condistill.config.messages import listed, mistakes, variant_mistakes
 from condistill.config.sections import (
+    MAX_VARIANTS,
     MINIATURE,
     CacheSettings,
     EvaluateSettings,
     PromptSettings,
+    Seed,
     Settings,
     StudentSettings,
     TeacherSettings,
     VariantSettings,
 )
-from condistill.config.yaml_tree import merge, override, read_yaml, write_yaml
+from condistill.config.yaml_text import check_data, load_yaml
+from condistill.config.yaml_tree import merge, override, write_yaml
 from condistill.errors import CondistillError, RecipeError, nearest, system_message
 from condistill.utils.registry import load_plugins
+from condistill.utils.text import shorten
 
 TEACHER = "teacher"
 """The name of the teacher among the models of a run."""
@@ -31,23 +35,35 @@ SPLITS = ("seen", "unseen", "all")
 """The splits that prompts are evaluated in."""
 
 
+MAX_NAME = 80
+"""Characters of a student's name, which is a part of file names."""
+
+
+def is_student_name(name: str) -> bool:
+    """Return whether a student can have this name."""
+    return bool(re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name)) and len(name) <= MAX_NAME and name != TEACHER
+
+
 def _check_student_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == TEACHER:
-        raise ValueError(f"{name!r} cannot name a student: use a-z, 0-9, _ and -, and not {TEACHER!r}")
+    if not is_student_name(name):
+        raise ValueError(
+            f"{shorten(name)!r} cannot name a student: use a-z, 0-9, _ and -, at most {MAX_NAME} characters, and not "
+            f"{TEACHER!r}"
+        )
     return name
 
 
 class Recipe(Settings):
     """Everything a run depends on; load one with `Recipe.load`."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     teacher: TeacherSettings
     prompts: PromptSettings
     cache: CacheSettings = Field(default_factory=CacheSettings)
     student: StudentSettings
     distill: DistillSettings = Field(default_factory=DistillSettings)
     variants: dict[Annotated[str, AfterValidator(_check_student_name)], VariantSettings] = Field(
-        default_factory=lambda: {"random_conditioning": VariantSettings()}, min_length=1
+        default_factory=lambda: {"random_conditioning": VariantSettings()}, min_length=1, max_length=MAX_VARIANTS
     )
     """Students to distil, by name, each with its changes to `student` and `distill`."""
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
@@ -200,13 +216,17 @@ class Recipe(Settings):
         cls, text: str, overrides: Sequence[str] = (), *, source: str = "recipe", folder: Path | None = None
     ) -> Recipe:
         """Read a recipe from YAML text; see `load`."""
-        data, places = read_yaml(text, source)
+        data, places = load_yaml(text, source)
         if not isinstance(data, dict):
             raise RecipeError(f"{source} must be a mapping with the keys {', '.join(cls.model_fields)}")
         for change in overrides:
             override(data, places, change)
+        _check_data(data, places, source)
         if folder is not None:
-            _resolve_files(data, folder)
+            try:
+                _resolve_files(data, folder)
+            except (OSError, RuntimeError) as error:  # a RuntimeError is a circle of links, or an unknown home
+                raise RecipeError(f"{source}: a file cannot be found: {system_message(error)}; correct it") from error
         return cls.from_dict(data, source=source, places=places)
 
     @classmethod
@@ -223,14 +243,25 @@ class Recipe(Settings):
         """
         load_plugins()
         data, places = dict(data), places or {}
+        _check_data(data, places, source)
         found = [*mistakes(cls, data, places).values(), *variant_mistakes(data, places)]
         if found:
-            raise RecipeError(f"{source} has {len(found)} mistake(s):\n" + "\n".join(found))
+            raise RecipeError(listed(found, source))
         return cls.model_validate(data)
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML with every setting, defaults included."""
         return write_yaml(self.model_dump(mode="json", by_alias=True))
+
+
+def _check_data(data: Mapping[str, Any], places: Mapping[str, str], source: str) -> None:
+    """Refuse values that no setting can have.
+
+    Raises:
+        RecipeError: lists them with their places.
+    """
+    if found := [*check_data(data, places)]:
+        raise RecipeError(listed(found, source))
 
 
 def _resolve_files(data: dict[str, Any], folder: Path) -> None:

@@ -14,14 +14,34 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
 
+# The bounds of all whole numbers. Each is far above what any run uses, and below what a computer can count, hold or
+# write into a file name, so that a slip of the keyboard is refused and nothing overflows hours later.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[int, Field(ge=0, le=10**9)]
+"""Of images, prompts or optimiser steps; may be 0."""
+Count = Annotated[int, Field(gt=0, le=10**9)]
+"""Of prompts or optimiser steps."""
+Batch = Annotated[int, Field(gt=0, le=10**6)]
+"""Of samples that are held at once, or are in one file."""
+SolverSteps = Annotated[int, Field(gt=0, le=10**4)]
+"""A scheduler has about 1,000 timesteps."""
+Pixels = Annotated[int, Field(gt=0, le=2**14)]
+Channels = Annotated[int, Field(gt=0, le=10**6)]
+Index = Annotated[int, Field(ge=0, le=10**4)]
+"""Of a layer."""
+Clusters = Annotated[int, Field(ge=2, le=10**5)]
+Shown = Annotated[int, Field(gt=0, le=10**3)]
+"""Of prompts whose images are on one page."""
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Words = Annotated[tuple[str, ...], Field(strict=False)]
-Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+Indices = Annotated[tuple[Index, ...], Field(strict=False)]
+MAX_VARIANTS = 100
+"""Students of one recipe."""
 MINIATURE = "miniature"
 """The name of the embedded teacher, its captions and its classifier."""
 
@@ -32,9 +52,12 @@ Preset = Literal[BlockPreset, WidthPreset]
 
 
 class Settings(BaseModel):
-    """Base class of all settings: frozen; an unknown key is an error; types are strict, so `"3"` is not 3."""
+    """Base class of all settings: frozen; an unknown key is an error; types are strict, so `"3"` is not 3.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+    Infinity and NaN are errors in every number.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class TeacherSettings(Settings):
@@ -45,7 +68,7 @@ class TeacherSettings(Settings):
     revision: str | None = None
     variant: str | None = None
     """File variant, such as `fp16`."""
-    resolution: PositiveInt | None = None
+    resolution: Pixels | None = None
     """Height and width of the images in pixels; empty: the pipeline's own."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """`auto`: bfloat16 on a GPU that has it, float16 on other GPUs, float32 on a CPU."""
@@ -70,12 +93,12 @@ class PromptSettings(Settings):
 
 
 class CacheSettings(Settings):
-    size: Annotated[int, Field(ge=0)] = 212_776  # the paper's LAION-Aesthetics 6.5+ prompts
+    size: Amount = 212_776  # the paper's LAION-Aesthetics 6.5+ prompts
     """Latents to generate; 0 if every student learns on paths from pure noise (`distill.path.start: noise`)."""
-    num_inference_steps: PositiveInt = 25
+    num_inference_steps: SolverSteps = 25
     guidance_scale: Annotated[float, Field(ge=0)] = 7.5
-    batch_size: PositiveInt = 8
-    shard_size: PositiveInt = 1024
+    batch_size: Batch = 8
+    shard_size: Batch = 1024
     """Images per file. An interrupted cache stage resumes after the last whole file."""
     dtype: Literal["float16", "float32"] = "float16"
 
@@ -114,7 +137,7 @@ class StudentSettings(Settings):
     preset: Preset | None = None
     """A row of the papers' tables: `b-*` removes blocks as in BK-SDM, `koala-*` as in KOALA, `c-*` narrows every
     stage."""
-    width: PositiveFloat | Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
+    width: PositiveFloat | Annotated[tuple[Channels, ...], Field(strict=False)] | None = None
     """A fraction of the teacher's channels, or the channels of every stage."""
     keep: dict[str, Indices] | None = None
     """Indices of the layers to keep, for each list of layers; lists that are not named are kept whole."""
@@ -165,18 +188,18 @@ class StudentSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    prompts_per_split: PositiveInt = 100
+    prompts_per_split: Count = 100
     """Random prompts of the seen and of the unseen split each; `all` is both together."""
-    num_inference_steps: PositiveInt | None = None
+    num_inference_steps: SolverSteps | None = None
     """Empty: as in the cache."""
     guidance_scale: Annotated[float, Field(ge=0)] | None = None
     """Empty: as in the cache."""
-    batch_size: PositiveInt = 8
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)] = (0,)
+    batch_size: Batch = 8
+    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1, max_length=1000)] = (0,)
     """One whole evaluation per seed, each with its own prompts and noise; spreads are over these."""
     classifier: Literal["none", "miniature"] = "none"
     """`miniature`: classifies every attribute of every image; only for the miniature's world."""
-    grid: PositiveInt = 6
+    grid: Shown = 6
     """Prompts per split whose images the report shows."""
 
 

@@ -1,44 +1,18 @@
-"""Settings as nested mappings: reading them from YAML with the line of every key, and changing them."""
+"""Settings as nested mappings: changing them, and writing them as YAML."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
+from condistill.config.yaml_text import MAX_DEPTH, load_yaml
 from condistill.errors import RecipeError
-from condistill.utils.text import printable
+from condistill.utils.text import printable, shorten
 
 _KINDS = {"schedule": "exponential", "method": "progressive"}
 """Settings that choose which other settings exist, and their defaults."""
-
-
-def read_yaml(text: str, source: str) -> tuple[Any, dict[str, str]]:
-    """Return the data, and `line n` for the dotted name of every key.
-
-    Raises:
-        RecipeError: the text is not YAML, or a key is given twice.
-    """
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
-    places: dict[str, str] = {}
-    for place, line in _lines(node):
-        if place in places:
-            raise RecipeError(f"{source} gives {place} twice, on {places[place]} and line {line}; keep one of the two")
-        places[place] = f"line {line}"
-    return data, places
-
-
-def _lines(node: yaml.Node | None, place: str = "") -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = f"{place}.{key.value}" if place else str(key.value)
-            yield here, key.start_mark.line + 1
-            yield from _lines(value, here)
 
 
 def override(data: dict[str, Any], places: dict[str, str], text: str) -> None:
@@ -47,21 +21,33 @@ def override(data: dict[str, Any], places: dict[str, str], text: str) -> None:
     Raises:
         RecipeError: the text is not `key=value`, or a part of its key holds no settings.
     """
-    key, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not key:
-        raise RecipeError(f"{text!r} is not an override; write key=value, such as distill.steps=1000")
+    key, value = split_change(text, "an override")
+    shown = shorten(text, 200)
     *parents, last = key.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
-            raise RecipeError(f"the override {text!r} sets a key of {parent!r}, which holds no settings")
-    try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"the value of the override {text!r} is not YAML") from error
+            raise RecipeError(f"the override {shown!r} sets a key of {parent!r}, which holds no settings; correct it")
+    data[last] = load_yaml(value, f"the value of the override {shown!r}")[0]
     for place in [place for place in places if place.startswith(f"{key}.")]:
         del places[place]
-    places[key] = f"override {text}"
+    places[key] = f"override {shown}"
+
+
+def split_change(text: str, kind: str, *, prefix: str = "") -> tuple[str, str]:
+    """Return the dotted key and the value of a text `key=value`.
+
+    Args:
+        kind: what the text should be, for messages.
+        prefix: the start of messages.
+
+    Raises:
+        RecipeError: the text is not `key=value`, or the key is not a dotted name.
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
+        raise RecipeError(f"{prefix}{shorten(text, 200)!r} is not {kind}; write key=value, such as distill.steps=1000")
+    return key, value
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
-
-from condistill.config.recipe import TEACHER, Recipe
-from condistill.config.yaml_tree import flow
+from condistill.config.recipe import MAX_NAME, TEACHER, Recipe, is_student_name
+from condistill.config.yaml_text import MAX_TEXT, load_yaml
+from condistill.config.yaml_tree import flow, split_change
 from condistill.errors import CondistillError, RecipeError
 from condistill.utils.hashing import key_of
+from condistill.utils.text import shorten
+
+_MOST_CASES = 1000
 
 _FIXED_SETTINGS = {
     "seed": "use --seeds",
@@ -85,19 +88,14 @@ class Sweep:
 
 
 def _shorten(name: str) -> str:
-    """Return a file name of at most 80 characters; the end of a longer name is replaced by a hash."""
-    return name if len(name) <= 80 else f"{name[:63]}-{key_of(name)}"
+    """Return a file name of at most `MAX_NAME` characters; the end of a longer name is replaced by a hash."""
+    return name if len(name) <= MAX_NAME else f"{name[:63]}-{key_of(name)}"
 
 
 def _parse_change(text: str, option: str) -> tuple[str, Any]:
     """Return the key and the value of a text `key=value`; `option` is its origin for error messages."""
-    key, equals, value = (part.strip() for part in text.partition("="))
-    if not (key and equals):
-        raise CondistillError(f"{option}: {text!r} is not a setting; write key=value, such as distill.steps=1000")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise CondistillError(f"{option}: the value of {text!r} is not valid YAML; correct it") from error
+    key, value = split_change(text, "a setting", prefix=f"{option}: ")
+    return key, load_yaml(value, f"{option}: the value of {shorten(text, 200)!r}")[0]
 
 
 def grid_cases(texts: Sequence[str]) -> list[Case]:
@@ -112,6 +110,10 @@ def grid_cases(texts: Sequence[str]) -> list[Case]:
         if key in axes:
             raise CondistillError(f"--grid contains {key} twice; write all its values in one list")
         axes[key] = values
+    if (count := math.prod(map(len, axes.values()))) > _MOST_CASES:
+        raise CondistillError(
+            f"--grid has {count:,} combinations, and a sweep at most {_MOST_CASES:,}; give fewer values"
+        )
     cases = []
     short_keys = {key: key.rpartition(".")[2] if _is_variant_setting(key) else key for key in axes}
     for values in itertools.product(*axes.values()) if axes else ():
@@ -124,11 +126,15 @@ def grid_cases(texts: Sequence[str]) -> list[Case]:
 
 def named_case(text: str) -> Case:
     """Return the case of a text `name: key=value key=value`; without settings, the case is the unchanged recipe."""
-    name, colon, rest = (part.strip() for part in text.partition(":"))
-    if not colon or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == TEACHER:
+    if len(text) > MAX_TEXT:
         raise CondistillError(
-            f"--case {text!r} needs a name of a-z, 0-9, _ and -, other than {TEACHER!r}; write 'name: key=value "
-            "key=value', such as 'short: distill.steps=1000'"
+            f"--case has {len(text):,} characters, at most {MAX_TEXT:,} are read; write a shorter one"
+        )
+    name, colon, rest = (part.strip() for part in text.partition(":"))
+    if not colon or not is_student_name(name):
+        raise CondistillError(
+            f"--case {shorten(text)!r} needs a name of a-z, 0-9, _ and -, at most {MAX_NAME} characters and not "
+            f"{TEACHER!r}; write 'name: key=value key=value', such as 'short: distill.steps=1000'"
         )
     changes: dict[str, Any] = {}
     for change in filter(None, re.split(r"\s+(?=[\w.]+\s*=)", rest)):  # only before keys: values may contain spaces
