@@ -43,7 +43,7 @@ from condistill.utils.progress import progress_bar
 NAME = "distill"
 _NO_EFFECT = {"logging", "micro_batch_size", "gradient_checkpointing"}
 """Settings of distillation that do not change its result, beyond the order in which float32 numbers are summed."""
-_REWRITTEN = ("README.md",)
+_REWRITTEN = ("README.md", SAMPLING_NAME)
 """Files of a pipeline that the report writes again, or that the user may edit."""
 
 

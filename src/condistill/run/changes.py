@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from condistill.run.stage_directory import StageDir
-from condistill.utils.format import BYTE_UNITS, quantity
+from condistill.utils.format import byte_size
 
 _SHOWN = 8
 
@@ -60,8 +60,8 @@ class Changes:
 
 
 def folder_sizes(folders: Iterable[Path], root: Path) -> str:
-    """Return folders relative to a run directory with their sizes, such as `cache (1.2 GB), pipelines/small`."""
-    return ", ".join(f"{_relative(folder, root)} ({quantity(_bytes(folder), BYTE_UNITS)})" for folder in folders)
+    """Return folders relative to a run directory with their sizes, such as `cache (1.2 GiB), pipelines/small`."""
+    return ", ".join(f"{_relative(folder, root)} ({byte_size(_bytes(folder))})" for folder in folders)
 
 
 def _relative(folder: Path, root: Path) -> str:

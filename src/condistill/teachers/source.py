@@ -7,6 +7,7 @@ from pathlib import Path
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.teachers.files import INDEX_NAME, PipelineFiles
+from condistill.teachers.hub import hub_commit
 from condistill.teachers.load import read_index
 
 
@@ -19,15 +20,15 @@ def teacher_files(settings: TeacherSettings) -> PipelineFiles:
     location, index = read_index(settings)
     if isinstance(location, Path):
         return PipelineFiles(location, index, settings.variant)
-    return PipelineFiles(_snapshot(location, settings.revision), index, settings.variant)
+    return PipelineFiles(_snapshot(location, hub_commit(location, settings.revision).commit), index, settings.variant)
 
 
-def _snapshot(name: str, revision: str | None) -> Path:
+def _snapshot(name: str, commit: str) -> Path:
     """Return the folder of a hub repository in the local cache."""
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(name, INDEX_NAME, revision=revision, local_files_only=True)).parent
+        return Path(hf_hub_download(name, INDEX_NAME, revision=commit, local_files_only=True)).parent
     except (OSError, ValueError) as error:
         raise CondistillError(
             f"the files of the teacher {name} are not in the local cache of the hub ({str(error).splitlines()[0]}); "
