@@ -172,6 +172,7 @@ def test_a_linked_folder_stays_a_link_and_its_content_is_kept(tmp_path: Path) ->
 def test_results_of_unknown_inputs_are_kept_and_named(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
     make(tmp_path, cache={"size": 1})
     spoil(tmp_path / "cache" / "stage.json")
+    spoil(tmp_path / "cache" / "stage-copy.json")
     with pytest.raises(CondistillError, match=r"cache has no readable stage\.json"):
         make(tmp_path, cache={"size": 1})
     make(tmp_path, update=True, cache={"size": 1})

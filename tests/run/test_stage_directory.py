@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from condistill.errors import CondistillError
-from condistill.run.stage_directory import STAGE_NAME, StageDir
+from condistill.run.stage_directory import COPY_NAME, STAGE_NAME, StageDir
 
 
 def stage(root: Path, inputs: Any = None, lines: list[str] | None = None) -> StageDir:
@@ -73,13 +73,35 @@ def test_files_of_other_inputs_are_never_deleted_or_filled_up(finished: StageDir
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"\xff", b'{"format": 2}', b'{"key": "x", "done": true}'])
 def test_files_without_a_readable_record_are_not_touched(finished: StageDir, content: bytes | None) -> None:
-    record = finished.path / STAGE_NAME
-    record.unlink() if content is None else record.write_bytes(content)
+    for name in (STAGE_NAME, COPY_NAME):
+        record = finished.path / name
+        record.unlink() if content is None else record.write_bytes(content)
     again = stage(finished.root)
     assert not again.is_done()
     assert again.holds_other_results()
     with pytest.raises(CondistillError, match="did not make"):
         again.begin()
+
+
+@pytest.mark.parametrize("fault", ["deleted", "flipped"])
+def test_a_damaged_record_is_named_and_its_copy_is_used(finished: StageDir, fault: str) -> None:
+    record = finished.path / STAGE_NAME
+    content = record.read_text(encoding="utf-8")
+    record.unlink() if fault == "deleted" else record.write_text(content.replace("shard", "shbrd"), encoding="utf-8")
+    lines: list[str] = []
+    assert stage(finished.root, lines=lines).is_done()
+    assert lines == [f"{record} is missing or damaged; its copy is used"]
+
+
+def test_a_noted_file_is_named_when_it_is_damaged_and_nothing_is_made_again(tmp_path: Path) -> None:
+    directory = stage(tmp_path)
+    (directory.begin() / "shard").write_text("latents")
+    (directory.path / "losses").write_text("1 2 3")
+    directory.finish([directory.path / "shard"], noted=[directory.path / "losses"])
+    (directory.path / "losses").unlink()
+    lines: list[str] = []
+    assert stage(tmp_path, lines=lines).is_done()
+    assert lines == [f"{directory.path / 'losses'} is missing; it is not made again"]
 
 
 def test_an_empty_folder_and_a_linked_folder_can_be_filled(tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path) -> None:
     assert memory.of(file) == hash_file(file)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"a": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", b'{"a": 1}', b'{"format": 1, "check": "0", "files": {}}']
+)
 def test_damaged_hashes_are_named_and_computed_again(tmp_path: Path, old_file: Path, content: bytes) -> None:
     (tmp_path / "hashes.json").write_bytes(content)
     lines: list[str] = []

@@ -58,8 +58,8 @@ def make(run: Run) -> None:
     prompts, seed = prompts_stage.open(run).cached, run.recipe.seed
 
     def begin() -> None:
-        for name in directory.damaged():
-            (run.path / name).unlink(missing_ok=True)
+        for path in directory.damaged():
+            path.unlink(missing_ok=True)
         directory.begin()
         check_space(directory.path, len(prompts), run.family.latent_shape, run.recipe.cache.dtype)
 

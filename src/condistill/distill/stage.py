@@ -113,7 +113,8 @@ def _finish(run: Run, name: str) -> None:
     """Mark a variant as finished, with checksums of its record and of its pipeline."""
     variant = _variant(run, name)
     files = [file for file in variant.pipeline.rglob("*") if file.is_file() and file.name not in _REWRITTEN]
-    _directory(run, name).finish([variant.directory / STUDENT_NAME, *sorted(files)])
+    history = variant.directory / "checkpoints" / HISTORY_NAME
+    _directory(run, name).finish([variant.directory / STUDENT_NAME, *sorted(files)], noted=[history])
 
 
 def variant_key(run: Run, name: str) -> str:

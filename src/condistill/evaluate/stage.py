@@ -24,7 +24,7 @@ from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid
 from condistill.pipelines.sampling import Sampling, planned_sampling
 from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
-from condistill.run.stage_directory import STAGE_NAME, StageDir
+from condistill.run.stage_directory import StageDir
 from condistill.teachers.files import PipelineFiles
 from condistill.teachers.source import teacher_files
 from condistill.utils.atomic import remove, write_text
@@ -121,7 +121,7 @@ def make(run: Run) -> None:
 
 def _begin_again(figures: StageDir) -> Path:
     """Return the empty directory of the figures; older figures of this run are deleted."""
-    if (figures.path / STAGE_NAME).is_file():
+    if figures.record() is not None:
         remove(figures.path)
     return figures.begin()
 

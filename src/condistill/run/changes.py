@@ -25,7 +25,8 @@ class Changes:
     @classmethod
     def of(cls, stages: Iterable[StageDir]) -> Changes:
         """Compare the results in a run directory with the inputs of now."""
-        changed = [stage for stage in stages if stage.is_costly and stage.holds_other_results()]
+        changed = [stage for stage in stages if stage.holds_other_results()]
+        changed = [stage for stage in changed if stage.is_costly or stage.record() is None]
         names = {stage.name for stage in changed}
         reasons: dict[str, None] = {}
         for stage in changed:

@@ -21,6 +21,7 @@ from condistill.utils.record import RecordFile
 MARK_NAME = "run.json"
 RECIPE_NAME = "recipe.yaml"
 OLD_NAME = "old"
+_EXAMPLE = '{"format": 1, "version": "0"}'
 _HEAD = "# The resolved recipe of a run of condistill"
 
 
@@ -76,8 +77,7 @@ class RunDir:
         if mark.is_file():
             RunMark.read(
                 mark,
-                remedy=f'if {self.path} is a run directory, write {{"format": 1, "version": "0"}} to that file; else '
-                "choose another --out",
+                remedy=f"if {self.path} is a run directory, write {_EXAMPLE} to that file; else choose another --out",
             )
             self._take_lock()
             recover(self.path)
@@ -176,7 +176,8 @@ class RunDir:
         if text.startswith(_HEAD):
             raise CondistillError(
                 f"{self.path} has a run's {RECIPE_NAME} but no {MARK_NAME}: it is a folder with a copy of the recipe, "
-                "or a run of an older version, which this version cannot continue; choose another --out"
+                "or a run of an older version, which this version cannot continue; choose another --out, or, if "
+                f"{MARK_NAME} was lost, write {_EXAMPLE} to it"
             )
         raise CondistillError(
             f"{self.path} is not empty and holds no run of condistill; choose another --out, so that nothing is lost"

@@ -13,9 +13,11 @@ from pydantic import Field
 from condistill.errors import CondistillError
 from condistill.utils.atomic import is_temporary
 from condistill.utils.hashing import HashMemory, key_of
-from condistill.utils.record import Record, RecordFile
+from condistill.utils.record import CheckedFile, Record
 
 STAGE_NAME = "stage.json"
+COPY_NAME = "stage-copy.json"
+"""The same record again: without any record, results look like files of the user, and are not used."""
 Inputs = Mapping[str, Any]
 """Settings, hashes of files and keys of other stages, by name."""
 
@@ -25,9 +27,11 @@ class FileStamp(Record):
 
     bytes: int
     sha256: str
+    is_needed: bool = True
+    """Whether the stage is made again if the file is damaged; else the damage is only named."""
 
 
-class StageRecord(RecordFile):
+class StageRecord(CheckedFile):
     """`stage.json`: what a stage was made from, and what it made."""
 
     format: Literal[2] = 2
@@ -74,7 +78,7 @@ class StageDir:
         self._inputs = inputs
         self._hashes = hashes or HashMemory(root / "hashes.json")
         self._say = say
-        self._reported: set[str] = set()
+        self._reported: set[Path] = set()
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -87,11 +91,16 @@ class StageDir:
         return key_of(self.name, self.inputs)
 
     def record(self) -> StageRecord | None:
-        """Return what `stage.json` says; None if there is none, or if it is damaged."""
-        try:
-            return StageRecord.read(self.path / STAGE_NAME, remedy="")
-        except CondistillError:
-            return None
+        """Return what `stage.json` says, or its copy if it is damaged; None if there is neither."""
+        for name in (STAGE_NAME, COPY_NAME):
+            try:
+                record = StageRecord.read(self.path / name, remedy="")
+            except CondistillError:
+                continue
+            if name == COPY_NAME:
+                self._report(self.path / STAGE_NAME, "is missing or damaged; its copy is used")
+            return record
+        return None
 
     @property
     def layout(self) -> Inputs:
@@ -114,24 +123,35 @@ class StageDir:
         record = self.record()
         if record is None or record.key != self.key or not record.done:
             return False
-        damaged = self.damaged()
-        for path, fault in damaged.items():
-            if path not in self._reported:
-                self._reported.add(path)
-                self._say(f"{self.root / path} {fault}; it is made again")
-        return not damaged and all((self.path / file).exists() for file in files)
+        needed = True
+        for name, stamp in record.files.items():
+            if fault := self._fault(self.root / name, stamp):
+                needed = needed and not stamp.is_needed
+                self._report(self.root / name, f"{fault}; it is {'' if stamp.is_needed else 'not '}made again")
+        return needed and all((self.path / file).exists() for file in files)
 
-    def damaged(self) -> dict[str, str]:
-        """Return the files of the finished stage that are missing or changed, with what is wrong."""
+    def damaged(self) -> list[Path]:
+        """Return the needed files of the finished stage that are missing or changed."""
         record = self.record()
-        faults: dict[str, str] = {}
-        for name, stamp in record.files.items() if record else ():
-            path = self.root / name
-            if not path.is_file():
-                faults[name] = "is missing"
-            elif path.stat().st_size != stamp.bytes or self._hashes.of(path) != stamp.sha256:
-                faults[name] = "is damaged or was edited"
-        return faults
+        stamps = record.files if record else {}
+        return [
+            self.root / name
+            for name, stamp in stamps.items()
+            if stamp.is_needed and self._fault(self.root / name, stamp)
+        ]
+
+    def _fault(self, path: Path, stamp: FileStamp) -> str:
+        """Return what is wrong with a file; nothing if it is as it was."""
+        if not path.is_file():
+            return "is missing"
+        is_same = path.stat().st_size == stamp.bytes and self._hashes.of(path) == stamp.sha256
+        return "" if is_same else "is damaged or was edited"
+
+    def _report(self, path: Path, text: str) -> None:
+        """Print a line about a file, once."""
+        if path not in self._reported:
+            self._reported.add(path)
+            self._say(f"{path} {text}")
 
     def begin(self) -> Path:
         """Return the directory to fill. Files of an interrupted stage with the same inputs are kept.
@@ -154,16 +174,19 @@ class StageDir:
         self._write(done=False)
         return self.path
 
-    def finish(self, files: Iterable[Path] | None = None) -> None:
+    def finish(self, files: Iterable[Path] | None = None, *, noted: Iterable[Path] = ()) -> None:
         """Mark the stage as finished.
 
         Args:
             files: the files that must stay as they are; None: all files of the directory.
+            noted: files whose damage is named, but for which the stage is not made again.
         """
-        chosen = _files_below(self.path) if files is None else files
+        needed = list(_files_below(self.path) if files is None else files)
         stamps = {
-            os.path.relpath(path, self.root): FileStamp(bytes=path.stat().st_size, sha256=self._hashes.of(path))
-            for path in chosen
+            os.path.relpath(path, self.root): FileStamp(
+                bytes=path.stat().st_size, sha256=self._hashes.of(path), is_needed=path in needed
+            )
+            for path in [*needed, *noted]
         }
         self._write(done=True, files=stamps)
 
@@ -175,11 +198,12 @@ class StageDir:
         inputs, layout = dict(self.inputs), dict(self.layout)
         record = StageRecord(key=self.key, done=done, inputs=inputs, layout=layout, files=dict(files or {}))
         record.write(self.path / STAGE_NAME)
+        record.write(self.path / COPY_NAME)
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
     """Yield the files of a stage, without its record and without unfinished files."""
     for path in sorted(folder.rglob("*")):
         hidden = any(is_temporary(folder / part) for part in path.relative_to(folder).parts)
-        if path.is_file() and path != folder / STAGE_NAME and not hidden:
+        if path.is_file() and path not in (folder / STAGE_NAME, folder / COPY_NAME) and not hidden:
             yield path

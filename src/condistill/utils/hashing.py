@@ -7,15 +7,20 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from condistill.utils.atomic import write_text
+from condistill.errors import CondistillError
+from condistill.utils.record import CheckedFile
 
 _UNCERTAIN_NS = 2 * 10**9
 """A file may change again without another time stamp, so a hash is remembered only for a file that is older."""
-_Entries = dict[str, tuple[int, int, str]]
+
+
+class _KnownHashes(CheckedFile):
+    """`hashes.json`: by path, the size, the time of change and the SHA-256 of files."""
+
+    format: Literal[1] = 1
+    files: dict[str, tuple[int, int, str]]
 
 
 def key_of(*parts: Any) -> str:
@@ -46,12 +51,12 @@ class HashMemory:
             say: called with a line for the user if the file is damaged; its hashes are then computed again.
         """
         self._file = file
-        self._entries: _Entries = {}
+        self._entries: dict[str, tuple[int, int, str]] = {}
         self._is_changed = False
         if file.is_file():
             try:
-                self._entries = TypeAdapter(_Entries).validate_json(file.read_bytes())
-            except ValidationError:
+                self._entries = _KnownHashes.read(file, remedy="").files
+            except CondistillError:
                 say(f"{file} is damaged; the checksums in it are computed again")
 
     def of(self, path: Path) -> str:
@@ -73,5 +78,5 @@ class HashMemory:
     def save(self) -> None:
         """Write the hashes that were added to the file."""
         if self._is_changed:
-            write_text(self._file, json.dumps(self._entries, indent=0) + "\n")
+            _KnownHashes(files=self._entries).write(self._file)
             self._is_changed = False

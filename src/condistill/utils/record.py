@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,13 @@ class RecordFile(Record):
         content = self.model_dump(mode="json", exclude_none=True)
         write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
+    def check_content(self) -> None:
+        """Check what the types cannot.
+
+        Raises:
+            ValueError: the content is not what was written.
+        """
+
     @classmethod
     def read(cls: type[AnyRecordFile], path: Path, *, remedy: str) -> AnyRecordFile:
         """Read a file that `write` has written.
@@ -57,7 +65,31 @@ class RecordFile(Record):
                 f"{path} has format {found}, and this version of condistill reads format {expected}; {remedy}"
             )
         try:
-            return cls.model_validate_json(text)
+            record = cls.model_validate_json(text)
+            record.check_content()
+            return record
         except ValidationError as error:
             places = ", ".join(".".join(map(str, mistake["loc"])) for mistake in error.errors())
             raise CorruptError(f"{path} is damaged or was edited (see {places}); {remedy}") from error
+        except ValueError as error:
+            raise CorruptError(f"{path} is damaged or was edited ({error}); {remedy}") from error
+
+
+class CheckedFile(RecordFile):
+    """A record that has a checksum of itself in its file, so that every changed byte is noticed."""
+
+    check: str = ""
+    """Hash of all other fields; set when the file is written."""
+
+    def write(self, path: Path) -> None:
+        """Write the file with its checksum, completely or not at all."""
+        super(CheckedFile, self.model_copy(update={"check": self._hash()})).write(path)
+
+    def check_content(self) -> None:
+        """Compare the content with the checksum."""
+        if self.check != self._hash():
+            raise ValueError("its content differs from its checksum")
+
+    def _hash(self) -> str:
+        content = self.model_dump(mode="json", exclude_none=True, exclude={"check"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
