@@ -34,7 +34,13 @@ def build_model(scores: Scores, *, share: float = 0.27, train_sec: float | None 
         },
         sampling=SamplingRecord(num_inference_steps=25, guidance_scale=3.0, denoiser_evaluations=50),
         size=SizeRecord(parameters=int(6978372 * share), macs=int(123e6 * share), **on_disk),
-        speed=SpeedRecord(sec_per_image=0.2 * share, relative_time=share, peak_memory_gib=0.5),
+        speed=SpeedRecord(
+            sec_per_image=0.2 * share,
+            median_sec_per_image=0.21 * share,
+            rounds=7,
+            relative_time=share,
+            peak_memory_bytes=int(7_500_000 * share),
+        ),
         compute=compute,
     )
 
@@ -57,6 +63,7 @@ def build_evaluation(scores: Mapping[str, Scores], **changes: Any) -> Evaluation
         "num_inference_steps": 25,
         "guidance_scale": 3.0,
         "device": "a CPU, 2 threads",
+        "dtype": "float32",
         "torch": "2.13.0",
         "models": models,
     }

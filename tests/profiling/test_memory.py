@@ -5,7 +5,7 @@ import copy
 import torch
 
 from condistill.config.sections import StudentSettings
-from condistill.profiling.memory import GIB, MemoryMeter, peak_memory_gib
+from condistill.profiling.memory import MemoryMeter, peak_memory
 from condistill.students.derive import derive_student
 from condistill.teachers.family import Family
 
@@ -39,17 +39,17 @@ def test_tensors_from_before_are_not_counted() -> None:
 
 def test_the_peak_is_above_the_weights_and_grows_with_the_batch(tiny_family: Family) -> None:
     denoiser = tiny_family.denoiser
-    weights = sum(p.nbytes for p in denoiser.parameters()) / GIB
-    one, eight = (peak_memory_gib(tiny_family, denoiser, batch_size=n) for n in (1, 8))
+    weights = sum(p.nbytes for p in denoiser.parameters())
+    one, eight = (peak_memory(tiny_family, denoiser, batch_size=n) for n in (1, 8))
     assert weights < one < eight
     assert 6 < (eight - weights) / (one - weights) < 10
 
 
 def test_half_precision_weights_count_as_they_are(tiny_family: Family) -> None:
     half = copy.deepcopy(tiny_family.denoiser).to(torch.bfloat16)
-    assert peak_memory_gib(tiny_family, half) < 0.6 * peak_memory_gib(tiny_family, tiny_family.denoiser)
+    assert peak_memory(tiny_family, half) < 0.6 * peak_memory(tiny_family, tiny_family.denoiser)
 
 
 def test_a_smaller_student_needs_less_memory(tiny_family: Family) -> None:
     student = derive_student(tiny_family.denoiser, StudentSettings(width=0.5)).denoiser
-    assert peak_memory_gib(tiny_family, student) < peak_memory_gib(tiny_family, tiny_family.denoiser)
+    assert peak_memory(tiny_family, student) < peak_memory(tiny_family, tiny_family.denoiser)

@@ -174,9 +174,9 @@ def test_only_the_best_student_of_a_row_is_marked(whole: tuple[str, _Page]) -> N
     html, _ = whole
     best = re.findall(r'<td class="best"><b>(.*?)</b>', html)
     assert "67 %" in best
-    assert "91 %" in best
+    assert not {"91 %", "90 %"} & set(best)  # the students differ by less than the error
     assert "93 %" not in best  # the teacher's
-    assert not {"1.88 M", "0.054 s"} & set(best)  # the students do not differ
+    assert not {"1.88 M", "54 ms", "12 s"} & set(best)  # the students do not differ
 
 
 def test_details_are_folded_and_every_other_metric_is_explained(whole: tuple[str, _Page]) -> None:
@@ -215,7 +215,7 @@ def test_a_run_without_classifier_and_unseen_prompts_leaves_their_parts_out(tmp_
     entry = _grid(tmp_path).splits["seen"][0].model_copy(update={"correct": {}})
     html, page = _render(tmp_path, evaluation=evaluation, grid=Grid(splits={"all": (entry,)}))
     assert "Latent RMSE" in page.text
-    for word in ("Unseen prompts", "Correct", "More metrics", "✓", "Sampling error", "Spread", "nan"):
+    for word in ("Unseen prompts", "Correct", "More metrics", "✓", "standard deviation", "of up to", "nan"):
         assert word not in page.text
     assert "<tbody>\n</tbody>" not in html
 

@@ -29,7 +29,7 @@ def test_the_sentence_on_a_better_student_has_its_share_of_the_gap() -> None:
         "small generates 67 % of unseen prompts correctly, against 23 % for plain and 88 % for the teacher: "
         "it closes 68 % of the gap, at 27 % of the parameters."
     )
-    assert detail == "An image takes 0.054 s instead of 0.20 s."
+    assert detail == "An image takes 54 ms instead of 200 ms."
 
 
 def test_a_student_worse_than_the_baseline_is_called_worse() -> None:
@@ -93,7 +93,7 @@ def test_without_a_classifier_the_verdict_is_size_time_and_distance_to_the_teach
         "RMSE) away from its teacher on unseen prompts, against 0.610 for plain."
     )
     assert detail == (
-        "An image takes 0.054 s instead of 0.20 s. No classifier was used. Latent RMSE: distance to the teacher's "
+        "An image takes 54 ms instead of 200 ms. No classifier was used. Latent RMSE: distance to the teacher's "
         "latents from the same noise."
     )
     scores["small"]["unseen"]["latent_rmse"] = 0.8
@@ -124,3 +124,40 @@ def test_a_student_without_any_score_has_size_and_time_only() -> None:
     assert verdict(evaluation)[0] == (
         "small has 27 % of the teacher's parameters and generates an image in 27 % of its time."
     )
+
+
+def with_time(evaluation: Evaluation, name: str, **speed: float) -> Evaluation:
+    model = evaluation.models[name]
+    changed = model.model_copy(update={"speed": model.speed.model_copy(update=speed)})
+    return evaluation.model_copy(update={"models": {**evaluation.models, name: changed}})
+
+
+def test_a_difference_of_times_inside_their_spread_is_not_quoted() -> None:
+    evaluation = build_evaluation({"small": {"all": {"latent_rmse": 0.4}}})
+    slow = with_time(evaluation, "small", sec_per_image=0.17, median_sec_per_image=0.25, relative_time=0.85)
+    sentence, detail = verdict(slow)
+    assert sentence.startswith("small has 27 % of the teacher's parameters and takes as long for an image; it is 0.400")
+    assert detail.startswith("An image takes as long as with the teacher, 200 ms.")
+    fast = with_time(evaluation, "small", sec_per_image=0.17, median_sec_per_image=0.18, relative_time=0.85)
+    assert "in 85 % of its time" in verdict(fast)[0]
+    assert verdict(fast)[1].startswith("An image takes 170 ms instead of 200 ms.")
+
+
+def test_a_difference_from_the_teacher_within_the_error_is_not_called_better_or_worse() -> None:
+    for share, words in ((0.86, "as good as its teacher, within the error"), (0.91, "as good as its teacher, within")):
+        assert words in verdict(shares(teacher=0.88, only=share))[0]
+    assert "it closes the whole gap, at 27 %" in verdict(shares(teacher=0.88, plain=0.2, small=0.9))[0]
+    assert (
+        "it closes 97 % of the gap; the rest is within the error, at"
+        in (verdict(shares(teacher=0.88, plain=0.2, small=0.86))[0])
+    )
+
+
+def test_a_gap_within_the_error_is_no_gap() -> None:
+    sentence, _ = verdict(shares(teacher=0.9, plain=0.87, small=0.99))
+    assert "plain reaches the teacher within the error, so there was no gap to close" in sentence
+
+
+def test_distances_within_the_error_are_too_close_to_call() -> None:
+    scores: Any = {name: {"all": {"latent_rmse": (rmse, 0.2)}} for name, rmse in {"plain": 0.4, "small": 0.42}.items()}
+    assert verdict(build_evaluation(scores))[0].endswith("against 0.400 for plain, too close to call.")

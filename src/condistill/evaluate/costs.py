@@ -12,8 +12,8 @@ from condistill.evaluate.record import ComputeRecord, SamplingRecord, SizeRecord
 from condistill.pipelines.sampling import Sampling
 from condistill.profiling.forwards import TrainingForwards, evaluations_per_image
 from condistill.profiling.macs import macs
-from condistill.profiling.memory import peak_memory_gib
-from condistill.profiling.timing import sec_per_image
+from condistill.profiling.memory import peak_memory
+from condistill.profiling.timing import time_images
 from condistill.students.guidance import guidance_kind
 from condistill.teachers.family import Family
 from condistill.teachers.files import PipelineFiles
@@ -43,12 +43,14 @@ def speed_records(
     family: Family, denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling]
 ) -> dict[str, SpeedRecord]:
     """Measure time and memory of one image with every model, the teacher among them, on the family's device."""
-    times = sec_per_image(family, denoisers, sampling)
+    times = time_images(family, denoisers, sampling)
     return {
         name: SpeedRecord(
-            sec_per_image=times[name],
-            relative_time=times[name] / times[TEACHER],
-            peak_memory_gib=peak_memory_gib(family, denoiser),
+            sec_per_image=times[name].shortest,
+            median_sec_per_image=times[name].median,
+            rounds=times[name].rounds,
+            relative_time=times[name].shortest / times[TEACHER].shortest,
+            peak_memory_bytes=peak_memory(family, denoiser),
         )
         for name, denoiser in denoisers.items()
     }

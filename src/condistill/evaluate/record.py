@@ -39,9 +39,13 @@ class SpeedRecord(Record):
     """What generating one image costs on the machine of the evaluation."""
 
     sec_per_image: float
+    """The shortest of all rounds."""
+    median_sec_per_image: float
+    rounds: int
     relative_time: float
-    """Time per image as a share of the teacher's."""
-    peak_memory_gib: float
+    """`sec_per_image` as a share of the teacher's."""
+    peak_memory_bytes: int
+    """Of the denoiser's weights and of one evaluation."""
 
 
 class ComputeRecord(Record):
@@ -90,6 +94,8 @@ class Evaluation(RecordFile):
     num_inference_steps: int
     guidance_scale: float
     device: str
+    dtype: str
+    """Of the weights in memory, with which everything was measured."""
     torch: str
     models: dict[str, ModelRecord]
     """The teacher first, then the students in the order of the recipe."""

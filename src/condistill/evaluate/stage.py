@@ -169,6 +169,7 @@ def _evaluate(run: Run, directory: Path) -> None:
         num_inference_steps=sampling[TEACHER].num_inference_steps,
         guidance_scale=sampling[TEACHER].guidance_scale,
         device=device_name(),
+        dtype=str(family.dtype).removeprefix("torch."),
         torch=torch.__version__,
         models=_records(run, variants, denoisers, sampling, scores),
     ).write(directory / METRICS_NAME)

@@ -61,11 +61,10 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 @torch.no_grad()
-def peak_memory_gib(family: Family, denoiser: nn.Module, *, batch_size: int = 1) -> float:
-    """Return the GiB of a denoiser's weights and of the peak of one evaluation."""
+def peak_memory(family: Family, denoiser: nn.Module, *, batch_size: int = 1) -> int:
+    """Return the bytes of a denoiser's weights and of the peak of one evaluation."""
     weights = sum(p.numel() * p.element_size() for p in denoiser.parameters())
     x_t = torch.zeros(batch_size, *family.latent_shape, device=family.device)
     timesteps = family.noise.timesteps(torch.full((batch_size,), 0.5)).to(family.device)
     condition = family.encode([""] * batch_size)
-    peak = peak_bytes(lambda: family.predict(denoiser, x_t, timesteps, condition), family.device)
-    return float((weights + peak) / GIB)
+    return weights + peak_bytes(lambda: family.predict(denoiser, x_t, timesteps, condition), family.device)

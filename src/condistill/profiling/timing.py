@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,36 +17,74 @@ from condistill.teachers.family import Family
 from condistill.utils.meta import plain_config
 from condistill.utils.randomness import Stream, image_noise
 
+MIN_ROUNDS, MAX_ROUNDS = 5, 25
+MAX_SECONDS = 3.0
+"""How often the image of every model is timed."""
 
-def sec_per_image(
-    family: Family,
-    denoisers: Mapping[str, nn.Module],
-    sampling: Mapping[str, Sampling],
-    *,
-    repeats: int = 3,
-) -> dict[str, float]:
-    """Return the median seconds of generating one latent at batch size 1, by model.
 
-    Models take turns, so that a busy machine slows all of them down.
+@dataclass(frozen=True)
+class Timing:
+    """The seconds of some work that was repeated."""
+
+    shortest: float
+    """Other work of the machine can only add to a time, so this is the nearest to the time of the work itself."""
+    median: float
+    rounds: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """Summarise the times of all rounds."""
+        return cls(min(seconds), statistics.median(seconds), len(seconds))
+
+
+def time_images(
+    family: Family, denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling]
+) -> dict[str, Timing]:
+    """Time the generation of one latent at batch size 1 with every model.
+
+    Models take turns, in an order that is reversed every other round, so that a busy machine slows all of them down.
+    There are at least `MIN_ROUNDS` rounds, and then as many up to `MAX_ROUNDS` as fit into `MAX_SECONDS`. Models of the
+    same shapes that are sampled alike share their times: they differ in their weights only.
     """
     noise = torch.from_numpy(image_noise(0, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
-    times: dict[str, list[float]] = {name: [] for name in denoisers}
-    for repeat in range(repeats + 1):
-        for name, denoiser in denoisers.items():
-            started = time.perf_counter()
-            family.sample(
-                denoiser,
-                [""],
-                noise,
-                num_inference_steps=sampling[name].num_inference_steps,
-                guidance_scale=sampling[name].guidance_scale,
-                seeds=[0],
-                scheduler=sampling[name].scheduler(family),
-            )
-            _synchronize(family.device)
-            if repeat:  # the first is a warm-up
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(taken) for name, taken in times.items()}
+    groups = _alike(denoisers, sampling)
+    times: dict[str, list[float]] = {name: [] for name in dict.fromkeys(groups.values())}
+
+    def seconds(name: str) -> float:
+        started = time.perf_counter()
+        family.sample(
+            denoisers[name],
+            [""],
+            noise,
+            num_inference_steps=sampling[name].num_inference_steps,
+            guidance_scale=sampling[name].guidance_scale,
+            seeds=[0],
+            scheduler=sampling[name].scheduler(family),
+        )
+        _synchronize(family.device)
+        return time.perf_counter() - started
+
+    for name in times:
+        seconds(name)  # a warm-up
+    for rounds in range(MAX_ROUNDS):
+        if rounds >= MIN_ROUNDS and sum(map(sum, times.values())) >= MAX_SECONDS:
+            break
+        for name in list(times)[:: -1 if rounds % 2 else 1]:
+            times[name].append(seconds(name))
+    return {name: Timing.of(times[group]) for name, group in groups.items()}
+
+
+def _alike(denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling]) -> dict[str, str]:
+    """Return for every model the first one that has the same shapes and is sampled alike."""
+    first: dict[Any, str] = {}
+    shapes = {
+        name: tuple((key, tensor.shape, tensor.dtype) for key, tensor in denoiser.state_dict().items())
+        for name, denoiser in denoisers.items()
+    }
+    return {
+        name: first.setdefault((type(denoiser), shapes[name], sampling[name]), name)
+        for name, denoiser in denoisers.items()
+    }
 
 
 def median_seconds(

@@ -21,7 +21,7 @@ from condistill.report import plots
 from condistill.report.tables import HEADINGS, cost_charts, costs, details, metric_notes, score_charts, scores
 from condistill.report.verdict import subject, verdict
 from condistill.utils.atomic import write_text
-from condistill.utils.format import percent
+from condistill.utils.format import percent, significant
 from condistill.utils.text import printable
 
 
@@ -191,7 +191,7 @@ def _trained(history: plots.History) -> str:
     """Return how long a student was trained, and the share of its samples without a true target."""
     if not history:
         return ""
-    steps = f"{history[-1].step:,} steps".replace(",", "\u202f")
+    steps = f"{history[-1].step:,} steps"
     share = math.fsum(record.replaced_prompt for record in history) / len(history)
     return f"{steps}, {percent(share)} of samples with a replaced or empty prompt, or on a path"
 
@@ -214,12 +214,15 @@ def _provenance(recipe: Recipe, evaluation: Evaluation) -> list[tuple[str, str]]
         for scores in model.scores.values()
         for score in scores.values()
     )
+    spread = "one standard deviation over the seeds; each has its own prompts and noise"
     lines = [
         ("Teacher", recipe.teacher.pipeline),
         ("Images per split", ", ".join(f"{split} {count}" for split, count in images.items())),
         ("Seeds", ", ".join(map(str, evaluation.seeds))),
-        ("Spread", "± is the standard deviation over seeds; each has its own prompts and noise" if has_spread else ""),
-        ("Sampling error", _sampling_error(evaluation, min(images.values()))),
+        ("± in the tables", spread if has_spread else ""),
+        ("Too close to call", _error(evaluation, min(images.values()))),
+        ("Time per image", _timing(evaluation)),
+        ("Precision", f"weights in {evaluation.dtype}, also for times and peak memory; files on disk as they are"),
         ("Inference steps", str(evaluation.num_inference_steps)),
         ("Guidance scale", str(evaluation.guidance_scale)),
         ("Starting noise", "the same for every model, prompt by prompt"),
@@ -230,10 +233,20 @@ def _provenance(recipe: Recipe, evaluation: Evaluation) -> list[tuple[str, str]]
     return [(label, text) for label, text in lines if text]
 
 
-def _sampling_error(evaluation: Evaluation, images: int) -> str:
-    """Return the largest standard error that a metric can have on a split of this many images; empty if unknown."""
+def _error(evaluation: Evaluation, images: int) -> str:
+    """Return which differences between scores count, and the largest standard error of a share of this many images."""
+    rule = "scores that differ by two standard errors of their difference or less"
     shares = [metric for metric in evaluation.metrics if metric.sampling_error(0.5, images) is not None]
     if not shares:
-        return ""
+        return rule
     error = max(metric.notation.factor * (metric.sampling_error(0.5, images) or 0.0) for metric in shares)
-    return f"a share measured on {images} images has a standard error of up to {error:.1f} points"
+    return f"{rule}; a share of {images:,} images has a standard error of up to {significant(error, 2)} points"
+
+
+def _timing(evaluation: Evaluation) -> str:
+    """Return how the time of an image was measured."""
+    rounds = sorted({model.speed.rounds for model in evaluation.models.values()})
+    return (
+        f"the shortest of {' or '.join(map(str, rounds))} rounds in which the models take turns, and the median; times "
+        "that differ by less than this spread, or by less than 5 %, count as equal, and so do equal networks"
+    )

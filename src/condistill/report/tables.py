@@ -10,14 +10,13 @@ from condistill.config.sections import MINIATURE
 from condistill.evaluate.metrics import Metric
 from condistill.evaluate.record import Evaluation, ModelRecord
 from condistill.pipelines.card import ScoreRow, ScoreTable
+from condistill.report.compare import need_the_same_memory, score_alike, take_as_long
 from condistill.report.verdict import PROMPTS
-from condistill.utils.format import byte_size, percent, quantity, si_quantity, significant, times_as_fast
+from condistill.utils.format import byte_size, duration, percent, quantity, si_quantity, times_as_fast
 
 HEADINGS = {"seen": "Seen prompts", "unseen": "Unseen prompts", "all": "All prompts"}
 MINIATURE_NOTE = "Miniature figures, from a small classifier of rendered scenes: not FID on MS-COCO."
 MISSING = "–"
-_TIMER_TOLERANCE = 0.05
-"""Relative difference of two times, or of two peaks of memory, that is within the error of the measurement."""
 
 Values = Mapping[str, float | None]
 """One figure of every model; None where a model does not have it."""
@@ -34,8 +33,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    """One figure of every model; `higher` is whether higher is better, and None where students are not ranked."""
+
     label: str
-    higher: bool
+    higher: bool | None
     cells: list[Cell]
 
 
@@ -74,30 +75,22 @@ class Style:
     """How the figures of a row are written and compared."""
 
     write: Callable[[float], str]
-    higher: bool = False
-    """Whether higher is better."""
-    tolerance: float = 0.0
-    """Relative difference from the best figure that counts as equal to it."""
+    higher: bool | None = False
+    """Whether higher is better; None: the students are not ranked."""
+    are_equal: Callable[[str, str], bool] = lambda _one, _other: False
+    """Whether the figures of two models, given by name, differ by no more than the error of the measurement."""
 
 
 def seconds(value: float) -> str:
-    """Return a time in seconds; above two minutes in minutes, above two hours in hours."""
-    unit, name = next(
-        (unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if value >= 2 * unit or unit == 1
-    )
-    return f"{significant(value / unit, 2)} {name}"
-
-
-def gibibytes(value: float) -> str:
-    """Return memory in GiB."""
-    return f"{significant(value, 2)} GiB"
+    """Return a measured time with two digits."""
+    return duration(value, 2)
 
 
 def _row(label: str, values: Values, style: Style, note: Callable[[str], str] = lambda _: "") -> list[Row]:
     """Return one row over all models, or no row where no model has the figure.
 
     The best students are marked, unless no student is worse. Students are equally good where their figures read alike
-    or are within the tolerance.
+    or differ by no more than the error of the measurement.
 
     Args:
         note: returns the note to the figure of a model, given its name.
@@ -105,12 +98,11 @@ def _row(label: str, values: Values, style: Style, note: Callable[[str], str] = 
     if all(value is None for value in values.values()):
         return []
     of_students = {name: value for name, value in values.items() if value is not None and name != TEACHER}
-    best = (max if style.higher else min)(of_students.values(), default=0.0)
-    marked = {
-        name
-        for name, value in of_students.items()
-        if style.write(value) == style.write(best) or abs(value - best) <= style.tolerance * abs(best)
-    }
+    marked: set[str] = set()
+    if of_students and style.higher is not None:
+        best = (max if style.higher else min)(of_students, key=lambda name: of_students[name])
+        text = style.write(of_students[best])
+        marked = {n for n, value in of_students.items() if style.write(value) == text or style.are_equal(n, best)}
     if len(marked) == len(of_students):
         marked = set()
     cells = [
@@ -138,7 +130,12 @@ def _score_groups(evaluation: Evaluation, *, details: bool) -> list[Group]:
                 score = evaluation.score(name, split, metric)
                 return "" if score is None or score.spread is None else metric.notation.spread(score.spread)
 
-            style = Style(metric.notation.text, higher=metric.direction == "higher")
+            def are_equal(one: str, other: str, split: str = split, metric: type[Metric] = metric) -> bool:
+                pair = [evaluation.score(name, split, metric) for name in (one, other)]
+                images, seeds = evaluation.images_per_split.get(split, 0), len(evaluation.seeds)
+                return all(pair) and score_alike(metric, *filter(None, pair), images=images, seeds=seeds)
+
+            style = Style(metric.notation.text, higher=metric.direction == "higher", are_equal=are_equal)
             rows += _row(metric.label, _score_values(evaluation, split, metric), style, spread)
         groups += [Group(HEADINGS[split], rows)] if rows else []
     return groups
@@ -168,10 +165,18 @@ def costs(evaluation: Evaluation) -> list[Group]:
 
         return _row(label, _figures(evaluation, figure), style, share)
 
-    def speed(name: str) -> str:
-        return "" if name == TEACHER else times_as_fast(evaluation.models[name].speed.relative_time)
+    models, teacher = evaluation.models, evaluation.teacher
 
-    timed = Style(seconds, tolerance=_TIMER_TOLERANCE)
+    def speed(name: str) -> str:
+        model = models[name]
+        spread = f"median {seconds(model.speed.median_sec_per_image)}"
+        if name == TEACHER:
+            return spread
+        ratio = "as long" if take_as_long(model, teacher) else times_as_fast(model.speed.relative_time)
+        return f"{ratio}, {spread}"
+
+    timed = Style(seconds, are_equal=lambda one, other: take_as_long(models[one], models[other]))
+    memory = Style(byte_size, are_equal=lambda one, other: need_the_same_memory(models[one], models[other]))
     train_sec = _figures(evaluation, lambda model: model.compute.train_sec if model.compute else None)
     rows = [
         *row("Parameters", lambda model: model.size.parameters, Style(quantity)),
@@ -180,8 +185,8 @@ def costs(evaluation: Evaluation) -> list[Group]:
         *row("Pipeline on disk", lambda model: model.size.pipeline_bytes, Style(byte_size)),
         *row("Denoiser evaluations per image", lambda model: model.sampling.denoiser_evaluations, Style(quantity)),
         *_row("Time per image", _figures(evaluation, lambda model: model.speed.sec_per_image), timed, speed),
-        *row("Peak memory", lambda model: model.speed.peak_memory_gib, Style(gibibytes, tolerance=_TIMER_TOLERANCE)),
-        *_row("Time to train", train_sec, timed),
+        *row("Peak memory", lambda model: model.speed.peak_memory_bytes, memory),
+        *_row("Time to train", train_sec, Style(seconds, higher=None)),
     ]
     return [Group("Size and speed", rows)]
 
@@ -236,7 +241,7 @@ def cost_charts(evaluation: Evaluation, colours: Mapping[str, str]) -> list[Char
         *chart("Weights of the denoiser on disk", lambda model: model.size.weight_bytes, byte_size),
         *chart("Whole pipeline on disk", lambda model: model.size.pipeline_bytes, byte_size),
         *chart("Time per image", lambda model: model.speed.sec_per_image, seconds),
-        *chart("Peak memory", lambda model: model.speed.peak_memory_gib, gibibytes),
+        *chart("Peak memory", lambda model: model.speed.peak_memory_bytes, byte_size),
     ]
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from condistill.evaluate.metrics import Metric, Score
 from condistill.evaluate.record import Evaluation
-from condistill.utils.format import percent, significant
+from condistill.report.compare import score_alike, take_as_long
+from condistill.utils.format import duration, percent
 
 PROMPTS = {"seen": "seen prompts", "unseen": "unseen prompts", "all": "all prompts"}
 
@@ -70,6 +71,9 @@ class _Comparison:
     """None without a baseline, or if the student is the baseline."""
     teacher: Score | None
     """None where the metric is a distance to the teacher."""
+    images: int
+    """Images per model on the split, over all seeds."""
+    seeds: int
 
     @classmethod
     def of(cls, evaluation: Evaluation, name: str, split: str, metric: type[Metric]) -> _Comparison:
@@ -79,7 +83,8 @@ class _Comparison:
         other = evaluation.baseline if evaluation.baseline != name else None
         baseline = evaluation.score(other, split, metric)
         teacher = evaluation.teacher.score(split, metric)
-        return cls(name, split, metric, student, other or "", baseline, teacher)
+        images, seeds = evaluation.images_per_split.get(split, 0), len(evaluation.seeds)
+        return cls(name, split, metric, student, other or "", baseline, teacher, images, seeds)
 
     def against(self) -> str:
         """Return the scores of baseline and teacher as the end of a sentence; empty if neither has one."""
@@ -97,18 +102,9 @@ class _Comparison:
         oriented = self.metric.oriented
         return self.baseline is not None and oriented(self.student.value) < oriented(self.baseline.value)
 
-    def is_within_noise(self, images: int, seeds: int) -> bool:
-        """Return whether student and baseline differ by two standard errors of the difference or less.
-
-        The standard error follows from the number of images, or from the spread if that is larger. The spread is over
-        evaluation seeds, so the error of their mean is smaller by the square root of their number.
-        """
-        if self.baseline is None:
-            return False
-        scores = (self.student, self.baseline)
-        sampling = math.hypot(*(self.metric.sampling_error(score.value, images) or 0.0 for score in scores))
-        spread = math.hypot(*(score.spread or 0.0 for score in scores)) / math.sqrt(seeds)
-        return abs(self.student.value - self.baseline.value) <= 2 * max(sampling, spread)
+    def is_close(self, one: Score, other: Score | None) -> bool:
+        """Return whether another model's score is too close to one to call."""
+        return other is not None and score_alike(self.metric, one, other, images=self.images, seeds=self.seeds)
 
 
 def _main_metrics(evaluation: Evaluation) -> list[type[Metric]]:
@@ -120,8 +116,7 @@ def _with_teacher(evaluation: Evaluation, scores: _Comparison, teacher: Score) -
     share = _share_of_parameters(evaluation, scores.name)
     size = f", at {percent(share)} of the parameters"
     sentence = f"{scores.name} {scores.predicate()}{scores.against()}"
-    images = evaluation.images_per_split.get(scores.split, 0)
-    if scores.is_within_noise(images, len(evaluation.seeds)):
+    if scores.is_close(scores.student, scores.baseline):
         return f"{sentence}: too close to {scores.baseline_name} to call{size}."
     if scores.is_worse_than_baseline():
         return f"{scores.name} does worse than {scores.baseline_name}: it {scores.predicate()}{scores.against()}{size}."
@@ -131,27 +126,42 @@ def _with_teacher(evaluation: Evaluation, scores: _Comparison, teacher: Score) -
 
 def _outcome(scores: _Comparison, teacher: Score) -> str:
     """Return how a student that is no worse than the baseline compares with its teacher."""
-    oriented = scores.metric.oriented
-    student, best = oriented(scores.student.value), oriented(teacher.value)
     if scores.baseline is None:
-        if student >= best:
-            return "better than its teacher" if student > best else "as good as its teacher"
-        if scores.metric.direction == "higher":
-            return f"it keeps {percent(student / best)} of that"
-        return "worse than its teacher"
-    closed = gap_closed(oriented(scores.baseline.value), student, best)
+        return _against_teacher(scores, teacher)
+    oriented, reaches_teacher = scores.metric.oriented, scores.is_close(scores.student, teacher)
+    values = (scores.baseline.value, scores.student.value, teacher.value)
+    closed = gap_closed(*map(oriented, values))
     if closed is None:
         return f"{scores.baseline_name} already reaches the teacher, so there was no gap to close"
+    if scores.is_close(scores.baseline, teacher):
+        return f"{scores.baseline_name} reaches the teacher within the error, so there was no gap to close"
     if closed > 1:
-        return "it closes the whole gap and is better than its teacher"
-    return f"it closes {percent(closed)} of the gap"
+        return "it closes the whole gap" + ("" if reaches_teacher else " and is better than its teacher")
+    rest = "; the rest is within the error" if closed < 1 and reaches_teacher else ""
+    return f"it closes {percent(closed)} of the gap{rest}"
+
+
+def _against_teacher(scores: _Comparison, teacher: Score) -> str:
+    """Return how a student compares with its teacher where there is no baseline."""
+    student, best = scores.metric.oriented(scores.student.value), scores.metric.oriented(teacher.value)
+    if scores.is_close(scores.student, teacher):
+        return "as good as its teacher" + (", within the error" if student != best else "")
+    if student > best:
+        return "better than its teacher"
+    if scores.metric.direction == "higher":
+        return f"it keeps {percent(student / best)} of that"
+    return "worse than its teacher"
 
 
 def _without_teacher(evaluation: Evaluation, scores: _Comparison) -> str:
     """Return the sentence on a metric that compares a student with its teacher, and which the teacher has not."""
-    better = ", which is better" if scores.is_worse_than_baseline() else ""
+    outcome = ""
+    if scores.is_close(scores.student, scores.baseline):
+        outcome = ", too close to call"
+    elif scores.is_worse_than_baseline():
+        outcome = ", which is better"
     size_and_time = _size_and_time(evaluation, scores.name)
-    return f"{scores.name} {size_and_time}; it {scores.predicate()}{scores.against()}{better}."
+    return f"{scores.name} {size_and_time}; it {scores.predicate()}{scores.against()}{outcome}."
 
 
 def _share_of_parameters(evaluation: Evaluation, name: str) -> float:
@@ -159,8 +169,11 @@ def _share_of_parameters(evaluation: Evaluation, name: str) -> float:
 
 
 def _size_and_time(evaluation: Evaluation, name: str) -> str:
-    share, time = _share_of_parameters(evaluation, name), evaluation.models[name].speed.relative_time
-    return f"has {percent(share)} of the teacher's parameters and generates an image in {percent(time)} of its time"
+    student, share = evaluation.models[name], percent(_share_of_parameters(evaluation, name))
+    if take_as_long(student, evaluation.teacher):
+        return f"has {share} of the teacher's parameters and takes as long for an image"
+    time = percent(student.speed.relative_time)
+    return f"has {share} of the teacher's parameters and generates an image in {time} of its time"
 
 
 def _seen_line(scores: _Comparison) -> str:
@@ -168,5 +181,8 @@ def _seen_line(scores: _Comparison) -> str:
 
 
 def _time_line(evaluation: Evaluation, name: str) -> str:
-    student, teacher = (model.speed.sec_per_image for model in (evaluation.models[name], evaluation.teacher))
-    return f"An image takes {significant(student, 2)} s instead of {significant(teacher, 2)} s."
+    student, teacher = evaluation.models[name], evaluation.teacher
+    if take_as_long(student, teacher):
+        return f"An image takes as long as with the teacher, {duration(teacher.speed.sec_per_image, 2)}."
+    times = [duration(model.speed.sec_per_image, 2) for model in (student, teacher)]
+    return f"An image takes {times[0]} instead of {times[1]}."

@@ -20,7 +20,7 @@ from condistill.distill.student import StudentForward
 from condistill.errors import CondistillError
 from condistill.evaluate.costs import compute_record
 from condistill.profiling.macs import macs
-from condistill.profiling.memory import peak_memory_gib
+from condistill.profiling.memory import peak_memory
 from condistill.students.derive import Student
 from condistill.students.guidance import guidance_kind, guidance_learnt
 from condistill.teachers.families.flux import Flux
@@ -112,7 +112,7 @@ def test_the_guidance_scale_changes_the_prediction(dev: Flux) -> None:
 
 def test_without_a_guidance_scale_the_default_of_the_pipelines_call_is_used(dev: Flux) -> None:
     with record_calls(dev.denoiser) as calls, torch.no_grad():
-        peak_memory_gib(dev, dev.denoiser)
+        peak_memory(dev, dev.denoiser)
         dev.pipeline("", height=64, width=64, num_inference_steps=1, output_type="latent")
     assert torch.equal(calls[0].inputs["guidance"], calls[1].inputs["guidance"])
 
