@@ -19,6 +19,7 @@ from condistill.profiling.shapes import ShapesOnly
 from condistill.students.depth import image_stream
 from condistill.students.derive import derive_student
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
+from condistill.utils.format import percent, si_quantity
 from condistill.utils.meta import parameters
 from condistill.utils.quiet import quiet_libraries
 from condistill.utils.terminal import cell
@@ -184,7 +185,7 @@ def _features(compared: dict[FeatureKind, tuple[str, ...]], run: Sequence[Layer]
 
 
 def _amount(macs: int) -> str:
-    return f"{macs / 1e9:,.1f} GMACs" if macs >= 1e9 else f"{macs / 1e6:,.1f} MMACs"
+    return f"{si_quantity(macs)}MACs"
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -194,8 +195,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _add_student(tree: Tree, candidate: Candidate, teacher: Candidate) -> None:
-    share = f"{candidate.params:,} parameters ({candidate.params / teacher.params:.1%})"
-    cost = f"{_amount(candidate.macs)} ({candidate.macs / teacher.macs:.1%})"
+    share = f"{candidate.params:,} parameters ({percent(candidate.params / teacher.params, 1)})"
+    cost = f"{_amount(candidate.macs)} ({percent(candidate.macs / teacher.macs, 1)})"
     branch = tree.add(f"[bold cyan]{cell(candidate.name)}[/] keeps {share}, {cost}")
     settings = _with_random_weights(POSSIBLE[candidate.name])
     for line in derive_student(teacher.denoiser, settings).kept[1:]:  # the first is about the weights

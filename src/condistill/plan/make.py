@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,6 +17,8 @@ from condistill.plan.measure import measure_forward, measure_step
 from condistill.plan.record import DenoiserCost, DevicePlan, PeakFlops, Plan, RunCost, StudentPlan, TeacherPlan
 from condistill.profiling.forwards import evaluations_per_image
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
+from condistill.utils.format import percent, significant
+from condistill.utils.meta import plain_config
 from condistill.utils.quiet import quiet_libraries
 from condistill.workflow.preflight import preflight
 
@@ -71,6 +73,8 @@ class _Planner:
     dtype: torch.dtype
     """Of the teacher and of every model that generates images."""
     measure: bool
+    measured: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Seconds and bytes of one forward by the config of the denoiser: equal networks are measured once."""
 
     def teacher_plan(self) -> TeacherPlan:
         """Describe the teacher."""
@@ -100,7 +104,10 @@ class _Planner:
     def _denoiser_cost(self, candidate: Candidate) -> DenoiserCost:
         seconds, memory = None, None
         if self.measure:
-            seconds, memory = measure_forward(self.skeleton, candidate, self.dtype)
+            config = repr((type(candidate.denoiser), sorted(plain_config(candidate.denoiser).items())))
+            if config not in self.measured:
+                self.measured[config] = measure_forward(self.skeleton, candidate, self.dtype)
+            seconds, memory = self.measured[config]
         return DenoiserCost(
             params=candidate.params,
             macs=candidate.macs,
@@ -159,22 +166,23 @@ class _Planner:
 
     def assumptions(self) -> list[str]:
         """Return what the figures assume, one sentence each."""
-        device, efficiency = self.hardware.device, self.hardware.efficiency
+        device = self.hardware.device
+        tensor_cores, other = percent(self.hardware.efficiency), percent(OTHER_EFFICIENCY)
         source = "measured here by a matrix product and a copy" if device.measured else "the manufacturer's figures"
         flops = (device.half_flops, device.single_flops, device.convolution_flops)
-        half, single, convolution = (f"{rate / 1e12:,.3g}" for rate in flops)
+        half, single, convolution = (significant(rate / 1e12) for rate in flops)
         rates = f"{half} TFLOP/s in half precision, {single} in float32 (convolutions {convolution})"
-        lines = [f"{device.name} reaches at most {rates}, and {device.bandwidth / 1e9:,.4g} GB/s: {source}"]
+        lines = [f"{device.name} reaches at most {rates}, and {significant(device.bandwidth / 1e9)} GB/s: {source}"]
         if self.measure:
             lines.append("the times of training and cache were measured here, with networks of random weights")
             lines.append(
-                f"the evaluation reaches {efficiency:.0%} of the peak of tensor cores, and {OTHER_EFFICIENCY:.0%} of "
-                "that of other arithmetic"
+                f"the evaluation reaches {tensor_cores} of the peak of tensor cores, and {other} of that of other "
+                "arithmetic"
             )
         else:
             lines.append(
-                f"{efficiency:.0%} of the peak of tensor cores is reached (--efficiency), and {OTHER_EFFICIENCY:.0%} "
-                "of that of other arithmetic; --measure times networks here instead"
+                f"{tensor_cores} of the peak of tensor cores is reached (--efficiency), and {other} of that of other "
+                "arithmetic; --measure times networks here instead"
             )
         return [
             *lines,

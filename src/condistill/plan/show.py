@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
 
 from condistill.plan.record import DenoiserCost, DevicePlan, Plan, RunCost, StudentPlan, TrainingCost
-from condistill.profiling.memory import GIB
+from condistill.utils.format import byte_size, duration, percent, si_quantity, significant
 from condistill.utils.terminal import cell, print_line
 
 _MEMORY_PARTS = {
@@ -60,7 +59,7 @@ def _table(title: str, *headings: str) -> Table:
 def _denoisers(plan: Plan) -> Table:
     measured = plan.teacher.measured_latency_ms is not None
     headings = ["", "parameters", "share", "MACs", "share"]
-    table = _table("denoisers", *headings, *(["ms", "memory"] if measured else ["ms, planned"]))
+    table = _table("denoisers", *headings, *(["time", "memory"] if measured else ["time, planned"]))
     table.add_row("teacher", *_costs(plan.teacher), style=None)
     for student in plan.students:
         table.add_row(cell(student.name), *_costs(student), style="bold" if student.of_recipe else None)
@@ -70,12 +69,12 @@ def _denoisers(plan: Plan) -> Table:
 def _costs(model: DenoiserCost) -> list[str]:
     """Return the cells of a denoiser, without its name."""
     params, macs = (
-        (f"{model.share_params:.1%}", f"{model.share_macs:.1%}") if isinstance(model, StudentPlan) else ("", "")
+        (percent(model.share_params, 1), percent(model.share_macs, 1)) if isinstance(model, StudentPlan) else ("", "")
     )
-    cells = [f"{model.params:,}", params, _amount(model.macs), macs]
+    cells = [f"{model.params:,}", params, si_quantity(model.macs), macs]
     if model.measured_latency_ms is None or model.measured_memory_bytes is None:
-        return [*cells, f"{model.latency_ms:,.4g}"]
-    return [*cells, f"{model.measured_latency_ms:,.4g}", _bytes(model.measured_memory_bytes)]
+        return [*cells, duration(model.latency_ms / 1000)]
+    return [*cells, duration(model.measured_latency_ms / 1000), byte_size(model.measured_memory_bytes)]
 
 
 def _training(cost: RunCost) -> Table:
@@ -84,20 +83,20 @@ def _training(cost: RunCost) -> Table:
     rows: dict[str, Callable[[TrainingCost], str]] = {
         "steps": lambda training: f"{training.steps:,}",
         "samples per step": lambda training: f"{training.batch_size:,} by {training.micro_batch_size:,}",
-        "FLOPs per sample": lambda training: _amount(training.flops_per_sample),
-        "samples/s": lambda training: f"{training.samples_per_sec:,.4g}",
-        "time": lambda training: _time(training.hours),
-        "checkpoints": lambda training: _bytes(training.checkpoint_bytes),
+        "FLOPs per sample": lambda training: si_quantity(training.flops_per_sample),
+        "samples/s": lambda training: significant(training.samples_per_sec),
+        "time": lambda training: _hours(training.hours),
+        "checkpoints": lambda training: byte_size(training.checkpoint_bytes),
     }
     for name, written in rows.items():
         table.add_row(name, *map(written, trainings))
     for part, name in _MEMORY_PARTS.items():
-        table.add_row(f"memory: {name}", *(_bytes(getattr(each.memory_bytes, part)) for each in trainings))
+        table.add_row(f"memory: {name}", *(byte_size(getattr(each.memory_bytes, part)) for each in trainings))
     measured = [each.measured_memory_bytes for each in trainings]
     if any(count is not None for count in measured):
-        table.add_row("memory: measured", *("" if count is None else _bytes(count) for count in measured))
+        table.add_row("memory: measured", *("" if count is None else byte_size(count) for count in measured))
     fits = ("yes" if each.fits else "[red]no[/]" for each in trainings)
-    table.add_row(f"fits in {_bytes(cost.device.memory_bytes)}", *fits)
+    table.add_row(f"fits in {byte_size(cost.device.memory_bytes)}", *fits)
     return table
 
 
@@ -106,9 +105,9 @@ def _stages(cost: RunCost) -> list[str]:
     cache, evaluation = cost.cache, cost.evaluation
     return [
         f"cache: {cache.images:,} images with {cache.teacher_forwards:,} forwards of the teacher, "
-        f"{_bytes(cache.disk_bytes)} of disk, {_time(cache.hours)}",
-        f"evaluation: {evaluation.images:,} images, {_time(evaluation.hours)}",
-        f"in total: {_time(cost.hours)}, {cost.device_hours:,.4g} device-hours",
+        f"{byte_size(cache.disk_bytes)} of disk, {_hours(cache.hours)}",
+        f"evaluation: {evaluation.images:,} images, {_hours(evaluation.hours)}",
+        f"in total: {_hours(cost.hours)}, {significant(cost.device_hours)} device-hours",
     ]
 
 
@@ -116,18 +115,5 @@ def _devices(device: DevicePlan) -> str:
     return f"{device.count} x {device.name}" if device.count > 1 else device.name
 
 
-def _amount(number: float) -> str:
-    """Return a large number with the unit prefix of its thousands."""
-    power = min(max(int(math.log10(max(number, 1)) // 3), 0), 4)
-    return f"{number / 1000**power:,.4g} {('', 'K', 'M', 'G', 'T')[power]}".rstrip()
-
-
-def _bytes(count: float) -> str:
-    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.1f} MiB"
-
-
-def _time(hours: float) -> str:
-    for unit, length in (("h", 1), ("min", 60)):
-        if hours * length >= 1:
-            return f"{hours * length:,.1f} {unit}"
-    return f"{hours * 3600:,.1f} s"
+def _hours(hours: float) -> str:
+    return duration(3600 * hours)
