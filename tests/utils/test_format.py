@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import ast
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +70,28 @@ def test_a_small_share_is_not_written_as_nothing() -> None:
 def test_quantities_have_a_unit_of_thousands() -> None:
     assert [quantity(number) for number in (0, 999, 6_978_372, 2_600_000_000)] == ["0", "999", "6.98 M", "2.60 B"]
     assert si_quantity(123e9) == "123 G"
+
+
+SRC = Path(__file__).parents[2] / "src" / "condistill"
+OTHERS = {"evaluate/metrics/metric.py"}
+"""A metric's own notation."""
+
+
+def formatted_elsewhere(file: Path) -> list[str]:
+    """Return the places of a file that round a number to digits, or name a unit of bytes, in a text."""
+    tree, found = ast.parse(file.read_text(encoding="utf-8")), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FormattedValue) and isinstance(node.format_spec, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "" for part in node.format_spec.values]
+            if re.search(r"[.%fe]", "".join(map(str, parts))):
+                found.append(f"{file.relative_to(SRC)}:{node.lineno} {ast.unparse(node)}")
+        if isinstance(node, ast.JoinedStr):
+            texts = [str(part.value) for part in node.values if isinstance(part, ast.Constant)]
+            if any(re.search(r"^ ?[kKMGT]i?B\b(?!/s)", text) for text in texts):
+                found.append(f"{file.relative_to(SRC)}:{node.lineno} a unit of bytes")
+    return found
+
+
+def test_numbers_are_rounded_and_bytes_are_written_in_one_place() -> None:
+    files = [file for file in SRC.rglob("*.py") if file.name != "format.py"]
+    assert [place for file in files for place in formatted_elsewhere(file) if place.split(":")[0] not in OTHERS] == []

@@ -305,7 +305,7 @@ def test_a_cache_that_does_not_fit_on_the_disk_is_refused_before_anything_is_gen
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(cache_stage.shutil, "disk_usage", lambda _: usage(10**6, 10**6, 100))
     run = fresh(tmp_path, tiny_pipeline_dir)
-    with pytest.raises(CondistillError, match=r"the cache needs 0\.00 GiB more in .*cache and 0\.00 GiB are free"):
+    with pytest.raises(CondistillError, match=r"the cache needs 5\.50 KiB more in .*cache and 100 B are free"):
         run.again()
     assert not list(run.out.rglob("shard-*"))
 

@@ -16,6 +16,7 @@ from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
 from condistill.run.stage_directory import StageDir
 from condistill.utils.distributed import on_main_process
+from condistill.utils.format import byte_size
 from condistill.utils.hashing import key_of
 from condistill.utils.progress import progress_bar
 
@@ -114,6 +115,6 @@ def check_space(folder: Path, images: int, latent_shape: tuple[int, ...], dtype:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CondistillError(
-            f"the cache needs {needed / 2**30:,.2f} GiB more in {folder} and {free / 2**30:,.2f} GiB are free; free "
-            "some space, choose another --out, or lower cache.size"
+            f"the cache needs {byte_size(needed)} more in {folder} and {byte_size(free)} are free; free some "
+            "space, choose another --out, or lower cache.size"
         )

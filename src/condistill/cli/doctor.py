@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from condistill.utils.format import byte_size
 from condistill.utils.terminal import cell, print_line
 
 REQUIRED = (
@@ -73,7 +74,7 @@ def check_installation(console: Console) -> bool:
 def _free_space() -> str:
     """Return the free space on the disk of the current directory."""
     try:
-        return f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB"
+        return byte_size(shutil.disk_usage(Path.cwd()).free)
     except OSError as error:  # the directory was deleted, or cannot be read
         return f"unknown: {error.strerror}"
 
@@ -93,7 +94,7 @@ def devices() -> dict[str, str]:
     found = {"CPU": f"{torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        found[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        found[f"cuda:{index}"] = f"{properties.name}, {byte_size(properties.total_memory)}"
     return found
 
 

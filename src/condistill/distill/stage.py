@@ -36,6 +36,7 @@ from condistill.students.settle import settle_student
 from condistill.teachers.family import Family
 from condistill.teachers.source import teacher_files
 from condistill.utils.distributed import decide, on_main_process
+from condistill.utils.format import significant
 from condistill.utils.hashing import key_of
 from condistill.utils.meta import parameters
 from condistill.utils.progress import progress_bar
@@ -201,7 +202,7 @@ def _train(run: Run, name: str, trainer: Trainer, steps: int) -> nn.Module:
 
         def on_step(step: int, record: HistoryRecord | None) -> None:
             nonlocal done
-            advance(step - done, f"loss {record.loss:.4f}" if record else "")
+            advance(step - done, f"loss {significant(record.loss)}" if record else "")
             done = step
             if accelerator.is_main_process:
                 stopwatch.on_step(step, checkpoint=step == trainer.saved_step)

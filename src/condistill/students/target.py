@@ -13,6 +13,7 @@ from condistill.profiling.macs import macs
 from condistill.students.depth import layer_lists
 from condistill.students.derive import derive_student, student_shapes
 from condistill.teachers.registry import family_of
+from condistill.utils.format import significant
 from condistill.utils.meta import build_on_meta, parameters, plain_config
 
 STEPS = 64
@@ -55,7 +56,7 @@ def meet_target(
             return candidate
     target = ", ".join(f"{name} {share:g}" for name, share in costs.target.items())
     smallest = costs.shares(student_shapes(shapes, candidates[-1])) if candidates else {}
-    least = ", ".join(f"{name} {share:.3f}" for name, share in smallest.items())
+    least = ", ".join(f"{name} {significant(share)}" for name, share in smallest.items())
     raise CondistillError(
         f"no student that can be derived from this teacher meets student.target ({target}); the smallest shape has "
         f"{least}"

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from condistill.utils.format import significant
 from condistill.utils.terminal import print_line
 from condistill.utils.text import printable
 
@@ -32,7 +33,7 @@ class _RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f} {self.unit}/s", style="progress.data.speed")
+        return Text("" if speed is None else f"{significant(speed)} {self.unit}/s", style="progress.data.speed")
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def _line_printer(console: Console, description: str, total: int, unit: str, *, 
         last = now
         rate = done / max(now - started, 1e-9)
         remaining = (total - done) / max(rate, 1e-9)
-        line = f"{description}: {done}/{total}  {rate:.1f} {unit}/s  {_clock(remaining)} left  {note}".rstrip()
+        line = f"{description}: {done}/{total}  {significant(rate)} {unit}/s  {_clock(remaining)} left  {note}".rstrip()
         print_line(console, line)
 
     return advance
