@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from full_size import DATA
+from rich.console import Console
 
 from condistill.config.recipe import Recipe
 from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError
-from condistill.plan import make_plan
+from condistill.plan import make, make_plan, show_plan
 from condistill.plan.record import Plan, TrainingCost
 from condistill.profiling.macs import macs
 from condistill.students.derive import derive_student
@@ -154,6 +158,30 @@ def test_a_measured_plan_has_measured_figures_next_to_the_planned_ones(
         assert model.measured_memory_bytes is not None
         assert model.measured_memory_bytes > 4 * model.params
     assert training_of(plan).sec_per_step > 2e-3
+
+
+@pytest.mark.slow
+def test_equal_networks_are_measured_once(
+    tiny_pipeline_dir: Path, recipe_of: RecipeOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count(1.0)
+    monkeypatch.setattr(make, "measure_forward", lambda *_: (next(seconds), 1))
+    monkeypatch.setattr(make, "measure_step", lambda _: None)
+    variants = {"a": {}, "b": {"distill": {"steps": 3}}, "c": {"student": {"width": 0.25}}}
+    plan = make_plan(recipe_of(tiny_pipeline_dir, {"width": 0.5}, variants=variants), measure=True)
+    a, b, c = (student.measured_latency_ms for student in plan.students if student.of_recipe)
+    assert a == b != c
+
+
+def test_a_plan_is_shown_without_exponents_and_in_units_of_its_size(tiny_plan: Plan) -> None:
+    teacher = tiny_plan.teacher.model_copy(update={"latency_ms": 5.037e4})
+    cost = tiny_plan.cost.model_copy(update={"hours": 652_018.1, "device_hours": 652_018.1})
+    console = Console(record=True, width=200, file=io.StringIO())
+    show_plan(tiny_plan.model_copy(update={"teacher": teacher, "cost": cost}), console)
+    text = console.export_text()
+    assert "50.4 s" in text
+    assert "in total: 27,200 days, 652,000 device-hours" in text
+    assert not re.search(r"\de[+-]\d", text)
 
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
