@@ -12,7 +12,7 @@ from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
 from condistill.teachers.family import Family
-from condistill.teachers.load import choose_dtype, load_teacher, locate, teacher_inputs
+from condistill.teachers.load import check_safetensors, choose_dtype, load_teacher, locate, teacher_inputs
 from condistill.teachers.registry import FAMILIES
 
 
@@ -102,6 +102,15 @@ def test_a_pipeline_of_an_unknown_class_lists_the_supported_families(copied: Pat
 def test_a_missing_variant_is_reported_with_the_files_found(copied: Path) -> None:
     with pytest.raises(CondistillError, match=r"teacher\.variant 'fp16': .* has only .*\.safetensors"):
         load(copied, variant="fp16")
+
+
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors"])
+def test_a_component_without_the_variant_is_loaded_without_it(name: str, copied: Path) -> None:
+    (copied / "text_encoder" / name).touch()
+    index = json.loads((copied / "model_index.json").read_text())
+    check_safetensors(copied, index, "fp16")  # the other components have no file of it
+    with pytest.raises(CondistillError, match=r"'bf16': no component has files of it; .* has only "):
+        check_safetensors(copied, index, "bf16")
 
 
 def test_a_variant_is_loaded(copied: Path, tiny_family: Family) -> None:

@@ -121,6 +121,12 @@ def _is_component(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)
 
 
+def has_variant(directory: Path, variant: str) -> bool:
+    """Return whether a component's directory has safetensors files of a variant, sharded or not."""
+    names = [file.name for file in directory.glob("[!.]*.safetensors")]
+    return any(name.split(".")[1].startswith(variant) for name in names)
+
+
 def weight_files(directory: Path, library: str, variant: str | None) -> list[Path]:
     """Return the safetensors files of a model, and the index that lists them if they are sharded.
 
@@ -129,11 +135,7 @@ def weight_files(directory: Path, library: str, variant: str | None) -> list[Pat
         library: the component's library in the pipeline's index.
         variant: used if the directory has safetensors of it.
     """
-    marks: list[str | None] = [None]
-    names = [file.name for file in directory.glob("*.safetensors")] if directory.is_dir() else []
-    if variant and any(name.split(".")[1].startswith(variant) for name in names if not name.startswith(".")):
-        marks = [variant, None]
-    for mark in marks:
+    for mark in (variant, None) if variant and has_variant(directory, variant) else (None,):
         for stem in _STEMS.get(library, ("diffusion_pytorch_model", "model")):
             single, *indices = _weight_names(stem, mark)
             # diffusers prefers an index to a single file, transformers a single file to an index

@@ -13,7 +13,7 @@ from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
 from condistill.teachers.family import Family
-from condistill.teachers.files import INDEX_NAME, pipeline_files
+from condistill.teachers.files import INDEX_NAME, has_variant, pipeline_files
 from condistill.teachers.hub import hub_commit
 from condistill.teachers.registry import family_of_pipeline
 from condistill.utils.hashing import hash_file
@@ -50,12 +50,14 @@ def locate(settings: TeacherSettings) -> Path | str:
 
 
 def check_safetensors(path: Path, index: Mapping[str, Any], variant: str | None) -> None:
-    """Check that every model of a local pipeline has safetensors weights, of the variant if one is given.
+    """Check that every model of a local pipeline has safetensors weights, and one of the variant if one is given.
+
+    As in diffusers, a component without files of the variant is loaded without it.
 
     Raises:
         CondistillError: a component has none; the message names it.
     """
-    pickled = []
+    pickled, others, has_files = [], "", False
     for name, value in index.items():
         folder = path / name
         if name.startswith("_") or not isinstance(value, list) or value[0] is None or not folder.is_dir():
@@ -64,8 +66,12 @@ def check_safetensors(path: Path, index: Mapping[str, Any], variant: str | None)
         safetensors = [file for file in files if file.endswith(".safetensors")]
         if not safetensors and any(file.endswith(_PICKLES) for file in files):
             pickled.append(name)
-        elif variant and safetensors and not any(f".{variant}." in file for file in safetensors):
-            raise CondistillError(f"teacher.variant {variant!r}: {folder} has only {', '.join(sorted(safetensors))}")
+        elif variant and safetensors and has_variant(folder, variant):
+            has_files = True
+        elif safetensors:
+            others = others or f"{folder} has only {', '.join(sorted(safetensors))}"
+    if variant and others and not has_files:
+        raise CondistillError(f"teacher.variant {variant!r}: no component has files of it; {others}")
     if pickled:
         raise CondistillError(
             f"the teacher at {path} has only pickle weights for {', '.join(pickled)}; a pickle can run code, so only "
