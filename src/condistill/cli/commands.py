@@ -119,12 +119,16 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     loaded = Recipe.load(recipe, overrides or ())
     from condistill.teachers.skeleton import teacher_skeleton
     from condistill.utils.quiet import quiet_libraries
-    from condistill.workflow.preflight import check_inputs, preflight
+    from condistill.workflow.preflight import check_inputs, examine
 
     family = check_inputs(loaded)
     with quiet_libraries():
-        preflight(loaded, teacher_skeleton(loaded.teacher))
+        findings = examine(loaded, teacher_skeleton(loaded.teacher))
+    if findings.refused:
+        raise CondistillError("\n".join(findings.refused))
     typer.echo(loaded.to_yaml(), nl=False)
+    for line in findings.warnings:
+        say(f"warning: {line}")
     say(f"{recipe} is valid; the family of the teacher is {family.name}")
 
 

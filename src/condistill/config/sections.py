@@ -40,6 +40,8 @@ Shown = Annotated[int, Field(gt=0, le=10**3)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Words = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[Index, ...], Field(strict=False)]
+FEWEST_CLASSIFIED = 2
+"""Images of a split that a classifier's metrics need: the covariance of one image's features does not exist."""
 MAX_VARIANTS = 100
 """Students of one recipe."""
 MINIATURE = "miniature"
@@ -201,6 +203,17 @@ class EvaluateSettings(Settings):
     """`miniature`: classifies every attribute of every image; only for the miniature's world."""
     grid: Shown = 6
     """Prompts per split whose images the report shows."""
+
+    @model_validator(mode="after")
+    def _check_images(self) -> EvaluateSettings:
+        if twice := next((seed for seed in self.seeds if self.seeds.count(seed) > 1), None):
+            raise ValueError(f"seeds has {twice} twice, and an evaluation with the same seed is the same; remove one")
+        if self.classifier != "none" and self.prompts_per_split * len(self.seeds) < FEWEST_CLASSIFIED:
+            raise ValueError(
+                f"prompts_per_split is {self.prompts_per_split}, and classifier {self.classifier!r} needs "
+                f"{FEWEST_CLASSIFIED} images of every split; raise it to {FEWEST_CLASSIFIED} or more"
+            )
+        return self
 
 
 class VariantSettings(Settings):

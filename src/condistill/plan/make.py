@@ -20,7 +20,7 @@ from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.format import percent, significant
 from condistill.utils.meta import plain_config
 from condistill.utils.quiet import quiet_libraries
-from condistill.workflow.preflight import preflight
+from condistill.workflow.preflight import examine
 
 
 def make_plan(
@@ -43,12 +43,8 @@ def make_plan(
     with quiet_libraries():
         hardware = Hardware(find_device(device), count, efficiency)
         skeleton = teacher_skeleton(recipe.teacher)
-        warnings: list[str] = []
-
-        def warn(name: str, error: CondistillError) -> None:
-            warnings.append(f"{name}: `condistill run` will refuse this: {error}")
-
-        students = recipe_candidates(skeleton, preflight(recipe, skeleton, on_refusal=warn))
+        findings = examine(recipe, skeleton)
+        students = recipe_candidates(skeleton, findings.students)
         dtype = hardware.device.teacher_dtype(recipe.teacher.dtype)
         planner = _Planner(recipe, skeleton, teacher_candidate(skeleton), students, hardware, dtype, measure)
         return Plan(
@@ -56,7 +52,7 @@ def make_plan(
             students=tuple(planner.student_plans()),
             cost=planner.cost(),
             assumptions=tuple(planner.assumptions()),
-            warnings=tuple(warnings),
+            warnings=(*findings.refused, *findings.warnings),
         )
 
 

@@ -86,8 +86,6 @@ def _open(run: Run) -> Prompts:
         f"prompts: {len(pool):,} in the pool ({pool.counts.duplicates:,} duplicates and {pool.counts.empty:,} "
         f"empty lines dropped), {len(unseen):,} of them never cached; {len(cached):,} to cache"
     )
-    if recipe.cache_is_idle:
-        run.say("warning: no student learns from a cached latent; set cache.size: 0 to skip the cache", style="yellow")
     return prompts
 
 

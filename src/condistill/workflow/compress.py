@@ -20,7 +20,14 @@ from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.distributed import decide, on_main_process
 from condistill.utils.quiet import quiet_libraries
 from condistill.utils.registry import load_plugins
-from condistill.workflow.preflight import check_inputs, check_prompts, preflight
+from condistill.workflow.preflight import (
+    check_inputs,
+    check_processes,
+    check_prompts,
+    check_space,
+    preflight,
+    recipe_warnings,
+)
 
 
 class Stage(Protocol):
@@ -103,12 +110,17 @@ def compress(
 
 def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool) -> None:
     """Make what is missing of every stage, in order."""
+    check_processes(run.recipe, run.accelerator.num_processes)
     run.claim_directory()
     if not decide(run.accelerator, lambda: distill.is_done(run)):
-        preflight(run.recipe, teacher_skeleton(run.recipe.teacher))  # before anything is written
+        skeleton = teacher_skeleton(run.recipe.teacher)
+        students = preflight(run.recipe, skeleton)  # before anything is written
+        on_main_process(run.accelerator, lambda: check_space(run, students, skeleton))
     on_main_process(run.accelerator, lambda: [stage.key(run) for stage in stages])  # every stage names its directory
     run.open_directory(update=update)
     run.say(f"condistill {run.path}", style="bold")
+    for line in recipe_warnings(run.recipe):
+        run.say(f"warning: {line}", style="yellow")
     for stage in stages:
         if not decide(run.accelerator, lambda stage=stage: stage.is_done(run)):  # type: ignore[misc]
             stage.make(run)

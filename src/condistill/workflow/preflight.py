@@ -6,13 +6,21 @@ teacher, `check_prompts` the text pool and the teacher.
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
 import torch
 
+from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
+from condistill.config.sections import FEWEST_CLASSIFIED, MINIATURE
 from condistill.distill import stage as distill_stage
 from condistill.distill.loss_terms import active_terms
 from condistill.errors import CondistillError
-from condistill.evaluate.generate import choose_rounds
+from condistill.evaluate.generate import Round, choose_rounds
 from condistill.evaluate.metrics.classifier import choose_classifier
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.readers import read_prompts
@@ -23,6 +31,7 @@ from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, read_index
 from condistill.teachers.skeleton import Skeleton
 from condistill.utils.distributed import on_main_process
+from condistill.utils.meta import parameters
 
 
 def check_inputs(recipe: Recipe) -> type[Family]:
@@ -49,7 +58,8 @@ def preflight(recipe: Recipe, skeleton: Skeleton, *, on_refusal: OnRefusal = ref
             derived; by default the error is raised.
 
     Raises:
-        CondistillError: names the variant that cannot be made of this teacher.
+        CondistillError: names the variant that cannot be made of this teacher, or the setting of cache or evaluation
+            that does not fit it.
     """
     students = derive_variants(recipe, skeleton.family, on_refusal=on_refusal)
     for name in recipe.variants:
@@ -57,7 +67,151 @@ def preflight(recipe: Recipe, skeleton: Skeleton, *, on_refusal: OnRefusal = ref
             active_terms(recipe.variant(name)[1].loss)
         except CondistillError as error:
             on_refusal(name, error)
+    _check_sampling(recipe, skeleton.family)
+    _check_classifier(recipe, skeleton.family)
     return students
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `condistill validate` and `plan` report about a recipe."""
+
+    students: dict[str, Student]
+    """By name of the variant, on the meta device."""
+    refused: tuple[str, ...]
+    """A line for each variant that a run refuses, although its shapes can be derived."""
+    warnings: tuple[str, ...]
+    """A line for each setting that has no effect, or will not do what its name says."""
+
+
+def examine(recipe: Recipe, skeleton: Skeleton) -> Findings:
+    """Return the students of a recipe, and everything about it that a run would refuse or warn of.
+
+    Raises:
+        CondistillError: a student has no shapes, or the teacher does not fit the cache or the evaluation.
+    """
+    refused: list[str] = []
+
+    def note(name: str, error: CondistillError) -> None:
+        refused.append(f"{name}: `condistill run` will refuse this: {error}")
+
+    students = preflight(recipe, skeleton, on_refusal=note)
+    return Findings(students, tuple(refused), (*recipe_warnings(recipe), *_tracker_warnings(recipe)))
+
+
+def recipe_warnings(recipe: Recipe) -> Iterator[str]:
+    """Yield a line for each setting that has no effect, or less than its value says."""
+    if recipe.cache_is_idle:
+        yield "no student learns from a cached latent; set cache.size: 0 to skip the cache"
+    settings = recipe.evaluate
+    if "grid" in settings.model_fields_set and settings.grid > settings.prompts_per_split:
+        yield (
+            f"evaluate.grid is {settings.grid}, and evaluate.prompts_per_split is {settings.prompts_per_split}, so the "
+            "report shows fewer images; lower the one or raise the other"
+        )
+    for name in recipe.variants:
+        distill = recipe.variant(name)[1]
+        if distill.optimizer.warmup_steps >= distill.steps:
+            yield (
+                f"{name}: distill.optimizer.warmup_steps is {distill.optimizer.warmup_steps} and distill.steps is "
+                f"{distill.steps}, so the learning rate is never reached; lower the one or raise the other"
+            )
+
+
+def _tracker_warnings(recipe: Recipe) -> Iterator[str]:
+    trackers = {recipe.variant(name)[1].logging.tracker for name in recipe.variants} - {"none"}
+    for tracker in sorted(trackers):
+        if importlib.util.find_spec(tracker) is None:
+            extra = {"tensorboard": "track"}.get(tracker, tracker)
+            yield (
+                f"distill.logging.tracker is {tracker!r}, which is not installed here; a run needs it: "
+                f"pip install 'condistill[{extra}]'"
+            )
+
+
+def check_processes(recipe: Recipe, processes: int) -> None:
+    """Check that the batch of every variant can be cut evenly into processes and micro-batches.
+
+    Raises:
+        CondistillError: names the variant and the nearest sizes.
+    """
+    for name in recipe.variants:
+        settings = recipe.variant(name)[1]
+        share, rest = divmod(settings.batch_size, processes)
+        if rest or (settings.micro_batch_size and share % settings.micro_batch_size):
+            micro = f" and micro-batches of {settings.micro_batch_size}" if settings.micro_batch_size else ""
+            raise CondistillError(
+                f"{name}: distill.batch_size {settings.batch_size} cannot be cut evenly into {processes} "
+                f"processes{micro}; make it a multiple of {processes * (settings.micro_batch_size or 1)}"
+            )
+
+
+def _check_sampling(recipe: Recipe, family: Family) -> None:
+    """Check that the teacher's scheduler has the steps that the cache and the evaluation sample with."""
+    chosen = {"cache": recipe.cache.num_inference_steps if recipe.cache.size else None}
+    chosen["evaluate"] = recipe.evaluate.num_inference_steps or recipe.cache.num_inference_steps
+    scheduler = family.pipeline.scheduler
+    total = family.noise.total_timesteps
+    for section, steps in chosen.items():
+        if steps is None:
+            continue
+        try:
+            mu = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+            type(scheduler).from_config(scheduler.config).set_timesteps(steps, **mu)
+        except (ValueError, IndexError, ZeroDivisionError) as error:
+            raise CondistillError(
+                f"{section}.num_inference_steps is {steps}, and the teacher's {type(scheduler).__name__} with {total} "
+                f"timesteps cannot sample with it; choose a number from 2 to {total}"
+            ) from error
+
+
+def _check_classifier(recipe: Recipe, family: Family) -> None:
+    """Check that images of the teacher have the size that the classifier needs."""
+    if recipe.evaluate.classifier != MINIATURE:
+        return
+    from condistill.miniature.world import IMAGE_SIZE
+
+    if family.image_size != (IMAGE_SIZE, IMAGE_SIZE):
+        raise CondistillError(
+            f"evaluate.classifier is 'miniature', which classifies images of {IMAGE_SIZE}x{IMAGE_SIZE} pixels, and the "
+            f"teacher's have {'x'.join(map(str, family.image_size))}; set it to 'none', or teacher.resolution to "
+            f"{IMAGE_SIZE}"
+        )
+
+
+def check_space(run: Run, students: Mapping[str, Student], skeleton: Skeleton) -> None:
+    """Check that the cache, the checkpoints of one variant and all pipelines fit on the disk.
+
+    The estimate is a lower bound: what it refuses cannot fit. The latents alone are checked by the cache stage.
+
+    Raises:
+        CondistillError: they do not; nothing was generated yet.
+    """
+    recipe = run.recipe
+    latents = (
+        recipe.cache.size * math.prod(skeleton.family.latent_shape) * (2 if recipe.cache.dtype == "float16" else 4)
+    )
+    sizes = {name: parameters(student.denoiser) for name, student in students.items()}
+    checkpoints = max(sizes[name] * _numbers_of_checkpoints(recipe.variant(name)[1]) * 4 for name in sizes)
+    others = sum(skeleton.components.values()) - skeleton.components[skeleton.family.denoiser_name]
+    pipelines = sum(2 * (size + others) for size in sizes.values())
+    existing = sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file() and not file.is_symlink())
+    place = next(folder for folder in (run.path, *run.path.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    needed = latents + checkpoints + pipelines - existing
+    if latents <= free + existing and needed > free:
+        raise CondistillError(
+            f"the run needs at least {needed / 2**30:,.2f} GiB more in {run.path} ({latents / 2**30:,.2f} for latents, "
+            f"{checkpoints / 2**30:,.2f} for checkpoints, {pipelines / 2**30:,.2f} for pipelines) and "
+            f"{free / 2**30:,.2f} GiB are free; free some space, choose another --out, or lower cache.size or "
+            "distill.logging.keep_checkpoints"
+        )
+
+
+def _numbers_of_checkpoints(settings: DistillSettings) -> int:
+    """Return how many numbers per weight are on the disk at once: weights, two of AdamW and the average, float32."""
+    count = min(settings.logging.keep_checkpoints, max(settings.steps // settings.logging.checkpoint_every, 1))
+    return count * (4 if settings.optimizer.ema_decay else 3)
 
 
 def check_prompts(run: Run) -> None:
@@ -79,10 +233,43 @@ def check_prompts(run: Run) -> None:
             choice = recipe.variant(name)[1].conditioning.prompt_choice
             if choice and choice.interpolate:
                 _check_blend(name, family)
+        _check_clusters(recipe, len(prompts.pool))
         rounds = choose_rounds(recipe.evaluate, prompts.choose, prompts.splits)
+        _check_rounds(run, rounds)
         choose_classifier(recipe.evaluate.classifier, [prompt for each in rounds for prompt in each.prompts])
 
     on_main_process(run.accelerator, check)
+
+
+def _check_clusters(recipe: Recipe, prompts: int) -> None:
+    """Check that the pool has a prompt for every cluster, and two prompts that can differ."""
+    for name in recipe.variants:
+        choice = recipe.variant(name)[1].conditioning.prompt_choice
+        if choice is None:
+            continue
+        key = f"{name}: distill.conditioning.prompt_choice"
+        if choice.disagreement and choice.clusters > prompts:
+            raise CondistillError(f"{key}.clusters is {choice.clusters}, and the pool has {prompts} prompts; lower it")
+        if choice.distance and prompts < 2:
+            raise CondistillError(f"{key}.distance needs prompts that differ, and the pool has one; set it to 0")
+
+
+def _check_rounds(run: Run, rounds: Sequence[Round]) -> None:
+    """Check that there are images enough for every metric, and warn of splits that are smaller than the setting."""
+    settings = run.recipe.evaluate
+    for split in rounds[0].parts:
+        count = rounds[0].count(split)
+        if settings.classifier != "none" and sum(each.count(split) for each in rounds) < FEWEST_CLASSIFIED:
+            raise CondistillError(
+                f"evaluate.classifier {settings.classifier!r} needs {FEWEST_CLASSIFIED} images of every split, and "
+                f"{split} has {count} prompt; give more prompts or evaluate.seeds, or set it to 'none'"
+            )
+        if count < settings.prompts_per_split:
+            run.say(
+                f"warning: evaluate.prompts_per_split is {settings.prompts_per_split}, and the split {split} has "
+                f"{count} prompts, which are all evaluated",
+                style="yellow",
+            )
 
 
 def _check_blend(name: str, family: Family) -> None:

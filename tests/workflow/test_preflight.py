@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from condistill import cli
+from condistill.config.recipe import Recipe
+from condistill.errors import CondistillError
+from condistill.evaluate.generate import Round
+from condistill.plan import make_plan
+from condistill.teachers.skeleton import Skeleton
+from condistill.workflow import preflight as checks
+from condistill.workflow.preflight import check_space, examine, preflight, recipe_warnings
+
+RecipeOf = Callable[..., Recipe]
+WIDTH = {"width": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"cache": {"num_inference_steps": 1001}},
+            r"cache.num_inference_steps is 1001, .* choose a number from 2 to 1000",
+        ),
+        ({"evaluate": {"num_inference_steps": 9999}}, r"evaluate.num_inference_steps is 9999, .* from 2 to 1000"),
+        (
+            {"teacher": {"resolution": 128}, "evaluate": {"classifier": "miniature"}},
+            r"classifies images of 64x64 pixels, and the teacher's have 128x128; set it to 'none'",
+        ),
+    ],
+)
+def test_what_cache_and_evaluation_cannot_do_is_refused_before_training(
+    tiny_pipeline_dir: Path, recipe_of: RecipeOf, sections: dict[str, Any], message: str
+) -> None:
+    from condistill.teachers.skeleton import teacher_skeleton
+
+    teacher = {"pipeline": str(tiny_pipeline_dir), **sections.pop("teacher", {})}
+    recipe = recipe_of(tiny_pipeline_dir, WIDTH, teacher=teacher, **sections)
+    with pytest.raises(CondistillError, match=message):
+        preflight(recipe, teacher_skeleton(recipe.teacher))
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        ({"classifier": "miniature", "prompts_per_split": 1}, "needs 2 images of every split; raise it to 2 or more"),
+        ({"seeds": [3, 1, 3]}, "seeds has 3 twice"),
+    ],
+)
+def test_an_evaluation_without_statistics_is_refused_by_the_recipe(
+    recipe_of: RecipeOf, evaluate: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe_of("miniature", WIDTH, evaluate=evaluate)
+
+
+def test_one_prompt_of_two_seeds_is_enough_for_the_classifier(recipe_of: RecipeOf) -> None:
+    assert recipe_of("miniature", WIDTH, evaluate={"classifier": "miniature", "prompts_per_split": 1, "seeds": [0, 1]})
+
+
+def test_settings_without_effect_are_warned_of(recipe_of: RecipeOf) -> None:
+    warmup = {"optimizer": {"lr_scheduler": "cosine", "warmup_steps": 9}, "steps": 5}
+    recipe = recipe_of(
+        "miniature",
+        WIDTH,
+        distill={**warmup, "path": {"start": "noise"}},
+        evaluate={"grid": 9, "prompts_per_split": 3},
+    )
+    lines = [*recipe_warnings(recipe)]
+    assert [line.partition(",")[0] for line in lines] == [
+        "no student learns from a cached latent; set cache.size: 0 to skip the cache",
+        "evaluate.grid is 9",
+        "random_conditioning: distill.optimizer.warmup_steps is 9 and distill.steps is 5",
+    ]
+    assert not [*recipe_warnings(recipe_of("miniature", WIDTH, evaluate={"prompts_per_split": 3}))]  # grid is a default
+
+
+@pytest.mark.slow
+def test_validate_and_plan_report_the_same_warnings(
+    tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("a\nb\n", encoding="utf-8")
+    path = tmp_path / "recipe.yaml"
+    text = f"teacher: {{pipeline: {tiny_pipeline_dir}}}\nprompts: {{files: [a.txt]}}\nstudent: {{width: 0.5}}\n"
+    path.write_text(text + "distill: {path: {start: noise}, logging: {tracker: wandb}}\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as exited:
+        cli.main(["validate", str(path)])
+    assert not exited.value.code
+    shown = capsys.readouterr().err
+    warnings = make_plan(Recipe.load(path), device="a100-80gb").warnings
+    assert [line.removeprefix("warning: ") for line in shown.splitlines()[:-1]] == list(warnings)
+    assert any("no student learns from a cached latent" in line for line in warnings)
+    assert any("pip install 'condistill[wandb]'" in line for line in warnings)
+
+
+@pytest.mark.slow
+def test_validate_refuses_what_plan_says_a_run_will_refuse(
+    tiny_pipeline_dir: Path, tiny_skeleton: Skeleton, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("a\nb\n", encoding="utf-8")
+    path = tmp_path / "recipe.yaml"
+    text = f"teacher: {{pipeline: {tiny_pipeline_dir}}}\nprompts: {{files: [a.txt]}}\nstudent: {{width: 0.5}}\n"
+    text += (
+        "variants: {a: {distill: {loss: {extra: {gone: 1.0}}}}, b: {distill: {few_steps: {num_inference_steps: 7}}}}"
+    )
+    path.write_text(text, encoding="utf-8")
+    refused = examine(Recipe.load(path), tiny_skeleton).refused
+    assert [line.partition(":")[0] for line in refused] == ["b", "a"]
+    with pytest.raises(SystemExit) as exited:
+        cli.main(["validate", str(path)])
+    assert exited.value.code == 1
+    assert capsys.readouterr().err == "error: " + "\n".join(refused) + "\n"
+
+
+def test_students_that_do_not_fit_on_the_disk_are_refused_before_anything_is_written(
+    tiny_pipeline_dir: Path,
+    tiny_skeleton: Skeleton,
+    recipe_of: RecipeOf,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = recipe_of(tiny_pipeline_dir, WIDTH, cache={"size": 10})
+    students = preflight(recipe, tiny_skeleton)
+    run: Any = SimpleNamespace(recipe=recipe, path=tmp_path / "new" / "run")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 10**5))
+    with pytest.raises(
+        CondistillError, match=r"needs at least .* GiB more .* for checkpoints, .* choose another --out"
+    ):
+        check_space(run, students, tiny_skeleton)
+    assert not (tmp_path / "new").exists()
+    run.path.mkdir(parents=True)
+    (run.path / "weights").write_bytes(b"x" * 10**7)  # what is there already needs no more space
+    check_space(run, students, tiny_skeleton)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 10**9))
+    (run.path / "weights").unlink()
+    check_space(run, students, tiny_skeleton)
+
+
+def test_more_clusters_than_prompts_are_refused_before_the_cache(recipe_of: RecipeOf) -> None:
+    choice = {"candidates": 4, "disagreement": 1.0, "clusters": 64}
+    recipe = recipe_of("miniature", WIDTH, distill={"conditioning": {"prompt_choice": choice}})
+    with pytest.raises(CondistillError, match=r"clusters is 64, and the pool has 63 prompts; lower it"):
+        checks._check_clusters(recipe, 63)
+    checks._check_clusters(recipe, 64)
+
+
+def test_a_split_with_too_few_prompts_is_refused_or_warned_of(recipe_of: RecipeOf) -> None:
+    said: list[str] = []
+    rounds = [Round(0, ["a", "b", "c"], {"seen": slice(0, 2), "unseen": slice(2, 3), "all": slice(0, 3)})]
+    run: Any = SimpleNamespace(say=lambda text, **_: said.append(text))
+    run.recipe = recipe_of("miniature", WIDTH, evaluate={"prompts_per_split": 2})
+    checks._check_rounds(run, rounds)
+    assert said == [
+        "warning: evaluate.prompts_per_split is 2, and the split unseen has 1 prompts, which are all evaluated"
+    ]
+    run.recipe = recipe_of("miniature", WIDTH, evaluate={"prompts_per_split": 2, "classifier": "miniature"})
+    with pytest.raises(CondistillError, match="needs 2 images of every split, and unseen has 1 prompt; give more"):
+        checks._check_rounds(run, rounds)
+
+
+@pytest.mark.parametrize(("processes", "multiple"), [(3, 6), (4, 8)])
+def test_a_batch_that_cannot_be_shared_evenly_is_refused_at_once(
+    recipe_of: RecipeOf, processes: int, multiple: int
+) -> None:
+    recipe = recipe_of("miniature", WIDTH, distill={"batch_size": 4, "micro_batch_size": 2})
+    checks.check_processes(recipe, 2)
+    with pytest.raises(CondistillError, match=rf"into {processes} processes and .* make it a multiple of {multiple}"):
+        checks.check_processes(recipe, processes)
