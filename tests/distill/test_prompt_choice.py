@@ -337,7 +337,7 @@ def test_source_weights_that_leave_too_few_prompts_for_the_clusters_are_refused(
     for name, n in (("a", 2), ("b", 50)):
         (tmp_path / f"{name}.txt").write_text("".join(f"{name} {i}\n" for i in range(n)))
     pool = PromptPool.build([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "pool.arrow")
-    weights = {"a.txt": 1e9, "b.txt": 1.0}
+    weights = {"a.txt": 1e6, "b.txt": 0.001}
     with pytest.raises(CondistillError, match=r"clusters is 5, and a large sample of the pool has 2 different prompts"):
         make(pool, candidates=2, disagreement=1.0, clusters=5, source_weights=weights)
 

@@ -26,6 +26,8 @@ REQUIRED = (
     "pyyaml",
     "typer",
     "rich",
+    "filelock",
+    "huggingface-hub",
     "jinja2",
     "matplotlib",
 )

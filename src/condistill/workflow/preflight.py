@@ -31,6 +31,7 @@ from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, read_index
 from condistill.teachers.skeleton import Skeleton
 from condistill.utils.distributed import on_main_process
+from condistill.utils.format import byte_size
 from condistill.utils.meta import parameters
 
 
@@ -201,9 +202,9 @@ def check_space(run: Run, students: Mapping[str, Student], skeleton: Skeleton) -
     needed = latents + checkpoints + pipelines - existing
     if latents <= free + existing and needed > free:
         raise CondistillError(
-            f"the run needs at least {needed / 2**30:,.2f} GiB more in {run.path} ({latents / 2**30:,.2f} for latents, "
-            f"{checkpoints / 2**30:,.2f} for checkpoints, {pipelines / 2**30:,.2f} for pipelines) and "
-            f"{free / 2**30:,.2f} GiB are free; free some space, choose another --out, or lower cache.size or "
+            f"the run needs at least {byte_size(needed)} more in {run.path} ({byte_size(latents)} for latents, "
+            f"{byte_size(checkpoints)} for checkpoints, {byte_size(pipelines)} for pipelines) and "
+            f"{byte_size(free)} are free; free some space, choose another --out, or lower cache.size or "
             "distill.logging.keep_checkpoints"
         )
 
