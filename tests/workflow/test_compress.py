@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import io
 import json
 import random
 import shutil
@@ -14,87 +13,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from rich.console import Console
+from runs import VARIANTS, Run, flip_a_byte, times
 
-from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 
 compress_module = importlib.import_module("condistill.workflow.compress")
 compress = compress_module.compress
 cache_stage = importlib.import_module("condistill.cache.stage")
 context = importlib.import_module("condistill.run.context")
-VARIANTS = ("plain", "random_conditioning")
 pytestmark = pytest.mark.slow  # whole runs
-
-
-def tiny_recipe(folder: Path, teacher: Path, *overrides: str) -> Recipe:
-    """Return the recipe of a whole run in seconds: 11 cached latents, two students, 6 steps each."""
-    prompts = [f"a {size} {shape}" for size in ("small", "large", "huge", "tiny") for shape in ("box", "ball", "star")]
-    prompts += [f"two {shape}s" for shape in ("box", "ball", "cone", "star")]
-    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
-    data = {
-        "teacher": {"pipeline": str(teacher)},
-        "prompts": {"files": ["prompts.txt"], "unseen_words": ["star"]},
-        "cache": {"size": 11, "num_inference_steps": 2, "guidance_scale": 3.0, "batch_size": 4, "shard_size": 4},
-        "student": {"width": 0.5},
-        "distill": {
-            "steps": 6,
-            "batch_size": 2,
-            "optimizer": {"ema_decay": 0.5},
-            "logging": {"checkpoint_every": 3, "log_every": 2},
-        },
-        "variants": {
-            "plain": {"distill": {"conditioning": {"probability": {"schedule": "none"}}}},
-            "random_conditioning": {},
-        },
-        "evaluate": {"prompts_per_split": 2, "batch_size": 4, "grid": 1},
-    }
-    return Recipe.parse(json.dumps(data), overrides, folder=folder)
-
-
-def times(folder: Path) -> dict[Path, int]:
-    return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
-
-
-class Run:
-    """A finished run that a test may change."""
-
-    def __init__(self, folder: Path, teacher: Path) -> None:
-        self.folder, self.teacher, self.out = folder, teacher, folder / "run"
-        self.printed = ""
-
-    def again(self, *overrides: str, **options: Any) -> Path:
-        console = Console(record=True, width=80, file=io.StringIO())
-        try:
-            return compress(tiny_recipe(self.folder, self.teacher, *overrides), self.out, console=console, **options)
-        finally:
-            self.printed = console.export_text()
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run. Read only."""
-    run = Run(tmp_path_factory.mktemp("finished"), tiny_pipeline_dir)
-    run.again()
-    return run
-
-
-@pytest.fixture
-def run(finished: Run, tmp_path: Path) -> Run:
-    """A copy of the finished run that a test may change."""
-    kept = tmp_path / "kept"
-    shutil.copytree(finished.out, kept)
-    copy = Run(finished.folder, finished.teacher)
-    copy.out = kept
-    return copy
-
-
-@pytest.fixture
-def no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("the teacher was loaded")
-
-    monkeypatch.setattr(context, "load_teacher", refuse)
 
 
 def test_a_run_writes_a_report_and_metrics_of_every_model_and_split(finished: Run) -> None:
@@ -184,12 +111,6 @@ def test_only_the_damaged_shard_is_named_and_generated_again(run: Run) -> None:
     assert f"{damaged} is damaged or was edited; it is made again\n" in run.printed
     assert damaged.read_bytes() == before
     assert times(run.out / "cache")[good] == kept[good]
-
-
-def flip_a_byte(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
 
 
 def fresh(tmp_path: Path, teacher: Path) -> Run:
