@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from condistill.errors import CondistillError, CorruptError
 from condistill.prompts import PromptPool, pool
-from condistill.prompts.pool import PoolCounts
+from condistill.prompts.pool import PoolCounts, count_prompts
+from condistill.prompts.text import clean_prompt
 from condistill.utils.atomic import partial_path
 
 
@@ -52,7 +53,7 @@ def test_a_pool_contains_each_stripped_prompt_once_in_order(
     tmp_path_factory: pytest.TempPathFactory, prompts: list[str]
 ) -> None:
     out = tmp_path_factory.mktemp("pool") / "p.arrow"
-    expected = list(dict.fromkeys(filter(None, (prompt.strip() for prompt in prompts))))
+    expected = list(dict.fromkeys(filter(None, (clean_prompt(prompt)[0] for prompt in prompts))))
     if not expected:
         with pytest.raises(CondistillError, match="no prompts"):
             PromptPool.from_prompts(prompts, out)
@@ -136,6 +137,48 @@ def test_a_mistake_in_the_last_file_is_reported_before_the_first_is_converted(
 def test_a_prompt_that_is_not_text_is_an_error(tmp_path: Path, prompt: object) -> None:
     with pytest.raises(CondistillError, match="is not valid UTF-8 text"):
         PromptPool.from_prompts(["a", prompt], tmp_path / "p.arrow")  # type: ignore[list-item]
+
+
+def test_a_prompt_that_is_not_text_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800 star"}\n', encoding="utf-8")
+    with pytest.raises(CondistillError, match=r"a prompt of a.jsonl is not valid UTF-8 text: '\\ud800 star'"):
+        PromptPool.build([tmp_path / "a.jsonl"], tmp_path / "p.arrow")
+
+
+def test_a_text_that_is_too_long_to_be_a_prompt_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a star\n" + "ä" * 100_001, encoding="utf-8")
+    with pytest.raises(
+        CondistillError, match=r"a prompt of a.txt has 100,001 characters.*one prompt on each line"
+    ) as e:
+        PromptPool.build([tmp_path / "a.txt"], tmp_path / "p.arrow")
+    assert len(str(e.value)) < 400
+
+
+def test_control_characters_are_removed_and_counted_and_invisible_prompts_are_empty(tmp_path: Path) -> None:
+    prompts = ["a\x1b[1m star", "\ufeffa moon", "a\x0bcross", "Ta\x92c", "two\nlines", "👩\u200d🚀", "a star"]
+    invisible = [
+        "\u200b",
+        "\u00a0",
+        "\u3000",
+        "\ufeff",
+        "\u2800",
+        "\u3164",
+        "\x00\x07",
+        "\u202e\u200f",
+        "\ufe0f",
+        "\x85",
+    ]
+    prompt_pool = PromptPool.from_prompts([*prompts, *invisible, "a star\x7f"], tmp_path / "p.arrow")
+    assert list(prompt_pool) == ["a[1m star", "a moon", "a cross", "Tac", "two\nlines", "👩\u200d🚀", "a star"]
+    assert prompt_pool.counts == PoolCounts(read=18, kept=7, empty=10, duplicates=1, cleaned=5)
+
+
+def test_prompts_can_be_counted_without_a_pool(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,prompt\n1,a\n2,b\n3,a\n4, \n")
+    (tmp_path / "b.csv").write_text("prompt\nb\nc\n")
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    assert count_prompts(files, column="prompt") == PoolCounts(read=6, kept=3, empty=1, duplicates=2)
+    assert count_prompts(files, column="prompt", limit=3).kept == 2
 
 
 def test_a_failed_build_keeps_the_old_pool(tmp_path: Path) -> None:

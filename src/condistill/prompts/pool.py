@@ -12,7 +12,7 @@ import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from condistill.errors import CondistillError, CorruptError
 from condistill.prompts.readers import TABULAR, is_tabular, read_prompts
+from condistill.prompts.text import MAX_CHARACTERS, clean_prompt, shown
 from condistill.utils.atomic import atomic_file
 
 BATCH_ROWS = 65_536
@@ -37,6 +38,8 @@ class PoolCounts:
     kept: int
     empty: int
     duplicates: int
+    cleaned: int = 0
+    """Prompts from which control characters or byte order marks were removed."""
 
 
 def prompt_digest(prompt: str) -> bytes:
@@ -185,6 +188,19 @@ class PromptPool:
         return self._columns[batch]
 
 
+def count_prompts(files: Sequence[Path | str], *, column: str | None = None, limit: int | None = None) -> PoolCounts:
+    """Return the counts that a pool of several files would have; with a limit, of the first `limit` prompts.
+
+    Raises:
+        CondistillError: a file cannot be used.
+    """
+    prompts = chain.from_iterable(read_prompts(file, column=column) for file in files)
+    distinct = _Distinct([islice(prompts, limit)], [", ".join(map(str, files))])
+    for _ in distinct.batches():
+        pass
+    return distinct.counts
+
+
 def _write(parts: Sequence[Iterable[str]], out: Path, sources: Sequence[str]) -> None:
     """Stream the distinct, non-empty prompts to `out`. Memory holds one batch, and one digest per kept prompt.
 
@@ -192,50 +208,91 @@ def _write(parts: Sequence[Iterable[str]], out: Path, sources: Sequence[str]) ->
         parts: the prompts of each source.
         sources: the file names of the sources; empty if the prompts are not from files.
     """
-    seen: set[bytes] = set()
     content = hashlib.sha256()
-    rows: list[str] = []
-    empty = duplicates = 0
-    kept_per_source = [0] * len(parts)
     head = json.dumps({"format": _FORMAT, "rows": BATCH_ROWS, "sources": list(sources)})
     schema = pa.schema([pa.field("prompt", pa.large_string(), nullable=False)], metadata={_KEY: head})
 
-    def record_batch() -> Any:
+    def record_batch(rows: list[str]) -> Any:
         return pa.record_batch([pa.array(rows, pa.large_string())], schema=schema)
 
     with atomic_file(out) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for source, raw in ((number, prompt) for number, prompts in enumerate(parts) for prompt in prompts):
-            prompt, encoded = _clean(raw)
-            if not encoded:
-                empty += 1
-            elif (digest := prompt_digest(prompt)) in seen:
-                duplicates += 1
-            else:
-                seen.add(digest)
-                kept_per_source[source] += 1
-                content.update(len(encoded).to_bytes(8, "little") + encoded)
-                rows.append(prompt)
-                if len(rows) == BATCH_ROWS:
-                    writer.write_batch(record_batch())
-                    rows.clear()
-        if not seen:
+        distinct = _Distinct(parts, sources)
+        for rows, hashed in distinct.batches():
+            content.update(b"".join(hashed))
+            writer.write_batch(record_batch(rows))
+        counts = distinct.counts
+        if not counts.kept:
             place = ", ".join(sources) or "the given list"
-            raise CondistillError(f"there are no prompts in {place} ({empty} empty ones); add prompts")
+            raise CondistillError(f"there are no prompts in {place} ({counts.empty} empty ones); add prompts")
+        kept_of = distinct.kept_per_source
+        tail = json.dumps({"content_hash": content.hexdigest(), "counts": asdict(counts), "kept_of": kept_of})
+        writer.write_batch(record_batch([]), custom_metadata={_KEY: tail})
+
+
+class _Distinct:
+    """The clean, distinct, non-empty prompts of several sources, and their counts."""
+
+    def __init__(self, parts: Sequence[Iterable[str]], sources: Sequence[str]) -> None:
+        self._parts = parts
+        self._sources = sources
+        self.kept_per_source = [0] * len(parts)
+        self._empty = self._duplicates = self._cleaned = 0
+
+    @property
+    def counts(self) -> PoolCounts:
+        """The counts, after all batches."""
+        kept = sum(self.kept_per_source)
+        read = kept + self._empty + self._duplicates
+        return PoolCounts(read, kept, self._empty, self._duplicates, self._cleaned)
+
+    def batches(self) -> Iterator[tuple[list[str], list[bytes]]]:
+        """Yield batches of at most `BATCH_ROWS` prompts, with the bytes that their content hash is computed from."""
+        seen: set[bytes] = set()
+        rows: list[str] = []
+        hashed: list[bytes] = []
+        for source, prompts in enumerate(self._parts):
+            before = len(seen)
+            for raw in prompts:
+                if type(raw) is str and raw.isascii() and raw.isprintable() and len(raw) <= MAX_CHARACTERS:
+                    prompt = raw.strip()  # there is nothing else to clean
+                    encoded = prompt.encode()
+                else:
+                    prompt, encoded = self._clean(raw, source)
+                digest = hashlib.blake2b(encoded, digest_size=16).digest()
+                if not encoded:
+                    self._empty += 1
+                    continue
+                if digest in seen:
+                    self._duplicates += 1
+                    continue
+                seen.add(digest)
+                rows.append(prompt)
+                hashed += (len(encoded).to_bytes(8, "little"), encoded)
+                if len(rows) == BATCH_ROWS:
+                    yield rows, hashed
+                    rows, hashed = [], []
+            self.kept_per_source[source] = len(seen) - before
         if rows:
-            writer.write_batch(record_batch())
-            rows.clear()
-        counts = PoolCounts(read=len(seen) + empty + duplicates, kept=len(seen), empty=empty, duplicates=duplicates)
-        tail = json.dumps({"content_hash": content.hexdigest(), "counts": asdict(counts), "kept_of": kept_per_source})
-        writer.write_batch(record_batch(), custom_metadata={_KEY: tail})
+            yield rows, hashed
 
-
-def _clean(raw: str) -> tuple[str, bytes]:
-    """Return a prompt without surrounding white space, and its UTF-8 bytes."""
-    try:
-        prompt = raw.strip()
-        return prompt, prompt.encode()
-    except (AttributeError, UnicodeEncodeError) as error:
-        raise CondistillError(f"a prompt is not valid UTF-8 text: {raw!r}; correct or remove it") from error
+    def _clean(self, raw: str, source: int) -> tuple[str, bytes]:
+        """Return a prompt as it is kept, and its UTF-8 bytes."""
+        place = self._sources[source] if self._sources else "the given list"
+        try:
+            prompt, was_cleaned = clean_prompt(raw)
+            encoded = prompt.encode()
+        except (AttributeError, UnicodeEncodeError) as error:
+            given = shown(raw) if isinstance(raw, str) else repr(raw)
+            raise CondistillError(
+                f"a prompt of {place} is not valid UTF-8 text: {given}; correct or remove it"
+            ) from error
+        if len(prompt) > MAX_CHARACTERS:
+            raise CondistillError(
+                f"a prompt of {place} has {len(prompt):,} characters, and at most {MAX_CHARACTERS:,} are possible: "
+                f"{shown(prompt)}; write one prompt on each line"
+            )
+        self._cleaned += was_cleaned
+        return prompt, encoded
 
 
 class PromptSequence(Protocol):
