@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptPool, PromptSequence, prompt_digest
+from condistill.prompts.words import has_word
 
 
 class SeenSplit(NamedTuple):
@@ -31,25 +29,6 @@ class SeenSplit(NamedTuple):
         flags = np.zeros(len(self.seen) + len(self.unseen), dtype=np.bool_)
         flags[self.unseen] = True
         return flags
-
-
-def has_word(prompt: str, words: Sequence[str]) -> bool:
-    """Return whether a prompt contains one of several words or phrases.
-
-    Only whole words match. Case is ignored, and a plural with s or es matches too.
-
-    Raises:
-        CondistillError: a word is empty.
-    """
-    return bool(words) and _pattern(tuple(words)).search(prompt) is not None
-
-
-@lru_cache(maxsize=32)
-def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    if empty := [word for word in words if not word.strip()]:
-        raise CondistillError(f"{empty[0]!r} is not a word; remove it")
-    phrases = (r"\s+".join(map(re.escape, word.split())) for word in words)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?:s|es)?(?!\w)", re.IGNORECASE)
 
 
 def split_indices(

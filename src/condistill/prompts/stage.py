@@ -14,7 +14,8 @@ from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptPool, PromptSequence
 from condistill.prompts.readers import is_tabular
 from condistill.prompts.sources import check_pool
-from condistill.prompts.split import Prompts, SeenSplit, has_word, split_indices
+from condistill.prompts.split import Prompts, SeenSplit, split_indices
+from condistill.prompts.words import has_word
 from condistill.run.context import Run
 from condistill.run.stage_directory import StageDir
 from condistill.utils.atomic import atomic_file
