@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from condistill.config.sections import (
 from condistill.config.yaml_text import check_data, load_yaml
 from condistill.config.yaml_tree import merge, override, write_yaml
 from condistill.errors import CondistillError, RecipeError, nearest, system_message
+from condistill.utils.paths import resolve_path
 from condistill.utils.registry import load_plugins
 from condistill.utils.text import shorten
 
@@ -265,10 +267,14 @@ def _check_data(data: Mapping[str, Any], places: Mapping[str, str], source: str)
 
 
 def _resolve_files(data: dict[str, Any], folder: Path) -> None:
-    """Make file names absolute, and the teacher if it is a folder; they are relative to the recipe's folder."""
+    """Make file names absolute, and the teacher if it is a folder; they are relative to the recipe's folder.
+
+    Raises:
+        CondistillError: a path starts with `~NAME`, and there is no such user.
+    """
 
     def resolve(name: Any) -> Any:
-        return str((folder / name).resolve()) if isinstance(name, str) and name != MINIATURE else name
+        return str(resolve_path(name, folder)) if isinstance(name, str) and name and name != MINIATURE else name
 
     prompts = data.get("prompts")
     if isinstance(prompts, dict):
@@ -277,9 +283,9 @@ def _resolve_files(data: dict[str, Any], folder: Path) -> None:
                 prompts[key] = [resolve(name) for name in prompts[key]]
     teacher = data.get("teacher")
     if isinstance(teacher, dict) and isinstance(teacher.get("pipeline"), str):
-        local = folder / teacher["pipeline"]
-        if teacher["pipeline"] != MINIATURE and (local.is_dir() or teacher["pipeline"].startswith((".", "/"))):
-            teacher["pipeline"] = str(local.resolve())
+        name = teacher["pipeline"]
+        if name.startswith((".", "/", "~")) or os.path.isdir(folder / name):  # noqa: PTH112 - false for any bad name
+            teacher["pipeline"] = resolve(name)
 
 
 def check_sources(weights: Mapping[str, float], names: tuple[str, ...]) -> None:
