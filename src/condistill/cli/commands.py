@@ -96,15 +96,20 @@ def init(
         list[Path], typer.Option("--prompts", "-p", help="Prompt file: txt, csv, jsonl or parquet. Can be repeated.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Recipe file to write.")] = Path("recipe.yaml"),
+    *,
+    column: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--column", "-c", help="Column of the prompts. Default: the only column of text."),
+    ] = None,
 ) -> None:
     """Write a commented recipe for a teacher and its prompts.
 
-    Reads the pipeline index of the teacher and the prompt files; no weights are loaded. Writes one recipe file, and
-    never overwrites one.
+    Shows the column and the first prompt of every file. Reads the configs of the teacher and the prompt files; no
+    weights are loaded. Writes one recipe file, which a run accepts, and never overwrites one.
     """
     from condistill.cli.init import write_recipe
 
-    path = write_recipe(teacher, prompts, out)
+    path = write_recipe(teacher, prompts, out, column=column, say=say)
     say(f"wrote {path}; next: read it, then run `condistill run {path}`")
 
 
