@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from condistill.config.sections import PromptSettings
 from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptPool, PromptSequence
-from condistill.prompts.readers import is_tabular
+from condistill.prompts.readers import describe_source, is_tabular
 from condistill.prompts.sources import check_pool
 from condistill.prompts.split import Prompts, SeenSplit, split_indices
 from condistill.prompts.words import has_word
@@ -83,9 +83,11 @@ def _open(run: Run) -> Prompts:
     prompts = Prompts(pool, cached, seen, unseen)
     for name in recipe.variants:
         check_pool(pool, recipe.variant(name)[1].conditioning.prompt_choice)
+    counts = pool.counts
+    cleaned = f"; control characters removed from {counts.cleaned:,}" if counts.cleaned else ""
     run.say(
-        f"prompts: {len(pool):,} in the pool ({pool.counts.duplicates:,} duplicates and {pool.counts.empty:,} "
-        f"empty lines dropped), {len(unseen):,} of them never cached; {len(cached):,} to cache"
+        f"prompts: {len(pool):,} in the pool ({counts.duplicates:,} duplicates and {counts.empty:,} empty lines "
+        f"dropped{cleaned}), {len(unseen):,} of them never cached; {len(cached):,} to cache"
     )
     return prompts
 
@@ -104,6 +106,8 @@ def _check_words(run: Run, pool: PromptPool, unseen: NDArray[np.int64]) -> None:
 
 def _build(run: Run, folder: Path) -> None:
     settings, size = run.recipe.prompts, run.recipe.cache.size
+    for name in dict.fromkeys(settings.every_file):
+        run.say(f"prompts of {describe_source(name, column=settings.column)}")
     pool = PromptPool.build(settings.every_file, folder / _POOL, column=settings.column)
     unseen_prompts = None
     if settings.unseen_files:
