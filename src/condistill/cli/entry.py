@@ -28,6 +28,8 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_BROKEN_PIPE = 141
 
+LOST_PROCESS = "another process of this run has ended; start the run again once its error is repaired"
+
 _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[2])
 """The class in click, or in the copy of click that typer contains."""
 
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             sys.excepthook = _show_traceback
             raise
-        _fail(error_message(error), EXIT_FAILED)
+        _fail(LOST_PROCESS if _has_lost_a_process(error) else error_message(error), EXIT_FAILED)
 
 
 def _split_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
@@ -97,8 +99,15 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
     sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
 
 
+def _has_lost_a_process(error: BaseException) -> bool:
+    """Return whether an exception says that the connection to another process of the run broke."""
+    lost = "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error)
+    return lost and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def _fail(message: str, code: int) -> None:
-    """Print an error message and exit."""
+    """Print an error message and exit; of several processes, all but the main one say which they are."""
+    rank = os.environ.get("RANK", "0")
     print_line(console, "error: ", style="red", end="")
-    say(message)
+    say(message if rank == "0" else f"process {rank}: {message}")
     sys.exit(code)
