@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from condistill.distill.history import History, HistoryRecord, read_history
-from condistill.errors import CondistillError
 
 TERMS = ("output", "feature", "my_term")
 
@@ -100,6 +99,29 @@ def test_a_resumed_training_leaves_the_same_file(tmp_path: Path) -> None:
     assert whole.file.read_bytes() == cut.file.read_bytes()
 
 
+def test_each_process_resumes_with_its_own_sums(tmp_path: Path) -> None:
+    processes = [history_in(tmp_path / f"{i}.jsonl") for i in range(2)]
+    add(processes[0], [1.0], [0.3])
+    add(processes[1], [5.0], [0.8])
+    joined = {name: torch.cat([each.state()[name] for each in processes]) for name in ("sums", "bins")}
+    for number, before in enumerate(processes):
+        resumed = history_in(tmp_path / "resumed.jsonl")
+        resumed.restore(joined, process=number, processes=2)
+        assert torch.equal(resumed.sums, before.sums)
+        assert torch.equal(resumed.bins, before.bins)
+
+
+def test_another_number_of_processes_resumes_with_the_same_total(tmp_path: Path) -> None:
+    alone = history_in(tmp_path / "alone.jsonl")
+    add(alone, [1.0, 5.0], [0.3, 0.8])
+    total = torch.zeros_like(alone.sums)
+    for number in range(3):
+        resumed = history_in(tmp_path / "resumed.jsonl")
+        resumed.restore(alone.state(), process=number, processes=3)
+        total += resumed.sums
+    assert torch.equal(total, alone.sums)
+
+
 def test_a_last_line_that_a_power_loss_cut_off_is_left_out(tmp_path: Path) -> None:
     history = history_in(tmp_path / "history.jsonl")
     add(history, [1.0], [0.5])
@@ -116,15 +138,23 @@ def test_a_loss_that_is_not_finite_can_be_written_and_read(tmp_path: Path) -> No
     assert math.isnan(read_history(history.file)[0].loss)
 
 
-@pytest.mark.parametrize("line", ['{"step": 1, "loss": 2.0}', "[]", "no JSON"])
-def test_a_line_of_another_format_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("line", [b'{"step": 1, "loss": 2.0}', b"[]", b"no JSON", b"\xff\xfe", b""])
+def test_a_damaged_line_is_left_out_and_named(tmp_path: Path, line: bytes) -> None:
     history = history_in(tmp_path / "history.jsonl")
-    add(history, [1.0], [0.5])
-    flush(history, 1)
-    with history.file.open("a") as file:
-        file.write(line + "\n")
-    with pytest.raises(CondistillError, match=r"line 2 of .*history.jsonl is not a record of format 2"):
-        read_history(history.file)
+    for step in (1, 2):
+        add(history, [1.0], [0.5])
+        flush(history, step)
+    first, second = history.file.read_bytes().splitlines(keepends=True)
+    history.file.write_bytes(first + line + b"\n" + second)
+    said: list[str] = []
+    assert [record.step for record in read_history(history.file, said.append)] == [1, 2]
+    assert said == [
+        f"warning: 1 record(s) of {history.file} cannot be read (line 2) and are left out of the curves; the student "
+        "is not affected"
+    ]
+    history.truncate(1, said.append)
+    assert len(said) == 2
+    assert history.file.read_bytes() == first
 
 
 @pytest.mark.parametrize("level", [0.0, 0.999, 1.0])

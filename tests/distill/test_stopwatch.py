@@ -6,7 +6,6 @@ import pytest
 
 from condistill.distill import stopwatch as module
 from condistill.distill.stopwatch import Stopwatch, train_sec
-from condistill.errors import CondistillError
 
 
 def test_the_seconds_of_a_training_add_up_over_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,11 +23,37 @@ def test_the_seconds_of_a_training_add_up_over_its_runs(tmp_path: Path, monkeypa
     now = 504.0
     second.on_step(3, checkpoint=True)
     assert train_sec(tmp_path, 3) == 11.0
-    assert train_sec(tmp_path, 2) == 0.0  # a training that starts again
-    assert train_sec(tmp_path / "nowhere", 3) == 0.0
+    assert train_sec(tmp_path, 1) == 7.0
+    assert train_sec(tmp_path, 0) == 0.0
 
 
-def test_seconds_of_another_format_are_refused(tmp_path: Path) -> None:
-    (tmp_path / module.TIME_NAME).write_text('{"step": 1, "train_sec": 3.0}')
-    with pytest.raises(CondistillError, match="has format 1, and this version"):
-        train_sec(tmp_path, 3)
+def test_seconds_are_unknown_rather_than_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    for damage in (None, "{", '{"step": 1, "train_sec": 3.0}', '{"format": 3, "train_sec": {"x": 1.0}}', "\0"):
+        if damage is not None:
+            (tmp_path / module.TIME_NAME).write_text(damage)
+        assert train_sec(tmp_path, 3) is None
+        resumed = Stopwatch(tmp_path)
+        resumed.on_step(2, checkpoint=False)  # nobody knows how long the first two steps took
+        now += 5
+        resumed.on_step(4, checkpoint=True)
+        assert train_sec(tmp_path, 4) is None
+
+
+def test_a_training_that_falls_back_counts_up_to_the_checkpoint_that_it_resumes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    first = Stopwatch(tmp_path)
+    first.on_step(0, checkpoint=False)
+    for step in (2, 4):
+        now += 10
+        first.on_step(step, checkpoint=True)
+    second = Stopwatch(tmp_path)
+    second.on_step(2, checkpoint=False)  # the checkpoint of step 4 was damaged
+    assert train_sec(tmp_path, 4) is None
+    now += 11
+    second.on_step(4, checkpoint=True)
+    assert train_sec(tmp_path, 4) == 21.0

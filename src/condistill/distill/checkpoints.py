@@ -65,12 +65,13 @@ class TrainingState:
             The name of a tensor that is not finite, for which nothing is written; None if there is none.
         """
         path_tensors, path_prompts = self.paths.state() if self.paths else ({}, [])
+        history = self.history.state(accelerator.gather)
 
         def write() -> str | None:
             parts = {
                 "trained": dict(self.trained.state_dict()),
                 "optimizer": optimizer_tensors(self.optimizer),
-                "history": self.history.state(),
+                "history": history,
             }
             scaler = accelerator.scaler
             meta: dict[str, Any] = {"scaler": scaler.state_dict() if scaler else None}
@@ -106,13 +107,13 @@ class TrainingState:
             step, parts, meta = loaded.pop() if loaded else load_checkpoint(directory / name, verify=False)
             self._take(step, parts, meta, accelerator)
         if accelerator.is_main_process:
-            self.history.truncate(step)
+            self.history.truncate(step, say)
         return step
 
     def _take(self, step: int, parts: Mapping[str, Mapping[str, Tensor]], meta: Any, accelerator: Accelerator) -> None:
         self.trained.load_state_dict(parts["trained"])
         restore_optimizer(self.optimizer, parts["optimizer"])
-        self.history.restore(parts["history"])
+        self.history.restore(parts["history"], process=accelerator.process_index, processes=accelerator.num_processes)
         if self.ema is not None:
             named = zip(self._names(), self.ema.shadow_params, strict=True)
             self.ema.shadow_params = [parts["ema"][name].to(shadow) for name, shadow in named]

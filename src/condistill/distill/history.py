@@ -10,7 +10,6 @@ import torch
 from pydantic import ConfigDict, ValidationError
 from torch import Tensor
 
-from condistill.errors import CondistillError
 from condistill.utils.atomic import write_text
 from condistill.utils.record import Record
 
@@ -92,39 +91,54 @@ class History:
                 file.write(record.model_dump_json() + "\n")
         return record
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the tensors of a checkpoint."""
-        return {"sums": self.sums, "bins": self.bins}
+    def state(self, gather: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint, with one row per process.
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take the tensors that `state` returned."""
-        self.sums.copy_(state["sums"])
-        self.bins.copy_(state["bins"])
+        Args:
+            gather: joins the rows of all processes.
+        """
+        return {"sums": gather(self.sums[None]), "bins": gather(self.bins[None])}
 
-    def truncate(self, step: int) -> None:
-        """Remove the lines that were written after `step` from the file."""
-        kept = [record.model_dump_json() + "\n" for record in read_history(self.file) if record.step <= step]
+    def restore(self, state: Mapping[str, Tensor], *, process: int = 0, processes: int = 1) -> None:
+        """Take the row of this process of what `state` returned.
+
+        If the number of processes has changed, the first one takes the sum of all rows.
+        """
+        for name, own in {"sums": self.sums, "bins": self.bins}.items():
+            rows = state[name].to(own)
+            if len(rows) == processes:
+                own.copy_(rows[process])
+            else:
+                own.copy_(rows.sum(0) if process == 0 else torch.zeros_like(own))
+
+    def truncate(self, step: int, say: Callable[[str], None] = lambda _: None) -> None:
+        """Remove the lines that were written after `step` from the file, and those that cannot be read."""
+        kept = [record.model_dump_json() + "\n" for record in read_history(self.file, say) if record.step <= step]
         write_text(self.file, "".join(kept))
 
 
-def read_history(file: Path) -> list[HistoryRecord]:
-    """Return the records of a history file. A last line that a power loss cut off is left out.
+def read_history(file: Path, say: Callable[[str], None] = lambda _: None) -> list[HistoryRecord]:
+    """Return the records of a history file.
 
-    Raises:
-        CondistillError: a line is not a record of this format.
+    A last line that a power loss cut off is left out, and so is a damaged line: nothing is trained again for it.
+
+    Args:
+        say: called with a line that names the damaged ones.
     """
     if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    records = []
-    for number, line in enumerate(lines, 1):
-        if not line.endswith("\n"):
+    records, damaged = [], []
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
             break
         try:
             records.append(HistoryRecord.model_validate_json(line))
-        except ValidationError as error:
-            raise CondistillError(
-                f"line {number} of {file} is not a record of format {HistoryRecord.model_fields['format'].default}; "
-                "delete the file's directory and train again"
-            ) from error
+        except ValidationError:
+            damaged.append(str(number))
+    if damaged:
+        lines = f"line {damaged[0]}" if len(damaged) == 1 else f"lines {', '.join(damaged[:6])}"
+        say(
+            f"warning: {len(damaged)} record(s) of {file} cannot be read ({lines}) and are left out of the curves; the "
+            "student is not affected"
+        )
     return records

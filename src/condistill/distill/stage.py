@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -62,12 +62,12 @@ class DistilledVariant:
         """Return the record of the student: its kept layers and the sizes of both denoisers."""
         return StudentRecord.read(self.directory / STUDENT_NAME, remedy="run `condistill distill` with --update")
 
-    def history(self) -> list[HistoryRecord]:
-        """Return the records of its training."""
-        return read_history(self.directory / "checkpoints" / HISTORY_NAME)
+    def history(self, say: Callable[[str], None] = lambda _: None) -> list[HistoryRecord]:
+        """Return the records of its training; `say` is called with a line if some cannot be read."""
+        return read_history(self.directory / "checkpoints" / HISTORY_NAME, say)
 
-    def train_sec(self, steps: int) -> float:
-        """Return the seconds that its training of `steps` steps took."""
+    def train_sec(self, steps: int) -> float | None:
+        """Return the seconds that its training of `steps` steps took; None if they are not known."""
         return train_sec(self.directory, steps)
 
     def load(self, family: Family) -> nn.Module:

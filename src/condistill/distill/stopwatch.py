@@ -1,4 +1,4 @@
-"""The seconds that a training took, over all the runs of the command that it needed."""
+"""The seconds that a training took, over all the runs of the command that it needed. Unknown is better than wrong."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from condistill.errors import CondistillError
 from condistill.utils.record import RecordFile
 
 TIME_NAME = "seconds.json"
 
 
 class TrainingTime(RecordFile):
-    """`seconds.json` of a training: its time up to a checkpoint."""
+    """`seconds.json` of a training: its time up to each of its checkpoints."""
 
-    format: Literal[2] = 2
-    step: int
-    """Optimiser steps that the checkpoint has."""
-    train_sec: float
+    format: Literal[3] = 3
+    train_sec: dict[str, float]
+    """By the number of optimiser steps of a checkpoint."""
 
 
 class Stopwatch:
@@ -26,6 +26,8 @@ class Stopwatch:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._started: float | None = None
+        self._is_unknown = False
+        """Whether the training resumed from a checkpoint whose time is not known."""
 
     def on_step(self, step: int, *, checkpoint: bool) -> None:
         """Note the time; call it before the first step, and after each step.
@@ -36,15 +38,25 @@ class Stopwatch:
         """
         now = time.monotonic()
         if self._started is None:
-            self._started = now - train_sec(self._directory, step)
-        if checkpoint:
-            TrainingTime(step=step, train_sec=now - self._started).write(self._directory / TIME_NAME)
+            before = train_sec(self._directory, step)
+            self._is_unknown, self._started = before is None, now - (before or 0.0)
+            self._write({number: sec for number, sec in _read(self._directory).items() if int(number) <= step})
+        elif checkpoint and not self._is_unknown:
+            self._write({**_read(self._directory), str(step): now - self._started})
+
+    def _write(self, train_sec: dict[str, float]) -> None:
+        TrainingTime(train_sec=train_sec).write(self._directory / TIME_NAME)
 
 
-def train_sec(directory: Path, step: int) -> float:
-    """Return the seconds that a `Stopwatch` wrote in a directory; 0 if it wrote none, or only for a later step."""
-    file = directory / TIME_NAME
-    if not file.is_file():
-        return 0.0
-    written = TrainingTime.read(file, remedy="delete it to measure the time again")
-    return written.train_sec if written.step <= step else 0.0
+def train_sec(directory: Path, step: int) -> float | None:
+    """Return the seconds that a training took up to a checkpoint; None if they are not known."""
+    return _read(directory).get(str(step)) if step else 0.0
+
+
+def _read(directory: Path) -> dict[str, float]:
+    """Return the seconds by step that a `Stopwatch` wrote; none where its file is missing or damaged."""
+    try:
+        written = TrainingTime.read(directory / TIME_NAME, remedy="the time is not known")
+    except (CondistillError, OSError, ValueError):
+        return {}
+    return {step: sec for step, sec in written.train_sec.items() if step.isdecimal()}

@@ -57,17 +57,17 @@ def speed_records(
 
 
 def compute_record(
-    recipe: Recipe, name: str, denoisers: Mapping[str, nn.Module], train_sec: Mapping[str, float]
+    recipe: Recipe, name: str, denoisers: Mapping[str, nn.Module], train_sec: Mapping[str, float | None]
 ) -> ComputeRecord:
     """Return the cost of training a variant and the variants that taught it, in a row; all share one cache.
 
     Args:
         denoisers: of the teacher and of every variant.
-        train_sec: of every variant, the seconds of its own training.
+        train_sec: of every variant, the seconds of its own training, where they are known.
     """
     cache = recipe.cache
     cache_sampling = Sampling(cache.num_inference_steps, cache.guidance_scale)
-    costs = []
+    costs, seconds = [], []
     for variant in (name, *recipe.teachers(name)):
         teacher: Any = denoisers[recipe.variants[variant].teacher or TEACHER]
         forwards = TrainingForwards.of(
@@ -81,12 +81,13 @@ def compute_record(
                 teacher_forwards=forwards.teacher,
                 student_forwards=forwards.student,
                 cache_forwards=forwards.cache,
-                train_sec=train_sec[variant],
             )
         )
+        seconds.append(train_sec[variant])
+    known = [sec for sec in seconds if sec is not None]
     return ComputeRecord(
         teacher_forwards=sum(cost.teacher_forwards for cost in costs),
         student_forwards=sum(cost.student_forwards for cost in costs),
         cache_forwards=max(cost.cache_forwards for cost in costs),
-        train_sec=sum(cost.train_sec for cost in costs),
+        train_sec=sum(known) if len(known) == len(seconds) else None,
     )

@@ -56,7 +56,8 @@ class ComputeRecord(Record):
     student_forwards: float
     cache_forwards: float
     """Samples that passed forward through the teacher to fill the cache."""
-    train_sec: float
+    train_sec: float | None = None
+    """None where it is not known, since the file of a training's seconds was damaged or deleted."""
 
 
 class ModelRecord(Record):
@@ -78,7 +79,7 @@ class ModelRecord(Record):
         """Return every figure by group and name; the groups are the splits, `sampling`, `size`, `speed`, `compute`."""
         groups = {split: {name: score.value for name, score in scores.items()} for split, scores in self.scores.items()}
         costs = (("sampling", self.sampling), ("size", self.size), ("speed", self.speed), ("compute", self.compute))
-        return groups | {name: record.model_dump() for name, record in costs if record is not None}
+        return groups | {name: record.model_dump(exclude_none=True) for name, record in costs if record is not None}
 
 
 class Evaluation(RecordFile):

@@ -64,7 +64,7 @@ def _write(run: Run) -> None:
         grid=finished.grid(),
         grid_folder=finished.grid_folder,
         students=students,
-        histories={name: variant.history() for name, variant in variants.items()},
+        histories={name: variant.history(run.say) for name, variant in variants.items()},
     )
     path = write_report(open(run), inputs)
     sentence, detail = verdict(evaluation)

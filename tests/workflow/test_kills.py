@@ -1,0 +1,21 @@
+"""A few of the kills of `tools/kill_runs.py`, which has the commands for as many as you like."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "kill_runs.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--processes", "2"), ("--changed",)], ids=["one", "two", "changed"])
+def test_a_killed_run_ends_with_the_results_of_a_run_left_alone(options: tuple[str, ...]) -> None:
+    command = [sys.executable, str(TOOL), "--kills", "2", "--seed", "1", *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 kills, 0 runs differ" in done.stdout

@@ -1,0 +1,234 @@
+"""Kill runs at random moments, start each again until it ends, and compare its results with those of a run left alone.
+
+    python tools/kill_runs.py --kills 30                 # one process: results equal byte for byte
+    python tools/kill_runs.py --processes 2 --kills 20   # two processes, one or both killed: byte for byte
+    python tools/kill_runs.py --changed --kills 10       # the number of processes changes: to float32 summation
+
+`make test` does the same with a few kills (`tests/workflow/test_kills.py`). A run has every stage and two students, one
+with feature maps and one with rolling states; its teacher is tiny, with random weights. Runs are forked from a process
+that has imported everything, so that a kill costs seconds. Moments follow from `--seed`, as far as the machine keeps
+time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+RECIPE: dict[str, Any] = {
+    "seed": 0,
+    "prompts": {"files": ["miniature"], "unseen_words": ["star", "heart"]},
+    "cache": {"size": 16, "num_inference_steps": 2, "guidance_scale": 3.0, "batch_size": 4, "shard_size": 4},
+    "student": {"width": 0.5},
+    "distill": {
+        "steps": 12,
+        "batch_size": 4,
+        "optimizer": {"ema_decay": 0.9, "learning_rate": 1.0e-3},
+        "logging": {"checkpoint_every": 3, "log_every": 2},
+    },
+    "variants": {
+        "maps": {"distill": {"loss": {"features": "stages"}}},
+        "rolling": {"distill": {"loss": {"features": "cross_attention"}, "path": {"start": "noise", "share": 0.5}}},
+    },
+    "evaluate": {"prompts_per_split": 2, "batch_size": 2, "grid": 1},
+}
+PATIENCE_SEC = 20.0
+"""How long a process may take to notice that the other one is dead."""
+
+
+def write(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def prepare(folder: Path) -> Path:
+    """Write a teacher and a recipe, and return the path of the recipe."""
+    import kill
+
+    recipe = kill.prepare(folder)
+    teacher = yaml.safe_load(recipe.read_text(encoding="utf-8"))["teacher"]
+    recipe.write_text(yaml.safe_dump({"teacher": teacher, **RECIPE}), encoding="utf-8")
+    return recipe
+
+
+def preload() -> None:
+    """Import in this process what every run imports."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    import torch
+
+    torch.set_num_threads(1)
+    for module in ("condistill.workflow.compress", "condistill.report.html", "condistill.miniature.build"):
+        importlib.import_module(module)
+
+
+class RunningRun:
+    """The processes of one `condistill run`."""
+
+    def __init__(self, recipe: Path, out: Path, processes: int) -> None:
+        self.log = out.with_name(f"{out.name}.log")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        world: list[dict[str, str]] = [{}]
+        if processes > 1:
+            common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            world = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        self.started = time.monotonic()
+        self.alive = [self._fork(recipe, out, environment) for environment in world]
+        self.codes: list[int] = []
+
+    def _fork(self, recipe: Path, out: Path, environment: dict[str, str]) -> int:
+        process = os.fork()
+        if process:
+            return process
+        code = 1
+        try:
+            os.environ |= environment
+            log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            for number in (1, 2):
+                os.dup2(log, number)
+            from condistill.cli import main
+
+            main(["run", str(recipe), "--out", str(out)])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            os._exit(code)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait up to some seconds, and return whether every process has ended."""
+        end = time.monotonic() + seconds
+        while self.alive:
+            process, status = os.waitpid(-1, os.WNOHANG)
+            if process:
+                self.alive.remove(process)
+                self.codes.append(os.waitstatus_to_exitcode(status))
+            elif time.monotonic() >= end:
+                return False
+            else:
+                time.sleep(0.002)
+        return True
+
+    def kill(self, victims: Sequence[int]) -> None:
+        """Kill some of the processes, then end the others as a launcher does: with SIGTERM, and SIGKILL if need be."""
+        processes = list(self.alive)
+        for victim in victims:
+            os.kill(processes[victim], signal.SIGKILL)
+        for process in processes:
+            if process not in [processes[victim] for victim in victims]:
+                os.kill(process, signal.SIGTERM)
+        if not self.wait(PATIENCE_SEC):
+            for process in self.alive:
+                os.kill(process, signal.SIGKILL)
+            self.wait(PATIENCE_SEC)
+
+    def finish(self) -> float:
+        """Wait for the end, and return the seconds that the run took.
+
+        Raises:
+            SystemExit: the run failed or takes too long; the message has its log.
+        """
+        ended = self.wait(600)
+        if not ended or any(self.codes):
+            self.kill(range(len(self.alive)))
+            raise SystemExit(f"the run failed with {self.codes}:\n{self.log.read_text(encoding='utf-8')}")
+        return time.monotonic() - self.started
+
+
+def differences(out: Path, expected: Path, *, exact: bool) -> list[str]:
+    """Return the names of results that differ between two finished runs."""
+    import kill
+
+    if exact:
+        return kill.differences(out, expected)
+    return _far_apart(out, expected)
+
+
+def _far_apart(out: Path, expected: Path) -> list[str]:
+    """Return the names of files whose numbers differ by more than a few roundings of float32."""
+    import torch
+    from safetensors.torch import load_file
+
+    wrong = []
+    for file in sorted(expected.rglob("*.safetensors")):
+        ours, theirs = load_file(out / file.relative_to(expected)), load_file(file)
+        close = ours.keys() == theirs.keys() and all(
+            torch.allclose(_total(name, ours[name]), _total(name, tensor), rtol=1e-3, atol=1e-4)
+            for name, tensor in theirs.items()
+        )
+        wrong += [] if close else [str(file.relative_to(expected))]
+    for file in sorted(expected.rglob("history.jsonl")):
+        pairs = [
+            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for path in (out / file.relative_to(expected), file)
+        ]
+        steps = [[record["step"] for record in records] for records in pairs]
+        losses = [[record["loss"] for record in records] for records in pairs]
+        close = steps[0] == steps[1] and all(abs(a - b) <= 1e-4 * abs(b) for a, b in zip(*losses, strict=True))
+        wrong += [] if close else [str(file.relative_to(expected))]
+    return wrong
+
+
+def _total(name: str, tensor: Any) -> Any:
+    """Return a tensor in float64; sums of losses have a row per process, and are added."""
+    return tensor.double().sum(0) if name.startswith("history/") else tensor.double()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Kill, start again, compare; the exit code is 1 if a result differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--changed", action="store_true", help="start again with another number of processes")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    preload()
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        recipe, expected = prepare(folder), folder / "expected"
+        seconds = RunningRun(recipe, expected, options.processes).finish()
+        write(f"left alone: {seconds:.1f} s")
+        killed = failed = number = 0
+        while killed < options.kills:
+            number += 1
+            out, moment = folder / f"run-{number}", rng.random() * seconds
+            first = 1 + number % 2 if options.changed else options.processes
+            second = 3 - first if options.changed else first
+            victims = rng.choice([[0], [1], [0, 1]]) if first == 2 else [0]
+            run = RunningRun(recipe, out, first)
+            if run.wait(moment):
+                write(f"{number}: ended before {moment:.2f} s with {run.codes}, not counted")
+            else:
+                run.kill(victims)
+                killed += 1
+                RunningRun(recipe, out, second).finish()
+                wrong = differences(out, expected, exact=not options.changed)
+                failed += bool(wrong)
+                what = f"{first} process(es), {victims} killed after {moment:.2f} s, again with {second}"
+                write(f"{number}: {what}: {', '.join(wrong) or 'equal'}")
+            shutil.rmtree(out, ignore_errors=True)
+    write(f"{killed} kills, {failed} runs differ")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
