@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from condistill.config.sections import EvaluateSettings
+from condistill.errors import CondistillError
 from condistill.evaluate.generate import Round, choose_rounds, generate_round
 from condistill.pipelines.sampling import Sampling
 from condistill.teachers.family import Family
@@ -63,7 +64,9 @@ def test_the_parts_of_a_round_do_not_overlap() -> None:
 
 
 def generated(path: Path, family: Family, batch_size: int = 2) -> NDArray[np.float32]:
-    return generate_round(path, family, family.denoiser, ROUND, batch_size=batch_size, sampling=Sampling(1, 2.0))
+    return generate_round(
+        path, family, family.denoiser, ROUND, model=path.stem, batch_size=batch_size, sampling=Sampling(1, 2.0)
+    )
 
 
 def test_every_model_starts_from_the_noise_of_the_row(
@@ -96,3 +99,18 @@ def test_a_finished_round_is_not_generated_again(
     first = generated(tmp_path / "student.arrow", tiny_family)
     monkeypatch.setattr(tiny_family, "sample", None)
     np.testing.assert_array_equal(generated(tmp_path / "student.arrow", tiny_family), first)
+
+
+@pytest.mark.parametrize(("model", "remedy"), [("teacher", "teacher.dtype"), ("mine", "a lower .*learning_rate")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite_are_refused_with_the_name_of_the_model_and_are_not_kept(
+    *, tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, remedy: str, bad: float
+) -> None:
+    def sample(_denoiser: Any, prompts: Any, noise: torch.Tensor, **_: Any) -> torch.Tensor:
+        noise[-1, 0, 0, 0] = bad
+        return noise
+
+    monkeypatch.setattr(tiny_family, "sample", sample)
+    with pytest.raises(CondistillError, match=rf"^{model} generated .*not finite for 1 of 2 prompt.*{remedy}"):
+        generated(tmp_path / f"{model}.arrow", tiny_family)
+    assert not [*tmp_path.iterdir()]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from condistill.errors import CondistillError
 from condistill.evaluate.generate import Round
 from condistill.evaluate.measure import Measurement, PictureGrid, Scores
 from condistill.evaluate.metrics.frechet import Moments, frechet_distance
+from condistill.evaluate.metrics.metric import LATENTS as LATENT_FEATURES
+from condistill.evaluate.metrics.metric import METRICS, Metric, Samples, Score
 from condistill.teachers.family import Family
 
 SPLITS = {"seen": slice(0, 2), "unseen": slice(2, 6), "all": slice(0, 6)}
@@ -129,6 +133,26 @@ def test_a_result_that_is_not_finite_is_left_out() -> None:
     scores = Measurement(ROUNDS, decode, batch_size=4).measure(latents)["student"]
     assert list(scores["seen"]) == ["latent_rmse"]
     assert scores["unseen"] == scores["all"] == {}
+
+
+class Undefined(Metric):
+    name = "undefined"
+    needs = frozenset({LATENT_FEATURES})
+
+    def update(self, samples: Samples) -> None:
+        pass
+
+    def merge(self, other: Metric) -> None:
+        pass
+
+    def compute(self) -> Score | None:
+        return Score(value=math.nan)
+
+
+def test_a_metric_of_a_plugin_that_is_not_a_number_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METRICS, "_entries", {"undefined": Undefined})
+    with pytest.raises(CondistillError, match=r"the metric 'undefined' of teacher is not a finite number"):
+        measured()
 
 
 def test_decoded_images_do_not_depend_on_the_batch_size(tiny_family: Family, tmp_path: Path) -> None:

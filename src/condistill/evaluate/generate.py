@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from condistill.cache.latents import is_shard, read_shard, write_shard
+from condistill.config.recipe import TEACHER
 from condistill.config.sections import EvaluateSettings
+from condistill.errors import CondistillError
 from condistill.pipelines.sampling import Sampling
 from condistill.teachers.family import Family
 from condistill.utils.randomness import Stream, generator, image_noise, image_seed
@@ -67,6 +69,7 @@ def generate_round(
     denoiser: nn.Module,
     round_: Round,
     *,
+    model: str,
     batch_size: int,
     sampling: Sampling,
     on_images: Callable[[int], None] = lambda _: None,
@@ -74,7 +77,11 @@ def generate_round(
     """Return latents `[N, C, h, w]` of a round; they are kept in `path`, so that an interrupted evaluation resumes.
 
     Args:
+        model: the name of the model, for an error.
         on_images: is called with the number of images of every finished batch.
+
+    Raises:
+        CondistillError: latents are not finite, so they cannot be measured; nothing was written.
     """
     count = len(round_.prompts)
     if is_shard(path, round_.prompts):
@@ -84,10 +91,29 @@ def generate_round(
         for start in range(0, count, batch_size):
             rows = range(start, min(start + batch_size, count))
             parts.append(_generate(family, denoiser, round_, rows, sampling))
+            _check_finite(parts[-1], model, [round_.prompts[row] for row in rows])
             on_images(len(rows))
         write_shard(path, np.concatenate(parts), round_.prompts)
     latents, _ = read_shard(path)
+    _check_finite(latents, model, round_.prompts)
     return latents
+
+
+def _check_finite(latents: NDArray[np.float32], model: str, prompts: Sequence[str]) -> None:
+    """Refuse latents `[B, C, h, w]` with a NaN or an infinity: every figure of the model would be none."""
+    bad = [prompt for prompt, latent in zip(prompts, latents, strict=True) if not np.isfinite(latent).all()]
+    if not bad:
+        return
+    remedy = "try teacher.dtype: float32, or another scheduler in the teacher's directory"
+    if model != TEACHER:
+        remedy = (
+            "its weights are too large, which a lower distill.optimizer.learning_rate prevents (with --update, which "
+            "trains it again), or they do not fit teacher.dtype (try float32)"
+        )
+    raise CondistillError(
+        f"{model} generated latents that are not finite for {len(bad)} of {len(prompts)} prompt(s), such as "
+        f"{bad[0]!r}, so it cannot be measured: {remedy}"
+    )
 
 
 def _generate(

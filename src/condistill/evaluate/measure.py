@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 from condistill.config.recipe import TEACHER
+from condistill.errors import CondistillError
 from condistill.evaluate.generate import ALL, Round
 from condistill.evaluate.metrics.classifier import ImageClassifier
 from condistill.evaluate.metrics.metric import (
@@ -122,7 +124,7 @@ class Measurement:
                     inside = slice(max(of_split.start - start, 0), max(of_split.stop - start, 0))
                     for metric in by_split[split]:
                         metric.update(samples.part(inside))
-        return _results(by_split, metrics)
+        return _results(model, by_split, metrics)
 
     def _available(self, *, has_teacher: bool) -> set[str]:
         """Return the names of the features that a model has."""
@@ -152,16 +154,31 @@ class Measurement:
             self._grid.add(model, row, samples.features[IMAGES][row - start], correct=correct)
 
 
-def _results(by_split: Mapping[str, Sequence[Metric]], metrics: Sequence[type[Metric]]) -> Scores:
-    """Return the results of every split, and of all splits together."""
+def _results(model: str, by_split: Mapping[str, Sequence[Metric]], metrics: Sequence[type[Metric]]) -> Scores:
+    """Return the results of a model on every split, and on all splits together."""
     of_all = [metric() for metric in metrics]
     for of_split in by_split.values():
         for merged, metric in zip(of_all, of_split, strict=True):
             merged.merge(metric)
     results = {
-        split: {metric.name: metric.compute() for metric in of_split}
+        split: {metric.name: _compute(metric, model) for metric in of_split}
         for split, of_split in {**by_split, ALL: of_all}.items()
     }
     return {
         split: {name: score for name, score in scores.items() if score is not None} for split, scores in results.items()
     }
+
+
+def _compute(metric: Metric, model: str) -> Score | None:
+    """Return the result of a metric.
+
+    Raises:
+        CondistillError: it is not a finite number, which no JSON file can hold.
+    """
+    try:
+        return metric.compute()
+    except ValidationError as error:
+        raise CondistillError(
+            f"the metric {metric.name!r} of {model} is not a finite number; its `compute` must return None where "
+            "it has no result"
+        ) from error

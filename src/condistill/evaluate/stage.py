@@ -192,6 +192,7 @@ def _generate(
                     run.family,
                     denoiser,
                     each,
+                    model=name,
                     batch_size=run.recipe.evaluate.batch_size,
                     sampling=sampling[name],
                     on_images=partial(advance, note=name),
