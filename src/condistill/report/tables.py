@@ -172,7 +172,7 @@ def costs(evaluation: Evaluation) -> list[Group]:
         spread = f"median {seconds(model.speed.median_sec_per_image)}"
         if name == TEACHER:
             return spread
-        ratio = "as long" if take_as_long(model, teacher) else times_as_fast(model.speed.relative_time)
+        ratio = "as fast" if take_as_long(model, teacher) else times_as_fast(model.speed.relative_time)
         return f"{ratio}, {spread}"
 
     timed = Style(seconds, are_equal=lambda one, other: take_as_long(models[one], models[other]))
