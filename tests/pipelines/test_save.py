@@ -129,6 +129,17 @@ def test_only_the_schedulers_files_change_with_the_scheduler(
     assert isinstance(loaded.scheduler, DDIMScheduler)
 
 
+def test_layers_that_diffusers_keeps_in_float32_are_saved_in_float32(
+    tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tiny_family.denoiser), "_keep_in_fp32_modules", ["conv_in"])
+    save_pipeline(tiny_family, tiny_family.denoiser, tmp_path / "saved", card="", dtype=torch.bfloat16)
+    (weights,) = PipelineFiles.read(tmp_path / "saved").weights("unet")
+    dtypes = {name: tensor.dtype for name, tensor in load_file(weights).items()}
+    assert dtypes.pop("conv_in.weight") == dtypes.pop("conv_in.bias") == torch.float32
+    assert set(dtypes.values()) == {torch.bfloat16}
+
+
 def test_a_weight_that_is_too_large_for_the_dtype_is_named(tiny_family: Family, tmp_path: Path) -> None:
     student = copy.deepcopy(tiny_family.denoiser)
     with torch.no_grad():

@@ -11,10 +11,14 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from end_to_end import run_recipe
+from safetensors.torch import load_file
 
+from condistill.config.sections import TeacherSettings
+from condistill.distill.stage import DistilledVariant
 from condistill.evaluate.record import Evaluation
 from condistill.pipelines.generate import generate_image
 from condistill.teachers.files import PipelineFiles
+from condistill.teachers.load import load_teacher
 from condistill.utils.format import byte_size
 
 README = Path(__file__).parents[2] / "README.md"
@@ -101,6 +105,14 @@ def test_components_that_do_not_change_are_equal_byte_for_byte(run: HalfRun) -> 
 def test_the_student_is_saved_in_the_dtype_of_the_teachers_files(run: HalfRun) -> None:
     assert run.student.dtype("unet") == run.dtype
     assert {run.student.dtype(name) for name in ("vae", "text_encoder")} == {run.teacher.dtype("vae")}
+
+
+def test_the_evaluation_is_of_the_weights_as_they_are_on_disk(run: HalfRun) -> None:
+    family = load_teacher(TeacherSettings(pipeline=str(run.teacher.directory), variant=run.teacher.variant))
+    variant = DistilledVariant("student", run.out, run.student.directory)
+    (file,) = run.student.weights("unet")
+    on_disk, loaded = load_file(file), variant.load(family).state_dict()
+    assert all(torch.equal(loaded[name], tensor.to(family.dtype)) for name, tensor in on_disk.items())
 
 
 def test_the_report_has_the_sizes_of_the_files(run: HalfRun) -> None:
