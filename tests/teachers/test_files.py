@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from condistill.errors import CondistillError
-from condistill.teachers.files import pipeline_files
+from condistill.teachers.files import PipelineFiles, pipeline_files
 
 INDEX: dict[str, Any] = {
     "_class_name": "StableDiffusionPipeline",
@@ -142,3 +142,20 @@ def test_an_index_of_shards_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     write_sharded(tmp_path / "unet", "diffusion_pytorch_model.safetensors.index.json", ["../other.safetensors"])
     with pytest.raises(CondistillError, match=r"names '\.\./other\.safetensors'; only files of its own directory"):
         pipeline_files(tmp_path, INDEX, variant=None)
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"_class_name": 3}'])
+def test_a_pipeline_without_a_readable_index_is_named(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "model_index.json").write_text(content)
+    with pytest.raises(CondistillError, match=r"model_index\.json .*; save the pipeline again"):
+        PipelineFiles.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", None])
+def test_damaged_weights_are_named(content: bytes | None, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    pipeline = PipelineFiles.read(Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "pipeline")))
+    (weights,) = pipeline.weights("unet")
+    weights.write_bytes(weights.read_bytes()[:-1000] if content is None else content)
+    with pytest.raises(CondistillError, match=r"unet.*safetensors is damaged .*; delete the pipeline's directory"):
+        pipeline.dtype("unet")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from condistill.config.sections import TeacherSettings
 from condistill.distill.stage import DistilledVariant
+from condistill.errors import CondistillError
 from condistill.evaluate.record import Evaluation
 from condistill.pipelines.generate import generate_image
 from condistill.teachers.files import PipelineFiles
@@ -113,6 +114,15 @@ def test_the_evaluation_is_of_the_weights_as_they_are_on_disk(run: HalfRun) -> N
     (file,) = run.student.weights("unet")
     on_disk, loaded = load_file(file), variant.load(family).state_dict()
     assert all(torch.equal(loaded[name], tensor.to(family.dtype)) for name, tensor in on_disk.items())
+
+
+def test_a_damaged_student_is_named_with_a_cure(run: HalfRun, tmp_path: Path) -> None:
+    pipeline = Path(shutil.copytree(run.student.directory, tmp_path / "pipeline"))
+    (weights,) = PipelineFiles.read(pipeline).weights("unet")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    family = load_teacher(TeacherSettings(pipeline=str(run.student.directory)))
+    with pytest.raises(CondistillError, match=r"unet cannot be loaded \(.*\); delete .*pipeline, and the same command"):
+        DistilledVariant("student", run.out, pipeline).load(family)
 
 
 def test_the_report_has_the_sizes_of_the_files(run: HalfRun) -> None:

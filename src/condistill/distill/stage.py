@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from condistill.cache import stage as cache_stage
@@ -74,12 +75,20 @@ class DistilledVariant:
         """Return its denoiser on the family's device, read from safetensors.
 
         Raises:
-            CondistillError: the pipeline has no denoiser.
+            CondistillError: the pipeline has no denoiser, or it is damaged.
         """
         path = self.pipeline / family.denoiser_name
         if not path.is_dir():
             raise CondistillError(f"there is no student at {path}; make it with `condistill distill RECIPE`")
-        denoiser: Any = type(family.denoiser).from_pretrained(path, use_safetensors=True, torch_dtype=family.dtype)
+        kind: Any = type(family.denoiser)
+        try:
+            denoiser = kind.from_pretrained(path, use_safetensors=True, torch_dtype=family.dtype)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise CondistillError(
+                f"the student at {path} cannot be loaded ({reason}); delete {self.pipeline}, and the same command "
+                "makes it again from the last checkpoint"
+            ) from error
         return _prepared(family, denoiser.to(family.device).eval().requires_grad_(False))
 
 

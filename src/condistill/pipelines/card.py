@@ -68,7 +68,7 @@ class PipelineParts:
         class_name = pipeline.index["_class_name"]
         return cls(
             class_name,
-            tuple(name for name, part in optional.items() if part[0] is None),
+            tuple(name for name, part in optional.items() if part and part[0] is None),
             dtype or pipeline.dtype(family_of_pipeline(class_name).denoiser_name),
         )
 

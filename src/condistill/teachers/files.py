@@ -56,13 +56,16 @@ class PipelineFiles:
         """Read the index of a pipeline that is loaded without a variant.
 
         Raises:
-            CondistillError: the directory has no index, or it is not valid JSON.
+            CondistillError: the directory has no index, or it is not the index of a pipeline.
         """
         file = directory / INDEX_NAME
         try:
-            return cls(directory, json.loads(file.read_text(encoding="utf-8")))
+            index = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CondistillError(f"{file} cannot be read ({error}); save the pipeline again") from error
+        if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+            raise CondistillError(f"{file} does not name the class of a pipeline; save the pipeline again")
+        return cls(directory, index)
 
     @cached_property
     def by_component(self) -> dict[str, list[Path]]:
@@ -82,17 +85,33 @@ class PipelineFiles:
         return sum(file.stat().st_size for files in self.by_component.values() for file in files)
 
     def dtype(self, component: str) -> str:
-        """Return the dtype of most of a component's weights as it is on disk: float32, float16 or bfloat16."""
-        from safetensors import safe_open
+        """Return the dtype of most of a component's weights as it is on disk: float32, float16 or bfloat16.
 
+        Raises:
+            CondistillError: a file is not in safetensors format, or is cut off.
+        """
         count: Counter[str] = Counter()
         for file in self.weights(component):
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - it is no mapping
-                    tensor = tensors.get_slice(name)
-                    dtype = tensor.get_dtype()
-                    count[dtype] += prod(tensor.get_shape()) * _BYTES.get(dtype, 0)
+            count += _bytes_by_dtype(file)
         return _DTYPES.get(count.most_common(1)[0][0], "bfloat16") if count else "float32"
+
+
+def _bytes_by_dtype(file: Path) -> Counter[str]:
+    """Return the bytes of the weights of a safetensors file by their dtype, from its header."""
+    from safetensors import SafetensorError, safe_open
+
+    count: Counter[str] = Counter()
+    try:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                tensor = tensors.get_slice(name)
+                dtype = tensor.get_dtype()
+                count[dtype] += prod(tensor.get_shape()) * _BYTES.get(dtype, 0)
+    except (OSError, SafetensorError) as error:
+        raise CondistillError(
+            f"{file} is damaged ({error}); delete the pipeline's directory, then make it or download it again"
+        ) from error
+    return count
 
 
 def pipeline_files(directory: Path, index: Mapping[str, Any], *, variant: str | None) -> dict[str, list[Path]]:
