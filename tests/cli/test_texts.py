@@ -43,6 +43,7 @@ def test_no_error_of_the_system_is_called_a_bug(code: int) -> None:
             RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/3: file write failed"),
             "free space",
         ),
+        (RuntimeError("Could not determine home directory."), "write the whole path"),
         (ModuleNotFoundError("No module named 'pyarrow.lib'", name="pyarrow.lib"), "pip install pyarrow"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "may be damaged"),
     ],

@@ -27,9 +27,12 @@ WIDTH = {"width": 0.5}
     [
         (
             {"cache": {"num_inference_steps": 1001}},
-            r"cache.num_inference_steps is 1001, .* choose a number from 2 to 1000",
+            r"cache.num_inference_steps is 1001, .* DDIMScheduler .* 1000 timesteps; lower it",
         ),
-        ({"evaluate": {"num_inference_steps": 9999}}, r"evaluate.num_inference_steps is 9999, .* from 2 to 1000"),
+        (
+            {"evaluate": {"num_inference_steps": 9999}},
+            r"evaluate.num_inference_steps is 9999, .* 1000 timesteps; lower it",
+        ),
         (
             {"teacher": {"resolution": 128}, "evaluate": {"classifier": "miniature"}},
             r"classifies images of 64x64 pixels, and the teacher's have 128x128; set it to 'none'",

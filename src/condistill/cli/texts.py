@@ -50,6 +50,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 _UNREADABLE = {"ArrowInvalid", "JSONDecodeError", "SafetensorError", "UnicodeDecodeError", "UnidentifiedImageError"}
 """Exceptions of libraries that cannot read a file. Where the file is known, a `CondistillError` names it."""
 
+_BY_TEXT = {
+    "PytorchStreamWriter failed": "a checkpoint could not be written; check the free space and the largest file that "
+    "the disk allows",  # torch does not say which error of the system it was
+    "Could not determine home directory": "the home directory of a path that begins with ~ is unknown; write the whole "
+    "path",
+}
+"""Messages for exceptions that have no class of their own, by words of their text."""
+
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an exception, its cause, the cause of that, and so on."""
@@ -100,9 +108,7 @@ def _environment_message(error: Exception, first_line: str) -> str | None:
         return f"the package {package} is missing or damaged; check `condistill doctor`, then pip install {package}"
     if type(error).__name__ in _UNREADABLE:
         return f"a file cannot be read and may be damaged: {first_line}; run with --debug for its name"
-    if "PytorchStreamWriter failed" in str(error):  # torch does not say which error of the system it was
-        return "a checkpoint could not be written; check the free space and the largest file that the disk allows"
-    return None
+    return next((message for words, message in _BY_TEXT.items() if words in str(error)), None)
 
 
 def usage_message(error: Any) -> str:

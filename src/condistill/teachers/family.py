@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition, mean_token_embedding
+from condistill.teachers.configs import checked_count, checked_factor, unusable
 from condistill.teachers.noise.schedule import NoiseSchedule
 from condistill.teachers.traits import CallExample, GuidanceSpec, LayerList
+from condistill.utils.text import shorten
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
@@ -87,6 +89,43 @@ class Family(ABC):
             CondistillError: the family does not support this scheduler.
         """
 
+    def check_configs(self) -> None:
+        """Check that the values that are needed after training can be used, and those of the noise.
+
+        Raises:
+            CondistillError: names the file and the key.
+        """
+        vae = getattr(self.pipeline, "vae", None)
+        if vae is not None:
+            file = "vae/config.json of the teacher"
+            checked_factor(vae.config.get("scaling_factor"), "scaling_factor", file)
+            if vae.config.get("shift_factor"):
+                checked_factor(vae.config["shift_factor"], "shift_factor", file)
+        for side in self.latent_shape:
+            checked_count(side, "the size of the latents", f"{self.denoiser_name}/config.json of the teacher")
+        self.check_sampling(2)
+        timesteps = self.noise.timesteps(torch.tensor([0.0, 0.5, 0.999]))
+        levels = torch.cat([self.noise.noise_level(timesteps), self.noise.alpha_bar(timesteps)])
+        if not bool(levels.isfinite().all()) or len(self.noise.solver_timesteps(2)) != 2:
+            raise unusable("scheduler/scheduler_config.json of the teacher", "its noise levels are not finite")
+
+    def check_sampling(self, num_inference_steps: int) -> None:
+        """Check that the pipeline's scheduler has this number of steps.
+
+        Raises:
+            CondistillError: it has not; the message begins with the name of the scheduler.
+        """
+        scheduler = self.pipeline.scheduler
+        mu = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+        try:
+            type(scheduler).from_config(scheduler.config).set_timesteps(num_inference_steps, **mu)
+        except Exception as error:  # schedulers raise many kinds of exceptions
+            reason = shorten(str(error).partition("\n")[0], 200)
+            raise CondistillError(
+                f"{type(scheduler).__name__} (scheduler/scheduler_config.json) cannot sample with "
+                f"{num_inference_steps} steps: {reason}; its config has {self.noise.total_timesteps} timesteps"
+            ) from error
+
     @property
     def denoiser(self) -> ModelMixin:
         """The teacher's denoiser."""
@@ -115,9 +154,15 @@ class Family(ABC):
     @property
     def default_latent_size(self) -> tuple[int, int]:
         """(h, w) of the latents at the pipeline's default resolution."""
-        size = self.denoiser.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        return int(height), int(width)
+        size = self.denoiser.config.get("sample_size")
+        sides = (size, size) if isinstance(size, int) else size
+        file = f"{self.denoiser_name}/config.json of the teacher"
+        if not isinstance(sides, list | tuple) or len(sides) != 2:
+            raise CondistillError(
+                f"{file} has the sample_size {size!r}, which is no height and width of latents; set teacher.resolution"
+            )
+        height, width = (checked_count(side, "sample_size", file) for side in sides)
+        return height, width
 
     @property
     def pixels_per_latent(self) -> int:

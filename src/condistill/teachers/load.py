@@ -29,7 +29,12 @@ def locate(settings: TeacherSettings) -> Path | str:
     """
     if settings.pipeline == MINIATURE:
         return weights_path() / "teacher"
-    path = Path(settings.pipeline).expanduser()
+    try:
+        path = Path(settings.pipeline).expanduser()
+    except RuntimeError as error:
+        raise CondistillError(
+            f"teacher.pipeline {settings.pipeline}: the home directory of this user is unknown; write the whole path"
+        ) from error
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise CondistillError(

@@ -16,6 +16,7 @@ from torch import nn
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
+from condistill.teachers.configs import check_sizes, checked_count, using_config
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, load_options, read_index
 from condistill.utils.meta import matmul_parameters, parameters
@@ -82,7 +83,10 @@ def teacher_skeleton(settings: TeacherSettings) -> Skeleton:
         location, index = read_index(settings)
         family = family_class(settings, index)
         pipeline = _Builder(family, location, load_options(location, settings)).pipeline(index)
-        return Skeleton(settings.pipeline, family(pipeline, resolution=settings.resolution))
+        with using_config(f"the scheduler_config.json or another config of the teacher {location}"):
+            made = family(pipeline, resolution=settings.resolution)
+            made.check_configs()
+        return Skeleton(settings.pipeline, made)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,9 @@ class _Builder:
             is_component = isinstance(value, list) and len(value) == 2 and all(isinstance(v, str | None) for v in value)
             components[name] = self.component(name, *value) if is_component else value
         cls = self.family.pipeline_type(index["_class_name"])
-        return cls(**{name: value for name, value in components.items() if name in signature(cls).parameters})
+        arguments = {name: value for name, value in components.items() if name in signature(cls).parameters}
+        with using_config(self._file("model_index.json")):
+            return cls(**arguments)
 
     def component(self, name: str, library: str | None, class_name: str | None) -> Any:
         """Build one component: a model on the meta device, a scheduler, or a stand-in for a tokenizer."""
@@ -121,20 +127,30 @@ class _Builder:
                 "as installed here; code that comes with a pipeline is never run"
             )
         place = {"subfolder": name, **self.options}
-        try:
-            if issubclass(cls, ModelMixin):
-                config = cls.load_config(self.location, **place)
-                with torch.device("meta"):
-                    return cls.from_config(config)
+        is_model = issubclass(cls, ModelMixin | PreTrainedModel)
+        file = self._file(name, "config.json" if is_model else "scheduler_config.json")
+        with using_config(file):
+            try:
+                if issubclass(cls, PreTrainedModel):
+                    config, kind = cls.config_class.get_config_dict(self.location, **place)[0], cls.config_class
+                else:
+                    config, kind = cls.load_config(self.location, **place), cls
+            except (OSError, ValueError) as error:
+                raise CondistillError(
+                    f"the config of the teacher's {name} cannot be read: {str(error).splitlines()[0]}"
+                ) from error
+        with using_config(file, kind, config):
+            check_sizes(kind, config, file)
             if issubclass(cls, PreTrainedModel):
                 config = cls.config_class.from_pretrained(self.location, **place)
-                with torch.device("meta"):
-                    return cls._from_config(config)
-            return cls.from_pretrained(self.location, **place)  # a scheduler
-        except (OSError, ValueError) as error:
-            raise CondistillError(
-                f"the config of the teacher's {name} cannot be read: {str(error).splitlines()[0]}"
-            ) from error
+            if not is_model:
+                return cls.from_pretrained(self.location, **place)  # a scheduler
+            with torch.device("meta"):
+                return cls.from_config(config) if issubclass(cls, ModelMixin) else cls._from_config(config)
+
+    def _file(self, *parts: str) -> str:
+        """Return the path of a file of the pipeline, for messages."""
+        return "/".join([str(self.location), *parts])
 
     def _library(self, name: str) -> Any:
         """Return the module that holds a component's class: of diffusers, transformers or the family's own package."""
@@ -153,5 +169,10 @@ class _Builder:
 def _tokenizer_length(location: Path | str, name: str) -> int:
     """Return the length to which a tokenizer truncates prompts; for a pipeline on the hub, that of CLIP."""
     file = Path(location) / name / "tokenizer_config.json"
-    length = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
-    return min(int(length), 10**6) if length else _DEFAULT_TOKENIZER_LENGTH
+    if not file.is_file():
+        return _DEFAULT_TOKENIZER_LENGTH
+    with using_config(str(file)):
+        length = json.loads(file.read_text(encoding="utf-8")).get("model_max_length")
+    if length is None:
+        return _DEFAULT_TOKENIZER_LENGTH
+    return min(checked_count(int(length) if length == 1e30 else length, "model_max_length", str(file)), 10**6)

@@ -151,19 +151,14 @@ def _check_sampling(recipe: Recipe, family: Family) -> None:
     """Check that the teacher's scheduler has the steps that the cache and the evaluation sample with."""
     chosen = {"cache": recipe.cache.num_inference_steps if recipe.cache.size else None}
     chosen["evaluate"] = recipe.evaluate.num_inference_steps or recipe.cache.num_inference_steps
-    scheduler = family.pipeline.scheduler
-    total = family.noise.total_timesteps
     for section, steps in chosen.items():
-        if steps is None:
-            continue
-        try:
-            mu = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
-            type(scheduler).from_config(scheduler.config).set_timesteps(steps, **mu)
-        except (ValueError, IndexError, ZeroDivisionError) as error:
-            raise CondistillError(
-                f"{section}.num_inference_steps is {steps}, and the teacher's {type(scheduler).__name__} with {total} "
-                f"timesteps cannot sample with it; choose a number from 2 to {total}"
-            ) from error
+        if steps is not None:
+            try:
+                family.check_sampling(steps)
+            except CondistillError as error:
+                raise CondistillError(
+                    f"{section}.num_inference_steps is {steps}, and the teacher's {error}; lower it"
+                ) from error
 
 
 def _check_classifier(recipe: Recipe, family: Family) -> None:

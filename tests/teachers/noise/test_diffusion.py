@@ -16,6 +16,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+from condistill.distill.random_conditioning import output_weight
 from condistill.errors import CondistillError
 from condistill.miniature.build import build_scheduler
 from condistill.teachers.noise.diffusion import DiffusionSchedule
@@ -180,3 +181,43 @@ def test_a_scheduler_without_betas_over_whole_timesteps_is_refused(scheduler: An
     name = type(scheduler).__name__
     with pytest.raises(CondistillError, match=rf"scheduler is {name}, .* family toy needs .* such as DDPM"):
         schedule(scheduler)
+
+
+# schedules without signal at their last timestep (Lin et al., WACV 2024, arXiv 2305.08891)
+
+
+def zero_snr(prediction_type: str, kind: Any = DDIMScheduler) -> Any:
+    return kind.from_config(build_scheduler(prediction_type).config, rescale_betas_zero_snr=True)
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler])
+def test_a_teacher_that_predicts_noise_where_no_signal_is_left_is_refused(kind: Any) -> None:
+    with pytest.raises(CondistillError, match=r"rescale_betas_zero_snr .* needs prediction_type 'v_prediction'"):
+        schedule(zero_snr("epsilon", kind))
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler])
+def test_a_teacher_that_predicts_the_velocity_where_no_signal_is_left_has_finite_steps_and_targets(kind: Any) -> None:
+    noise = schedule(zero_snr("v_prediction", kind))
+    first = noise.solver_timesteps(4)
+    assert noise.alpha_bar(first)[0] == 0
+    x_t, prediction = (latents(seed)[:1].repeat(4, 1, 1, 1) for seed in (0, 1))
+    following = torch.cat([first[1:], torch.tensor([END])])
+    x_next = noise.step(prediction, x_t, first, following)
+    assert x_next.isfinite().all()
+    torch.testing.assert_close(noise.implied_prediction(x_next, x_t, first, following), prediction, atol=1e-4, rtol=0)
+    end = noise.path_end(prediction, x_t, first)
+    torch.testing.assert_close(noise.consistent_prediction(end, x_t, first), prediction, atol=1e-3, rtol=0)
+    assert noise.target(x_t, prediction, first).isfinite().all()
+    for weighting in ("native", "epsilon", "x0", "v", "min_snr"):
+        weight = output_weight(weighting, noise.alpha_bar(first), prediction_type=noise.prediction_type)
+        assert weight.isfinite().all(), weighting
+
+
+@pytest.mark.parametrize(
+    "betas", [{"beta_start": float("nan")}, {"beta_start": 0.0, "beta_end": 0.0}, {"trained_betas": [-0.1] * 1000}]
+)
+def test_betas_that_add_no_noise_are_refused(betas: dict[str, float]) -> None:
+    broken = DDIMScheduler.from_config(build_scheduler().config, **betas)
+    with pytest.raises(CondistillError, match=r"do not add noise from step to step; restore beta_start"):
+        schedule(broken)

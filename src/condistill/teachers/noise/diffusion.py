@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from condistill.config.distill import FewStepSettings
 
 
+_LEAST_SIGNAL = 1e-12
+"""Least alpha_bar from which x_0 is computed; linear schedules end at 5e-3, the cosine schedule at 2e-9."""
+
+
 class DiffusionSchedule(NoiseSchedule):
     """The noise schedule of a diffusers scheduler with betas; its solver is DDIM."""
 
@@ -61,6 +65,24 @@ class DiffusionSchedule(NoiseSchedule):
             raise CondistillError(
                 f"the teacher's scheduler has prediction_type {self.prediction_type!r}; family {family} supports "
                 "'epsilon' and 'v_prediction'"
+            )
+        self._check_signal(family)
+
+    def _check_signal(self, family: str) -> None:
+        """Check that noise levels rise from below 1, and that x_0 can be computed from every prediction."""
+        remaining = self._training_scheduler.alphas_cumprod
+        falls = bool((remaining.diff() <= 0).all()) and 0 <= float(remaining[-1]) < float(remaining[0]) <= 1
+        if not falls:
+            raise CondistillError(
+                "the betas of the teacher's scheduler do not add noise from step to step; restore beta_start, "
+                "beta_end, beta_schedule and trained_betas in scheduler/scheduler_config.json of the original pipeline"
+            )
+        if self.prediction_type == "epsilon" and float(remaining[-1]) < _LEAST_SIGNAL:
+            raise CondistillError(
+                "the teacher's scheduler leaves no signal at its last timestep (rescale_betas_zero_snr in "
+                "scheduler/scheduler_config.json), and from a predicted noise (prediction_type 'epsilon') the image "
+                f"cannot be computed there; family {family} needs prediction_type 'v_prediction' for such a schedule: "
+                "set rescale_betas_zero_snr to false, or give a teacher that predicts the velocity"
             )
 
     @property
