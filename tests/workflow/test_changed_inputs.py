@@ -143,3 +143,28 @@ def test_a_smaller_micro_batch_continues_an_interrupted_training(run: Run) -> No
     assert len(after) == len(before)
     assert (checkpoints / "step-00000003").is_dir()  # it was not trained from the start
     assert "plain: done already" not in run.printed
+
+
+def test_more_steps_continue_from_the_newest_checkpoint(run: Run, tmp_path: Path, tiny_pipeline_dir: Path) -> None:
+    with pytest.raises(CondistillError, match="distill/plain continues from its newest checkpoint"):
+        run.again("distill.steps=9")
+    run.again("distill.steps=9", until="distill", update=True)
+    at_once = Run(tmp_path / "at once", tiny_pipeline_dir)
+    at_once.folder.mkdir()
+    at_once.again("distill.steps=9", until="distill")
+    assert len(list((run.out / "old").glob("*/pipelines/plain/unet"))) == 1
+    assert not list((run.out / "old").glob("*/distill"))
+    for name in VARIANTS:
+        weights = Path("pipelines") / name / "unet" / "diffusion_pytorch_model.safetensors"
+        assert (run.out / weights).read_bytes() == (at_once.out / weights).read_bytes()
+        losses = Path("distill") / name / "checkpoints" / "history.jsonl"
+        assert (run.out / losses).read_bytes() == (at_once.out / losses).read_bytes()
+
+
+def test_another_dtype_of_the_files_saves_the_students_again_without_training(run: Run) -> None:
+    losses = times(run.out / "distill" / "plain" / "checkpoints" / "step-00000006")
+    run.again("distill.save_dtype=float16", until="distill", update=True)
+    weights = run.out / "pipelines" / "plain" / "unet" / "diffusion_pytorch_model.safetensors"
+    (old,) = (run.out / "old").glob("*/pipelines/plain/unet/diffusion_pytorch_model.safetensors")
+    assert weights.stat().st_size < 0.6 * old.stat().st_size
+    assert times(run.out / "distill" / "plain" / "checkpoints" / "step-00000006") == losses

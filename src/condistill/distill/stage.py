@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
 from condistill.cache import stage as cache_stage
 from condistill.cache.latents import LatentCache
+from condistill.config.distill import DistillSettings
 from condistill.distill.batches import batch_source
+from condistill.distill.continuing import RESULT_FREE, may_continue
 from condistill.distill.history import HISTORY_NAME, HistoryRecord, read_history
 from condistill.distill.stopwatch import Stopwatch, train_sec
 from condistill.distill.tracking import state_of_its_own, tracked
@@ -29,7 +33,7 @@ from condistill.profiling.macs import macs
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.pool import PromptPool
 from condistill.run.context import Run
-from condistill.run.stage_directory import StageDir
+from condistill.run.stage_directory import Inputs, StageDir
 from condistill.students.derive import Student, derive_student
 from condistill.students.guidance import with_guidance
 from condistill.students.scores.calibration import Calibration
@@ -43,8 +47,6 @@ from condistill.utils.meta import parameters
 from condistill.utils.progress import progress_bar
 
 NAME = "distill"
-_NO_EFFECT = {"logging", "micro_batch_size", "gradient_checkpointing"}
-"""Settings of distillation that do not change its result, beyond the order in which float32 numbers are summed."""
 _REWRITTEN = ("README.md", SAMPLING_NAME)
 """Files of a pipeline that the report writes again, or that the user may edit."""
 
@@ -96,7 +98,19 @@ def _directory(run: Run, name: str) -> StageDir:
     """Return the directory of a variant, to which its pipeline belongs."""
     directory = run.stage(f"{NAME}/{name}", lambda: _inputs(run, name))
     directory.outputs = (run.path / "pipelines" / name,)
+    directory.can_continue = _can_continue
     return directory
+
+
+def _can_continue(old: Inputs, new: Inputs) -> bool:
+    """Return whether a training that was made from old inputs continues with the new ones, see `may_continue`."""
+    if {**old, "distill": None} != {**new, "distill": None}:
+        return False
+    try:
+        before = DistillSettings.model_validate_json(json.dumps(old["distill"]))
+    except (KeyError, ValidationError):  # a version with other settings
+        return False
+    return may_continue(before, DistillSettings.model_validate_json(json.dumps(new["distill"])))
 
 
 def _inputs(run: Run, name: str) -> dict[str, Any]:
@@ -107,7 +121,7 @@ def _inputs(run: Run, name: str) -> dict[str, Any]:
     return {
         source.name if source else cache_stage.NAME: source.key if source else cache_stage.key(run),
         "student": student.model_dump(mode="json"),
-        "distill": settings.model_dump(mode="json", exclude=_NO_EFFECT),
+        "distill": settings.model_dump(mode="json", exclude={*RESULT_FREE}),
     }
 
 
