@@ -121,11 +121,24 @@ def test_a_damaged_mark_is_refused_with_the_remedy(run: Run, fault: str) -> None
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_losses_that_are_damaged_are_named_and_nothing_is_trained_again(run: Run, fault: str) -> None:
-    file = run.out / "distill" / "plain" / "checkpoints" / "history.jsonl"
+@pytest.mark.parametrize("name", ["checkpoints/history.jsonl", "seconds.json"])
+def test_losses_and_times_that_are_damaged_are_named_and_nothing_is_trained_again(
+    run: Run, name: str, fault: str
+) -> None:
+    file = run.out / "distill" / "plain" / name
     before = times(run.out)
     damage(file, fault)
     run.again()
     what = "is missing" if fault == "deleted" else "is damaged or was edited"
     assert f"{file} {what}; it is not made again\n" in run.printed
-    assert written(run.out, before) <= {"distill/plain/checkpoints/history.jsonl"}
+    assert written(run.out, before) <= {f"distill/plain/{name}"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_checkpoint_of_a_finished_run_is_named_and_may_be_deleted(run: Run, fault: str) -> None:
+    file = run.out / "distill" / "plain" / "checkpoints" / "step-00000006" / "state.safetensors"
+    before = times(run.out)
+    damage(file, fault)
+    run.again()
+    assert (f"{file} is damaged or was edited; it is not made again\n" in run.printed) == (fault != "deleted")
+    assert written(run.out, before) <= {file.relative_to(run.out).as_posix()}

@@ -21,7 +21,7 @@ from condistill.config.distill import DistillSettings
 from condistill.distill.batches import batch_source
 from condistill.distill.continuing import RESULT_FREE, may_continue
 from condistill.distill.history import HISTORY_NAME, HistoryRecord, read_history
-from condistill.distill.stopwatch import Stopwatch, train_sec
+from condistill.distill.stopwatch import TIME_NAME, Stopwatch, train_sec
 from condistill.distill.tracking import state_of_its_own, tracked
 from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError
@@ -137,8 +137,12 @@ def _finish(run: Run, name: str) -> None:
     """Mark a variant as finished, with checksums of its record and of its pipeline."""
     variant = _variant(run, name)
     files = [file for file in variant.pipeline.rglob("*") if file.is_file() and file.name not in _REWRITTEN]
-    history = variant.directory / "checkpoints" / HISTORY_NAME
-    _directory(run, name).finish([variant.directory / STUDENT_NAME, *sorted(files)], noted=[history])
+    checkpoints = variant.directory / "checkpoints"
+    _directory(run, name).finish(
+        [variant.directory / STUDENT_NAME, *sorted(files)],
+        noted=[checkpoints / HISTORY_NAME, variant.directory / TIME_NAME],
+        optional=sorted(checkpoints.glob("step-*/*")),
+    )
 
 
 def variant_key(run: Run, name: str) -> str:

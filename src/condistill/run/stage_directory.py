@@ -27,8 +27,9 @@ class FileStamp(Record):
 
     bytes: int
     sha256: str
-    is_needed: bool = True
-    """Whether the stage is made again if the file is damaged; else the damage is only named."""
+    role: Literal["needed", "noted", "optional"] = "needed"
+    """A stage is made again if a needed file is damaged. Damage of the others is only named; of an optional file, which
+    the user may delete, it is not named that the file is missing."""
 
 
 class StageRecord(CheckedFile):
@@ -123,12 +124,13 @@ class StageDir:
         record = self.record()
         if record is None or record.key != self.key or not record.done:
             return False
-        needed = True
+        is_whole = True
         for name, stamp in record.files.items():
             if fault := self._fault(self.root / name, stamp):
-                needed = needed and not stamp.is_needed
-                self._report(self.root / name, f"{fault}; it is {'' if stamp.is_needed else 'not '}made again")
-        return needed and all((self.path / file).exists() for file in files)
+                is_whole = is_whole and stamp.role != "needed"
+                outcome = "it is made again" if stamp.role == "needed" else "it is not made again"
+                self._report(self.root / name, f"{fault}; {outcome}")
+        return is_whole and all((self.path / file).exists() for file in files)
 
     def damaged(self) -> list[Path]:
         """Return the needed files of the finished stage that are missing or changed."""
@@ -137,13 +139,13 @@ class StageDir:
         return [
             self.root / name
             for name, stamp in stamps.items()
-            if stamp.is_needed and self._fault(self.root / name, stamp)
+            if stamp.role == "needed" and self._fault(self.root / name, stamp)
         ]
 
     def _fault(self, path: Path, stamp: FileStamp) -> str:
         """Return what is wrong with a file; nothing if it is as it was."""
         if not path.is_file():
-            return "is missing"
+            return "" if stamp.role == "optional" else "is missing"
         is_same = path.stat().st_size == stamp.bytes and self._hashes.of(path) == stamp.sha256
         return "" if is_same else "is damaged or was edited"
 
@@ -174,21 +176,34 @@ class StageDir:
         self._write(done=False)
         return self.path
 
-    def finish(self, files: Iterable[Path] | None = None, *, noted: Iterable[Path] = ()) -> None:
+    def finish(
+        self, files: Iterable[Path] | None = None, *, noted: Iterable[Path] = (), optional: Iterable[Path] = ()
+    ) -> None:
         """Mark the stage as finished.
 
         Args:
             files: the files that must stay as they are; None: all files of the directory.
-            noted: files whose damage is named, but for which the stage is not made again.
+            noted: files whose damage or loss is named, but for which the stage is not made again.
+            optional: files whose damage is named, and which may be deleted.
         """
-        needed = list(_files_below(self.path) if files is None else files)
-        stamps = {
+        needed = _files_below(self.path) if files is None else files
+        self._write(
+            done=True,
+            files={
+                **self._stamps(needed, "needed"),
+                **self._stamps(noted, "noted"),
+                **self._stamps(optional, "optional"),
+            },
+        )
+
+    def _stamps(self, files: Iterable[Path], role: Literal["needed", "noted", "optional"]) -> dict[str, FileStamp]:
+        return {
             os.path.relpath(path, self.root): FileStamp(
-                bytes=path.stat().st_size, sha256=self._hashes.of(path), is_needed=path in needed
+                bytes=path.stat().st_size, sha256=self._hashes.of(path), role=role
             )
-            for path in [*needed, *noted]
+            for path in files
+            if path.is_file()
         }
-        self._write(done=True, files=stamps)
 
     def accept(self) -> None:
         """Let an unfinished or finished result of other inputs continue with these; see `can_continue`."""
