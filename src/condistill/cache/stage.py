@@ -15,7 +15,7 @@ from condistill.errors import CondistillError
 from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
 from condistill.run.stage_directory import StageDir
-from condistill.utils.distributed import on_main_process
+from condistill.utils.distributed import on_every_process, on_main_process
 from condistill.utils.format import byte_size
 from condistill.utils.hashing import key_of
 from condistill.utils.progress import progress_bar
@@ -73,18 +73,21 @@ def make(run: Run) -> None:
     on_main_process(accelerator, begin)
     part = (accelerator.process_index, accelerator.num_processes)
     share = len(prompts) // accelerator.num_processes
-    with progress_bar(run.console, NAME, share, unit="images", quiet=part[0] > 0) as advance:
-        fill_cache(
-            directory.path,
-            run.family,
-            prompts,
-            _settings(directory, run),
-            seed=seed,
-            part=part,
-            on_images=advance,
-            on_damaged=lambda path: run.say(f"{path} is damaged; it is made again", everywhere=True),
-        )
-    accelerator.wait_for_everyone()
+
+    def fill() -> None:
+        with progress_bar(run.console, NAME, share, unit="images", quiet=part[0] > 0) as advance:
+            fill_cache(
+                directory.path,
+                run.family,
+                prompts,
+                _settings(directory, run),
+                seed=seed,
+                part=part,
+                on_images=advance,
+                on_damaged=lambda path: run.say(f"{path} is damaged; it is made again", everywhere=True),
+            )
+
+    on_every_process(accelerator, fill)
     on_main_process(accelerator, finish)
 
 
