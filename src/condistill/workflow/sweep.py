@@ -17,6 +17,7 @@ from rich.table import Table
 from condistill.errors import CondistillError
 from condistill.evaluate.record import Evaluation
 from condistill.utils.atomic import write_text
+from condistill.utils.distributed import on_main_process, start_processes
 from condistill.utils.terminal import cell, print_line
 from condistill.workflow.sweep_cases import Sweep, plan_runs
 from condistill.workflow.sweep_table import RESULT_NAME, Done, measured, table, write_sweep
@@ -35,26 +36,25 @@ def run_sweep(sweep: Sweep, out: Path, *, update: bool = False, console: Console
     """
     console = console or Console(stderr=True)
     runs = plan_runs(sweep)
-    from accelerate import PartialState
-
     from condistill.workflow.compress import compress
     from condistill.workflow.preflight import check_inputs
 
     for run in runs:
         check_inputs(run.recipe)
-    process = PartialState()
+    process = start_processes()
     say = partial(print_line, console)
-    if process.is_main_process:
-        _open_directory(out, sweep)
-    process.wait_for_everyone()
+    on_main_process(process, lambda: _open_directory(out, sweep))
     done: list[Done] = []
+
+    def write() -> None:
+        done.append((run, Evaluation.load(path)))
+        write_sweep(sweep, out, done, len(runs))
+
     for number, run in enumerate(runs, start=1):
         if process.is_main_process:
             say(f"\nsweep: run {number} of {len(runs)}: {', '.join(case.label for case in run.cases)}; seed {run.seed}")
         path = compress(run.recipe, out / run.folder, update=update, console=console)
-        if process.is_main_process:
-            done.append((run, Evaluation.load(path)))
-            write_sweep(sweep, out, done, len(runs))
+        on_main_process(process, write)
     if process.is_main_process:
         headings, *rows = table(measured(done))
         summary = Table(*map(cell, headings))
