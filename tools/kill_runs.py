@@ -3,6 +3,7 @@
     python tools/kill_runs.py --kills 30                 # one process: results equal byte for byte
     python tools/kill_runs.py --processes 2 --kills 20   # two processes, one or both killed: byte for byte
     python tools/kill_runs.py --changed --kills 10       # the number of processes changes: to float32 summation
+    python tools/kill_runs.py --delays 10                # nothing is killed: the second process is late everywhere
 
 `make test` does the same with a few kills (`tests/workflow/test_kills.py`). A run has every stage and two students, one
 with feature maps and one with rolling states; its teacher is tiny, with random weights. Runs are forked from a process
@@ -59,13 +60,14 @@ def write(line: str) -> None:
     sys.stdout.flush()
 
 
-def prepare(folder: Path) -> Path:
+def prepare(folder: Path, *, tracker: str) -> Path:
     """Write a teacher and a recipe, and return the path of the recipe."""
     import kill
 
     recipe = kill.prepare(folder)
-    teacher = yaml.safe_load(recipe.read_text(encoding="utf-8"))["teacher"]
-    recipe.write_text(yaml.safe_dump({"teacher": teacher, **RECIPE}), encoding="utf-8")
+    content = {"teacher": yaml.safe_load(recipe.read_text(encoding="utf-8"))["teacher"], **RECIPE}
+    content["distill"] = {**RECIPE["distill"], "logging": {**RECIPE["distill"]["logging"], "tracker": tracker}}
+    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
     return recipe
 
 
@@ -79,10 +81,34 @@ def preload() -> None:
         importlib.import_module(module)
 
 
+def delay_everything(rng: random.Random) -> None:
+    """Make this process late before and after the functions of every stage, and within a training."""
+    stages = [f"condistill.{name}.stage" for name in ("prompts", "cache", "distill", "evaluate", "report")]
+    named = [(importlib.import_module(stage), name) for stage in stages for name in ("key", "is_done", "make", "open")]
+    trainer = importlib.import_module("condistill.distill.trainer").Trainer
+    named += [(trainer, name) for name in ("__init__", "run", "train_step", "_check", "_log", "_save", "_resume")]
+    named += [(importlib.import_module("condistill.cache.fill"), "_sample_batch")]
+    named += [(importlib.import_module("condistill.run.context").Run, "open_directory")]
+    for owner, name in named:
+        setattr(owner, name, _late(getattr(owner, name), rng))
+
+
+def _late(called: Any, rng: random.Random) -> Any:
+    def late(*args: Any, **options: Any) -> Any:
+        time.sleep(rng.choice([0.0, 0.0, 0.02, 0.3]))
+        result = called(*args, **options)
+        time.sleep(rng.choice([0.0, 0.0, 0.02, 0.3]))
+        return result
+
+    return late
+
+
 class RunningRun:
     """The processes of one `condistill run`."""
 
-    def __init__(self, recipe: Path, out: Path, processes: int) -> None:
+    def __init__(self, recipe: Path, out: Path, processes: int, *, delays: int | None = None) -> None:
+        """Start the processes; `delays` is a seed, with which the second one is late."""
+        self._delays = delays
         self.log = out.with_name(f"{out.name}.log")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -107,6 +133,8 @@ class RunningRun:
                 os.dup2(log, number)
             from condistill.cli import main
 
+            if self._delays is not None and environment.get("RANK") == "1":
+                delay_everything(random.Random(self._delays))
             main(["run", str(recipe), "--out", str(out)])
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -198,36 +226,61 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--changed", action="store_true", help="start again with another number of processes")
+    parser.add_argument("--delays", type=int, default=0, help="runs of two processes, with a tracker and delays")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     preload()
-    rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        recipe, expected = prepare(folder), folder / "expected"
-        seconds = RunningRun(recipe, expected, options.processes).finish()
+        recipe = prepare(folder, tracker="tensorboard" if options.delays else "none")
+        processes = 2 if options.delays else options.processes
+        seconds = RunningRun(recipe, folder / "expected", processes).finish()
         write(f"left alone: {seconds:.1f} s")
-        killed = failed = number = 0
-        while killed < options.kills:
-            number += 1
-            out, moment = folder / f"run-{number}", rng.random() * seconds
-            first = 1 + number % 2 if options.changed else options.processes
-            second = 3 - first if options.changed else first
-            victims = rng.choice([[0], [1], [0, 1]]) if first == 2 else [0]
-            run = RunningRun(recipe, out, first)
-            if run.wait(moment):
-                write(f"{number}: ended before {moment:.2f} s with {run.codes}, not counted")
-            else:
-                run.kill(victims)
-                killed += 1
-                RunningRun(recipe, out, second).finish()
-                wrong = differences(out, expected, exact=not options.changed)
-                failed += bool(wrong)
-                what = f"{first} process(es), {victims} killed after {moment:.2f} s, again with {second}"
-                write(f"{number}: {what}: {', '.join(wrong) or 'equal'}")
-            shutil.rmtree(out, ignore_errors=True)
-    write(f"{killed} kills, {failed} runs differ")
+        failed = (
+            delay(folder, recipe, options) if options.delays else kill_and_compare(folder, recipe, options, seconds)
+        )
     sys.exit(bool(failed))
+
+
+def delay(folder: Path, recipe: Path, options: argparse.Namespace) -> int:
+    """Run with delays, and return the number of runs whose results differ."""
+    failed = 0
+    for number in range(options.delays):
+        out = folder / f"late-{number}"
+        seconds = RunningRun(recipe, out, 2, delays=options.seed + number).finish()
+        wrong = differences(out, folder / "expected", exact=True)
+        wrong += [name for name in RECIPE["variants"] if not [*(out / "tracker" / name).glob("events*")]]
+        failed += bool(wrong)
+        write(f"{number + 1}: the second process late, {seconds:.1f} s: {', '.join(wrong) or 'equal'}")
+        shutil.rmtree(out)
+    write(f"{options.delays} runs with delays, {failed} runs differ")
+    return failed
+
+
+def kill_and_compare(folder: Path, recipe: Path, options: argparse.Namespace, seconds: float) -> int:
+    """Kill, start again and compare; return the number of runs whose results differ."""
+    rng = random.Random(options.seed)
+    killed = failed = number = 0
+    while killed < options.kills:
+        number += 1
+        out, moment = folder / f"run-{number}", rng.random() * seconds
+        first = 1 + number % 2 if options.changed else options.processes
+        second = 3 - first if options.changed else first
+        victims = rng.choice([[0], [1], [0, 1]]) if first == 2 else [0]
+        run = RunningRun(recipe, out, first)
+        if run.wait(moment):
+            write(f"{number}: ended before {moment:.2f} s with {run.codes}, not counted")
+        else:
+            run.kill(victims)
+            killed += 1
+            RunningRun(recipe, out, second).finish()
+            wrong = differences(out, folder / "expected", exact=not options.changed)
+            failed += bool(wrong)
+            what = f"{first} process(es), {victims} killed after {moment:.2f} s, again with {second}"
+            write(f"{number}: {what}: {', '.join(wrong) or 'equal'}")
+        shutil.rmtree(out, ignore_errors=True)
+    write(f"{killed} kills, {failed} runs differ")
+    return failed
 
 
 if __name__ == "__main__":

@@ -19,3 +19,11 @@ def test_a_killed_run_ends_with_the_results_of_a_run_left_alone(options: tuple[s
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 kills, 0 runs differ" in done.stdout
+
+
+@pytest.mark.slow
+def test_no_process_waits_for_one_that_does_not_come_however_late_the_others_are() -> None:
+    command = [sys.executable, str(TOOL), "--delays", "2", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 runs with delays, 0 runs differ" in done.stdout
