@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from condistill.errors import CondistillError, CorruptError
@@ -154,6 +155,12 @@ class PromptPool:
     def draw(self, n: int, generator: np.random.Generator) -> list[str]:
         """Return `n` random prompts, drawn uniformly and with replacement."""
         return self.take(generator.integers(len(self), size=n))
+
+    def longer_than(self, size: int) -> NDArray[np.int64]:
+        """Return the ascending indices of the prompts with more than `size` bytes in UTF-8."""
+        batches = range(-(-len(self) // self._batch_rows))
+        lengths = [pc.binary_length(self._column(batch)).to_numpy(zero_copy_only=False) for batch in batches]
+        return np.flatnonzero(np.concatenate(lengths) > size)
 
     def source_ranges(self) -> dict[str, range]:
         """Return the indices of the prompts of each source, by file name.
