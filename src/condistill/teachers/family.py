@@ -201,6 +201,15 @@ class Family(ABC):
     def text_length(self) -> int:
         """Tokens of text that the denoiser attends to; its cost depends on them."""
 
+    @property
+    def prompt_reader(self) -> tuple[Any, int] | None:
+        """The tokenizer of the text encoder that reads most of a prompt, and the number of tokens that it reads.
+
+        None where the family has no tokenizer.
+        """
+        tokenizer = self.pipeline.components.get("tokenizer")
+        return None if tokenizer is None else (tokenizer, self.text_length)
+
     @classmethod
     @abstractmethod
     def example_inputs(cls, denoiser: ModelMixin, size: tuple[int, int], text_length: int) -> dict[str, Any]:

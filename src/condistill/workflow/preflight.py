@@ -23,6 +23,7 @@ from condistill.errors import CondistillError
 from condistill.evaluate.generate import Round, choose_rounds
 from condistill.evaluate.metrics.classifier import choose_classifier
 from condistill.prompts import stage as prompts_stage
+from condistill.prompts.lengths import long_prompts
 from condistill.prompts.readers import read_prompts
 from condistill.run.context import Run
 from condistill.students.derive import Student
@@ -224,6 +225,8 @@ def check_prompts(run: Run) -> None:
             return
         recipe, family, prompts = run.recipe, run.family, prompts_stage.open(run)
         family.check_prompts(prompts.pool)
+        if family.prompt_reader and (warning := long_prompts(prompts.pool, *family.prompt_reader)):
+            run.say(f"warning: {warning}", style="yellow")
         check_guidance(recipe, family.denoiser)
         for name in recipe.variants:
             choice = recipe.variant(name)[1].conditioning.prompt_choice

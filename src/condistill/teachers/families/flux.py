@@ -65,6 +65,10 @@ class Flux(Family):
     def text_length(self) -> int:
         return T5_TOKENS
 
+    @property
+    def prompt_reader(self) -> tuple[Any, int]:
+        return self.pipeline.tokenizer_2, T5_TOKENS
+
     @classmethod
     def example_inputs(cls, denoiser: ModelMixin, size: tuple[int, int], text_length: int) -> dict[str, Any]:
         config, tokens = denoiser.config, (size[0] // 2) * (size[1] // 2)

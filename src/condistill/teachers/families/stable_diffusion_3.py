@@ -55,6 +55,12 @@ class StableDiffusion3(Family):
     def text_length(self) -> int:
         return int(self.pipeline.tokenizer_max_length) + T5_TOKENS
 
+    @property
+    def prompt_reader(self) -> tuple[Any, int]:
+        if self.pipeline.text_encoder_3 is None:
+            return self.pipeline.tokenizer, int(self.pipeline.tokenizer_max_length)
+        return self.pipeline.tokenizer_3, T5_TOKENS
+
     @classmethod
     def example_inputs(cls, denoiser: ModelMixin, size: tuple[int, int], text_length: int) -> dict[str, Any]:
         config = denoiser.config
