@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
 
 from condistill.errors import CondistillError
 from condistill.teachers.files import PipelineFiles, pipeline_files
@@ -142,6 +144,32 @@ def test_an_index_of_shards_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     write_sharded(tmp_path / "unet", "diffusion_pytorch_model.safetensors.index.json", ["../other.safetensors"])
     with pytest.raises(CondistillError, match=r"names '\.\./other\.safetensors'; only files of its own directory"):
         pipeline_files(tmp_path, INDEX, variant=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("shard_size", ["1GB", "200KB"])
+def test_the_files_are_enough_to_load_the_pipeline_and_all_weights_are_among_them(
+    variant: str | None, shard_size: str, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    expected = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir)
+    expected.save_pretrained(tmp_path / "whole", variant=variant, max_shard_size=shard_size)
+    other = "bf16" if variant is None else None
+    expected.save_pretrained(tmp_path / "other", variant=other)
+    for file in (tmp_path / "other").rglob("*.safetensors"):  # of another variant: must not be read
+        (tmp_path / "whole" / file.relative_to(tmp_path / "other")).write_bytes(b"no weights")
+    index = json.loads((tmp_path / "whole" / "model_index.json").read_text())
+    for files in pipeline_files(tmp_path / "whole", index, variant=variant).values():
+        for file in files:
+            target = tmp_path / "copy" / file.relative_to(tmp_path / "whole")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "copy", variant=variant, use_safetensors=True)
+    for name in ("unet", "vae", "text_encoder"):
+        weights = getattr(loaded, name).state_dict()
+        for key, tensor in getattr(expected, name).state_dict().items():
+            assert torch.equal(weights[key], tensor)
+    assert loaded.tokenizer("a red star").input_ids == expected.tokenizer("a red star").input_ids
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"_class_name": 3}'])

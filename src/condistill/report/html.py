@@ -222,7 +222,7 @@ def _provenance(recipe: Recipe, evaluation: Evaluation) -> list[tuple[str, str]]
         ("± in the tables", spread if has_spread else ""),
         ("Too close to call", _error(evaluation, min(images.values()))),
         ("Time per image", _timing(evaluation)),
-        ("Precision", f"weights in {evaluation.dtype}, also for times and peak memory; files on disk as they are"),
+        ("Precision", f"images, times and peak memory are of weights in {evaluation.dtype}"),
         ("Inference steps", str(evaluation.num_inference_steps)),
         ("Guidance scale", str(evaluation.guidance_scale)),
         ("Starting noise", "the same for every model, prompt by prompt"),
