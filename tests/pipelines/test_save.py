@@ -80,6 +80,7 @@ def test_components_that_do_not_change_are_the_teachers_files_byte_for_byte(
     assert family.denoiser.dtype == torch.bfloat16  # the cast is for the file only
 
 
+@pytest.mark.slow
 def test_a_teacher_of_a_file_variant_becomes_a_pipeline_without_variant(
     half_pipeline_dir: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_teacher_of_a_file_variant_becomes_a_pipeline_without_variant(
     DiffusionPipeline.from_pretrained(tmp_path / "saved", torch_dtype=torch.float16)
 
 
+@pytest.mark.slow
 def test_shards_of_a_variant_are_renamed_with_their_index(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "teacher"))
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir)

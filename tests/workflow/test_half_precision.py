@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from diffusers import DiffusionPipeline
 from end_to_end import run_recipe
 from safetensors.torch import load_file
 
+from condistill.config.distill import DistillSettings
 from condistill.config.sections import TeacherSettings
+from condistill.distill import stage
 from condistill.distill.stage import DistilledVariant
 from condistill.errors import CondistillError
 from condistill.evaluate.record import Evaluation
@@ -114,6 +117,22 @@ def test_the_evaluation_is_of_the_weights_as_they_are_on_disk(run: HalfRun) -> N
     (file,) = run.student.weights("unet")
     on_disk, loaded = load_file(file), variant.load(family).state_dict()
     assert all(torch.equal(loaded[name], tensor.to(family.dtype)) for name, tensor in on_disk.items())
+
+
+def test_the_default_dtype_holds_every_weight(run: HalfRun) -> None:
+    said: list[str] = []
+    settings = TeacherSettings(pipeline=str(run.teacher.directory), variant=run.teacher.variant)
+    family = load_teacher(settings)
+    recipe = SimpleNamespace(teacher=settings, variant=lambda _: (None, DistillSettings()))
+    tiny: Any = SimpleNamespace(recipe=recipe, family=family, say=said.append)
+    dtype = run.teacher.dtype("unet")
+    assert stage._save_dtype(tiny, "student", family.denoiser) == dtype
+    assert not said
+    with torch.no_grad():
+        family.denoiser.conv_in.bias[0] = 1e6
+    assert stage._save_dtype(tiny, "student", family.denoiser) == ("float32" if dtype == "float16" else dtype)
+    assert len(said) == (dtype == "float16")
+    assert all("conv_in.bias is too large for float16" in line for line in said)
 
 
 def test_a_damaged_student_is_named_with_a_cure(run: HalfRun, tmp_path: Path) -> None:

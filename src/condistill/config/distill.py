@@ -180,7 +180,8 @@ class DistillSettings(Settings):
     """Samples per forward on one device; empty: the device's whole share at once."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     save_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Of the student's weights on disk; `auto`: that of the teacher's denoiser on disk."""
+    """Of the student's weights on disk; `auto`: that of the teacher's denoiser on disk, or float32 if
+    a weight is too large for it."""
     gradient_checkpointing: bool = False
     conditioning: ConditioningSettings = Field(default_factory=ConditioningSettings)
     loss: LossSettings = Field(default_factory=LossSettings)

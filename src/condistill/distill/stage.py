@@ -28,7 +28,7 @@ from condistill.errors import CondistillError
 from condistill.pipelines.card import PipelineParts, model_card
 from condistill.pipelines.record import STUDENT_NAME, DenoiserSize, StudentRecord
 from condistill.pipelines.sampling import SAMPLING_NAME, planned_sampling
-from condistill.pipelines.save import save_pipeline
+from condistill.pipelines.save import save_pipeline, too_large
 from condistill.profiling.macs import macs
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.pool import PromptPool
@@ -249,8 +249,7 @@ def _write_record(run: Run, name: str, directory: Path, student: Student, sizes:
 def _save(run: Run, name: str, denoiser: nn.Module) -> None:
     """Write the pipeline of a variant, with a file that says how it is meant to sample."""
     variant, sampling = _variant(run, name), planned_sampling(run.recipe, name)
-    teacher, save_dtype = teacher_files(run.recipe.teacher), run.recipe.variant(name)[1].save_dtype
-    dtype = teacher.dtype(run.family.denoiser_name) if save_dtype == "auto" else save_dtype
+    teacher, dtype = teacher_files(run.recipe.teacher), _save_dtype(run, name, denoiser)
     card = model_card(
         name=name, recipe=run.recipe, student=variant.record(), parts=PipelineParts.of(teacher, dtype=dtype)
     )
@@ -264,6 +263,18 @@ def _save(run: Run, name: str, denoiser: nn.Module) -> None:
         scheduler=sampling.scheduler(run.family),
         files={SAMPLING_NAME: sampling.to_json()},
     )
+
+
+def _save_dtype(run: Run, name: str, denoiser: nn.Module) -> str:
+    """Return the dtype of a student on disk; `auto` is that of the teacher's file, if it holds every weight."""
+    chosen = run.recipe.variant(name)[1].save_dtype
+    if chosen != "auto":
+        return chosen
+    dtype = teacher_files(run.recipe.teacher).dtype(run.family.denoiser_name)
+    if weight := too_large(denoiser, getattr(torch, dtype)):
+        run.say(f"{name}: the weight {weight} is too large for {dtype}, so the student is saved in float32")
+        return "float32"
+    return dtype
 
 
 def _derive(run: Run, name: str, directory: Path, cache: LatentCache) -> Student:

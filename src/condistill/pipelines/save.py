@@ -52,8 +52,13 @@ def save_pipeline(
     Raises:
         CondistillError: a weight is too large for the dtype.
     """
-    denoiser = denoiser.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    with atomic_directory(directory) as partial, _weights_in(denoiser, dtype or family.dtype):
+    denoiser, dtype = denoiser.to("cpu", memory_format=torch.contiguous_format), dtype or family.dtype  # type: ignore[call-overload]
+    if name := too_large(denoiser, dtype):
+        raise CondistillError(
+            f"the weight {name} of the student is too large for {str(dtype).removeprefix('torch.')}; set "
+            "distill.save_dtype to float32 or bfloat16"
+        )
+    with atomic_directory(directory) as partial, _weights_in(denoiser, dtype):
         with family.using(denoiser, scheduler) as pipeline:
             if teacher is None:
                 pipeline.save_pretrained(partial, safe_serialization=True)
@@ -64,6 +69,13 @@ def save_pipeline(
             _remove_places(file)
         for name, text in {"README.md": card, **(files or {})}.items():
             write_text(partial / name, text)
+
+
+def too_large(denoiser: nn.Module, dtype: torch.dtype) -> str | None:
+    """Return the name of the first weight of a denoiser that a dtype cannot hold; None if it holds all."""
+    largest = torch.finfo(dtype).max
+    weights = (named for named in denoiser.named_parameters() if torch.finfo(named[1].dtype).max > largest)
+    return next((name for name, weight in weights if weight.numel() and weight.detach().abs().max() > largest), None)
 
 
 def _save_components(pipeline: Any, directory: Path, teacher: PipelineFiles, changed: set[str]) -> None:
@@ -109,14 +121,8 @@ def _weights_in(denoiser: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         for name, tensor in (*denoiser.named_parameters(), *denoiser.named_buffers()):
             if not tensor.is_floating_point() or tensor.dtype == dtype or any(part in name for part in kept):
                 continue
-            cast = tensor.detach().to(dtype)
-            if not torch.isfinite(cast).all() and torch.isfinite(tensor).all():
-                raise CondistillError(
-                    f"the weight {name} of the student is too large for {str(dtype).removeprefix('torch.')}; set "
-                    "distill.save_dtype to float32 or bfloat16"
-                )
             originals.append((tensor, tensor.data))
-            tensor.data = cast
+            tensor.data = tensor.detach().to(dtype)
         yield
     finally:
         for tensor, data in originals:
