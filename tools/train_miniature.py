@@ -304,6 +304,9 @@ def main(
 
     pipeline = build.assemble(autoencoder, text_encoder, tokenizer, denoiser)
     pipeline.to("cpu", torch.float16).save_pretrained(out / "teacher", safe_serialization=True)
+    # transformers loads the dtype that the config names, and diffusers float32: both must be the same
+    config = out / "teacher" / "text_encoder" / "config.json"
+    write_text(config, config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"'))
     write_text(out / "teacher" / SAMPLING_NAME, Sampling(build.DEFAULT_STEPS, build.DEFAULT_GUIDANCE).to_json())
     classifier.save(out)
     pipeline.to(torch.float32)

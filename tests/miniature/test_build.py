@@ -8,6 +8,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
+from condistill.miniature import weights_path
 from condistill.miniature.build import DEFAULT_STEPS, MAX_TOKENS, build_denoiser, build_scheduler, build_tokenizer
 from condistill.miniature.world import IMAGE_SIZE, TEMPLATES, all_captions, all_scenes
 from condistill.teachers.family import Family
@@ -81,6 +82,14 @@ def test_the_pipeline_loads_and_generates_with_plain_diffusers(tiny_pipeline_dir
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a large red star at the top on snow", num_inference_steps=1).images[0]
     assert image.size == (IMAGE_SIZE, IMAGE_SIZE)
+
+
+@pytest.mark.slow
+def test_the_embedded_teacher_generates_with_plain_diffusers_in_any_dtype() -> None:
+    for dtype in ({}, {"torch_dtype": torch.float32}, {"torch_dtype": torch.bfloat16}):
+        pipeline = DiffusionPipeline.from_pretrained(weights_path() / "teacher", **dtype)
+        pipeline.set_progress_bar_config(disable=True)
+        assert pipeline("a large red star", num_inference_steps=1).images[0].size == (64, 64)
 
 
 def test_other_prompts_give_other_conditions(tiny_family: Family) -> None:
