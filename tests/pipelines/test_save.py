@@ -186,6 +186,10 @@ def test_a_saved_pipeline_holds_no_pickle(saved: Saved) -> None:
     assert suffixes <= {".safetensors", ".json", ".txt", ".md"}
 
 
+def test_all_files_of_a_saved_pipeline_have_the_same_permissions(saved: Saved) -> None:
+    assert len({file.stat().st_mode for file in saved[0].rglob("*") if file.is_file()}) == 1
+
+
 def test_a_save_that_fails_leaves_the_old_pipeline(
     saved: Saved, tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,9 @@ def save_pipeline(
             _remove_places(file)
         for name, text in {"README.md": card, **(files or {})}.items():
             write_text(partial / name, text)
+        mode = (partial / "README.md").stat().st_mode
+        for file in partial.rglob("*.safetensors"):
+            file.chmod(mode)  # some versions of safetensors write files that only their owner can read
 
 
 def too_large(denoiser: nn.Module, dtype: torch.dtype) -> str | None:
