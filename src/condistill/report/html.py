@@ -116,7 +116,7 @@ def write_report(path: Path, inputs: ReportInputs) -> Path:
 
 def _unbroken(sentence: str) -> str:
     """Return a sentence in which no line breaks between a number and its unit."""
-    return re.sub(r"(?<=\d) (?=%|s\b)", "\u00a0", sentence)
+    return re.sub(r"(?<=\d) (?=%|(µs|ms|s|min|h|days)\b)", "\u00a0", sentence)
 
 
 def _colours(evaluation: Evaluation) -> dict[str, str]:
