@@ -62,9 +62,7 @@ def write(line: str) -> None:
 
 def prepare(folder: Path, *, tracker: str) -> Path:
     """Write a teacher and a recipe, and return the path of the recipe."""
-    import kill
-
-    recipe = kill.prepare(folder)
+    recipe = importlib.import_module("kill").prepare(folder)
     content = {"teacher": yaml.safe_load(recipe.read_text(encoding="utf-8"))["teacher"], **RECIPE}
     content["distill"] = {**RECIPE["distill"], "logging": {**RECIPE["distill"]["logging"], "tracker": tracker}}
     recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -183,11 +181,10 @@ class RunningRun:
 
 def differences(out: Path, expected: Path, *, exact: bool) -> list[str]:
     """Return the names of results that differ between two finished runs."""
-    import kill
-
-    if exact:
-        return kill.differences(out, expected)
-    return _far_apart(out, expected)
+    if not exact:
+        return _far_apart(out, expected)
+    wrong: list[str] = importlib.import_module("kill").differences(out, expected)
+    return wrong
 
 
 def _far_apart(out: Path, expected: Path) -> list[str]:
@@ -257,7 +254,7 @@ def delay(folder: Path, recipe: Path, options: argparse.Namespace) -> int:
     return failed
 
 
-def kill_and_compare(folder: Path, recipe: Path, options: argparse.Namespace, seconds: float) -> int:
+def kill(folder: Path, recipe: Path, options: argparse.Namespace, seconds: float) -> int:
     """Kill, start again and compare; return the number of runs whose results differ."""
     rng = random.Random(options.seed)
     killed = failed = number = 0
