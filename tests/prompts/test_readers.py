@@ -248,6 +248,10 @@ def test_long_names_and_control_characters_in_names_stay_on_one_short_line(tmp_p
     assert "'a\\x1b[31m'" in message
     assert "and 282 more" in message
     assert len(message) < len(str(path)) + 400
+    with pytest.raises(CondistillError) as caught:
+        read_prompts(path, column="none")
+    assert len(str(caught.value)) < len(str(path)) + 400
+    assert_error(write(tmp_path / "b.csv", '"a\nb",c\n'), "no column 'd' ('a\\nb', c)", column="d")
 
 
 def test_a_file_that_is_no_regular_file_is_refused_without_opening_it(tmp_path: Path) -> None:

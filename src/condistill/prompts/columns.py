@@ -53,9 +53,9 @@ def choose_column(path: Path, wanted: str | None, columns: Sequence[Column], whe
         advice = "name one with `column`" if texts else "write the prompts as text in a column of their own"
         raise CondistillError(f"{path}{where} has {found} ({_listed(columns)}); {advice}")
     if wanted not in names:
-        short = [name for name in names if len(name) <= 80][:_PEEKED]
-        suggestion = nearest(wanted, short) if short == names and names else ""
-        all_names = "" if shown_names(names) in suggestion else f" ({_listed(columns)})"
+        are_plain = shown_names(names) == ", ".join(names)
+        suggestion = nearest(wanted, names) if names and are_plain else ""
+        all_names = "" if are_plain and ", ".join(names) in suggestion else f" ({_listed(columns)})"
         raise CondistillError(f"{path}{where} has no column {shown(wanted)}{all_names}{suggestion}")
     if names.count(wanted) > 1:
         raise CondistillError(
