@@ -271,3 +271,17 @@ def test_a_source_shows_its_column_and_its_first_prompt(tmp_path: Path) -> None:
     assert (long.column, long.first_prompt) == (None, "x" * 500)
     assert len(str(long)) < 130
     assert describe_source("miniature").column is None
+
+
+def test_a_line_that_no_program_wrote_as_text_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "_MAX_LINE_BYTES", 2**20)
+    for name in ("a.txt", "a.csv", "a.jsonl"):
+        assert_error(write(tmp_path / name, "x" * (2**20 + 2**17)), "has a line of more than 1 MiB")
+
+
+def test_a_header_with_many_columns_is_read(tmp_path: Path) -> None:
+    names = ",".join(f"column{number}" for number in range(20_000))
+    path = write(tmp_path / "a.csv", f"{names},prompt\n{',' * 20_000}a star\n")
+    assert read(path, "prompt") == ["a star"]

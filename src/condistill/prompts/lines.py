@@ -10,7 +10,7 @@ from pathlib import Path
 from condistill.errors import CondistillError
 
 _BLOCK_BYTES = 2**16
-_MAX_LINE_BYTES = 2**26
+_MAX_LINE_BYTES = 2**25
 _BOM = "\ufeff"
 
 

@@ -265,10 +265,10 @@ class _Distinct:
                     encoded = prompt.encode()
                 else:
                     prompt, encoded = self._clean(raw, source)
-                digest = hashlib.blake2b(encoded, digest_size=16).digest()
                 if not encoded:
                     self._empty += 1
                     continue
+                digest = hashlib.blake2b(encoded, digest_size=16).digest()
                 if digest in seen:
                     self._duplicates += 1
                     continue

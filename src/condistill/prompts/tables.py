@@ -62,8 +62,8 @@ def _find_delimiter(path: Path, header: str, column: str | None) -> str:
     for delimiter in _DELIMITERS:
         try:
             names = next(csv.reader([header], delimiter=delimiter, skipinitialspace=True))
-        except csv.Error as error:
-            raise _not_csv(path, error, 1) from error
+        except csv.Error:  # with this separator, a field is too long
+            continue
         if len(names) > 1:
             found[delimiter] = [name.strip() for name in names]
     if len(found) > 1 and column is not None:
@@ -105,7 +105,7 @@ def _not_csv(path: Path, error: csv.Error, line: int) -> CondistillError:
     """Return the error for a row that csv does not allow, which starts on `line`."""
     advice = "correct that row; a quote within quotes is written twice"
     if "limit" in str(error) or "end of data" in str(error):
-        advice = 'close the quote (") that was opened there'
+        advice = 'close the quote (") that was opened there, or shorten the field'
     return CondistillError(f"{path} is not valid csv: {error}, in the row that starts on line {line}; {advice}")
 
 
