@@ -270,7 +270,6 @@ def test_a_source_shows_its_column_and_its_first_prompt(tmp_path: Path) -> None:
     long = describe_source(write(tmp_path / "b.txt", "x" * 500))
     assert (long.column, long.first_prompt) == (None, "x" * 500)
     assert len(str(long)) < 130
-    assert describe_source("miniature").column is None
 
 
 def test_a_line_that_no_program_wrote_as_text_is_refused_before_it_fills_the_memory(

@@ -225,7 +225,7 @@ def _write(parts: Sequence[Iterable[str]], out: Path, sources: Sequence[str]) ->
     with atomic_file(out) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         distinct = _Distinct(parts, sources)
         for rows, hashed in distinct.batches():
-            content.update(b"".join(hashed))
+            content.update(hashed)
             writer.write_batch(record_batch(rows))
         counts = distinct.counts
         if not counts.kept:
@@ -252,11 +252,11 @@ class _Distinct:
         read = kept + self._empty + self._duplicates
         return PoolCounts(read, kept, self._empty, self._duplicates, self._cleaned)
 
-    def batches(self) -> Iterator[tuple[list[str], list[bytes]]]:
+    def batches(self) -> Iterator[tuple[list[str], bytearray]]:
         """Yield batches of at most `BATCH_ROWS` prompts, with the bytes that their content hash is computed from."""
         seen: set[bytes] = set()
         rows: list[str] = []
-        hashed: list[bytes] = []
+        hashed = bytearray()
         for source, prompts in enumerate(self._parts):
             before = len(seen)
             for raw in prompts:
@@ -274,10 +274,11 @@ class _Distinct:
                     continue
                 seen.add(digest)
                 rows.append(prompt)
-                hashed += (len(encoded).to_bytes(8, "little"), encoded)
+                hashed += len(encoded).to_bytes(8, "little")
+                hashed += encoded
                 if len(rows) == BATCH_ROWS:
                     yield rows, hashed
-                    rows, hashed = [], []
+                    rows, hashed = [], bytearray()
             self.kept_per_source[source] = len(seen) - before
         if rows:
             yield rows, hashed
