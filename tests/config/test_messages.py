@@ -117,6 +117,17 @@ def test_an_unknown_key_of_a_target_names_the_nearest_setting() -> None:
     assert "student.target.mac is not a setting; did you mean 'macs'?" in line
 
 
+@pytest.mark.parametrize("override", ["distill.loss.x0_clip=[1.0]", "distill.loss.x0_clip=[]", "student.width=[null]"])
+def test_a_list_that_is_too_short_is_refused_with_its_key(override: str) -> None:
+    key = override.partition("=")[0]
+    assert all(f"override {override}: {key}" in line for line in mistakes(BASE, override))
+
+
+def test_an_override_below_an_unknown_section_is_shown() -> None:
+    (line,) = mistakes(BASE, "evaluatxe.grid=3")
+    assert line == "override evaluatxe.grid=3: evaluatxe is not a setting; did you mean 'evaluate'?"
+
+
 def test_a_key_that_is_given_twice_is_refused_with_both_lines() -> None:
     (line,) = mistakes(BASE + "distill:\n  steps: 1\n  batch_size: 2\n  steps: 3\n")
     assert line == "recipe gives distill.steps twice, on line 5 and line 7; keep one of the two"

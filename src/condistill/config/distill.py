@@ -209,7 +209,8 @@ class DistillSettings(Settings):
         right_count = len(ends) == (2 if isinstance(value, list | tuple) else 1)
         if value is not None and not (numbers and right_count and ends[0] > 1 and ends == sorted(set(ends))):
             raise ValueError(
-                "a guidance scale to distil is above 1, and a range of scales is [low, high] with 1 < low < high"
+                "a guidance scale to distil is above 1, and a range of scales is [low, high] with 1 < low < high; "
+                "correct it, or set it to null"
             )
         return value
 
@@ -259,7 +260,7 @@ class DistillSettings(Settings):
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"distill.batch_size {self.batch_size} is not a multiple of distill.micro_batch_size "
-                f"{self.micro_batch_size}"
+                f"{self.micro_batch_size}; change one of the two"
             )
         if loss.features == "attention_maps" and self.gradient_checkpointing:
             raise ValueError(

@@ -95,7 +95,8 @@ def _model_at(root: type[Settings], location: tuple[Any, ...], parent: Any) -> t
     """Return the model that should have had the last key of a location; `parent` is the mapping that has it."""
     if len(location) == 1:
         return root
-    model = _models(root)[location[0] if location[0] == "variants" and len(location) == 3 else location[-2]]
+    part = location[0] if location[0] == "variants" and len(location) == 3 else location[-2]
+    model = _models(root).get(part, root)
     return (schedule_class(parent) or model) if model is ScheduleSettings else model
 
 
@@ -123,7 +124,8 @@ def _message(mistake: Any, model: type[Settings], data: Any, places: Mapping[str
     kind, location = mistake["type"], mistake["loc"]
     keys, parent = [*at], data
     for part in location:  # it also names members of unions, which are not keys of the recipe
-        if (isinstance(data, Mapping) and part in data) or (isinstance(data, list | tuple) and isinstance(part, int)):
+        is_index = isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
+        if is_index or (isinstance(data, Mapping) and part in data):
             keys.append(str(part))
             parent, data = data, data[part]
     if kind == "missing":
@@ -134,6 +136,8 @@ def _message(mistake: Any, model: type[Settings], data: Any, places: Mapping[str
     while key and key not in places:
         key = key.rpartition(".")[0]
     shown = shorten(place, 200) or "recipe"
+    inside = [known for known in places if known.startswith(f"{place}.")]  # an override of a setting below it
+    key = key or (inside[0] if inside and place else "")
     where = f"  {places[key]}: {shown}" if key else f"  {shown}"
     if kind == "extra_forbidden":
         suggestion = _suggestion(str(location[-1]), _model_at(model, location, parent), place.rpartition(".")[0])

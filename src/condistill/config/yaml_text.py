@@ -168,7 +168,9 @@ class _Tree:
             message = f"{_shown(value)} is not a plain number; write decimal digits, or text in quotes"
             raise self._mistake(node, place, message)
         if kind == "int" and (len(value) > 30 or abs(int(value)) > MAX_INTEGER):
-            raise self._mistake(node, place, f"{_shown(value)} has {len(value)} digits, too many for any setting")
+            raise self._mistake(
+                node, place, f"{_shown(value)} has {len(value)} digits, too many for any setting; write less"
+            )
         try:
             return getattr(self._scalars, f"construct_yaml_{kind}")(node)
         except (ValueError, KeyError) as error:  # a value with an explicit tag, such as !!int x
@@ -204,7 +206,7 @@ def check_data(data: Any, places: Mapping[str, str]) -> Iterator[str]:
             for key, inner in value.items():
                 if not isinstance(key, str):
                     found.append(f"{_where(keys, places)}: the key {_shown(repr(key))} is not text; write it in quotes")
-                elif problem := _problem(key, 0):
+                elif problem := _problem(key, 0) or ("it has several lines; write one" if "\n" in key else None):
                     found.append(f"{_where(keys, places)}: the key {_shown(key)}: {problem}")
                 else:
                     stack.append((inner, (*keys, key)))

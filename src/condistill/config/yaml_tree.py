@@ -31,7 +31,7 @@ def override(data: dict[str, Any], places: dict[str, str], text: str) -> None:
     data[last] = load_yaml(value, f"the value of the override {shown!r}")[0]
     for place in [place for place in places if place.startswith(f"{key}.")]:
         del places[place]
-    places[key] = f"override {shown}"
+    places[key] = f"override {' '.join(shown.split())}"
 
 
 def split_change(text: str, kind: str, *, prefix: str = "") -> tuple[str, str]:
