@@ -277,7 +277,7 @@ def test_a_line_that_no_program_wrote_as_text_is_refused_before_it_fills_the_mem
 ) -> None:
     monkeypatch.setattr(lines, "_MAX_LINE_BYTES", 2**20)
     for name in ("a.txt", "a.csv", "a.jsonl"):
-        assert_error(write(tmp_path / name, "x" * (2**20 + 2**17)), "has a line of more than 1 MiB")
+        assert_error(write(tmp_path / name, "x" * (2**20 + 2**17)), "has a line of more than 1.00 MiB")
 
 
 def test_a_header_with_many_columns_is_read(tmp_path: Path) -> None:

@@ -50,4 +50,4 @@ def test_the_files_of_a_hub_teacher_are_those_of_its_snapshot(revision: str | No
 
 def test_a_hub_teacher_that_is_not_in_the_cache_is_named(hub: Path) -> None:
     with pytest.raises(CondistillError, match=r"files of the teacher other/teacher are not in the local cache"):
-        teacher_files(TeacherSettings(pipeline="other/teacher"))
+        teacher_files(TeacherSettings(pipeline="other/teacher", revision=COMMIT))

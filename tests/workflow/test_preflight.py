@@ -135,7 +135,7 @@ def test_students_that_do_not_fit_on_the_disk_are_refused_before_anything_is_wri
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 10**5))
     with pytest.raises(
-        CondistillError, match=r"needs at least .* GiB more .* for checkpoints, .* choose another --out"
+        CondistillError, match=r"needs at least .* MiB more .* for checkpoints, .* choose another --out"
     ):
         check_space(run, students, tiny_skeleton)
     assert not (tmp_path / "new").exists()

@@ -17,7 +17,7 @@ from condistill.prompts.readers import PromptSource, describe_source, is_tabular
 from condistill.teachers.load import family_class, read_index
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.atomic import write_text
-from condistill.utils.paths import resolve_path
+from condistill.utils.home import resolve_path
 from condistill.utils.quiet import quiet_libraries
 from condistill.workflow.preflight import preflight
 

@@ -27,7 +27,7 @@ from condistill.config.sections import (
 from condistill.config.yaml_text import check_data, load_yaml
 from condistill.config.yaml_tree import merge, override, write_yaml
 from condistill.errors import CondistillError, RecipeError, nearest, system_message
-from condistill.utils.paths import resolve_path
+from condistill.utils.home import resolve_path
 from condistill.utils.registry import load_plugins
 from condistill.utils.text import shorten
 

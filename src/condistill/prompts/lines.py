@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from condistill.errors import CondistillError
+from condistill.utils.format import byte_size
 
 _BLOCK_BYTES = 2**16
 _MAX_LINE_BYTES = 2**25
@@ -61,8 +62,8 @@ def _raw_blocks(path: Path) -> Iterator[bytes]:
                     parts.append(block)
                 if sum(map(len, parts)) > _MAX_LINE_BYTES:
                     raise CondistillError(
-                        f"{path} has a line of more than {_MAX_LINE_BYTES >> 20} MiB; write one prompt, or one record, "
-                        "on each line"
+                        f"{path} has a line of more than {byte_size(_MAX_LINE_BYTES)}; write one prompt, or one "
+                        "record, on each line"
                     )
     except OSError as error:
         raise CondistillError(f"{path} cannot be read: {error.strerror}") from error

@@ -154,7 +154,7 @@ class Family(ABC):
     @property
     def default_latent_size(self) -> tuple[int, int]:
         """(h, w) of the latents at the pipeline's default resolution."""
-        size = self.denoiser.config.get("sample_size")
+        size: Any = getattr(self.denoiser.config, "sample_size", None)
         sides = (size, size) if isinstance(size, int) else size
         file = f"{self.denoiser_name}/config.json of the teacher"
         if not isinstance(sides, list | tuple) or len(sides) != 2:

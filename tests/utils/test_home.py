@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from condistill.errors import CondistillError
-from condistill.utils.paths import expand_home, resolve_path
+from condistill.utils.home import expand_home, resolve_path
 
 
 def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
