@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,32 @@ def test_an_argument_that_is_not_utf8_is_refused_before_anything_is_written(
     assert "is not UTF-8; rename the file" in err
     assert "\\udc" in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "~nosuchuser/recipe.yaml"),
+        ("run", "recipe.yaml", "--out=~nosuchuser/run"),
+        ("sample", "miniature", "a star", "--out=~nosuchuser/a.png"),
+        ("inspect", "~nosuchuser/x"),
+    ],
+)
+def test_the_home_directory_of_an_unknown_user_is_named(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    code, err = fails_with(capsys, *arguments)
+    assert code == 1
+    assert "~nosuchuser" in err
+    assert err.endswith("the home directory of this user is unknown; write the whole path\n")
+
+
+def test_the_home_directory_is_known_in_every_path(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, err = fails_with(capsys, "run", "~/gone.yaml")
+    assert f"there is no recipe at {tmp_path}/gone.yaml" in err
 
 
 @pytest.mark.parametrize("text", ["\x1b[31mred\x07", "\u202etxt"])
@@ -92,3 +119,56 @@ def test_a_traceback_shows_hostile_text_as_escapes() -> None:
     assert "Traceback" in done.stderr
     assert "\\x1b[2J.yaml" in done.stderr
     assert "\x1b" not in done.stderr
+
+
+HOSTILE = "\x1b]0;x\x07\u202e"
+RAW = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def hostile_commands(folder: Path) -> dict[str, list[str]]:
+    """Return commands that meet hostile text in one place each: in names of files, columns, keys, values, prompts."""
+    base = "teacher: {pipeline: miniature}\nprompts: {files: [a.txt]}\nstudent: {width: 0.5}\n"
+    (folder / "a.txt").write_text("a\nb\n", encoding="utf-8")
+    (folder / "c.csv").write_text(f"{HOSTILE}one,{HOSTILE}two\na,b\n", encoding="utf-8")
+    (folder / f"{HOSTILE}.txt").write_bytes(b"\xff\n")
+    (folder / "other").mkdir()
+    (folder / "other" / "model_index.json").write_text(f'{{"_class_name": "{HOSTILE!r}"}}'.replace("'", ""))
+    (folder / "recipe.yaml").write_text(base, encoding="utf-8")
+    (folder / f"{HOSTILE}.yaml").write_text(base, encoding="utf-8")
+    recipe = str(folder / "recipe.yaml")
+    changes = {
+        "key": f"{HOSTILE}=1",
+        "value": f"student.preset={HOSTILE}",
+        "escaped value": r'student.preset="\e[2J\u202e"',
+        "escaped key": r'evaluate={"\e[2J": 1}',
+        "variant": f"variants={{{HOSTILE}: {{}}}}",
+        "file": f"prompts.files=[{HOSTILE}.txt]",
+        "missing file": f"prompts.files=[gone{HOSTILE[-1]}.txt]",
+        "column": f"prompts.column={HOSTILE[-1]}",
+        "columns": "prompts.files=[c.csv]",
+        "hub name": f"teacher.pipeline={HOSTILE[-1]}x",
+        "class": "teacher.pipeline=./other",
+        "word": f"prompts.unseen_words=[{HOSTILE[-1]}star]",
+    }
+    commands = {name: ["validate", recipe, "-s", change] for name, change in changes.items()}
+    return commands | {
+        "recipe": ["validate", str(folder / f"{HOSTILE}.yaml")],
+        "grid": ["sweep", recipe, "--grid", f"{HOSTILE}=[1]"],
+        "case": ["sweep", recipe, "--case", f"{HOSTILE}: seed=1"],
+        "seeds": ["sweep", recipe, "--seeds", HOSTILE],
+        "device": ["plan", recipe, "--device", HOSTILE],
+        "image": ["sample", "miniature", HOSTILE, "--out", f"{folder}/{HOSTILE}.txt"],
+        "pipeline": ["inspect", f"./{HOSTILE}"],
+        "init": ["init", "./other", "--prompts", str(folder / f"{HOSTILE}.txt"), "--out", str(folder / "new.yaml")],
+    }
+
+
+@pytest.mark.slow
+def test_no_output_of_a_command_has_raw_hostile_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, command in hostile_commands(tmp_path).items():
+        with pytest.raises(SystemExit):
+            cli.main(command)
+        output = "".join(capsys.readouterr())
+        assert output, name
+        assert not RAW.search(output), (name, output)
+        assert "a bug" not in output, (name, output)

@@ -52,7 +52,7 @@ HOSTILE = {
     "NUL": (BASE + "seed: \0", "line 4: the character '\\x00' is not allowed in YAML; remove it"),
     "ESC": (BASE + "\x1b[2J: 3", "line 4: the character '\\x1b' is not allowed in YAML; remove it"),
     "an escaped NUL": (BASE.replace("miniature}", r'"a\0b"}'), "line 1: teacher.pipeline: it contains '\\x00'"),
-    "an escaped ESC as key": (BASE + r'"\e[2J": 3', "the key '\\x1b[2J': it contains '\\x1b'"),
+    "an escaped ESC as key": (BASE + r'"\e[2J": 3', "line 4: \x1b[2J: the name contains '\\x1b'"),
     "half a character": (BASE + r'seed: "\ud800"', "4"),
     "a date": (BASE + "seed: 2020-01-01", "line 4: seed: '2020-01-01' is a date in YAML; write it in quotes"),
     "base 60": (BASE + "seed: 1:30", "line 4: seed: '1:30' is not a plain number; write decimal digits"),
@@ -205,3 +205,9 @@ def test_the_name_of_a_student_fits_into_file_names(name: str) -> None:
 def test_defaults_are_within_the_bounds() -> None:
     assert DistillSettings.model_validate(DistillSettings().model_dump(by_alias=True)) == DistillSettings()
     assert math.isfinite(DistillSettings().optimizer.learning_rate)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no /dev/zero")
+def test_a_file_that_never_ends_is_no_recipe() -> None:
+    with pytest.raises(RecipeError, match="a recipe has at most 500,000"):
+        Recipe.load("/dev/zero")

@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from condistill.cli.texts import EXAMPLES
+from condistill.errors import CondistillError
 from condistill.utils.terminal import print_line
 
 
@@ -38,7 +39,25 @@ app = typer.Typer(
 )
 console = Console(stderr=True)
 
-RecipePath = Annotated[Path, typer.Argument(help="Recipe file; `condistill init` writes one.", show_default=False)]
+
+def user_path(text: str) -> Path:
+    """Return a path in which `~` is the home directory; no shell replaces it in `--out=~/x`.
+
+    Raises:
+        CondistillError: the path begins with `~NAME`, and there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise CondistillError(f"{text}: the home directory of this user is unknown; write the whole path") from error
+
+
+RecipePath = Annotated[
+    Path,
+    typer.Argument(
+        parser=user_path, metavar="RECIPE", help="Recipe file; `condistill init` writes one.", show_default=False
+    ),
+]
 PipelineName = Annotated[str, typer.Argument(help="Pipeline directory, hub name, or `miniature`.", show_default=False)]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads the annotation
@@ -48,7 +67,13 @@ Overrides = Annotated[
 ]
 Out = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--out", "-o", help="Run directory. Default: `runs/NAME` for a recipe file `NAME.yaml`."),
+    typer.Option(
+        "--out",
+        "-o",
+        parser=user_path,
+        metavar="PATH",
+        help="Run directory. Default: `runs/NAME` for a recipe file `NAME.yaml`.",
+    ),
 ]
 Update = Annotated[
     bool,

@@ -11,7 +11,19 @@ import typer
 from rich.console import Console
 
 from condistill import __version__
-from condistill.cli.app import DryRun, Out, Overrides, PipelineName, RecipePath, Update, app, command, console, say
+from condistill.cli.app import (
+    DryRun,
+    Out,
+    Overrides,
+    PipelineName,
+    RecipePath,
+    Update,
+    app,
+    command,
+    console,
+    say,
+    user_path,
+)
 from condistill.errors import CondistillError
 from condistill.utils.text import shorten
 
@@ -72,7 +84,9 @@ def _compress(recipe: Recipe, stage: str, out: Path, *, update: bool, dry_run: b
 
 @command
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run directory.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", parser=user_path, metavar="PATH", help="Run directory.")] = Path(
+        "runs/demo"
+    ),
     overrides: Overrides = None,
     update: Update = False,
     dry_run: DryRun = False,
@@ -309,7 +323,13 @@ def sweep(
     overrides: Overrides = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--out", "-o", help="Sweep directory. Default: `runs/NAME-sweep` for a recipe file `NAME.yaml`."),
+        typer.Option(
+            "--out",
+            "-o",
+            parser=user_path,
+            metavar="PATH",
+            help="Sweep directory. Default: `runs/NAME-sweep` for a recipe file `NAME.yaml`.",
+        ),
     ] = None,
     update: Update = False,
     equal_forwards: Annotated[
@@ -348,7 +368,9 @@ def sample(
     pipeline: PipelineName,
     prompt: Annotated[str, typer.Argument(help="Prompt of the image.", show_default=False)],
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Image file to write.")] = Path("sample.png"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", parser=user_path, metavar="PATH", help="Image file to write.")
+    ] = Path("sample.png"),
     seed: Annotated[int, typer.Option(help="Seed of the starting noise.", min=0)] = 0,
     steps: Annotated[
         Optional[int],  # noqa: UP045

@@ -24,7 +24,7 @@ from condistill.config.sections import (
     TeacherSettings,
     VariantSettings,
 )
-from condistill.config.yaml_text import check_data, load_yaml
+from condistill.config.yaml_text import MAX_CHARACTERS, check_data, load_yaml
 from condistill.config.yaml_tree import merge, override, write_yaml
 from condistill.errors import CondistillError, RecipeError, nearest, system_message
 from condistill.utils.home import resolve_path
@@ -201,7 +201,8 @@ class Recipe(Settings):
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open("rb") as file:
+                text = file.read(4 * MAX_CHARACTERS + 1).decode("utf-8")  # more is refused, and some files never end
         except FileNotFoundError:
             raise RecipeError(f"there is no recipe at {path}; `condistill init` writes one") from None
         except OSError as error:

@@ -207,7 +207,7 @@ def check_data(data: Any, places: Mapping[str, str]) -> Iterator[str]:
                 if not isinstance(key, str):
                     found.append(f"{_where(keys, places)}: the key {_shown(repr(key))} is not text; write it in quotes")
                 elif problem := _problem(key, 0) or ("it has several lines; write one" if "\n" in key else None):
-                    found.append(f"{_where(keys, places)}: the key {_shown(key)}: {problem}")
+                    found.append(f"{_where((*keys, key), places)}: the name {problem.removeprefix('it ')}")
                 else:
                     stack.append((inner, (*keys, key)))
         elif isinstance(value, list | tuple):
@@ -233,5 +233,5 @@ def _where(keys: tuple[str, ...], places: Mapping[str, str]) -> str:
     """Return the indented place of a key: its line if it is known, and its dotted name."""
     for length in range(len(keys), 0, -1):
         if known := places.get(".".join(keys[:length])):
-            return f"  {known}: {'.'.join(keys)}"
-    return f"  {'.'.join(keys) or 'recipe'}"
+            return f"  {known}: {shorten('.'.join(keys), 200)}"
+    return f"  {shorten('.'.join(keys), 200) or 'recipe'}"
