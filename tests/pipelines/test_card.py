@@ -171,6 +171,6 @@ def test_equal_input_gives_an_equal_card() -> None:
 
 
 def test_control_characters_and_reversed_text_are_shown_as_escapes() -> None:
-    card = _card(student=STUDENT.model_copy(update={"kept": ("a\x1bb", "\x9b", "\u202etxt")}))
+    card = _card(words=["\u202etxt"], student=STUDENT.model_copy(update={"kept": ("a\x1bb", "\x9b\x00")}))
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", card)
     assert r"\u202etxt" in card

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -193,9 +194,9 @@ def check_data(data: Any, places: Mapping[str, str]) -> Iterator[str]:
     """
     found: list[str] = []
     count = itertools.count(1)
-    stack: list[tuple[Any, tuple[str, ...]]] = [(data, ())]
-    while stack:
-        value, keys = stack.pop()
+    queue: deque[tuple[Any, tuple[str, ...]]] = deque([(data, ())])
+    while queue:
+        value, keys = queue.popleft()
         if next(count) > MAX_VALUES:
             found.append(f"  recipe: it has more than {MAX_VALUES:,} values; move long lists to a file of prompts")
             break
@@ -209,9 +210,9 @@ def check_data(data: Any, places: Mapping[str, str]) -> Iterator[str]:
                 elif problem := _problem(key, 0) or ("it has several lines; write one" if "\n" in key else None):
                     found.append(f"{_where((*keys, key), places)}: the name {problem.removeprefix('it ')}")
                 else:
-                    stack.append((inner, (*keys, key)))
+                    queue.append((inner, (*keys, key)))
         elif isinstance(value, list | tuple):
-            stack += [(inner, (*keys, str(number))) for number, inner in enumerate(value)]
+            queue += [(inner, (*keys, str(number))) for number, inner in enumerate(value)]
     yield from found
 
 
