@@ -43,6 +43,7 @@ def change(file: Path, **values: Any) -> None:
         (UNET, "block_out_channels", None),
         (UNET, "block_out_channels", [16, None, 32]),
         (UNET, "layers_per_block", None),
+        (UNET, "layers_per_block", 0),
         (UNET, "layers_per_block", [1, 1, 1, 1, 1]),
         (UNET, "cross_attention_dim", "wide"),
         (UNET, "down_block_types", ["NoSuchBlock2D"]),

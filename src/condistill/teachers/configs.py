@@ -17,7 +17,7 @@ from condistill.errors import CondistillError
 from condistill.utils.text import shorten
 
 _NUMBERS = (int, float)
-_SIZE = re.compile(r"^num_|_(size|dim|channels|layers|heads|groups)$")
+_SIZE = re.compile(r"^num_|^layers_per_block$|_(size|dim|channels|layers|heads|groups)$")
 _SEARCH_SEC = 2.0
 
 
@@ -48,16 +48,17 @@ def using_config(file: str, kind: Any = None, config: Any = None) -> Iterator[No
 
 
 def check_sizes(kind: Any, config: Any, file: str) -> None:
-    """Check that no size and no count of a config is negative; some libraries build a model without layers from it.
+    """Check the sizes and counts of a config; some libraries build a model without layers where one is negative.
 
     Raises:
-        CondistillError: names the first key that is.
+        CondistillError: names the first key that is too small.
     """
     names = [name for name in inspect.signature(kind.__init__).parameters if _SIZE.search(name)]
     for name in names:
         value = config.get(name)
-        if isinstance(value, _NUMBERS) and value < 0:
-            raise unusable(file, f"{name} is {value}, and cannot be negative")
+        least = 1 if name == "layers_per_block" else 0
+        if isinstance(value, _NUMBERS) and value < least:
+            raise unusable(file, f"{name} is {value}, and must be {least} or more")
 
 
 def _culprit(kind: Any, config: Any) -> str | None:

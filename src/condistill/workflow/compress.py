@@ -110,9 +110,9 @@ def compress(
 
 def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool) -> None:
     """Make what is missing of every stage, in order."""
-    check_processes(run.recipe, run.accelerator.num_processes)
     run.claim_directory()
     if not decide(run.accelerator, lambda: distill.is_done(run)):
+        check_processes(run.recipe, run.accelerator.num_processes)
         skeleton = teacher_skeleton(run.recipe.teacher)
         students = preflight(run.recipe, skeleton)  # before anything is written
         on_main_process(run.accelerator, lambda: check_space(run, students, skeleton))
