@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from tiny_transformers import BLOCKS
 
 from condistill.config.sections import StudentSettings
@@ -66,6 +67,19 @@ def test_layer_scores_are_measured_once(tiny_family, tiny_cache, tmp_path, monke
     (tmp_path / LAYER_SCORES_NAME).write_text("{")
     with pytest.raises(CorruptError, match="delete it and run again"):
         settled(tiny_family, tiny_cache, tmp_path, depth=0.5)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b'{"blocks": [NaN]}', b'{"blocks": ["x"]}', b"\xff"])
+def test_damaged_layer_scores_are_named_with_their_remedy(tiny_family, tiny_cache, tmp_path, content):
+    (tmp_path / LAYER_SCORES_NAME).write_bytes(content)
+    with pytest.raises(CorruptError, match=rf"{LAYER_SCORES_NAME} is corrupt .*delete it and run again"):
+        settled(tiny_family, tiny_cache, tmp_path, depth=0.5)
+
+
+def test_channel_scores_without_tensors_are_named_with_their_remedy(tiny_family, tiny_cache, tmp_path):
+    save_file({}, tmp_path / IMPORTANCE_NAME)
+    with pytest.raises(CorruptError, match=rf"{IMPORTANCE_NAME} is corrupt .*delete it and run again"):
+        settled(tiny_family, tiny_cache, tmp_path, width=0.5, importance="activation")
 
 
 def test_layers_are_not_scored_without_a_cache(tiny_family, tmp_path):

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from accelerate import Accelerator
+from pydantic import FiniteFloat, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from condistill.config.sections import StudentSettings
 from condistill.errors import CorruptError
@@ -29,6 +31,7 @@ from condistill.utils.distributed import on_main_process
 SETTINGS_NAME = "student_settings.json"
 IMPORTANCE_NAME = "channel_importance.safetensors"
 LAYER_SCORES_NAME = "layer_scores.json"
+_LAYER_SCORES = TypeAdapter(dict[str, list[FiniteFloat]])
 T = TypeVar("T")
 
 
@@ -56,7 +59,7 @@ def settle_student(
             directory / IMPORTANCE_NAME,
             accelerator,
             lambda file: save_file(channel_importance(family, kind, calibration_batches(family, calibration)), file),
-            load_file,
+            _read_importance,
         )
     if settings.depth is not None and len(calibration.cache):
         layers = _compute_once(
@@ -80,7 +83,8 @@ def _compute_once(file: Path, accelerator: Accelerator, write: Callable[[Path], 
     try:
         return read(file)
     except (ValueError, SafetensorError) as error:
-        raise CorruptError(f"{file} is corrupt ({error}); delete it and run again to compute it again") from error
+        reason = str(error).splitlines()[0]
+        raise CorruptError(f"{file} is corrupt ({reason}); delete it and run again to compute it again") from error
 
 
 def _choose(family: Family, settings: StudentSettings, file: Path) -> None:
@@ -104,5 +108,11 @@ def _write_layer_scores(scores: dict[str, list[float]], file: Path) -> None:
 
 
 def _read_layer_scores(file: Path) -> dict[str, list[float]]:
-    scores: dict[str, list[float]] = json.loads(file.read_text(encoding="utf-8"))
-    return scores
+    return _LAYER_SCORES.validate_json(file.read_bytes())
+
+
+def _read_importance(file: Path) -> dict[str, Tensor]:
+    importance: dict[str, Tensor] = load_file(file)
+    if not importance:
+        raise ValueError("it has no tensors")
+    return importance
