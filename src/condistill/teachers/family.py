@@ -344,7 +344,15 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 
 
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Return images `[B, 3, H, W]` in [-1, 1] as uint8 `[B, H, W, 3]`."""
+    """Return images `[B, 3, H, W]` in [-1, 1] as uint8 `[B, H, W, 3]`.
+
+    Raises:
+        CondistillError: a number is NaN, which would be a black pixel.
+    """
+    if images.isnan().any():
+        dtype = str(images.dtype).removeprefix("torch.")
+        remedy = "check its weights" if dtype == "float32" else "set teacher.dtype: float32"
+        raise CondistillError(f"the autoencoder decodes latents to NaN in {dtype}; {remedy}")
     clamped = images.float().clamp(-1, 1)
     pixels: NDArray[np.uint8] = ((clamped + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return pixels
