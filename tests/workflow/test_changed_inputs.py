@@ -128,6 +128,7 @@ def test_update_moves_what_it_replaces_and_keeps_the_rest(run: Run) -> None:
     (moved,) = (run.out / "old").iterdir()
     assert (moved / "pipelines" / "plain" / "unet" / "config.json").read_bytes() == old
     assert (moved / "distill" / "plain" / "checkpoints" / "history.jsonl").is_file()
+    assert (moved / "evaluation" / "figures" / "metrics.json").is_file()
     assert f"moved {run.out / 'pipelines' / 'plain'} to {moved / 'pipelines' / 'plain'}\n" in run.printed
     assert "  student.width was 0.5 and is now 0.25\n" in run.printed
 

@@ -21,12 +21,14 @@ class Changes:
     """In the order in which they run."""
     reasons: Sequence[str]
     """Lines for people."""
+    cheap: Sequence[StageDir] = ()
+    """Further such stages, which need no consent because they cost little."""
 
     @classmethod
     def of(cls, stages: Iterable[StageDir]) -> Changes:
         """Compare the results in a run directory with the inputs of now."""
-        changed = [stage for stage in stages if stage.holds_other_results()]
-        changed = [stage for stage in changed if stage.is_costly or stage.record() is None]
+        other = [stage for stage in stages if stage.holds_other_results()]
+        changed = [stage for stage in other if stage.is_costly or stage.record() is None]
         names = {stage.name for stage in changed}
         reasons: dict[str, None] = {}
         for stage in changed:
@@ -37,7 +39,7 @@ class Changes:
             for place, before, after in differences(record.inputs, stage.inputs):
                 if place not in names:  # that stage has its own reasons
                     reasons[_reason(place, before, after)] = None
-        return cls(changed, list(reasons))
+        return cls(changed, list(reasons), [stage for stage in other if stage not in changed])
 
     def continued(self) -> list[StageDir]:
         """Return the stages that continue with the new inputs instead of starting again."""
@@ -48,7 +50,7 @@ class Changes:
         """Return the folders that are set aside before the stages are made again."""
         kept = {stage.name for stage in self.continued()}
         folders = []
-        for stage in self.stages:
+        for stage in [*self.stages, *self.cheap]:
             folders += [stage.path] if stage.name not in kept else []
             folders += [folder for folder in stage.outputs if folder.is_dir()]
         return folders
