@@ -3,8 +3,11 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from condistill.errors import CondistillError
+from condistill.prompts.text import clean_prompt
 from condistill.prompts.words import has_word
 
 
@@ -105,3 +108,14 @@ def test_a_word_that_shows_nothing_is_an_error(word: str) -> None:
     for prompt in ("a star", "星"):
         with pytest.raises(CondistillError, match="is not a word; remove it"):
             has_word(prompt, [word])
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cn", "Co"]), min_size=1, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_a_word_is_found_in_every_form_of_itself(word: str) -> None:
+    forms = (word, word.upper(), word.lower(), *(unicodedata.normalize(form, word) for form in ("NFC", "NFD", "NFKC")))
+    for form in forms:
+        try:
+            assert has_word(f"a {form} b", [word])
+        except CondistillError:
+            assert not clean_prompt(word)[0] or not word.isprintable()

@@ -92,8 +92,8 @@ def _checked_forms(word: str) -> set[str]:
 
 def _phrase(text: str) -> str:
     """Return the pattern of a phrase, whose words may be separated in several ways."""
-    parts = re.split(r"[\s_]+|(?<=\w)-(?=\w)", text)
-    return r"[\s_-]+".join(re.escape(part) for part in parts if part) or re.escape(text)
+    parts = re.split(r"\s+|(?<=[^\W_])[_-]+(?=[^\W_])", text)
+    return r"[\s_-]+".join(map(re.escape, parts))
 
 
 @cache
