@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
+from condistill.teachers.load import load_teacher
 from condistill.teachers.skeleton import teacher_skeleton
 
 UNET, VAE, SCHEDULER = "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"
@@ -97,6 +99,37 @@ def test_a_config_that_is_no_config_is_refused_with_its_file(teacher: Path, file
     (teacher / file).write_text(content, encoding="utf-8")
     with pytest.raises(CondistillError, match=file.split("/", maxsplit=1)[0]):
         teacher_skeleton(TeacherSettings(pipeline=str(teacher)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer/tokenizer.json", b"{}"),
+        ("tokenizer/tokenizer.json", b"\x00"),
+        ("unet/diffusion_pytorch_model.safetensors", b""),
+        ("unet/diffusion_pytorch_model.safetensors", b"\xff" * 100),
+        ("vae/diffusion_pytorch_model.safetensors", b"\x02\0\0\0\0\0\0\0{}"),
+        ("text_encoder/model.safetensors", b"\x02\0\0\0\0\0\0\0{}"),
+        ("unet/config.json", b"[]"),
+    ],
+)
+def test_a_damaged_file_of_a_teacher_is_no_bug(
+    tiny_pipeline_dir: Path, tmp_path: Path, file: str, content: bytes
+) -> None:
+    damaged = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "teacher"))
+    (damaged / file).write_bytes(content)
+    with pytest.raises(CondistillError, match=r"cannot be loaded|cannot be used"):
+        load_teacher(TeacherSettings(pipeline=str(damaged)))
+
+
+def test_a_weight_that_is_missing_is_never_replaced_by_random_numbers(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    partial = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "teacher"))
+    file = partial / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(next(name for name in tensors if name.endswith("final_layer_norm.weight")))
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CondistillError, match=r"text_encoder .* model.safetensors .* download or save the files again"):
+        load_teacher(TeacherSettings(pipeline=str(partial)))
 
 
 def test_a_missing_sample_size_is_no_mistake_if_the_resolution_is_given(teacher: Path) -> None:

@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from condistill.errors import CondistillError
@@ -111,6 +112,35 @@ def _kinds(hint: Any) -> set[Any]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return set().union(*map(_kinds, typing.get_args(hint)))
     return {hint}
+
+
+def check_weights(pipeline: Any, directory: Path) -> None:
+    """Check that the files of every model hold as many numbers as the model has weights.
+
+    Libraries fill weights that are missing with random numbers, and only log it. Names are not compared, since
+    libraries rename weights; weights that share memory count once.
+
+    Raises:
+        CondistillError: names the first component whose files hold too few.
+    """
+    import torch
+    from safetensors import safe_open
+
+    for name, model in pipeline.components.items():
+        files = [*(directory / name).glob("*.safetensors")] if isinstance(model, torch.nn.Module) else []
+        if not files:
+            continue
+        held = 0
+        for file in files:
+            with safe_open(file, "pt") as tensors:
+                held += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+        needed = sum(weight.numel() for weight in model.parameters())
+        if held < needed:
+            names = ", ".join(file.name for file in files)
+            raise CondistillError(
+                f"the teacher's {name} cannot be loaded: {names} in {directory / name} hold {held:,} numbers, and "
+                f"the model has {needed:,} weights; download or save the files again"
+            )
 
 
 def checked_count(value: Any, key: str, file: str) -> int:

@@ -12,6 +12,7 @@ import torch
 from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
+from condistill.teachers.configs import check_weights
 from condistill.teachers.family import Family
 from condistill.teachers.files import INDEX_NAME, has_variant, pipeline_files
 from condistill.teachers.hub import hub_commit
@@ -183,11 +184,13 @@ def load_teacher(settings: TeacherSettings, *, device: torch.device | str = "cpu
             variant=settings.variant,
             **load_options(location, settings),
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:  # a damaged file can raise any exception; tokenizers raise plain ones
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "tiktoken" in reason:  # transformers asks for tiktoken if it cannot read a SentencePiece file
             reason = "its tokenizer is a SentencePiece file that cannot be read; pip install sentencepiece protobuf"
         raise CondistillError(f"the teacher {location} cannot be loaded: {reason}") from error
+    if isinstance(location, Path):
+        check_weights(pipeline, location)
     return family(pipeline, resolution=settings.resolution).to(device)
 
 
