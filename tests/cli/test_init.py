@@ -50,7 +50,7 @@ def accepted(path: Path) -> Recipe:
 @pytest.mark.parametrize(
     ("builder", "options", "expected"),
     [
-        ("build_flux", {}, (None, 0.5, (1.5, 5.0), 3.5)),
+        pytest.param("build_flux", {}, (None, 0.5, (1.5, 5.0), 3.5), marks=pytest.mark.slow),
         ("build_flux", {"guidance_embeds": False}, (None, 0.5, None, 1.0)),
         pytest.param("build_sd", {}, ("b-base", None, None, 7.5), marks=pytest.mark.slow),
         pytest.param("build_sd_inpaint", {}, ("b-base", None, None, 7.5), marks=pytest.mark.slow),
