@@ -197,6 +197,7 @@ def test_a_csv_file_without_a_header_is_refused_and_its_first_line_is_shown(tmp_
     assert_error(path, "the first line", "'a red star'", "give it as `column`", "write a header line")
     assert read(path, "a red star") == ["a blue cross"]
     assert_error(write(tmp_path / "b.csv", "a star, on snow\na cross, on ice\n"), "(a star, on snow)", "`column`")
+    assert_error(write(tmp_path / "d.csv", "the title page\na label\n"), "'the title page'", "not a usual name")
     for name in ("Prompt", "caption_en", "TEXT", '"prompts"', "alt-text", "text2"):
         assert read(write(tmp_path / "c.csv", f"{name}\na star\n")) == ["a star"]
 

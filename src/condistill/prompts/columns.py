@@ -84,8 +84,9 @@ def check_header(path: Path, name: str) -> None:
     Raises:
         CondistillError: it is no usual name.
     """
-    words = re.split(r"[\W_\d]+", name.strip().lower())
-    if len(words) <= 3 and any(map(_USUAL_WORDS.fullmatch, words)):
+    words = [word for word in re.split(r"[\W_\d]+", name.lower()) if word]
+    usual = [bool(_USUAL_WORDS.fullmatch(word)) for word in words]
+    if any(usual) and (all(usual) or not re.search(r"\s", name)):  # `caption_en`, but not `a caption`
         return
     raise CondistillError(
         f"the first line of {path} is {shown(name)}, which is not a usual name for a column of prompts; if it is the "
