@@ -11,7 +11,7 @@ from recipes import BASE, mistakes
 from condistill.config.conditioning import Constant, Exponential, Never, Sigmoid
 from condistill.config.distill import ConsistencySettings, ProgressiveSettings
 from condistill.config.recipe import Recipe
-from condistill.errors import CondistillError, RecipeError
+from condistill.errors import RecipeError
 
 
 def test_defaults_are_those_of_the_paper() -> None:
@@ -292,18 +292,3 @@ def test_a_recipe_as_yaml_has_no_control_characters_and_can_be_read_again() -> N
     assert text.isascii()
     assert Recipe.parse(text) == reversed_text
     assert "é" in recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"column": "é"})}).to_yaml()
-
-
-def test_a_tilde_in_files_and_teacher_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home, folder = tmp_path / "home", tmp_path / "recipes"
-    (home / "pipeline").mkdir(parents=True)
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    path = folder / "recipe.yaml"
-    path.write_text(BASE.replace("miniature}", "~/pipeline}").replace("[miniature]", "['~/a.txt']"))
-    recipe = Recipe.load(path, ["prompts.unseen_files=[~/b.txt]"])
-    assert recipe.teacher.pipeline == str(home / "pipeline")
-    assert recipe.prompts.every_file == (str(home / "a.txt"), str(home / "b.txt"))
-    for override in ("prompts.files=[~nosuchuser/a.txt]", "teacher.pipeline=~nosuchuser/pipeline"):
-        with pytest.raises(CondistillError, match=r"'~nosuchuser/.*there is no home directory for '~nosuchuser'"):
-            Recipe.load(path, [override])
