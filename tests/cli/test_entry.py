@@ -80,6 +80,41 @@ def test_a_hostile_argument_reaches_the_terminal_as_escapes(capsys: pytest.Captu
         assert "\\x1b" in err or "\\u202e" in err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sample", "miniature", "a star", "--seed", "1" + "0" * 40),
+        ("sample", "miniature", "a star", "--seed", str(2**63)),
+        ("sample", "miniature", "a star", "--steps", "1" + "0" * 40),
+        ("sample", "miniature", "a star", "--guidance", "inf"),
+        ("sample", "miniature", "a star", "--guidance", "nan"),
+        ("plan", "recipe.yaml", "--count", "1" + "0" * 40),
+        ("plan", "recipe.yaml", "--efficiency", "nan"),
+        ("plan", "recipe.yaml", "--efficiency", "-inf"),
+        ("inspect", "miniature", "--levels", "1" + "0" * 40),
+        ("sweep", "recipe.yaml", "--seeds", "1" + "0" * 5000),
+    ],
+)
+def test_a_number_that_no_command_can_use_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    code, err = fails_with(capsys, *arguments)
+    assert code in (1, 2)
+    assert arguments[-2] in err
+    assert "a bug" not in err
+    assert len(err) < 500
+
+
+def test_an_image_with_more_steps_than_the_scheduler_has_is_refused(
+    capsys: pytest.CaptureFixture[str], tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    arguments = ("sample", str(tiny_pipeline_dir), "a star", "--steps", "1001", "--out", str(tmp_path / "a.png"))
+    _, err = fails_with(capsys, *arguments)
+    assert "DDIMScheduler" in err
+    assert "cannot sample with 1001 steps" in err
+    assert "its config has 1000 timesteps" in err
+
+
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own."""
     return subprocess.run(

@@ -160,7 +160,7 @@ def plan(
         str,
         typer.Option(help="Device to plan for: a name such as a100-80gb; `present`: that of this machine."),
     ] = "present",
-    count: Annotated[int, typer.Option(help="Number of devices.", min=1)] = 1,
+    count: Annotated[int, typer.Option(help="Number of devices.", min=1, max=10**6)] = 1,
     efficiency: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="Assumed fraction of the peak speed of tensor cores. Default: 0.3.", min=0.01, max=1),
@@ -192,7 +192,9 @@ def plan(
 
 
 @command
-def inspect(pipeline: PipelineName, levels: Annotated[int, typer.Option(help="Depth of the tree.", min=1)] = 2) -> None:
+def inspect(
+    pipeline: PipelineName, levels: Annotated[int, typer.Option(help="Depth of the tree.", min=1, max=100)] = 2
+) -> None:
     """Show the denoiser of a pipeline as a tree: layers, widths and costs.
 
     The tree marks the layers whose features can be compared, and lists the layers that each preset keeps. Reads the
@@ -371,14 +373,18 @@ def sample(
     out: Annotated[
         Path, typer.Option("--out", "-o", parser=user_path, metavar="PATH", help="Image file to write.")
     ] = Path("sample.png"),
-    seed: Annotated[int, typer.Option(help="Seed of the starting noise.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the starting noise.", min=0, max=2**63 - 1)] = 0,
     steps: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Sampling steps. Default: the number that the pipeline was trained for, else 25.", min=1),
+        typer.Option(
+            help="Sampling steps. Default: the number that the pipeline was trained for, else 25.", min=1, max=10**4
+        ),
     ] = None,
     guidance: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Guidance scale. Default: the scale that the pipeline was trained for, else 7.5.", min=0),
+        typer.Option(
+            help="Guidance scale. Default: the scale that the pipeline was trained for, else 7.5.", min=0, max=10**4
+        ),
     ] = None,
 ) -> None:
     """Generate one image with a pipeline.

@@ -30,7 +30,8 @@ def generate_image(
         guidance: None: the guidance scale in the pipeline's `sampling.json`.
 
     Raises:
-        CondistillError: the pipeline does not exist, or the image format is unknown.
+        CondistillError: the pipeline does not exist, or the image format is unknown, or the
+            pipeline cannot sample with this number of steps.
     """
     if out.suffix.lower() not in FORMATS:
         raise CondistillError(f"--out {out}: the file name must end in one of {', '.join(FORMATS)}")
@@ -39,12 +40,14 @@ def generate_image(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampling = read_sampling(weights_path() / "teacher" if pipeline == MINIATURE else Path(pipeline))
     family = load_teacher(TeacherSettings(pipeline=pipeline, resolution=sampling.resolution), device=device)
+    steps = sampling.num_inference_steps if steps is None else steps
+    family.check_sampling(steps)
     noise = torch.from_numpy(image_noise(seed, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
     latents = family.sample(
         family.denoiser,
         [prompt],
         noise,
-        num_inference_steps=sampling.num_inference_steps if steps is None else steps,
+        num_inference_steps=steps,
         guidance_scale=sampling.guidance_scale if guidance is None else guidance,
         seeds=[image_seed(seed, Stream.EVALUATION_NOISE, 0)],
     )
