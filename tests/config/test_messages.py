@@ -123,6 +123,13 @@ def test_a_list_that_is_too_short_is_refused_with_its_key(override: str) -> None
     assert all(f"override {override}: {key}" in line for line in mistakes(BASE, override))
 
 
+def test_a_word_that_yaml_reads_as_false_is_to_be_written_in_quotes() -> None:
+    (line,) = mistakes(BASE, "distill.mixed_precision=no")
+    assert line.endswith(
+        "(given: False); YAML reads the words no, off, yes and on as false and true, so write them in quotes"
+    )
+
+
 def test_an_override_below_an_unknown_section_is_shown() -> None:
     (line,) = mistakes(BASE, "evaluatxe.grid=3")
     assert line == "override evaluatxe.grid=3: evaluatxe is not a setting; did you mean 'evaluate'?"

@@ -159,7 +159,9 @@ def _message(mistake: Any, model: type[Settings], data: Any, places: Mapping[str
 
 
 def _hint(value: Any, kind: str) -> str:
-    """Return how to write a number that YAML reads as text."""
+    """Return how to write a number that YAML reads as text, or a word that it reads as true or false."""
+    if kind in ("literal_error", "string_type") and isinstance(value, bool):
+        return "; YAML reads the words no, off, yes and on as false and true, so write them in quotes"
     if kind in ("float_type", "int_type") and isinstance(value, str):
         try:
             number = float(value)
