@@ -66,7 +66,7 @@ def _raw_blocks(path: Path) -> Iterator[bytes]:
                         "record, on each line"
                     )
     except OSError as error:
-        raise CondistillError(f"{path} cannot be read: {error.strerror}") from error
+        raise CondistillError(f"{path} cannot be read: {error.strerror or error}") from error
     if rest := b"".join(parts):
         yield rest
 

@@ -91,4 +91,4 @@ def _check_file(path: Path) -> None:
         if not path.is_file():
             raise CondistillError(f"{path} is not a regular file; write the prompts to a file")
     except OSError as error:
-        raise CondistillError(f"the prompt file {path} cannot be read: {error.strerror}") from error
+        raise CondistillError(f"the prompt file {path} cannot be read: {error.strerror or error}") from error
