@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -25,7 +24,6 @@ from condistill.cli.app import (
     user_path,
 )
 from condistill.errors import CondistillError
-from condistill.utils.text import shorten
 
 if TYPE_CHECKING:
     from condistill.config.recipe import Recipe
@@ -291,21 +289,6 @@ def report(
     _run_until("report", recipe, overrides, out, update=update, dry_run=dry_run)
 
 
-_MOST_SEEDS = 1000
-
-
-def _parse_seeds(text: str) -> tuple[int, ...]:
-    """Return the seeds of a text such as `0,1,2`."""
-    words = [word.strip() for word in text.split(",")]
-    if not all(re.fullmatch("[0-9]{1,18}", word) for word in words) or len(set(map(int, words))) < len(words):
-        raise CondistillError(
-            f"--seeds {shorten(text)!r} is not a list of different whole numbers; write it like 0,1,2"
-        )
-    if len(words) > _MOST_SEEDS:
-        raise CondistillError(f"--seeds has {len(words):,} seeds, and a sweep at most {_MOST_SEEDS}; give fewer")
-    return tuple(map(int, words))
-
-
 @command
 def sweep(
     recipe: RecipePath,
@@ -352,13 +335,13 @@ def sweep(
     directories in `runs/`.
     """
     from condistill.workflow.sweep import run_sweep
-    from condistill.workflow.sweep_cases import Sweep
+    from condistill.workflow.sweep_cases import Sweep, parse_seeds
 
     request = Sweep(
         recipe,
         grid or (),
         case or (),
-        () if seeds is None else _parse_seeds(seeds),
+        () if seeds is None else parse_seeds(seeds),
         overrides or (),
         equal_forwards,
     )

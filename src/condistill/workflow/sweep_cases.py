@@ -20,6 +20,7 @@ from condistill.utils.hashing import key_of
 from condistill.utils.text import shorten
 
 _MOST_CASES = 1000
+_MOST_SEEDS = 1000
 
 _FIXED_SETTINGS = {
     "seed": "use --seeds",
@@ -85,6 +86,22 @@ class Sweep:
             words += [word for text in texts for word in (option, text)]
         words += ["--seeds", ",".join(map(str, self.seeds))] if self.seeds else []
         return shlex.join([*words, "--out", str(out)])
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Return the seeds of a text such as `0,1,2`.
+
+    Raises:
+        CondistillError: the text is no such list, or has too many seeds.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch("[0-9]{1,18}", word) for word in words) or len(set(map(int, words))) < len(words):
+        raise CondistillError(
+            f"--seeds {shorten(text)!r} is not a list of different whole numbers; write it like 0,1,2"
+        )
+    if len(words) > _MOST_SEEDS:
+        raise CondistillError(f"--seeds has {len(words):,} seeds, and a sweep at most {_MOST_SEEDS}; give fewer")
+    return tuple(map(int, words))
 
 
 def _shorten(name: str) -> str:
