@@ -183,6 +183,19 @@ def test_every_document_can_be_reached_from_the_readme() -> None:
     assert {document.resolve() for document in DOCUMENTS} <= reached
 
 
+def test_every_test_that_the_page_on_reliability_names_exists() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    file, named = "tests/workflow/test_damaged_runs.py", 0
+    for found in re.finditer(r"`(?:(tests/[\w/]+\.py))?(?:(?:::)?(test_\w+))?`", text):
+        file = found[1] or file
+        if found[1] is None and "::" not in found[0]:
+            file = "tests/workflow/test_damaged_runs.py"
+        content = (ROOT / file).read_text(encoding="utf-8")
+        assert found[2] is None or f"def {found[2]}(" in content, found[0]
+        named += 1
+    assert named > 100
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) < 200
 
