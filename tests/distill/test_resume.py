@@ -203,3 +203,26 @@ def test_a_training_without_a_checkpoint_starts_a_new_history(make: Make, tmp_pa
     assert list_checkpoints(tmp_path) == []
     make(tmp_path, steps=2).run()
     assert [record.step for record in read_history(tmp_path / HISTORY_NAME)] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_training_that_falls_back_from_damaged_checkpoints_ends_with_the_same_result(
+    make: Make, tmp_path: Path, damaged: int
+) -> None:
+    make(tmp_path / "whole").run()
+    with pytest.raises(RuntimeError):
+        make(tmp_path / "cut").run(stop_after(5))
+    for path in list_checkpoints(tmp_path / "cut")[-damaged:]:
+        file = path / "state.safetensors"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+    said: list[str] = []
+    resumed = make(tmp_path / "cut")
+    resumed._say = said.append
+    steps: list[int] = []
+    resumed.run(lambda step, _: steps.append(step))
+    assert len(said) == damaged
+    assert steps[0] == (2 if damaged == 1 else 0)
+    assert_same_state(tmp_path / "whole", tmp_path / "cut")
