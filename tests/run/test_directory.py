@@ -84,6 +84,17 @@ def test_a_folder_with_a_recipe_is_no_run_even_if_a_run_wrote_the_recipe(
     assert content(folder) == before
 
 
+@pytest.mark.parametrize("mark", ['{"version": "3.0"}', '{"format": 1, "version": "3.0"}', '{"program": "make"}'])
+def test_a_folder_with_a_mark_of_another_program_is_refused_and_left_unchanged(tmp_path: Path, mark: str) -> None:
+    (tmp_path / MARK_NAME).write_text(mark)
+    (tmp_path / ".notes.old").write_text("years of work")
+    (tmp_path / "recipe.yaml").write_text("flour: 1 kg")
+    before = content(tmp_path)
+    with pytest.raises(CondistillError, match=r"run\.json is damaged .* else choose another --out"):
+        make(tmp_path, update=True)
+    assert content(tmp_path) == before
+
+
 @pytest.mark.parametrize("leftover", [f".{MARK_NAME}.partial", ".recipe.yaml.partial"])
 def test_a_run_that_was_killed_at_once_starts_again(tmp_path: Path, leftover: str) -> None:
     (tmp_path / leftover).write_text("{")

@@ -112,10 +112,10 @@ def test_results_without_any_record_are_refused_and_moved_only_with_consent(run:
 def test_a_damaged_mark_is_refused_with_the_remedy(run: Run, fault: str) -> None:
     before = times(run.out)
     damage(run.out / "run.json", fault)
-    with pytest.raises(CondistillError, match=r'run\.json.* write \{"format": 1, "version": "0"\} to '):
+    with pytest.raises(CondistillError, match=r'run\.json.* write \{"program": "condistill", "version": "0"\} to '):
         run.again()
     assert written(run.out, before) <= {"run.json"}
-    (run.out / "run.json").write_text('{"format": 1, "version": "0"}', encoding="utf-8")
+    (run.out / "run.json").write_text('{"program": "condistill", "version": "0"}', encoding="utf-8")
     run.again()
     assert written(run.out, before) == {"run.json"}
 

@@ -21,7 +21,7 @@ from condistill.utils.record import RecordFile
 MARK_NAME = "run.json"
 RECIPE_NAME = "recipe.yaml"
 OLD_NAME = "old"
-_EXAMPLE = '{"format": 1, "version": "0"}'
+_EXAMPLE = '{"program": "condistill", "version": "0"}'
 _HEAD = "# The resolved recipe of a run of condistill"
 
 
@@ -29,6 +29,8 @@ class RunMark(RecordFile):
     """`run.json`, which marks a folder as a run directory. Files in a folder without it are never changed."""
 
     format: Literal[1] = 1
+    program: Literal["condistill"]
+    """Other programs have files of this name, with a version too."""
     version: str
     """The version of condistill that made the directory."""
 
@@ -97,7 +99,7 @@ class RunDir:
         if not os.access(self.path, os.W_OK):
             raise CondistillError(f"{self.path} cannot be written; choose another --out")
         if not (self.path / MARK_NAME).is_file():
-            RunMark(version=metadata.version("condistill")).write(self.path / MARK_NAME)
+            RunMark(program="condistill", version=metadata.version("condistill")).write(self.path / MARK_NAME)
         self._take_lock()
         recover(self.path)
         self._is_open = True
