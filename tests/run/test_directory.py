@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,79 @@ def test_a_linked_folder_stays_a_link_and_its_content_is_kept(tmp_path: Path) ->
     assert (disk / "result").read_text() == "{'size': 2}"
     (old,) = (path for path in tmp_path.iterdir() if path.name.startswith("disk-"))
     assert (old / "result").read_text() == "{'size': 1}"
+
+
+def test_a_folder_on_another_disk_is_renamed_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, prompts={"seed": 1}, cache={"size": 1})
+    rename = Path.replace
+
+    def other_disk(path: Path, target: Path) -> Path:
+        if path.name == "cache" and "old" in target.parts:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", other_disk)
+    lines: list[str] = []
+    make(tmp_path, lines=lines, update=True, prompts={"seed": 1}, cache={"size": 2})
+    (old,) = (path for path in tmp_path.iterdir() if path.name.startswith("cache-"))
+    assert lines[-1] == f"moved {tmp_path / 'cache'} to {old}"
+    assert (old / "result").read_text() == "{'size': 1}"
+    assert (tmp_path / "cache" / "result").read_text() == "{'size': 2}"
+
+
+def test_what_was_moved_before_a_failure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, prompts={"seed": 1}, cache={"size": 1})
+    rename = Path.replace
+
+    def no_space(path: Path, target: Path) -> Path:
+        if path.name == "cache":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", no_space)
+    lines: list[str] = []
+    with pytest.raises(CondistillError, match="cache cannot be moved"):
+        make(tmp_path, lines=lines, update=True, prompts={"seed": 2}, cache={"size": 2})
+    assert lines[-1].startswith(f"moved {tmp_path / 'prompts'} to ")
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_an_update_that_is_killed_at_any_move_needs_consent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, goes_on: bool
+) -> None:
+    make(tmp_path, distill={"steps": 5})
+    pipeline = tmp_path / "pipelines" / "small"
+    pipeline.mkdir(parents=True)
+    (pipeline / "weights").touch()
+
+    def settle(*, update: bool, moves: int) -> None:
+        directory = run_directory(tmp_path, distill={"steps": 7})
+        stage = directory.stages["distill"]
+        stage.outputs, stage.can_continue = (pipeline,), lambda _old, _new: goes_on
+        move, left = RunDir._set_aside, moves
+
+        def killed(directory: RunDir, folder: Path, date: str) -> Path:
+            nonlocal left
+            if not left:
+                raise KeyboardInterrupt
+            left -= 1
+            return move(directory, folder, date)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunDir, "_set_aside", killed)
+            directory.claim()
+            try:
+                directory.settle_changes(update=update)
+            finally:
+                directory.close()
+
+    for moves in (0, 1) if not goes_on else (0,):
+        with pytest.raises(KeyboardInterrupt):
+            settle(update=True, moves=moves)
+        with pytest.raises(CondistillError, match="steps was 5 and is now 7"):
+            settle(update=False, moves=0)
+    settle(update=True, moves=2)
+    assert not pipeline.exists()
 
 
 @pytest.mark.parametrize("spoil", [lambda file: file.unlink(), lambda file: file.write_text("{")])

@@ -47,12 +47,15 @@ class Changes:
         return [stage for stage, record in records if record and stage.can_continue(record.inputs, stage.inputs)]
 
     def folders(self) -> list[Path]:
-        """Return the folders that are set aside before the stages are made again."""
+        """Return the folders that are set aside before the stages are made again.
+
+        The directory of a stage follows its outputs, whose origin it records: a command may be killed between them.
+        """
         kept = {stage.name for stage in self.continued()}
         folders = []
         for stage in [*self.stages, *self.cheap]:
-            folders += [stage.path] if stage.name not in kept else []
             folders += [folder for folder in stage.outputs if folder.is_dir()]
+            folders += [stage.path] if stage.name not in kept else []
         return folders
 
     def describe(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -105,26 +106,32 @@ class RunDir:
         self._is_open = True
         write_text(self.path / RECIPE_NAME, f"{_HEAD}: every setting, defaults included.\n{recipe.to_yaml()}")
 
-    def set_aside(self, folders: Iterable[Path]) -> list[Path]:
-        """Move folders to a new folder `old/<date>` in the run directory, and return their new paths.
+    def set_aside(self, folders: Iterable[Path]) -> None:
+        """Move folders to a new folder `old/<date>` in the run directory, and print their new paths.
 
-        Where a folder is a link, the link stays, and the folder that it leads to is renamed.
+        Where a folder is a link, the link stays, and the folder that it leads to is renamed. A folder on another disk
+        than the run directory is renamed too.
 
         Raises:
             CondistillError: a folder cannot be moved.
         """
         date = datetime.now().astimezone().strftime("%Y-%m-%d-%H%M%S-%f")
-        return [self._set_aside(folder, date) for folder in folders]
+        for folder in folders:
+            self.say(f"moved {folder} to {self._set_aside(folder, date)}")
 
     def _set_aside(self, folder: Path, date: str) -> Path:
-        source, place = folder, self.path / OLD_NAME / date / folder.relative_to(self.path)
-        if folder.is_symlink():
-            source = folder.resolve()
-            place = source.with_name(f"{source.name}-{date}")
+        place = self.path / OLD_NAME / date / folder.relative_to(self.path)
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            source.replace(place)
-            if source != folder:
+            if not folder.is_symlink():
+                try:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    return folder.replace(place)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+            source = folder.resolve()
+            place = source.replace(source.with_name(f"{source.name}-{date}"))
+            if folder.is_symlink():
                 source.mkdir()
         except OSError as error:
             raise CondistillError(
@@ -153,11 +160,10 @@ class RunDir:
                 f"--update would move {sizes or 'nothing'} to {self.path / OLD_NAME} and make them again{continues}\n"
                 "choose another --out to keep both, undo the change, or add --update"
             )
-        for stage in continued:
-            stage.accept()
         self.say(f"update:\n{changes.describe()}{continues}")
-        for folder, place in zip(folders, self.set_aside(folders), strict=True):
-            self.say(f"moved {folder} to {place}")
+        self.set_aside(folders)
+        for stage in continued:  # after the moves: a command that is killed between them needs consent again
+            stage.accept()
 
     def close(self) -> None:
         """Keep the computed hashes, and release the lock."""
