@@ -38,8 +38,8 @@ _REMEDIES = {
     errno.ENFILE: "the system has too many open files; close other programs",
     errno.EIO: "the disk reports an input/output error; check the disk, or use another one",
     errno.ENOENT: "no such file or directory; check the path",
-    errno.ENOTDIR: "a part of the path is a file and not a directory; choose another path",
-    errno.EISDIR: "is a directory; give the path of a file",
+    errno.ENOTDIR: "a part of the path is a file and not a directory; move that file, or choose another path",
+    errno.EISDIR: "is a directory where a file belongs; move or rename it, or choose another path",
     errno.EEXIST: "exists already; choose another path",
     errno.EILSEQ: "the file system cannot store this name; choose another one",
     errno.EINVAL: "the system does not accept this path; choose another one",
@@ -64,7 +64,10 @@ def system_message(error: BaseException) -> str:
     if code is None:
         return (str(error).splitlines() or [type(error).__name__])[0]
     reason = _REMEDIES.get(code) or f"{os.strerror(code).lower()}; check the path and the disk, then run this again"
-    return f"{error.filename}: {reason}" if isinstance(error, OSError) and error.filename else reason
+    if not isinstance(error, OSError):
+        return reason
+    file = error.filename2 or error.filename  # of a temporary file that is renamed, its final name
+    return f"{file}: {reason}" if file else reason
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

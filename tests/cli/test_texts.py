@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from condistill.cli.texts import error_message
 from condistill.errors import CondistillError, nearest, system_message
+from condistill.utils.atomic import write_text
 
 
 @pytest.mark.parametrize("name", ["EFBIG", "ENOSPC", "EDQUOT", "EROFS", "ENAMETOOLONG", "EACCES", "EPERM", "ELOOP"])
@@ -53,6 +55,15 @@ def test_errors_of_the_machine_and_of_its_files_are_not_called_a_bug(error: Exce
     assert words in message
     assert "a bug" not in message
     assert "\n" not in message
+
+
+def test_a_directory_in_the_place_of_a_file_is_named_and_to_be_moved(tmp_path: Path) -> None:
+    (tmp_path / "student.json").mkdir()
+    with pytest.raises(OSError, match=r"student\.json") as caught:
+        write_text(tmp_path / "student.json", "{}")
+    assert error_message(caught.value).startswith(
+        f"{tmp_path / 'student.json'}: is a directory where a file belongs; move"
+    )
 
 
 def test_other_exceptions_are_bugs() -> None:
