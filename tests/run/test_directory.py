@@ -264,6 +264,28 @@ def test_results_of_unknown_inputs_are_kept_and_named(tmp_path: Path, spoil: Cal
     assert len(list((tmp_path / "old").glob("*/cache/result"))) == 1
 
 
+def test_an_output_of_unknown_inputs_is_not_replaced_without_consent(tmp_path: Path) -> None:
+    pipeline = tmp_path / "pipelines" / "small"
+
+    def settle(*, update: bool) -> None:
+        directory = run_directory(tmp_path, distill={"steps": 5})
+        directory.stages["distill"].outputs = (pipeline,)
+        try:
+            directory.claim()
+            directory.settle_changes(update=update)
+        finally:
+            directory.close()
+
+    make(tmp_path)
+    settle(update=False)
+    pipeline.mkdir(parents=True)
+    (pipeline / "weights").touch()
+    with pytest.raises(CondistillError, match=r"distill is missing, so it is not known what .*small was made from"):
+        settle(update=False)
+    settle(update=True)
+    assert len(list((tmp_path / "old").glob("*/pipelines/small/weights"))) == 1
+
+
 def test_results_that_cost_little_are_made_again_without_consent(tmp_path: Path) -> None:
     make(tmp_path, figures={"grid": 1})
     directory = run_directory(tmp_path, figures={"grid": 2})

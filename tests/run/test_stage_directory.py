@@ -63,6 +63,15 @@ def test_files_of_the_user_and_unfinished_files_do_not_matter(finished: StageDir
     assert stage(finished.root).is_done()
 
 
+def test_a_stage_that_begins_again_deletes_its_own_files_only(finished: StageDir) -> None:
+    made = [finished.root / name for name in finished.record().files]  # type: ignore[union-attr]
+    (finished.path / "mine.txt").write_text("of the user")
+    finished.begin_again()
+    assert [file for file in made if file.exists()] == []
+    assert (finished.path / "mine.txt").read_text() == "of the user"
+    assert not finished.is_done()
+
+
 def test_files_of_other_inputs_are_never_deleted_or_filled_up(finished: StageDir) -> None:
     other = stage(finished.root, {"seed": 2})
     assert other.holds_other_results()

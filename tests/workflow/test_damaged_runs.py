@@ -142,3 +142,16 @@ def test_a_damaged_checkpoint_of_a_finished_run_is_named_and_may_be_deleted(run:
     run.again()
     assert (f"{file} is damaged or was edited; it is not made again\n" in run.printed) == (fault != "deleted")
     assert written(run.out, before) <= {file.relative_to(run.out).as_posix()}
+
+
+@pytest.mark.parametrize("folder", [STUDENT, "evaluation/figures", "evaluation/figures/grid"])
+def test_files_that_the_user_added_are_kept_when_the_files_around_them_are_made_again(run: Run, folder: str) -> None:
+    (run.out / folder / "mine.txt").write_text("of the user", encoding="utf-8")
+    damaged = STUDENT + "/model_index.json" if folder == STUDENT else "evaluation/figures/metrics.json"
+    (run.out / damaged).unlink()
+    run.again()
+    (kept,) = run.out.rglob("mine.txt")
+    assert kept == run.out / folder / "mine.txt" or f"moved {run.out / folder} to {kept.parent}" in run.printed
+    before = times(run.out)
+    run.again()
+    assert written(run.out, before) == set()

@@ -133,6 +133,18 @@ def _is_variant_done(run: Run, name: str) -> bool:
     return _directory(run, name).is_done()
 
 
+def _begin(run: Run, name: str) -> None:
+    """Begin a variant; an older pipeline to which the user has added files is moved, since a new one replaces it."""
+    directory, pipeline = _directory(run, name), _variant(run, name).pipeline
+    record = directory.record()
+    if record and record.done and pipeline.exists():
+        made = {run.path / file for file in record.files}
+        found = (file for file in pipeline.rglob("*") if file.is_file() and file.name not in _REWRITTEN)
+        if not pipeline.is_dir() or any(file not in made for file in found):
+            run.directory.set_aside([pipeline])
+    directory.begin()
+
+
 def _finish(run: Run, name: str) -> None:
     """Mark a variant as finished, with checksums of its record and of its pipeline."""
     variant = _variant(run, name)
@@ -167,7 +179,7 @@ def make(run: Run) -> None:
             _say_done(run, name)
             continue
         directory = _directory(run, name)
-        on_main_process(run.accelerator, directory.begin)
+        on_main_process(run.accelerator, lambda name=name: _begin(run, name))  # type: ignore[misc]
         cache = cache_stage.open(run)
         teacher = run.recipe.variants[name].teacher
         denoiser = _variant(run, teacher).load(run.family) if teacher else run.family.denoiser

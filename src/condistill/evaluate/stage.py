@@ -27,7 +27,7 @@ from condistill.run.context import Run
 from condistill.run.stage_directory import StageDir
 from condistill.teachers.files import PipelineFiles
 from condistill.teachers.source import teacher_files
-from condistill.utils.atomic import remove, write_text
+from condistill.utils.atomic import write_text
 from condistill.utils.distributed import on_main_process
 from condistill.utils.hardware import device_name
 from condistill.utils.progress import progress_bar
@@ -54,6 +54,11 @@ class FinishedEvaluation:
     def grid_folder(self) -> Path:
         """The folder of the images that the report shows."""
         return self.directory / _GRID_FOLDER
+
+    def images(self) -> list[Path]:
+        """Return the files of the images that the report shows."""
+        rows = [entry for entries in self.grid().splits.values() for entry in entries]
+        return [self.grid_folder / name for row in rows for name in row.images.values()]
 
 
 def _figures(run: Run) -> StageDir:
@@ -112,18 +117,12 @@ def make(run: Run) -> None:
     """Measure teacher and students, on the main process."""
 
     def measure() -> None:
-        path = _begin_again(_figures(run))
+        path = _figures(run).begin_again()
         _evaluate(run, path)
-        _figures(run).finish()
+        images = FinishedEvaluation(path).images()
+        _figures(run).finish([path / METRICS_NAME, path / GRID_NAME, *images])
 
     on_main_process(run.accelerator, measure)
-
-
-def _begin_again(figures: StageDir) -> Path:
-    """Return the empty directory of the figures; older figures of this run are deleted."""
-    if figures.record() is not None:
-        remove(figures.path)
-    return figures.begin()
 
 
 def open(run: Run) -> FinishedEvaluation:

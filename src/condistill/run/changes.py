@@ -34,7 +34,7 @@ class Changes:
         for stage in changed:
             record = stage.record()
             if record is None:
-                reasons[f"{stage.path} has no readable stage.json, so it is not known what it was made from"] = None
+                reasons[_unknown(stage)] = None
                 continue
             for place, before, after in differences(record.inputs, stage.inputs):
                 if place not in names:  # that stage has its own reasons
@@ -55,7 +55,7 @@ class Changes:
         folders = []
         for stage in [*self.stages, *self.cheap]:
             folders += [folder for folder in stage.outputs if folder.is_dir()]
-            folders += [stage.path] if stage.name not in kept else []
+            folders += [stage.path] if stage.name not in kept and stage.path.is_dir() else []
         return folders
 
     def describe(self) -> str:
@@ -95,6 +95,13 @@ def differences(before: Any, after: Any, place: str = "") -> list[tuple[str, Any
 def _plain(value: Any) -> Any:
     """Return a value as JSON holds it."""
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _unknown(stage: StageDir) -> str:
+    if stage.path.is_dir():
+        return f"{stage.path} has no readable stage.json, so it is not known what it was made from"
+    outputs = ", ".join(map(str, stage.outputs))
+    return f"{stage.path} is missing, so it is not known what {outputs} was made from"
 
 
 def _reason(place: str, before: Any, after: Any) -> str:

@@ -110,9 +110,9 @@ class StageDir:
         return {**self.default_layout, **(record.layout if record else {})}
 
     def holds_other_results(self) -> bool:
-        """Return whether the directory has files that were made from other inputs, or from unknown ones."""
-        if not self.path.is_dir() or all(is_temporary(path) for path in self.path.iterdir()):
-            return False
+        """Return whether the directory, or an output, has files that were made from other or unknown inputs."""
+        if not _has_files(self.path):
+            return any(map(_has_files, self.outputs))
         record = self.record()
         return record is None or record.key != self.key
 
@@ -176,6 +176,20 @@ class StageDir:
         self._write(done=False)
         return self.path
 
+    def begin_again(self) -> Path:
+        """Return the directory to fill, without the files of the finished stage. Files of the user stay.
+
+        Raises:
+            CondistillError: see `begin`.
+        """
+        record = self.record()
+        if record is not None:
+            for path in (self.root / name for name in record.files):
+                if path.is_file():
+                    path.unlink()
+            self._write(done=False)
+        return self.begin()
+
     def finish(
         self, files: Iterable[Path] | None = None, *, noted: Iterable[Path] = (), optional: Iterable[Path] = ()
     ) -> None:
@@ -214,6 +228,11 @@ class StageDir:
         record = StageRecord(key=self.key, done=done, inputs=inputs, layout=layout, files=dict(files or {}))
         record.write(self.path / STAGE_NAME)
         record.write(self.path / COPY_NAME)
+
+
+def _has_files(path: Path) -> bool:
+    """Return whether a path is a directory that is not empty; unfinished files do not count."""
+    return path.is_dir() and not all(is_temporary(file) for file in path.iterdir())
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
