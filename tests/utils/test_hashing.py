@@ -47,6 +47,19 @@ def test_a_changed_file_is_read_again(tmp_path: Path, old_file: Path) -> None:
     assert memory.of(old_file) == hash_file(old_file) != before
 
 
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_file_that_changed_and_kept_its_size_and_time_is_read_again(
+    tmp_path: Path, old_file: Path, *, is_new: bool
+) -> None:
+    memory = HashMemory(tmp_path / "hashes.json")
+    before = memory.of(old_file)
+    other = tmp_path / "other" if is_new else old_file
+    other.write_bytes(b"y" * 1000)
+    os.utime(other, (1, 1))
+    other.replace(old_file)
+    assert memory.of(old_file) == hash_file(old_file) != before
+
+
 def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"x")

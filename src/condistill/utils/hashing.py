@@ -17,10 +17,10 @@ _UNCERTAIN_NS = 2 * 10**9
 
 
 class _KnownHashes(CheckedFile):
-    """`hashes.json`: by path, the size, the time of change and the SHA-256 of files."""
+    """`hashes.json`: by path, the size, the times of change of content and entry, and the SHA-256 of files."""
 
     format: Literal[1] = 1
-    files: dict[str, tuple[int, int, str]]
+    files: dict[str, tuple[int, int, int, str]]
 
 
 def key_of(*parts: Any) -> str:
@@ -39,9 +39,10 @@ def hash_file(path: Path) -> str:
 
 
 class HashMemory:
-    """Hashes of files, each computed once for a size and a time of change, and kept in a JSON file.
+    """Hashes of files, each computed once for a size and its times of change, and kept in a JSON file.
 
-    Teachers and caches have many gigabytes; a command reads them again only where a file changed.
+    Teachers and caches have many gigabytes; a command reads them again only where a file changed. The time of change of
+    the directory entry counts too: a file of the same size that `cp -p` or `rsync -t` put there has an old time itself.
     """
 
     def __init__(self, file: Path, *, say: Callable[[str], None] = lambda _: None) -> None:
@@ -51,7 +52,7 @@ class HashMemory:
             say: called with a line for the user if the file is damaged; its hashes are then computed again.
         """
         self._file = file
-        self._entries: dict[str, tuple[int, int, str]] = {}
+        self._entries: dict[str, tuple[int, int, int, str]] = {}
         self._is_changed = False
         if file.is_file():
             try:
@@ -66,12 +67,13 @@ class HashMemory:
             OSError: the file cannot be read.
         """
         name, stat = str(path.resolve()), path.stat()
+        stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         known = self._entries.get(name)
-        if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
-            return known[2]
+        if known is not None and known[:3] == stamp:
+            return known[3]
         digest = hash_file(path)
         if time.time_ns() - stat.st_mtime_ns > _UNCERTAIN_NS:
-            self._entries[name] = (stat.st_size, stat.st_mtime_ns, digest)
+            self._entries[name] = (*stamp, digest)
             self._is_changed = True
         return digest
 
