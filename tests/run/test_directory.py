@@ -264,6 +264,20 @@ def test_results_of_unknown_inputs_are_kept_and_named(tmp_path: Path, spoil: Cal
     assert len(list((tmp_path / "old").glob("*/cache/result"))) == 1
 
 
+def test_a_directory_that_another_command_made_since_is_not_updated(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first, second = run_directory(path, cache={"size": 1}), run_directory(path, cache={"size": 2})
+    second.claim()
+    first.create(recipe())
+    try:
+        (first.stages["cache"].begin() / "shard").touch()
+        with pytest.raises(CondistillError, match="is in use by process"):
+            second.settle_changes(update=True)
+        assert (path / "cache" / "shard").is_file()
+    finally:
+        first.close()
+
+
 def test_an_output_of_unknown_inputs_is_not_replaced_without_consent(tmp_path: Path) -> None:
     pipeline = tmp_path / "pipelines" / "small"
 

@@ -148,6 +148,8 @@ class RunDir:
         Raises:
             CondistillError: something changed, and `update` is False; the message names it.
         """
+        if (self.path / MARK_NAME).is_file():  # another command may have made it since `claim`
+            self._take_lock()
         changes = Changes.of(self.stages.values())
         if not changes.stages:
             return
