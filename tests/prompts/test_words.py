@@ -18,7 +18,7 @@ def test_a_whole_word_matches_in_any_case_and_plural(prompt: str) -> None:
     assert has_word(prompt, ["star"])
 
 
-@pytest.mark.parametrize("prompt", ["a starfish", "start", "mustard", "stare", "star_1", "", "a ring"])
+@pytest.mark.parametrize("prompt", ["a starfish", "start", "mustard", "stare", "star1", "", "a ring"])
 def test_a_part_of_a_word_does_not_match(prompt: str) -> None:
     assert not has_word(prompt, ["star"])
 
@@ -71,6 +71,10 @@ def test_without_words_nothing_matches_and_an_empty_word_is_an_error() -> None:
         ("a polar-bear", "polar bear"),
         ("a polar\u2011bear", "polar bear"),
         ("polar_bears", "polar bear"),
+        ("a polar_bear", "bear"),  # an underscore separates words, as in the tags of image collections
+        ("1girl, star_1", "star"),
+        ("a dog🐶", "🐶"),  # a sign has no letters that could continue it
+        ("only$5", "$5"),
         ("a T shirt", "t-shirt"),
         ("a t\u2013shirt", "T-shirt"),
         ("a witch\u2019s hat", "witch's hat"),

@@ -37,8 +37,9 @@ _DOTTED_I = "i\u0307"
 def has_word(prompt: str, words: Sequence[str]) -> bool:
     """Return whether a prompt contains one of several words or phrases.
 
-    Only whole words match, in scripts with spaces. Case and the form of characters are ignored, and a plural with s or
-    es matches too. The words of a phrase may be separated by spaces, hyphens or underscores.
+    Only whole words match, in scripts with spaces; underscores and signs, such as emoji, separate words. Case and the
+    form of characters are ignored, and a plural with s or es matches too. The words of a phrase may be separated by
+    spaces, hyphens or underscores.
 
     Raises:
         CondistillError: a word is empty.
@@ -70,14 +71,14 @@ def _pattern(words: tuple[str, ...], ascii_only: bool) -> re.Pattern[str]:
     """Return a pattern for the forms of prompts, or for ASCII prompts as they are."""
     forms = dict.fromkeys(form for word in words for form in sorted(_checked_forms(word)))
     if ascii_only:
-        letter, unspaced = r"\w", "(?!)"
+        letter = r"[^\W_]"
         forms = {form: None for form in forms if form.isascii()}
     else:
-        letter, unspaced = rf"(?:(?![{_WITHOUT_SPACES}])[\w{_marks()}])", f"[{_WITHOUT_SPACES}]"
+        letter = rf"(?:(?![{_WITHOUT_SPACES}_])[\w{_marks()}])"
     bodies: dict[tuple[str, str], list[str]] = {}
     for form in forms:
-        before = "" if re.match(unspaced, form) else rf"(?<!{letter})"
-        after = "" if re.match(unspaced, form[-1]) else rf"(?:s|es)?(?!{letter})"
+        before = rf"(?<!{letter})" if re.match(letter, form) else ""
+        after = rf"(?:s|es)?(?!{letter})" if re.match(letter, form[-1]) else ""
         bodies.setdefault((before, after), []).append(_phrase(form))
     patterns = (f"{before}(?:{'|'.join(each)}){after}" for (before, after), each in bodies.items())
     return re.compile("|".join(patterns) or "(?!)", re.IGNORECASE)
