@@ -198,13 +198,57 @@ def test_a_csv_file_without_a_header_is_refused_and_its_first_line_is_shown(tmp_
     assert read(path, "a red star") == ["a blue cross"]
     assert_error(write(tmp_path / "b.csv", "a star, on snow\na cross, on ice\n"), "(a star, on snow)", "`column`")
     assert_error(write(tmp_path / "d.csv", "the title page\na label\n"), "'the title page'", "not a usual name")
+    for name in ("id^prompt", "id:prompt", "prompt~source"):  # separated by a character that is not known
+        assert_error(write(tmp_path / "e.csv", f"{name}\n{name}\n"), repr(name), "not a usual name")
     for name in ("Prompt", "caption_en", "TEXT", '"prompts"', "alt-text", "text2"):
         assert read(write(tmp_path / "c.csv", f"{name}\na star\n")) == ["a star"]
+
+
+@pytest.mark.parametrize("text", ["'prompt'\n'a red star'\n", "'id','prompt'\n'1','a star, on snow'\n"])
+def test_a_csv_file_in_single_quotes_is_refused(tmp_path: Path, text: str) -> None:
+    assert_error(write(tmp_path / "a.csv", text), "in single quotes", 'double quotes (")')
 
 
 def test_an_unclosed_quote_is_reported_where_it_was_opened(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'text\n"a\nb"\n"a red star\n' + "a moon\n" * 30_000)
     assert_error(path, "in the row that starts on line 4", "close the quote")
+
+
+def test_a_column_whose_name_another_column_has_too_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a star"]), pa.array([1])], names=["prompt", "prompt"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert_error(tmp_path / "a.parquet", "more than one column 'prompt'")
+
+
+def test_another_column_is_not_read_in_place_of_prompts_that_are_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"id": "x7", "prompt": {"text": "a star"}}\n')
+    assert_error(path, "id, prompt: objects", "`column`")
+    assert read(path, "id") == ["x7"]
+    path = write_parquet(tmp_path / "a.parquet", id=pa.array(["x7"]), caption=pa.array([{"text": "a star"}]))
+    assert_error(path, "id, caption: struct", "`column`")
+
+
+def test_a_column_that_only_later_records_have_is_seen(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"source": "web"}\n{"source": "book", "prompt": "a star"}\n')
+    assert_error(path, "source, prompt", "`column`")
+    assert read(path, "source") == ["web", "book"]
+    path = write(tmp_path / "b.jsonl", '{"id": 1, "text": null}\n{"id": 2, "text": {"en": "a star"}}\n')
+    assert_error(path, "text: objects")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('{"prompt": "a star"}\n', "JSON"),
+        ('[\n"a star"\n]\n', "JSON"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "a pointer of Git LFS"),
+        ("%PDF-1.7\na\n", "a PDF document"),
+        ("{\\rtf1\\ansi a star}\n", "an RTF document"),
+        ("<!DOCTYPE html>\n<html>\n", "an HTML page"),
+    ],
+)
+def test_a_txt_file_of_another_format_is_refused(tmp_path: Path, text: str, kind: str) -> None:
+    assert_error(write(tmp_path / "a.txt", text), f"is {kind}", "one prompt on each line")
 
 
 def test_a_list_of_texts_is_several_prompts(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from condistill.errors import CondistillError, nearest
 from condistill.prompts.text import shown, shown_names
+
+Item = TypeVar("Item")
 
 TEXT = "text"
 LISTS = "lists of texts"
@@ -35,28 +37,29 @@ class Column(NamedTuple):
         return self.kind in (TEXT, LISTS)
 
 
-def choose_column(path: Path, wanted: str | None, columns: Sequence[Column], where: str = "") -> str:
+def choose_column(path: Path, wanted: str | None, columns: Sequence[Column]) -> str:
     """Return the name of the column to read: `wanted`, or the only column of texts if it is None.
 
-    Args:
-        where: the place of the names in the file, for messages.
+    A column without a usual name for prompts is not chosen in place of one that has such a name and is not text.
 
     Raises:
         CondistillError: there is no such column, or more than one.
     """
     names = [column.name for column in columns]
     texts = [column.name for column in columns if column.has_texts]
+    if wanted is None and len(texts) == 1 and (_is_usual(texts[0]) or not any(map(_is_usual, names))):
+        wanted = texts[0]
     if wanted is None:
-        if len(texts) == 1:
-            return texts[0]
-        found = "more than one text column" if texts else "no text column"
+        found = {0: "no text column", 1: "no text column with a usual name"}.get(
+            len(texts), "more than one text column"
+        )
         advice = "name one with `column`" if texts else "write the prompts as text in a column of their own"
-        raise CondistillError(f"{path}{where} has {found} ({_listed(columns)}); {advice}")
+        raise CondistillError(f"{path} has {found} ({_listed(columns)}); {advice}")
     if wanted not in names:
         are_plain = shown_names(names) == ", ".join(names)
         suggestion = nearest(wanted, names) if names and are_plain else ""
         all_names = "" if are_plain and ", ".join(names) in suggestion else f" ({_listed(columns)})"
-        raise CondistillError(f"{path}{where} has no column {shown(wanted)}{all_names}{suggestion}")
+        raise CondistillError(f"{path} has no column {shown(wanted)}{all_names}{suggestion}")
     if names.count(wanted) > 1:
         raise CondistillError(
             f"{path} has more than one column {shown(wanted)} ({shown_names(names)}); rename all but one"
@@ -84,14 +87,18 @@ def check_header(path: Path, name: str) -> None:
     Raises:
         CondistillError: it is no usual name.
     """
-    words = [word for word in re.split(r"[\W_\d]+", name.lower()) if word]
-    usual = [bool(_USUAL_WORDS.fullmatch(word)) for word in words]
-    if any(usual) and (all(usual) or not re.search(r"\s", name)):  # `caption_en`, but not `a caption`
-        return
-    raise CondistillError(
-        f"the first line of {path} is {shown(name)}, which is not a usual name for a column of prompts; if it is the "
-        "name of the column, give it as `column`; if it is a prompt, write a header line such as `prompt` above it"
-    )
+    if not _is_usual(name):
+        raise CondistillError(
+            f"the first line of {path} is {shown(name)}, which is not a usual name for a column of prompts; if it is "
+            "the name of the column, give it as `column`; if it is a prompt, write a header line such as `prompt` "
+            "above it"
+        )
+
+
+def _is_usual(name: str) -> bool:
+    """Return whether a name is usual for a column of prompts: `caption_en`, but not `a caption` or `id^caption`."""
+    usual = [bool(_USUAL_WORDS.fullmatch(word)) for word in re.split(r"[\s_\-.()\d]+", name.lower()) if word]
+    return any(usual) and (all(usual) or not re.search(r"\s", name))
 
 
 def refuse_file_names(prompts: Iterator[str], place: str) -> Iterator[str]:
@@ -103,20 +110,26 @@ def refuse_file_names(prompts: Iterator[str], place: str) -> Iterator[str]:
     Raises:
         CondistillError: they are names of files or addresses.
     """
-    first: list[str] = []
-    failure: list[CondistillError] = []
-    try:
-        first.extend(islice(prompts, _PEEKED))
-    except CondistillError as error:  # raised again where the mistake is
-        failure.append(error)
+    first, prompts = peek(prompts)
     texts = [prompt.strip() for prompt in first if prompt.strip()]
     if texts and all(map(_FILE_NAME.fullmatch, texts)):
         raise CondistillError(
             f"{place} has names of files, such as {shown(texts[0])}, and no prompts; name the column of the prompts "
             "with `column`, or give another file"
         )
-    return chain(first, map(_raise, failure), prompts)
+    return prompts
 
 
-def _raise(error: CondistillError) -> str:
+def peek(items: Iterator[Item]) -> tuple[list[Item], Iterator[Item]]:
+    """Return the first items, and an iterator over all; an error is raised again where the mistake is."""
+    first: list[Item] = []
+    failure: list[CondistillError] = []
+    try:
+        first.extend(islice(items, _PEEKED))
+    except CondistillError as error:
+        failure.append(error)
+    return first, chain(first, map(_raise, failure), items)
+
+
+def _raise(error: CondistillError) -> Any:
     raise error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,15 @@ from condistill.prompts.text import clean_prompt, shown
 TABULAR = (".csv", ".jsonl", ".parquet")
 EXTENSIONS = (".txt", *TABULAR)
 _TABLES = {".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
+
+_OTHER_FORMATS = {
+    r'\{\s*("|$)|\[\s*([{"]|$)': "JSON, whose extension is .jsonl if each line has an object",
+    "version https://git-lfs": "a pointer of Git LFS, which `git lfs pull` replaces with the file",
+    "%PDF-": "a PDF document",
+    r"\{\\rtf": "an RTF document",
+    "(?i:<!doctype html|<html)": "an HTML page",
+}
+"""Starts of files that are named .txt by mistake, as regular expressions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +85,23 @@ def _open(path: Path | str, column: str | None) -> tuple[str | None, Iterator[st
     _check_file(path)
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        return None, refuse_file_names(read_lines(path), str(path))
+        return None, refuse_file_names(_refuse_other_formats(read_lines(path), path), str(path))
     if suffix not in _TABLES:
         raise CondistillError(f"{path} has the extension {path.suffix!r}; valid: {', '.join(EXTENSIONS)}")
     chosen, prompts = _TABLES[suffix](path, column)
     return chosen, prompts if column is not None else refuse_file_names(prompts, f"column {shown(chosen)} of {path}")
+
+
+def _refuse_other_formats(lines: Iterator[str], path: Path) -> Iterator[str]:
+    """Yield lines, unless the first that is not blank shows that the file is no list of prompts."""
+    for line in lines:
+        kind = next((kind for start, kind in _OTHER_FORMATS.items() if re.match(start, line.strip())), None)
+        if kind is not None:
+            raise CondistillError(f"{path} is {kind}; a txt file has one prompt on each line")
+        yield line
+        if line.strip():
+            break
+    yield from lines
 
 
 def _check_file(path: Path) -> None:

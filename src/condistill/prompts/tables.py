@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from condistill.errors import CondistillError
-from condistill.prompts.columns import LISTS, TEXT, Column, check_header, choose_column
+from condistill.prompts.columns import LISTS, TEXT, Column, check_header, choose_column, peek
 from condistill.prompts.lines import read_ended_lines
 from condistill.prompts.text import shown, shown_names
 
@@ -37,7 +37,7 @@ def read_csv(path: Path, column: str | None) -> Table:
     delimiter = None
     for line in lines:
         head.append(line)
-        if declared := re.fullmatch(r'"?sep=(.)"?\n', line):  # written for Excel
+        if declared := re.fullmatch(r'(?i:"?sep=(.)"?\n)', line):  # written for Excel
             delimiter, head[-1] = declared[1], "\n"
         elif line.strip():
             break
@@ -50,6 +50,10 @@ def read_csv(path: Path, column: str | None) -> Table:
     except csv.Error as error:
         raise _not_csv(path, error, len(head)) from error
     names = [name.strip() for name in header]
+    if names and all(re.fullmatch("'.*'", name) for name in names):
+        raise CondistillError(
+            f'the columns of {path} are in single quotes ({shown_names(names)}); use double quotes (")'
+        )
     chosen = choose_column(path, column, [Column(name, TEXT) for name in names])
     if column is None:
         check_header(path, chosen)
@@ -117,16 +121,19 @@ def read_jsonl(path: Path, column: str | None) -> Table:
     """Return the column and the prompts of a file with one JSON object per line.
 
     Raises:
-        CondistillError: the first object has no such key. Reading raises it for other mistakes.
+        CondistillError: the first objects have no such key. Reading raises it for other mistakes.
     """
-    records = _records(path)
-    first = next(records, None)
-    if first is None:
+    first, records = peek(_records(path))
+    if not first:
+        next(records, None)  # raises the error of the first line
         raise CondistillError(f'{path} is empty; write lines such as {{"prompt": "a cat"}}')
-    number, record = first
-    columns = [Column(key, _json_kind(value)) for key, value in record.items()]
-    chosen = choose_column(path, column, columns, where=f", line {number},")
-    return chosen, _json_prompts(path, chain([first], records), chosen)
+    values: dict[str, object] = {}
+    """The first value of each key that is not null, of records that have all keys before."""
+    for _, record in first:
+        if values.keys() <= record.keys():
+            values |= {key: value for key, value in record.items() if values.get(key) is None}
+    chosen = choose_column(path, column, [Column(key, _json_kind(value)) for key, value in values.items()])
+    return chosen, _json_prompts(path, records, chosen)
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
