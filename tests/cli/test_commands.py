@@ -272,7 +272,8 @@ def test_sample_uses_the_resolution_of_the_student(call: Call, tiny_pipeline_dir
 
 def test_sample_refuses_an_unknown_image_format_and_an_empty_pipeline_name(call: Call, tiny_pipeline_dir: Path) -> None:
     assert_error(call("sample", tiny_pipeline_dir, "a ball", "--out", "ball.txt"), "--out ball.txt", ".png, .jpg")
-    assert_error(call("sample", "", "a ball"), "the name of the pipeline is empty")
+    for arguments in (("sample", "", "a ball"), ("inspect", " ")):
+        assert_error(call(*arguments), "the name of the pipeline is empty")
 
 
 @pytest.mark.parametrize("can_run", [True, False])

@@ -136,7 +136,7 @@ def test_the_column_is_written_and_must_exist(tiny_pipeline_dir: Path, prompts: 
     out, lines = tmp_path / "new.yaml", []
     with pytest.raises(CondistillError, match=r"more than one text column \(yes, no\)"):
         write_recipe(str(tiny_pipeline_dir), [table], out)
-    with pytest.raises(CondistillError, match="--column is for csv, jsonl and parquet files"):
+    with pytest.raises(CondistillError, match="column 'yes' applies to none of"):
         write_recipe(str(tiny_pipeline_dir), [prompts], out, column="yes")
     write_recipe(str(tiny_pipeline_dir), [table, prompts], out, column="yes", say=lines.append)
     recipe = Recipe.load(out)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 
@@ -211,3 +212,18 @@ def test_defaults_are_within_the_bounds() -> None:
 def test_a_file_that_never_ends_is_no_recipe() -> None:
     with pytest.raises(RecipeError, match="a recipe has at most 500,000"):
         Recipe.load("/dev/zero")
+
+
+def test_a_pipe_without_a_writer_is_no_recipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(RecipeError, match=r"recipe.yaml must be a mapping"):
+        Recipe.load(tmp_path / "recipe.yaml")
+
+
+def test_a_recipe_may_come_from_another_command() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"nope: 1")
+    os.close(writing)
+    with pytest.raises(RecipeError, match="nope is not a setting"):
+        Recipe.load(f"/dev/fd/{reading}")
+    os.close(reading)

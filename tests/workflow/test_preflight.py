@@ -16,7 +16,7 @@ from condistill.evaluate.generate import Round
 from condistill.plan import make_plan
 from condistill.teachers.skeleton import Skeleton
 from condistill.workflow import preflight as checks
-from condistill.workflow.preflight import check_space, examine, preflight, recipe_warnings
+from condistill.workflow.preflight import check_inputs, check_space, examine, preflight, recipe_warnings
 
 RecipeOf = Callable[..., Recipe]
 WIDTH = {"width": 0.5}
@@ -55,6 +55,7 @@ def test_what_cache_and_evaluation_cannot_do_is_refused_before_training(
     [
         ({"classifier": "miniature", "prompts_per_split": 1}, "needs 2 images of every split; raise it to 2 or more"),
         ({"seeds": [3, 1, 3]}, "seeds has 3 twice"),
+        ({"seeds": [0, 0]}, "seeds has 0 twice"),
     ],
 )
 def test_an_evaluation_without_statistics_is_refused_by_the_recipe(
@@ -62,6 +63,22 @@ def test_an_evaluation_without_statistics_is_refused_by_the_recipe(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         recipe_of("miniature", WIDTH, evaluate=evaluate)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ({"column": "text"}, r"column 'text' applies to none of miniature.*leave the column out"),
+        ({"unseen_words": ["star", "\u200b"]}, r"'\\u200b' is not a word; remove it"),
+        ({"unseen_words": [""]}, "'' is not a word"),
+    ],
+)
+def test_prompts_that_the_first_stage_cannot_use_are_refused_by_validate(
+    recipe_of: RecipeOf, prompts: dict[str, Any], message: str
+) -> None:
+    recipe = recipe_of("miniature", WIDTH, prompts={"files": ["miniature"], **prompts})
+    with pytest.raises(CondistillError, match=message):
+        check_inputs(recipe)
 
 
 def test_one_prompt_of_two_seeds_is_enough_for_the_classifier(recipe_of: RecipeOf) -> None:

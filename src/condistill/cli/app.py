@@ -52,13 +52,32 @@ def user_path(text: str) -> Path:
         raise CondistillError(f"{text}: the home directory of this user is unknown; write the whole path") from error
 
 
+def pipeline_name(text: str) -> str:
+    """Return the name of a pipeline that is not empty.
+
+    Raises:
+        CondistillError: it is empty.
+    """
+    if not text.strip():
+        raise CondistillError("the name of the pipeline is empty; give a directory, a hub name, or miniature")
+    return text
+
+
 RecipePath = Annotated[
     Path,
     typer.Argument(
         parser=user_path, metavar="RECIPE", help="Recipe file; `condistill init` writes one.", show_default=False
     ),
 ]
-PipelineName = Annotated[str, typer.Argument(help="Pipeline directory, hub name, or `miniature`.", show_default=False)]
+PipelineName = Annotated[
+    str,
+    typer.Argument(
+        parser=pipeline_name,
+        metavar="PIPELINE",
+        help="Pipeline directory, hub name, or `miniature`.",
+        show_default=False,
+    ),
+]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads the annotation
     typer.Option(

@@ -13,7 +13,7 @@ from condistill.config.recipe import Recipe
 from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.prompts.pool import PoolCounts, count_prompts
-from condistill.prompts.readers import PromptSource, describe_source, is_tabular
+from condistill.prompts.readers import PromptSource, check_column, describe_source, is_tabular
 from condistill.teachers.load import family_class, read_index
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.atomic import write_text
@@ -67,8 +67,7 @@ def write_recipe(
 
 def _read(files: Sequence[str], column: str | None) -> tuple[list[PromptSource], PoolCounts]:
     """Return the column and the first prompt of each file, and the counts of all prompts, of a million at most."""
-    if column is not None and not any(map(is_tabular, files)):
-        raise CondistillError("--column is for csv, jsonl and parquet files, and none is given; leave it out")
+    check_column(files, column)
     sources = [describe_source(file, column=column) for file in files]
     for source in sources:
         if not source.first_prompt:

@@ -201,7 +201,7 @@ class Recipe(Settings):
         """
         path = Path(path)
         try:
-            with path.open("rb") as file:
+            with open(path, "rb", opener=_open_at_once) as file:
                 text = file.read(4 * MAX_CHARACTERS + 1).decode("utf-8")  # more is refused, and some files never end
         except FileNotFoundError:
             raise RecipeError(f"there is no recipe at {path}; `condistill init` writes one") from None
@@ -255,6 +255,13 @@ class Recipe(Settings):
     def to_yaml(self) -> str:
         """Return the recipe as YAML with every setting, defaults included."""
         return write_yaml(self.model_dump(mode="json", by_alias=True))
+
+
+def _open_at_once(name: str, flags: int) -> int:
+    """Open a file; unlike `os.open`, a pipe to which no program writes is empty instead of waiting for one."""
+    descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _check_data(data: Mapping[str, Any], places: Mapping[str, str], source: str) -> None:

@@ -206,8 +206,10 @@ class EvaluateSettings(Settings):
 
     @model_validator(mode="after")
     def _check_images(self) -> EvaluateSettings:
-        if twice := next((seed for seed in self.seeds if self.seeds.count(seed) > 1), None):
-            raise ValueError(f"seeds has {twice} twice, and an evaluation with the same seed is the same; remove one")
+        if twice := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
+            raise ValueError(
+                f"seeds has {twice[0]} twice, and an evaluation with the same seed is the same; remove one"
+            )
         if self.classifier != "none" and self.prompts_per_split * len(self.seeds) < FEWEST_CLASSIFIED:
             raise ValueError(
                 f"prompts_per_split is {self.prompts_per_split}, and classifier {self.classifier!r} needs "

@@ -35,8 +35,6 @@ def generate_image(
     """
     if out.suffix.lower() not in FORMATS:
         raise CondistillError(f"--out {out}: the file name must end in one of {', '.join(FORMATS)}")
-    if not pipeline.strip():
-        raise CondistillError("the name of the pipeline is empty; give a directory, a hub name, or miniature")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampling = read_sampling(weights_path() / "teacher" if pipeline == MINIATURE else Path(pipeline))
     family = load_teacher(TeacherSettings(pipeline=pipeline, resolution=sampling.resolution), device=device)

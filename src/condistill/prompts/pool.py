@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from condistill.errors import CondistillError, CorruptError
-from condistill.prompts.readers import TABULAR, is_tabular, read_prompts
+from condistill.prompts.readers import check_column, read_prompts
 from condistill.prompts.text import MAX_CHARACTERS, clean_prompt, shown
 from condistill.utils.atomic import atomic_file
 
@@ -84,15 +84,10 @@ class PromptPool:
             CondistillError: a file cannot be used, no file has columns although `column` is given, or all prompts
                 are empty.
         """
-        names = [Path(file).name for file in files]
-        if column is not None and not any(map(is_tabular, files)):
-            raise CondistillError(
-                f"column {column!r} applies to none of {', '.join(names)}: only {', '.join(TABULAR)} files have "
-                "columns; leave the column out"
-            )
+        check_column(files, column)
         for file in files:  # report a mistake in the last file before the first is converted
             next(read_prompts(file, column=column), None)
-        _write([read_prompts(file, column=column) for file in files], Path(out), names)
+        _write([read_prompts(file, column=column) for file in files], Path(out), [Path(file).name for file in files])
         return cls.open(out)
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,19 @@ def read_prompts(path: Path | str, *, column: str | None = None) -> Iterator[str
 def is_tabular(path: Path | str) -> bool:
     """Return whether a file is a table with columns."""
     return str(path) != MINIATURE and Path(path).suffix.lower() in TABULAR
+
+
+def check_column(files: Sequence[Path | str], column: str | None) -> None:
+    """Check that a column is only given if one of several files has columns.
+
+    Raises:
+        CondistillError: it applies to none of them.
+    """
+    if column is not None and not any(map(is_tabular, files)):
+        raise CondistillError(
+            f"column {shown(column)} applies to none of {', '.join(Path(file).name for file in files)}: only "
+            f"{', '.join(TABULAR)} files have columns; leave the column out"
+        )
 
 
 def _open(path: Path | str, column: str | None) -> tuple[str | None, Iterator[str]]:

@@ -24,7 +24,8 @@ from condistill.evaluate.generate import Round, choose_rounds
 from condistill.evaluate.metrics.classifier import choose_classifier
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.lengths import long_prompts
-from condistill.prompts.readers import read_prompts
+from condistill.prompts.readers import check_column, read_prompts
+from condistill.prompts.words import has_word
 from condistill.run.context import Run
 from condistill.students.derive import Student
 from condistill.students.variants import OnRefusal, cannot_be_made, check_guidance, derive_variants, refuse
@@ -40,10 +41,12 @@ def check_inputs(recipe: Recipe) -> type[Family]:
     """Return the family of the teacher, after a look at every file that a run reads. Nothing is loaded.
 
     Raises:
-        CondistillError: the teacher or a file of prompts cannot be used.
+        CondistillError: the teacher, a file of prompts, their column or a held-out word cannot be used.
     """
     _, index = read_index(recipe.teacher)
     settings = recipe.prompts
+    has_word("", settings.unseen_words)  # reports a word that shows nothing
+    check_column(settings.every_file, settings.column)
     for name in settings.every_file:
         next(iter(read_prompts(name, column=settings.column)), None)
     return family_class(recipe.teacher, index)
