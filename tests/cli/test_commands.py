@@ -276,6 +276,12 @@ def test_sample_refuses_an_unknown_image_format_and_an_empty_pipeline_name(call:
         assert_error(call(*arguments), "the name of the pipeline is empty")
 
 
+def test_sample_names_the_config_that_is_damaged(call: Call, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "teacher"))
+    (damaged / "unet" / "config.json").write_text("3")
+    assert_error(call("sample", damaged, "a ball", "--out", tmp_path / "a.png"), "unet/config.json cannot be used")
+
+
 @pytest.mark.parametrize("can_run", [True, False])
 def test_doctor_fails_if_condistill_cannot_run(call: Call, monkeypatch: pytest.MonkeyPatch, can_run: bool) -> None:
     monkeypatch.setattr(doctor, "check_installation", lambda _: can_run)

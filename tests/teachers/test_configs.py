@@ -75,6 +75,8 @@ CASES: list[tuple[str, str, Any]] = [
     (TOKENIZER, "model_max_length", "long"),
     (TOKENIZER, "model_max_length", -1),
     (TOKENIZER, "model_max_length", [77]),
+    (TOKENIZER, "model_max_length", 1e30),
+    (TOKENIZER, "model_max_length", REMOVED),
 ]
 
 

@@ -12,6 +12,7 @@ from condistill.errors import CondistillError
 from condistill.miniature import weights_path
 from condistill.pipelines.sampling import read_sampling
 from condistill.teachers.load import load_teacher
+from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.atomic import atomic_file
 from condistill.utils.quiet import quiet_libraries
 from condistill.utils.randomness import Stream, image_noise, image_seed
@@ -37,7 +38,9 @@ def generate_image(
         raise CondistillError(f"--out {out}: the file name must end in one of {', '.join(FORMATS)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampling = read_sampling(weights_path() / "teacher" if pipeline == MINIATURE else Path(pipeline))
-    family = load_teacher(TeacherSettings(pipeline=pipeline, resolution=sampling.resolution), device=device)
+    settings = TeacherSettings(pipeline=pipeline, resolution=sampling.resolution)
+    teacher_skeleton(settings)  # names the config that is damaged, where loading only shows the error of a library
+    family = load_teacher(settings, device=device)
     steps = sampling.num_inference_steps if steps is None else steps
     family.check_sampling(steps)
     noise = torch.from_numpy(image_noise(seed, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]

@@ -174,5 +174,5 @@ def _tokenizer_length(location: Path | str, name: str) -> int:
     with using_config(str(file)):
         length = json.loads(file.read_text(encoding="utf-8")).get("model_max_length")
     if length is None:
-        return _DEFAULT_TOKENIZER_LENGTH
+        length = 1e30  # what transformers sets
     return min(checked_count(int(length) if length == 1e30 else length, "model_max_length", str(file)), 10**6)

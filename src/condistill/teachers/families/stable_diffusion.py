@@ -10,6 +10,7 @@ from torch import Tensor
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
+from condistill.teachers.configs import unusable
 from condistill.teachers.family import Family, dtype_of
 from condistill.teachers.noise.diffusion import DiffusionSchedule
 from condistill.teachers.noise.schedule import NoiseSchedule
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 TIME_IDS = 6
 """Numbers in the size condition of Stable Diffusion XL: original size, top left corner of the crop, target size."""
+
+_MAX_TEXT_LENGTH = 10**5
+"""Tokens; transformers gives a tokenizer without a length 10**30, with which no pipeline can encode prompts."""
 
 
 class StableDiffusion(Family):
@@ -41,6 +45,8 @@ class StableDiffusion(Family):
                 f"{self.name} needs a U-Net that takes {self.input_channels}. An in-painting U-Net (9) needs a "
                 "StableDiffusionInpaintPipeline, a text-to-image U-Net (4) a StableDiffusionPipeline"
             )
+        if self.text_length > _MAX_TEXT_LENGTH:
+            raise unusable("tokenizer/tokenizer_config.json", "model_max_length is missing or no length of a prompt")
 
     def build_noise(self) -> NoiseSchedule:
         return DiffusionSchedule(self.pipeline.scheduler, family=self.name)
