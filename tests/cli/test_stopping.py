@@ -112,7 +112,7 @@ def test_a_stopped_evaluation_says_so(tiny_pipeline_dir: Path, tiny_prompts: lis
     recipe = write_recipe(tmp_path, tiny_pipeline_dir, tiny_prompts, evaluate=evaluation)
     out = tmp_path / "run"
     command = Command(tmp_path, SLOW_EVALUATION, "run", str(recipe), "--out", str(out))
-    command.wait_for(out / "evaluation" / "stage.json")
+    command.wait_for(out / "evaluation" / "latents" / "teacher" / "stage.json")
     code, log, _ = command.stop(signal.SIGTERM)
     assert code == 128 + signal.SIGTERM
     assert log.splitlines()[-1].startswith("stopped by SIGTERM; finished work is kept")

@@ -131,6 +131,7 @@ attempt("every", lambda: on_every_process(state, lambda: late(rank, 1)))
 attempt("one_fails", lambda: on_every_process(state, lambda: 1 / (1 - rank)))
 attempt("all_fail", lambda: on_every_process(state, lambda: 1 / 0))
 attempt("after", lambda: decide(state, lambda: False))
+state.destroy_process_group()  # else its threads may outlive the interpreter
 """
 
 

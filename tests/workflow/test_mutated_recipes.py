@@ -55,7 +55,11 @@ class Judge:
         (folder / "prompts.txt").write_text("".join(f"a {word} star\n" for word in "abcdefgh"), encoding="utf-8")
 
     def judge(self, mutant: Mutant, *, plan: bool) -> None:
-        """Check one recipe; `plan` says whether an accepted one is also validated and planned."""
+        """Check one recipe.
+
+        Args:
+            plan: whether to validate an accepted one, and to plan each fourth of them.
+        """
         started = time.process_time()
         try:
             try:
@@ -67,13 +71,13 @@ class Judge:
                 assert time.process_time() - started < LIMIT_SEC, mutant
             self.counts["accepted"] += 1
             if plan:
-                self._plan(recipe)
+                self._validate(recipe)
         except CondistillError as error:
             self._check_message(str(error))
         except Exception as error:
             raise AssertionError(f"{type(error).__name__} for {mutant}") from error
 
-    def _plan(self, recipe: Recipe) -> None:
+    def _validate(self, recipe: Recipe) -> None:
         check_inputs(recipe)
         is_own = recipe.teacher.model_dump(exclude={"dtype"}) == {
             "pipeline": str(self.teacher),
@@ -86,8 +90,10 @@ class Judge:
         assert time.process_time() - started < LIMIT_SEC, recipe
         for line in (*findings.refused, *findings.warnings):
             self._check_message(line)
-        assert make_plan(recipe, device="a100-80gb").cost.hours >= 0
-        self.counts["planned"] += 1
+        self.counts["validated"] += 1
+        if self.counts["validated"] % 4 == 0:  # a plan takes seconds
+            assert make_plan(recipe, device="a100-80gb").cost.hours >= 0
+            self.counts["planned"] += 1
 
     def _check_message(self, message: str) -> None:
         first, *lines = message.splitlines()
@@ -123,5 +129,5 @@ def test_a_changed_recipe_that_is_accepted_is_validated_and_planned(
 ) -> None:
     for mutant in mutants(whole_recipe(tiny_pipeline_dir), seed=part + 1, count=500):
         judge.judge(mutant, plan=True)
-    assert judge.counts["planned"] > 20
+    assert judge.counts["planned"] > 5
     assert judge.counts["refused"] > 200

@@ -49,7 +49,7 @@ def test_an_error_of_one_process_ends_all_and_is_printed_once(
     assert done.returncode != 0
     assert time.monotonic() - started < 150
     assert done.stderr.count("error: ") == 1, done.stderr
-    assert "the-bad-disk: input/output error" in done.stderr
+    assert "the-bad-disk: the disk reports an input/output error" in done.stderr
     assert ("error: process 1: " in done.stderr) is (rank == "1")
 
 
