@@ -116,8 +116,8 @@ class StageDir:
         record = self.record()
         return record is None or record.key != self.key
 
-    def is_done(self, *files: str) -> bool:
-        """Return whether the stage was finished with these inputs, all of `files` exist, and no file is damaged.
+    def is_done(self) -> bool:
+        """Return whether the stage was finished with these inputs, and no needed file is missing or damaged.
 
         A line for the user names each file that is missing or damaged, once.
         """
@@ -130,7 +130,7 @@ class StageDir:
                 is_whole = is_whole and stamp.role != "needed"
                 outcome = "it is made again" if stamp.role == "needed" else "it is not made again"
                 self._report(self.root / name, f"{fault}; {outcome}")
-        return is_whole and all((self.path / file).exists() for file in files)
+        return is_whole
 
     def damaged(self) -> list[Path]:
         """Return the needed files of the finished stage that are missing or changed."""
