@@ -19,6 +19,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from condistill import cli
+from condistill.cli.texts import EXAMPLES
 from condistill.config.conditioning import SCHEDULES, ScheduleSettings
 from condistill.config.recipe import Recipe
 from condistill.config.sections import Settings
@@ -202,7 +203,7 @@ def test_the_readme_is_short() -> None:
 
 def test_the_table_of_commands_lists_every_command() -> None:
     listed = [row[0] for row in table(README.read_text(encoding="utf-8"), "command")]
-    assert listed == [f"condistill {name}" for name in COMMANDS]
+    assert listed == [f"condistill {name}" for name in EXAMPLES]
 
 
 def settings_of(annotation: Any) -> list[type[Settings]]:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from condistill import __version__
 from condistill.cli.texts import EXAMPLES
 from condistill.errors import CondistillError
 from condistill.utils.terminal import print_line
@@ -21,6 +22,10 @@ class Interrupted(Exception):  # noqa: N818 - the user pressed Ctrl-C, which is 
 
 class CommandGroup(TyperGroup):
     """A command group that raises `Interrupted` on Ctrl-C, which typer would turn into an ordinary exit."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands in the order of `EXAMPLES`, which is that of their use."""
+        return sorted(super().list_commands(ctx), key=[*EXAMPLES].index)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -38,6 +43,31 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console(stderr=True)
+
+
+def _show_version(show: bool) -> None:
+    if show:
+        typer.echo(f"condistill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def condistill(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and warnings. Can also follow the command.")
+    ] = False,
+) -> None:
+    """Distill a diffusion pipeline (the teacher) into a smaller, faster pipeline (the student).
+
+    The inputs are a diffusers pipeline and a list of prompts; no training images are needed.
+
+    Start with `condistill demo`, which needs no download. For a teacher of your own, write a recipe with
+    `condistill init TEACHER --prompts FILE`, then start it with `condistill run recipe.yaml`. To resume a run that
+    was stopped, run the same command again.
+    """
 
 
 def user_path(text: str) -> Path:

@@ -14,7 +14,9 @@ from typing import cast
 
 import typer
 
-import condistill.cli.commands  # noqa: F401 - registers the commands
+import condistill.cli.finished
+import condistill.cli.recipes
+import condistill.cli.stages  # noqa: F401 - these modules register the commands
 from condistill.cli.app import Interrupted, app, console, say
 from condistill.cli.texts import error_message, usage_message
 from condistill.utils.distributed import OtherProcessError

@@ -1,4 +1,4 @@
-"""The commands: each parses its arguments and calls the package that does the work."""
+"""The commands that run stages; each parses its arguments and calls the workflow."""
 
 from __future__ import annotations
 
@@ -7,51 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
-from rich.console import Console
 
-from condistill import __version__
-from condistill.cli.app import (
-    DryRun,
-    Out,
-    Overrides,
-    PipelineName,
-    RecipePath,
-    Update,
-    app,
-    command,
-    console,
-    say,
-    user_path,
-)
+from condistill.cli.app import DryRun, Out, Overrides, RecipePath, Update, command, console, say, user_path
 from condistill.errors import CondistillError
 
 if TYPE_CHECKING:
     from condistill.config.recipe import Recipe
-
-
-def _show_version(show: bool) -> None:
-    if show:
-        typer.echo(f"condistill {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def condistill(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and warnings. Can also follow the command.")
-    ] = False,
-) -> None:
-    """Distill a diffusion pipeline (the teacher) into a smaller, faster pipeline (the student).
-
-    The inputs are a diffusers pipeline and a list of prompts; no training images are needed.
-
-    Start with `condistill demo`, which needs no download. For a teacher of your own, write a recipe with
-    `condistill init TEACHER --prompts FILE`, then start it with `condistill run recipe.yaml`. To resume a run that
-    was stopped, run the same command again.
-    """
 
 
 def _run_until(
@@ -99,109 +60,6 @@ def demo(
     from condistill.miniature.demo import demo_recipe
 
     _compress(demo_recipe(overrides or ()), "report", out, update=update, dry_run=dry_run)
-
-
-@command
-def init(
-    teacher: Annotated[str, typer.Argument(help="Diffusers pipeline directory or hub name.", show_default=False)],
-    prompts: Annotated[
-        list[Path], typer.Option("--prompts", "-p", help="Prompt file: txt, csv, jsonl or parquet. Can be repeated.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Recipe file to write.")] = Path("recipe.yaml"),
-    *,
-    column: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--column", "-c", help="Column of the prompts. Default: the only column of text."),
-    ] = None,
-) -> None:
-    """Write a commented recipe for a teacher and its prompts.
-
-    Shows the column and the first prompt of every file. Reads the configs of the teacher and the prompt files; no
-    weights are loaded. Writes one recipe file, which a run accepts, and never overwrites one.
-    """
-    from condistill.cli.init import write_recipe
-
-    path = write_recipe(teacher, prompts, out, column=column, say=say)
-    say(f"wrote {path}; next: read it, then run `condistill run {path}`")
-
-
-@command
-def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Check a recipe, and print it with every default filled in.
-
-    Reads the recipe, the configs of the teacher and the prompt files; no weights are loaded. Writes no file.
-    """
-    from condistill.config.recipe import Recipe
-
-    loaded = Recipe.load(recipe, overrides or ())
-    from condistill.teachers.skeleton import teacher_skeleton
-    from condistill.utils.quiet import quiet_libraries
-    from condistill.workflow.preflight import check_inputs, examine
-
-    family = check_inputs(loaded)
-    with quiet_libraries():
-        findings = examine(loaded, teacher_skeleton(loaded.teacher))
-    if findings.refused:
-        raise CondistillError("\n".join(findings.refused))
-    typer.echo(loaded.to_yaml(), nl=False)
-    for line in findings.warnings:
-        say(f"warning: {line}")
-    say(f"{recipe} is valid; the family of the teacher is {family.name}")
-
-
-@command
-def plan(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    *,
-    device: Annotated[
-        str,
-        typer.Option(help="Device to plan for: a name such as a100-80gb; `present`: that of this machine."),
-    ] = "present",
-    count: Annotated[int, typer.Option(help="Number of devices.", min=1, max=10**6)] = 1,
-    efficiency: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Assumed fraction of the peak speed of tensor cores. Default: 0.3.", min=0.01, max=1),
-    ] = None,
-    measure: Annotated[
-        bool,
-        typer.Option("--measure", help="Measure the speed here, with random weights, instead of assuming it."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
-) -> None:
-    """Show the students of a recipe and their costs, before weights are loaded.
-
-    For the students of the recipe: FLOPs, hours, disk space, and memory by part. For comparison: the sizes of all
-    presets, widths and depths that fit the teacher.
-
-    Reads the recipe and the configs of the teacher, but not the prompts. Writes no file.
-    """
-    from condistill.config.recipe import Recipe
-
-    loaded = Recipe.load(recipe, overrides or ())
-    from condistill.plan import make_plan, show_plan
-
-    assumed = {} if efficiency is None else {"efficiency": efficiency}
-    result = make_plan(loaded, device=device, count=count, measure=measure, **assumed)
-    if as_json:
-        typer.echo(result.to_json())
-    else:
-        show_plan(result, Console())
-
-
-@command
-def inspect(
-    pipeline: PipelineName, levels: Annotated[int, typer.Option(help="Depth of the tree.", min=1, max=100)] = 2
-) -> None:
-    """Show the denoiser of a pipeline as a tree: layers, widths and costs.
-
-    The tree marks the layers whose features can be compared, and lists the layers that each preset keeps. Reads the
-    configs of the pipeline; no weights are loaded. Writes no file.
-    """
-    from condistill.config.sections import TeacherSettings
-    from condistill.plan.inspect import inspect_pipeline
-
-    Console().print(inspect_pipeline(TeacherSettings(pipeline=pipeline), levels=levels))
 
 
 @command
@@ -346,46 +204,3 @@ def sweep(
         equal_forwards,
     )
     run_sweep(request, out or Path("runs") / f"{recipe.stem}-sweep", update=update, console=console)
-
-
-@command
-def sample(
-    pipeline: PipelineName,
-    prompt: Annotated[str, typer.Argument(help="Prompt of the image.", show_default=False)],
-    *,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", parser=user_path, metavar="PATH", help="Image file to write.")
-    ] = Path("sample.png"),
-    seed: Annotated[int, typer.Option(help="Seed of the starting noise.", min=0, max=2**63 - 1)] = 0,
-    steps: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            help="Sampling steps. Default: the number that the pipeline was trained for, else 25.", min=1, max=10**4
-        ),
-    ] = None,
-    guidance: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(
-            help="Guidance scale. Default: the scale that the pipeline was trained for, else 7.5.", min=0, max=10**4
-        ),
-    ] = None,
-) -> None:
-    """Generate one image with a pipeline.
-
-    With the same seed, a teacher and its students start from the same noise. Reads the pipeline. Writes one image.
-    """
-    from condistill.pipelines.generate import generate_image
-
-    say(f"wrote {generate_image(pipeline, prompt, out, seed=seed, steps=steps, guidance=guidance)}")
-
-
-@command
-def doctor() -> None:
-    """Check the installation: versions, devices, free disk space, and how to install what is missing.
-
-    Reads no recipe. Writes no file. The exit code is 1 if condistill cannot run.
-    """
-    from condistill.cli.doctor import check_installation
-
-    if not check_installation(Console()):
-        raise CondistillError("condistill cannot run on this machine; the table above shows what is missing")

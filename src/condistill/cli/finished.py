@@ -1,0 +1,55 @@
+"""The commands for finished pipelines and for the installation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from condistill.cli.app import PipelineName, command, say, user_path
+from condistill.errors import CondistillError
+
+
+@command
+def sample(
+    pipeline: PipelineName,
+    prompt: Annotated[str, typer.Argument(help="Prompt of the image.", show_default=False)],
+    *,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", parser=user_path, metavar="PATH", help="Image file to write.")
+    ] = Path("sample.png"),
+    seed: Annotated[int, typer.Option(help="Seed of the starting noise.", min=0, max=2**63 - 1)] = 0,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help="Sampling steps. Default: the number that the pipeline was trained for, else 25.", min=1, max=10**4
+        ),
+    ] = None,
+    guidance: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="Guidance scale. Default: the scale that the pipeline was trained for, else 7.5.", min=0, max=10**4
+        ),
+    ] = None,
+) -> None:
+    """Generate one image with a pipeline.
+
+    With the same seed, a teacher and its students start from the same noise. Reads the pipeline. Writes one image.
+    """
+    from condistill.pipelines.generate import generate_image
+
+    say(f"wrote {generate_image(pipeline, prompt, out, seed=seed, steps=steps, guidance=guidance)}")
+
+
+@command
+def doctor() -> None:
+    """Check the installation: versions, devices, free disk space, and how to install what is missing.
+
+    Reads no recipe. Writes no file. The exit code is 1 if condistill cannot run.
+    """
+    from condistill.cli.doctor import check_installation
+
+    if not check_installation(Console()):
+        raise CondistillError("condistill cannot run on this machine; the table above shows what is missing")

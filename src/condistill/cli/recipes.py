@@ -1,0 +1,115 @@
+"""The commands before a run: they write, check, plan and show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from condistill.cli.app import Overrides, PipelineName, RecipePath, command, say
+from condistill.errors import CondistillError
+
+
+@command
+def init(
+    teacher: Annotated[str, typer.Argument(help="Diffusers pipeline directory or hub name.", show_default=False)],
+    prompts: Annotated[
+        list[Path], typer.Option("--prompts", "-p", help="Prompt file: txt, csv, jsonl or parquet. Can be repeated.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Recipe file to write.")] = Path("recipe.yaml"),
+    *,
+    column: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--column", "-c", help="Column of the prompts. Default: the only column of text."),
+    ] = None,
+) -> None:
+    """Write a commented recipe for a teacher and its prompts.
+
+    Shows the column and the first prompt of every file. Reads the configs of the teacher and the prompt files; no
+    weights are loaded. Writes one recipe file, which a run accepts, and never overwrites one.
+    """
+    from condistill.cli.init import write_recipe
+
+    path = write_recipe(teacher, prompts, out, column=column, say=say)
+    say(f"wrote {path}; next: read it, then run `condistill run {path}`")
+
+
+@command
+def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Check a recipe, and print it with every default filled in.
+
+    Reads the recipe, the configs of the teacher and the prompt files; no weights are loaded. Writes no file.
+    """
+    from condistill.config.recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides or ())
+    from condistill.teachers.skeleton import teacher_skeleton
+    from condistill.utils.quiet import quiet_libraries
+    from condistill.workflow.preflight import check_inputs, examine
+
+    family = check_inputs(loaded)
+    with quiet_libraries():
+        findings = examine(loaded, teacher_skeleton(loaded.teacher))
+    if findings.refused:
+        raise CondistillError("\n".join(findings.refused))
+    typer.echo(loaded.to_yaml(), nl=False)
+    for line in findings.warnings:
+        say(f"warning: {line}")
+    say(f"{recipe} is valid; the family of the teacher is {family.name}")
+
+
+@command
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    *,
+    device: Annotated[
+        str,
+        typer.Option(help="Device to plan for: a name such as a100-80gb; `present`: that of this machine."),
+    ] = "present",
+    count: Annotated[int, typer.Option(help="Number of devices.", min=1, max=10**6)] = 1,
+    efficiency: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Assumed fraction of the peak speed of tensor cores. Default: 0.3.", min=0.01, max=1),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure the speed here, with random weights, instead of assuming it."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show the students of a recipe and their costs, before weights are loaded.
+
+    For the students of the recipe: FLOPs, hours, disk space, and memory by part. For comparison: the sizes of all
+    presets, widths and depths that fit the teacher.
+
+    Reads the recipe and the configs of the teacher, but not the prompts. Writes no file.
+    """
+    from condistill.config.recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides or ())
+    from condistill.plan import make_plan, show_plan
+
+    assumed = {} if efficiency is None else {"efficiency": efficiency}
+    result = make_plan(loaded, device=device, count=count, measure=measure, **assumed)
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        show_plan(result, Console())
+
+
+@command
+def inspect(
+    pipeline: PipelineName, levels: Annotated[int, typer.Option(help="Depth of the tree.", min=1, max=100)] = 2
+) -> None:
+    """Show the denoiser of a pipeline as a tree: layers, widths and costs.
+
+    The tree marks the layers whose features can be compared, and lists the layers that each preset keeps. Reads the
+    configs of the pipeline; no weights are loaded. Writes no file.
+    """
+    from condistill.config.sections import TeacherSettings
+    from condistill.plan.inspect import inspect_pipeline
+
+    Console().print(inspect_pipeline(TeacherSettings(pipeline=pipeline), levels=levels))
