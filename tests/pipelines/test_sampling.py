@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from condistill.config.recipe import Recipe
-from condistill.pipelines.sampling import SAMPLING_NAME, Sampling, planned_sampling, read_sampling
+from condistill.config.sections import TeacherSettings
+from condistill.pipelines.sampling import SAMPLING_NAME, Sampling, planned_sampling
 from condistill.teachers.family import Family
+from condistill.teachers.load import load_teacher
 
 BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\nvariants: {a: {}}\n"
 
@@ -35,10 +38,11 @@ def test_the_few_step_method_sets_the_scheduler(tiny_family: Family) -> None:
     assert sampling.num_inference_steps == 4
 
 
-def test_a_pipeline_directory_holds_its_sampling_settings(tmp_path: Path) -> None:
-    assert read_sampling(tmp_path) == Sampling(25, 7.5)
-    (tmp_path / SAMPLING_NAME).write_text(Sampling(4, 3.0).to_json(), encoding="utf-8")
-    assert read_sampling(tmp_path) == Sampling(4, 3.0)
+def test_a_pipeline_directory_holds_its_sampling_settings(tmp_path: Path, tiny_pipeline_dir: Path) -> None:
+    pipeline = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "pipeline"))
+    (pipeline / SAMPLING_NAME).write_text(Sampling(4, 3.0).to_json(), encoding="utf-8")
+    sampling = load_teacher(TeacherSettings(pipeline=str(pipeline))).default_sampling()
+    assert (sampling.num_inference_steps, sampling.guidance_scale, sampling.resolution) == (4, 3.0, None)
     sized = planned_sampling(Recipe.parse(BASE, ["teacher.resolution=32"]), "a")
-    (tmp_path / SAMPLING_NAME).write_text(sized.to_json(), encoding="utf-8")
-    assert read_sampling(tmp_path).resolution == 32
+    (pipeline / SAMPLING_NAME).write_text(sized.to_json(), encoding="utf-8")
+    assert load_teacher(TeacherSettings(pipeline=str(pipeline))).default_sampling().resolution == 32

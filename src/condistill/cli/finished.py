@@ -24,13 +24,17 @@ def sample(
     steps: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            help="Sampling steps. Default: the number that the pipeline was trained for, else 25.", min=1, max=10**4
+            help="Sampling steps. Default: those that the pipeline was trained for, else those of its call.",
+            min=1,
+            max=10**4,
         ),
     ] = None,
     guidance: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
-            help="Guidance scale. Default: the scale that the pipeline was trained for, else 7.5.", min=0, max=10**4
+            help="Guidance scale. Default: that which the pipeline was trained for, else that of its call.",
+            min=0,
+            max=10**4,
         ),
     ] = None,
 ) -> None:

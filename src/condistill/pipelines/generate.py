@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from condistill.config.sections import MINIATURE, TeacherSettings
+from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.miniature import weights_path
-from condistill.pipelines.sampling import read_sampling
-from condistill.teachers.load import load_teacher
+from condistill.teachers.defaults import recorded_resolution
+from condistill.teachers.load import load_teacher, origin_of, read_index
 from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.atomic import atomic_file
 from condistill.utils.quiet import quiet_libraries
@@ -27,8 +26,8 @@ def generate_image(
     """Write the image of a prompt. The same seed gives all pipelines of a family the same starting noise.
 
     Args:
-        steps: None: the number of steps in the pipeline's `sampling.json`.
-        guidance: None: the guidance scale in the pipeline's `sampling.json`.
+        steps: None: see `Family.default_sampling`.
+        guidance: None: see `Family.default_sampling`.
 
     Raises:
         CondistillError: the pipeline does not exist, or the image format is unknown, or the
@@ -37,10 +36,12 @@ def generate_image(
     if out.suffix.lower() not in FORMATS:
         raise CondistillError(f"--out {out}: the file name must end in one of {', '.join(FORMATS)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sampling = read_sampling(weights_path() / "teacher" if pipeline == MINIATURE else Path(pipeline))
-    settings = TeacherSettings(pipeline=pipeline, resolution=sampling.resolution)
+    settings = TeacherSettings(pipeline=pipeline)
+    resolution = recorded_resolution(origin_of(settings, read_index(settings)[0]))
+    settings = settings.model_copy(update={"resolution": resolution})
     teacher_skeleton(settings)  # names the config that is damaged, where loading only shows the error of a library
     family = load_teacher(settings, device=device)
+    sampling = family.default_sampling()
     steps = sampling.num_inference_steps if steps is None else steps
     family.check_sampling(steps)
     noise = torch.from_numpy(image_noise(seed, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from condistill.teachers import defaults
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from condistill.config.recipe import Recipe
     from condistill.teachers.family import Family
 
-SAMPLING_NAME = "sampling.json"
+
+SAMPLING_NAME = defaults.SAMPLING_NAME
 """File in the pipeline's directory; diffusers ignores it."""
 
 
@@ -37,7 +39,7 @@ class Sampling:
         return family.noise.consistency_solver(self.few_steps.solver_steps)
 
     def to_json(self) -> str:
-        """Return the content of the file that `read_sampling` reads."""
+        """Return the content of the file that `Family.default_sampling` reads."""
         data: dict[str, Any] = {
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
@@ -63,14 +65,3 @@ def planned_sampling(recipe: Recipe, name: str | None) -> Sampling:
     for variant in (name, *recipe.teachers(name)):  # its teacher may be guidance-distilled
         guidance_scale = recipe.variant(variant)[1].nearest_guidance(guidance_scale)
     return Sampling(steps, guidance_scale, distill.few_steps, resolution)
-
-
-def read_sampling(pipeline: Path) -> Sampling:
-    """Return how the pipeline in a directory is sampled; without a file, 25 steps and diffusers' guidance of 7.5."""
-    file = pipeline / SAMPLING_NAME
-    data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return Sampling(
-        int(data.get("num_inference_steps", 25)),
-        float(data.get("guidance_scale", 7.5)),
-        resolution=data.get("resolution"),
-    )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition, mean_token_embedding
 from condistill.teachers.configs import checked_count, checked_factor, unusable
+from condistill.teachers.defaults import DefaultSampling, Origin, default_sampling
 from condistill.teachers.noise.schedule import NoiseSchedule
 from condistill.teachers.traits import CallExample, GuidanceSpec, LayerList
 from condistill.utils.text import shorten
@@ -48,6 +49,8 @@ class Family(ABC):
     call_arguments: ClassVar[Mapping[str, Any]] = {}
     """Constant arguments of the pipeline's call when condistill samples."""
     call_example: ClassVar[CallExample] = CallExample()
+    origin: Origin = Origin()
+    """Where the teacher comes from; set by what loads it."""
 
     def __init__(self, pipeline: DiffusionPipeline, *, resolution: int | None = None) -> None:
         """Take a pipeline of one of `pipeline_classes`, and freeze its models.
@@ -323,6 +326,16 @@ class Family(ABC):
                 output_type="latent",
             ).images
         return self.unpack_latents(latents).float()
+
+    def default_sampling(self) -> DefaultSampling:
+        """Return the steps and the guidance scale of the teacher's `sampling.json`, else of the pipeline's own call.
+
+        Teachers that are distilled to few steps are recognised, and sampled with few steps and without guidance.
+
+        Raises:
+            CondistillError: `sampling.json` cannot be read.
+        """
+        return default_sampling(self)
 
     def arguments_of_call(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Return the arguments of the pipeline's call for prompts and image size, and `call_arguments`."""

@@ -75,3 +75,14 @@ def _cached_commit(name: str, revision: str | None) -> str | None:
     reference = folder / "refs" / (revision or constants.DEFAULT_REVISION)
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
     return commit if commit and (folder / "snapshots" / commit).is_dir() else None
+
+
+def cached_file(name: str, filename: str, commit: HubCommit) -> Path | None:
+    """Return a file of a repository, downloaded if the hub can be reached; None if it has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(name, filename, **commit.options()))
+    except (OSError, ValueError, HfHubHTTPError):  # it does not exist, or not in the local cache
+        return None

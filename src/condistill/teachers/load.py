@@ -13,9 +13,10 @@ from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.miniature import weights_path
 from condistill.teachers.configs import check_weights
+from condistill.teachers.defaults import SAMPLING_NAME, Origin
 from condistill.teachers.family import Family
 from condistill.teachers.files import INDEX_NAME, has_variant, pipeline_files
-from condistill.teachers.hub import hub_commit
+from condistill.teachers.hub import cached_file, hub_commit
 from condistill.teachers.registry import family_of_pipeline
 from condistill.utils.hashing import hash_file
 
@@ -113,6 +114,14 @@ def load_options(location: Path | str, settings: TeacherSettings) -> dict[str, A
     return {} if isinstance(location, Path) else hub_commit(location, settings.revision).options()
 
 
+def origin_of(settings: TeacherSettings, location: Path | str) -> Origin:
+    """Return where a teacher comes from, as far as that says how it is sampled."""
+    if isinstance(location, str):
+        return Origin((location,), cached_file(location, SAMPLING_NAME, hub_commit(location, settings.revision)))
+    file = location / SAMPLING_NAME
+    return Origin((location.resolve().name,), file if file.is_file() else None)
+
+
 def _read_local_index(file: Path) -> dict[str, Any]:
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
@@ -191,7 +200,9 @@ def load_teacher(settings: TeacherSettings, *, device: torch.device | str = "cpu
         raise CondistillError(f"the teacher {location} cannot be loaded: {reason}") from error
     if isinstance(location, Path):
         check_weights(pipeline, location)
-    return family(pipeline, resolution=settings.resolution).to(device)
+    teacher = family(pipeline, resolution=settings.resolution).to(device)
+    teacher.origin = origin_of(settings, location)
+    return teacher
 
 
 def teacher_inputs(

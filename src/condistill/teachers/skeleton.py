@@ -18,7 +18,7 @@ from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.teachers.configs import check_sizes, checked_count, using_config
 from condistill.teachers.family import Family
-from condistill.teachers.load import family_class, load_options, read_index
+from condistill.teachers.load import family_class, load_options, origin_of, read_index
 from condistill.utils.meta import matmul_parameters, parameters
 from condistill.utils.quiet import quiet_libraries
 
@@ -85,6 +85,7 @@ def teacher_skeleton(settings: TeacherSettings) -> Skeleton:
         pipeline = _Builder(family, location, load_options(location, settings)).pipeline(index)
         with using_config(f"the scheduler_config.json or another config of the teacher {location}"):
             made = family(pipeline, resolution=settings.resolution)
+            made.origin = origin_of(settings, location)
             made.check_configs()
         return Skeleton(settings.pipeline, made)
 
