@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condistill.errors import CondistillError
+from condistill.teachers.traits import GuidanceSpec
 from condistill.utils.text import shorten
 
 if TYPE_CHECKING:
-    from condistill.teachers.family import Family
+    from diffusers import DiffusionPipeline, ModelMixin
 
 SAMPLING_NAME = "sampling.json"
 """File in a pipeline's directory; diffusers ignores it."""
@@ -54,8 +55,10 @@ class DefaultSampling:
     """Where the numbers come from, for a line to the user."""
 
 
-def default_sampling(family: Family) -> DefaultSampling:
-    """Return how a teacher is usually sampled.
+def default_sampling(
+    pipeline: DiffusionPipeline, denoiser: ModelMixin, guidance: GuidanceSpec, origin: Origin
+) -> DefaultSampling:
+    """Return how a teacher is usually sampled; see `Family.default_sampling`.
 
     Its `sampling.json` comes first, then what is known of teachers that are distilled to few steps, then the defaults
     of the pipeline's own call.
@@ -63,16 +66,15 @@ def default_sampling(family: Family) -> DefaultSampling:
     Raises:
         CondistillError: `sampling.json` cannot be read.
     """
-    usual = _of_call(family)
-    if sign := next(_signs_of_distillation(family), None):
-        names = " ".join(family.origin.names).lower()
+    usual = _of_call(pipeline)
+    if sign := next(_signs_of_distillation(pipeline, denoiser, guidance, origin), None):
+        names = " ".join(origin.names).lower()
         steps = next((int(number) for number in _STEPS.findall(names) if int(number)), FEW_STEPS)
-        is_embedded = family.guidance.mode(family.denoiser.config) == "embedded"
+        is_embedded = guidance.mode(denoiser.config) == "embedded"
         scale = usual.guidance_scale if is_embedded else NO_GUIDANCE
         reason = f"the teacher is distilled to few steps: {sign}"
         usual = DefaultSampling(steps, scale, is_distilled=True, reason=reason)
-    file = family.origin.sampling_file
-    return usual if file is None else _of_file(file, usual)
+    return usual if origin.sampling_file is None else _of_file(origin.sampling_file, usual)
 
 
 def recorded_resolution(origin: Origin) -> int | None:
@@ -87,8 +89,8 @@ def recorded_resolution(origin: Origin) -> int | None:
     return None if resolution is None else int(resolution)
 
 
-def _of_call(family: Family) -> DefaultSampling:
-    kind = type(family.pipeline)
+def _of_call(pipeline: DiffusionPipeline) -> DefaultSampling:
+    kind = type(pipeline)
     parameters = inspect.signature(kind.__call__).parameters
     values: dict[str, float] = {}
     for name, otherwise in _OTHERWISE.items():
@@ -135,19 +137,17 @@ def _checked(file: Path, data: Mapping[str, Any], name: str, otherwise: float | 
     return float(value)
 
 
-def _signs_of_distillation(family: Family) -> Iterator[str]:
+def _signs_of_distillation(
+    pipeline: DiffusionPipeline, denoiser: ModelMixin, guidance: GuidanceSpec, origin: Origin
+) -> Iterator[str]:
     """Yield what shows that a teacher is distilled to few steps, as part of a sentence."""
-    scheduler = family.pipeline.scheduler
-    kind = type(scheduler).__name__
+    kind = type(pipeline.scheduler).__name__
     if kind in _CONSISTENCY_SCHEDULERS:
         yield f"its scheduler is {kind}"
-    if kind == "EulerAncestralDiscreteScheduler" and scheduler.config.get("timestep_spacing") == "trailing":
+    if kind == "EulerAncestralDiscreteScheduler" and pipeline.scheduler.config.get("timestep_spacing") == "trailing":
         yield f"its scheduler is {kind} with trailing timesteps, as of turbo models"
-    guidance = family.guidance
-    if guidance.config_key is not None and guidance.otherwise == "none":
-        config = family.denoiser.config
-        if guidance.mode(config) == "none":
-            yield f"its {family.denoiser_name} has {guidance.config_key}: false, as that of FLUX.1-schnell"
-    for name in family.origin.names:
+    if guidance.config_key is not None and guidance.mode(denoiser.config) == "none":
+        yield f"its denoiser has {guidance.config_key}: false, as that of FLUX.1-schnell"
+    for name in origin.names:
         if found := _DISTILLED.search(name.lower()):
             yield f"{found[1]!r} in the name {shorten(name, 80)}"

@@ -335,7 +335,7 @@ class Family(ABC):
         Raises:
             CondistillError: `sampling.json` cannot be read.
         """
-        return default_sampling(self)
+        return default_sampling(self.pipeline, self.denoiser, self.guidance, self.origin)
 
     def arguments_of_call(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Return the arguments of the pipeline's call for prompts and image size, and `call_arguments`."""
