@@ -100,7 +100,9 @@ def test_a_pipeline_of_an_unknown_class_lists_the_supported_families(copied: Pat
 
 
 def test_a_missing_variant_is_reported_with_the_files_found(copied: Path) -> None:
-    with pytest.raises(CondistillError, match=r"teacher\.variant 'fp16': .* has only .*\.safetensors"):
+    with pytest.raises(
+        CondistillError, match=r"teacher\.variant 'fp16': .* only files without a variant, such as .*\.safetensors"
+    ):
         load(copied, variant="fp16")
 
 
@@ -109,17 +111,83 @@ def test_a_component_without_the_variant_is_loaded_without_it(name: str, copied:
     (copied / "text_encoder" / name).touch()
     index = json.loads((copied / "model_index.json").read_text())
     check_safetensors(copied, index, "fp16")  # the other components have no file of it
-    with pytest.raises(CondistillError, match=r"'bf16': no component has files of it; .* has only "):
+    with pytest.raises(
+        CondistillError, match=r"'bf16': no component of .* has files of it; there are files of 'fp16' "
+    ):
         check_safetensors(copied, index, "bf16")
 
 
-def test_a_variant_is_loaded(copied: Path, tiny_family: Family) -> None:
-    for component in ("unet", "vae", "text_encoder"):
-        for weights in (copied / component).glob("*.safetensors"):
-            weights.rename(weights.with_name(f"{weights.stem}.fp16.safetensors"))
-    family = load(copied, variant="fp16")
+def mark_variant(pipeline: Path, variant: str, *components: str) -> None:
+    """Rename the weights of components to those of a variant."""
+    for component in components:
+        for weights in (pipeline / component).glob("*.safetensors"):
+            weights.rename(weights.with_name(f"{weights.stem}.{variant}.safetensors"))
+
+
+ALL = ("unet", "vae", "text_encoder")
+
+
+@pytest.mark.parametrize("given", [{"variant": "fp16"}, {}])
+@pytest.mark.parametrize("marked", [ALL, ("unet",)])
+def test_a_variant_is_loaded_also_if_it_is_the_only_one(
+    given: dict[str, str], marked: tuple[str, ...], copied: Path, tiny_family: Family
+) -> None:
+    mark_variant(copied, "fp16", *marked)
+    family = load(copied, **given)
     loaded, expected = family.denoiser.state_dict(), tiny_family.denoiser.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
+def test_weights_without_a_variant_come_first(copied: Path) -> None:
+    for component in ALL:
+        (weights,) = (copied / component).glob("*.safetensors")
+        weights.with_name(f"{weights.stem}.fp16.safetensors").write_bytes(b"not read")
+    assert load(copied).latent_shape == (4, 8, 8)
+
+
+def test_weights_of_several_variants_only_need_a_choice(copied: Path) -> None:
+    mark_variant(copied, "fp16", *ALL)
+    for component in ALL:
+        (weights,) = (copied / component).glob("*.safetensors")
+        shutil.copyfile(weights, weights.with_name(weights.name.replace("fp16", "bf16")))
+    with pytest.raises(
+        CondistillError, match=r"several variants only: .*unet has 'bf16', 'fp16'; .*set teacher\.variant"
+    ):
+        load(copied)
+    assert load(copied, variant="bf16").latent_shape == (4, 8, 8)
+
+
+def test_weights_without_a_common_variant_are_refused(copied: Path) -> None:
+    mark_variant(copied, "fp16", "unet", "text_encoder")
+    mark_variant(copied, "bf16", "vae")
+    with pytest.raises(CondistillError, match=r"unet has 'fp16'; vae has 'bf16'; save the pipeline again"):
+        load(copied)
+    with pytest.raises(CondistillError, match=r"teacher\.variant 'fp16': vae of .* has only files of 'bf16'"):
+        load(copied, variant="fp16")
+
+
+@pytest.mark.parametrize("variant", ["fp", "fp1", "16", "safetensors", "fp16-00001-of-00002"])
+def test_a_part_of_the_name_of_a_variant_is_none(variant: str, copied: Path) -> None:
+    mark_variant(copied, "fp16", *ALL)
+    with pytest.raises(CondistillError, match=r"there are files of 'fp16'; set it to fp16, or leave it out"):
+        load(copied, variant=variant)
+
+
+def test_sharded_weights_of_the_only_variant_are_loaded(copied: Path, tiny_family: Family) -> None:
+    tiny_family.denoiser.save_pretrained(copied / "sharded", variant="fp16", max_shard_size="200KB")
+    shutil.rmtree(copied / "unet")
+    (copied / "sharded").rename(copied / "unet")
+    assert len([*(copied / "unet").glob("diffusion_pytorch_model.fp16-*-of-*.safetensors")]) > 1
+    loaded = load(copied).denoiser.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tiny_family.denoiser.state_dict().items())
+    assert inputs(copied) == inputs(copied, variant="fp16")
+
+
+def test_a_shard_of_the_variant_that_is_missing_is_named(copied: Path, tiny_family: Family) -> None:
+    tiny_family.denoiser.save_pretrained(copied / "unet", variant="fp16", max_shard_size="200KB")
+    min((copied / "unet").glob("diffusion_pytorch_model.fp16-00001-of-*.safetensors")).unlink()
+    with pytest.raises(CondistillError, match=r"names files that are missing: diffusion_pytorch_model\.fp16-00001"):
+        load(copied, variant="fp16")
 
 
 def test_the_miniature_needs_no_path() -> None:

@@ -11,10 +11,10 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from condistill.errors import CondistillError
+from condistill.teachers.files import PipelineFiles
 from condistill.utils.text import shorten
 
 _NUMBERS = (int, float)
@@ -114,7 +114,7 @@ def _kinds(hint: Any) -> set[Any]:
     return {hint}
 
 
-def check_weights(pipeline: Any, directory: Path) -> None:
+def check_weights(pipeline: Any, pipeline_files: PipelineFiles) -> None:
     """Check that the files of every model hold as many numbers as the model has weights.
 
     Libraries fill weights that are missing with random numbers, and only log it. Names are not compared, since
@@ -127,7 +127,7 @@ def check_weights(pipeline: Any, directory: Path) -> None:
     from safetensors import safe_open
 
     for name, model in pipeline.components.items():
-        files = [*(directory / name).glob("*.safetensors")] if isinstance(model, torch.nn.Module) else []
+        files = pipeline_files.weights(name) if isinstance(model, torch.nn.Module) else []
         if not files:
             continue
         held = 0
@@ -138,7 +138,7 @@ def check_weights(pipeline: Any, directory: Path) -> None:
         if held < needed:
             names = ", ".join(file.name for file in files)
             raise CondistillError(
-                f"the teacher's {name} cannot be loaded: {names} in {directory / name} hold {held:,} numbers, and "
+                f"the teacher's {name} cannot be loaded: {names} in {pipeline_files.directory / name} hold {held:,} numbers, and "
                 f"the model has {needed:,} weights; download or save the files again"
             )
 

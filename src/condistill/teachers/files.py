@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -33,6 +33,11 @@ _VOCABULARY = re.compile(
 )
 """Names of the files of tokenizers: those in `vocab_files_names` of transformers' classes, and their settings."""
 _TEMPLATES = "additional_chat_templates"
+_SHARD = r"-\d+-of-\d+"
+_VARIANT = re.compile(rf"(diffusion_pytorch_model|model)({_SHARD})?\.(?P<variant>[^.]+?)({_SHARD})?\.safetensors")
+"""Names of the weights of a variant: diffusers writes `model.fp16-00001-of-00002`, older versions another order."""
+PLAIN = re.compile(rf"(diffusion_pytorch_model|model)({_SHARD})?\.safetensors")
+"""Names of weights without a variant."""
 _STEMS = {"diffusers": ("diffusion_pytorch_model",), "transformers": ("model",)}
 """How the weights are named, by the library of the component; other libraries use either."""
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -140,10 +145,19 @@ def _is_component(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)
 
 
+def variants_in(names: Iterable[str]) -> set[str]:
+    """Return the variants of which a component has safetensors weights, sharded or not, such as `fp16`."""
+    return {found["variant"] for name in names if (found := _VARIANT.fullmatch(name))}
+
+
 def has_variant(directory: Path, variant: str) -> bool:
     """Return whether a component's directory has safetensors files of a variant, sharded or not."""
-    names = [file.name for file in directory.glob("[!.]*.safetensors")]
-    return any(name.split(".")[1].startswith(variant) for name in names)
+    return variant in variants_in(file.name for file in directory.glob("[!.]*.safetensors"))
+
+
+def without_variant(name: str, variant: str | None) -> str:
+    """Return the name of a file without its variant: `model.safetensors` for `model.fp16.safetensors`."""
+    return re.sub(rf"\.{re.escape(variant)}(?=[.-])", "", name, count=1) if variant else name
 
 
 def weight_files(directory: Path, library: str, variant: str | None) -> list[Path]:

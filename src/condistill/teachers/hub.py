@@ -86,3 +86,21 @@ def cached_file(name: str, filename: str, commit: HubCommit) -> Path | None:
         return Path(hf_hub_download(name, filename, **commit.options()))
     except (OSError, ValueError, HfHubHTTPError):  # it does not exist, or not in the local cache
         return None
+
+
+@lru_cache(maxsize=32)
+def repository_files(name: str, commit: HubCommit) -> tuple[str, ...]:
+    """Return the paths of the files of a repository; where the hub does not answer, of those that were downloaded."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if commit.is_reachable:
+        try:
+            info = HfApi().model_info(name, revision=commit.commit, timeout=_TIMEOUT_SEC)
+            return tuple(file.rfilename for file in getattr(info, "siblings", None) or ())
+        except Exception:  # the errors of several HTTP libraries; what cannot be downloaded is named when it is loaded
+            pass
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    snapshot = folder / "snapshots" / commit.commit
+    files = snapshot.rglob("*") if snapshot.is_dir() else ()
+    return tuple(file.relative_to(snapshot).as_posix() for file in files if file.is_file())

@@ -15,12 +15,11 @@ from condistill.miniature import weights_path
 from condistill.teachers.configs import check_weights
 from condistill.teachers.defaults import SAMPLING_NAME, Origin
 from condistill.teachers.family import Family
-from condistill.teachers.files import INDEX_NAME, has_variant, pipeline_files
-from condistill.teachers.hub import cached_file, hub_commit
+from condistill.teachers.files import INDEX_NAME, PipelineFiles, pipeline_files
+from condistill.teachers.hub import cached_file, hub_commit, repository_files
 from condistill.teachers.registry import family_of_pipeline
+from condistill.teachers.variants import choose_variant, names_in_directory, names_in_repository
 from condistill.utils.hashing import hash_file
-
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 def locate(settings: TeacherSettings) -> Path | str:
@@ -56,34 +55,13 @@ def locate(settings: TeacherSettings) -> Path | str:
     return settings.pipeline
 
 
-def check_safetensors(path: Path, index: Mapping[str, Any], variant: str | None) -> None:
-    """Check that every model of a local pipeline has safetensors weights, and one of the variant if one is given.
-
-    As in diffusers, a component without files of the variant is loaded without it.
+def check_safetensors(path: Path, index: Mapping[str, Any], variant: str | None) -> str | None:
+    """Return the variant with which the models of a local pipeline are loaded; see `choose_variant`.
 
     Raises:
-        CondistillError: a component has none; the message names it.
+        CondistillError: a component has no safetensors, or none of the variant; the message names it.
     """
-    pickled, others, has_files = [], "", False
-    for name, value in index.items():
-        folder = path / name
-        if name.startswith("_") or not isinstance(value, list) or value[0] is None or not folder.is_dir():
-            continue
-        files = [file.name for file in folder.iterdir()]
-        safetensors = [file for file in files if file.endswith(".safetensors")]
-        if not safetensors and any(file.endswith(_PICKLES) for file in files):
-            pickled.append(name)
-        elif variant and safetensors and has_variant(folder, variant):
-            has_files = True
-        elif safetensors:
-            others = others or f"{folder} has only {', '.join(sorted(safetensors))}"
-    if variant and others and not has_files:
-        raise CondistillError(f"teacher.variant {variant!r}: no component has files of it; {others}")
-    if pickled:
-        raise CondistillError(
-            f"the teacher at {path} has only pickle weights for {', '.join(pickled)}; a pickle can run code, so only "
-            "safetensors are loaded: load it once where you trust it and save_pretrained(..., safe_serialization=True)"
-        )
+    return choose_variant(str(path), names_in_directory(path, index), variant)
 
 
 def read_index(settings: TeacherSettings) -> tuple[Path | str, dict[str, Any]]:
@@ -95,7 +73,7 @@ def read_index(settings: TeacherSettings) -> tuple[Path | str, dict[str, Any]]:
     location = locate(settings)
     if isinstance(location, Path):
         index = _read_local_index(location / INDEX_NAME)
-        check_safetensors(location, index, settings.variant)
+        variant_of(settings, location, index)
         return location, index
     from diffusers import DiffusionPipeline
 
@@ -106,7 +84,23 @@ def read_index(settings: TeacherSettings) -> tuple[Path | str, dict[str, Any]]:
             f"teacher.pipeline {location!r} on the hub has no {INDEX_NAME} that can be read, so it is no diffusers "
             f"pipeline: {str(error).splitlines()[0]}"
         ) from error
-    return location, _checked_index(index, f"the {INDEX_NAME} of {location}")
+    index = _checked_index(index, f"the {INDEX_NAME} of {location}")
+    variant_of(settings, location, index)
+    return location, index
+
+
+def variant_of(settings: TeacherSettings, location: Path | str, index: Mapping[str, Any]) -> str | None:
+    """Return the variant of the weight files with which a teacher is loaded; None: without a variant.
+
+    Raises:
+        CondistillError: see `choose_variant`.
+    """
+    if isinstance(location, Path):
+        variant = check_safetensors(location, index, settings.variant)
+        pipeline_files(location, index, variant=variant)  # names shards that are missing
+        return variant
+    files = repository_files(location, hub_commit(location, settings.revision))
+    return choose_variant(location, names_in_repository(files, index), settings.variant)
 
 
 def load_options(location: Path | str, settings: TeacherSettings) -> dict[str, Any]:
@@ -190,7 +184,7 @@ def load_teacher(settings: TeacherSettings, *, device: torch.device | str = "cpu
             **dict.fromkeys(absent),  # diffusers loads Stable Diffusion 3 without T5 only if T5 is passed as None
             torch_dtype=choose_dtype(settings.dtype, device),
             use_safetensors=True,
-            variant=settings.variant,
+            variant=variant_of(settings, location, index),
             **load_options(location, settings),
         )
     except Exception as error:  # a damaged file can raise any exception; tokenizers raise plain ones
@@ -199,7 +193,7 @@ def load_teacher(settings: TeacherSettings, *, device: torch.device | str = "cpu
             reason = "its tokenizer is a SentencePiece file that cannot be read; pip install sentencepiece protobuf"
         raise CondistillError(f"the teacher {location} cannot be loaded: {reason}") from error
     if isinstance(location, Path):
-        check_weights(pipeline, location)
+        check_weights(pipeline, PipelineFiles(location, index, variant_of(settings, location, index)))
     teacher = family(pipeline, resolution=settings.resolution).to(device)
     teacher.origin = origin_of(settings, location)
     return teacher
@@ -223,9 +217,10 @@ def teacher_inputs(
         "teacher.dtype": str(choose_dtype(settings.dtype, torch.device(device))).removeprefix("torch."),
         "teacher.resolution": settings.resolution,
     }
+    variant = variant_of(settings, location, index)
     if isinstance(location, str):
         commit = hub_commit(location, settings.revision).commit
-        return inputs | {"teacher.pipeline": location, "teacher.revision": commit, "teacher.variant": settings.variant}
-    components = pipeline_files(location, index, variant=settings.variant)
+        return inputs | {"teacher.pipeline": location, "teacher.revision": commit, "teacher.variant": variant}
+    components = pipeline_files(location, index, variant=variant)
     files = [file for of_component in components.values() for file in of_component]
     return inputs | {f"teacher file {file.relative_to(location).as_posix()}": hash_of(file) for file in files}

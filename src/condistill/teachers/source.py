@@ -8,7 +8,7 @@ from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.teachers.files import INDEX_NAME, PipelineFiles
 from condistill.teachers.hub import hub_commit
-from condistill.teachers.load import read_index
+from condistill.teachers.load import read_index, variant_of
 
 
 def teacher_files(settings: TeacherSettings) -> PipelineFiles:
@@ -18,9 +18,10 @@ def teacher_files(settings: TeacherSettings) -> PipelineFiles:
         CondistillError: the teacher does not exist, or is a hub teacher that is no longer in the cache.
     """
     location, index = read_index(settings)
+    variant = variant_of(settings, location, index)
     if isinstance(location, Path):
-        return PipelineFiles(location, index, settings.variant)
-    return PipelineFiles(_snapshot(location, hub_commit(location, settings.revision).commit), index, settings.variant)
+        return PipelineFiles(location, index, variant)
+    return PipelineFiles(_snapshot(location, hub_commit(location, settings.revision).commit), index, variant)
 
 
 def _snapshot(name: str, commit: str) -> Path:
