@@ -160,7 +160,7 @@ def test_every_file_of_the_pool_needs_a_weight_and_its_own_name() -> None:
 
 def test_a_file_that_is_not_a_recipe_is_refused(tmp_path: Path) -> None:
     assert "recipe is not YAML" in mistakes("a: [1\nb: 2")[0]
-    assert "must be a mapping with the keys seed, teacher" in mistakes("- a\n")[0]
+    assert "must be a mapping with the keys seed, quick, teacher" in mistakes("- a\n")[0]
     with pytest.raises(RecipeError, match=r"there is no recipe at .*condistill init"):
         Recipe.load(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match="cannot be read"):

@@ -59,6 +59,8 @@ class Recipe(Settings):
     """Everything a run depends on; load one with `Recipe.load`."""
 
     seed: Seed = 0
+    quick: bool = False
+    """Whether the sizes only test the set-up; every result is labelled so. See `condistill.config.quick`."""
     teacher: TeacherSettings
     prompts: PromptSettings
     cache: CacheSettings = Field(default_factory=CacheSettings)
@@ -274,26 +276,36 @@ def _check_data(data: Mapping[str, Any], places: Mapping[str, str], source: str)
         raise RecipeError(listed(found, source))
 
 
+_FILE_LISTS = {"prompts": ("files", "cached_files", "unseen_files")}
+"""Settings that list files, by section."""
+
+
 def _resolve_files(data: dict[str, Any], folder: Path) -> None:
-    """Make file names absolute, and the teacher if it is a folder; they are relative to the recipe's folder.
+    """Make file names absolute, and the teacher if it is on the disk; they are relative to the recipe's folder.
 
     Raises:
         CondistillError: a path starts with `~NAME`, and there is no such user.
     """
-
-    def resolve(name: Any) -> Any:
-        return str(resolve_path(name, folder)) if isinstance(name, str) and name and name != MINIATURE else name
-
-    prompts = data.get("prompts")
-    if isinstance(prompts, dict):
-        for key in ("files", "cached_files", "unseen_files"):
-            if isinstance(prompts.get(key), list):
-                prompts[key] = [resolve(name) for name in prompts[key]]
+    for section, keys in _FILE_LISTS.items():
+        settings = data.get(section)
+        if isinstance(settings, dict):
+            for key in keys:
+                if isinstance(settings.get(key), list):
+                    settings[key] = [resolve_file(name, folder) for name in settings[key]]
     teacher = data.get("teacher")
     if isinstance(teacher, dict) and isinstance(teacher.get("pipeline"), str):
         name = teacher["pipeline"]
-        if name.startswith((".", "/", "~")) or os.path.isdir(folder / name):  # noqa: PTH112 - false for any bad name
-            teacher["pipeline"] = resolve(name)
+        if name.startswith((".", "/", "~")) or os.path.exists(folder / name):  # noqa: PTH110 - false for any bad name
+            teacher["pipeline"] = resolve_file(name, folder)
+
+
+def resolve_file(name: Any, folder: Path) -> Any:
+    """Return the absolute path of a file that a recipe in `folder` names; another value than a name is unchanged.
+
+    Raises:
+        CondistillError: the path starts with `~NAME`, and there is no such user.
+    """
+    return str(resolve_path(name, folder)) if isinstance(name, str) and name and name != MINIATURE else name
 
 
 def check_sources(weights: Mapping[str, float], names: tuple[str, ...]) -> None:
