@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,6 +85,7 @@ def compress(
     until: str = "report",
     update: bool = False,
     console: Console | None = None,
+    before_training: Callable[[Run], object] | None = None,
 ) -> Path:
     """Turn a teacher and prompts into students, as the recipe says. Finished stages are not repeated.
 
@@ -92,6 +93,7 @@ def compress(
         out: the run directory; the students are in `<out>/pipelines/<name>`.
         until: name of the last stage to run.
         update: where inputs changed since results were made, move those results to a dated folder, and make them again.
+        before_training: called on the main process before anything is written, if a student is still to be trained.
 
     Returns:
         `out`, which contains `report.html` and `metrics.json` after the last stage.
@@ -104,11 +106,11 @@ def compress(
         last = stage_names().index(_known(until))
         check_inputs(recipe)
         with Run(recipe, Path(out), console=console or Console(stderr=True)) as run:
-            _run_stages(run, STAGES[: last + 1], update=update)
+            _run_stages(run, STAGES[: last + 1], update=update, before_training=before_training or (lambda _: None))
         return run.path
 
 
-def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool) -> None:
+def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool, before_training: Callable[[Run], object]) -> None:
     """Make what is missing of every stage, in order."""
     run.claim_directory()
     if not decide(run.accelerator, lambda: distill.is_done(run)):
@@ -116,6 +118,7 @@ def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool) -> None:
         skeleton = teacher_skeleton(run.recipe.teacher)
         students = preflight(run.recipe, skeleton)  # before anything is written
         on_main_process(run.accelerator, lambda: check_space(run, students, skeleton))
+        on_main_process(run.accelerator, lambda: before_training(run))
     on_main_process(run.accelerator, lambda: [stage.key(run) for stage in stages])  # every stage names its directory
     run.open_directory(update=update)
     run.say(f"condistill {run.path}", style="bold")
