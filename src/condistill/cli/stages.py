@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -13,25 +16,52 @@ from condistill.errors import CondistillError
 
 if TYPE_CHECKING:
     from condistill.config.recipe import Recipe
+    from condistill.run.context import Run
 
 
-def _run_until(
-    stage: str, recipe: Path, overrides: Sequence[str] | None, out: Path | None, *, update: bool, dry_run: bool
-) -> Path:
+@dataclass(frozen=True)
+class _Options:
+    """How a command runs stages."""
+
+    update: bool
+    dry_run: bool
+    quick: bool = False
+    """Whether to lower all sizes first."""
+    ask: bool = False
+    """Whether to ask before a run of more than a day."""
+
+
+def _run_until(stage: str, recipe: Path, overrides: Sequence[str] | None, out: Path | None, options: _Options) -> Path:
     """Run the stages of a recipe file up to `stage`, and return the run directory; see `_compress`."""
     from condistill.config.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())  # reports mistakes before anything heavy is imported
-    return _compress(loaded, stage, out or Path("runs") / recipe.stem, update=update, dry_run=dry_run)
+    name = recipe.stem
+    if options.quick:
+        from condistill.config.quick import quick_recipe
+
+        loaded = quick_recipe(loaded, processes=int(os.environ.get("WORLD_SIZE", "1")))
+        name += "-quick"
+    path = _compress(loaded, stage, out or Path("runs") / name, options)
+    if loaded.quick and not options.dry_run and stage == "report":
+        _say_quick(recipe, path, by_option=options.quick)
+    return path
 
 
-def _compress(recipe: Recipe, stage: str, out: Path, *, update: bool, dry_run: bool) -> Path:
+def _compress(recipe: Recipe, stage: str, out: Path, options: _Options, *, show_cost: bool = True) -> Path:
     """Run the stages of a recipe up to `stage`; in a dry run, only print the resolved recipe and its plan."""
     from condistill.workflow.compress import compress
     from condistill.workflow.preflight import check_inputs
 
-    if not dry_run:
-        return compress(recipe, out, until=stage, update=update, console=console)
+    if not options.dry_run:
+        return compress(
+            recipe,
+            out,
+            until=stage,
+            update=options.update,
+            console=console,
+            before_training=partial(_show_cost, ask=options.ask) if show_cost and stage != "prompts" else None,
+        )
     check_inputs(recipe)
     from condistill.plan import make_plan, show_plan
 
@@ -39,6 +69,24 @@ def _compress(recipe: Recipe, stage: str, out: Path, *, update: bool, dry_run: b
     show_plan(make_plan(recipe), console)
     say(f"dry run: nothing was written; without --dry-run, the stages up to {stage} would write to {out}")
     return out
+
+
+def _show_cost(run: Run, *, ask: bool) -> None:
+    from condistill.cli.cost import show_cost
+
+    show_cost(run, confirm=ask)
+
+
+def _say_quick(recipe: Path, out: Path, *, by_option: bool) -> None:
+    """Say what a finished quick run is worth, and what comes next."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    say("quick run: a test of the set-up, not a student to use")
+    if by_option:
+        say(f"next: `condistill plan {recipe}` for the cost of the real run, then `condistill run {recipe}`")
+    else:
+        say("next: write a recipe without --quick (`condistill init` with --budget and --device), and run it")
+    say(f"the quick run can be deleted: {out}")
 
 
 @command
@@ -59,19 +107,30 @@ def demo(
     """
     from condistill.miniature.demo import demo_recipe
 
-    _compress(demo_recipe(overrides or ()), "report", out, update=update, dry_run=dry_run)
+    _compress(demo_recipe(overrides or ()), "report", out, _Options(update, dry_run), show_cost=False)
 
 
 @command
 def run(
-    recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Out = None,
+    update: Update = False,
+    dry_run: DryRun = False,
+    *,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Test the set-up with tiny sizes; default directory: `runs/NAME-quick`."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a run of more than a day.")] = False,
 ) -> None:
     """Run every stage of a recipe that is missing or out of date.
 
-    The stages are prompts, cache, distill, evaluate and report. Reads the recipe, the teacher and the prompt files.
-    Writes the run directory: the students in `pipelines/`, and `report.html`.
+    The stages are prompts, cache, distill, evaluate and report. Before the first long one, the planned time, memory and
+    disk are printed. Reads the recipe, the teacher and the prompt files. Writes the run directory: the students in
+    `pipelines/`, and `report.html`.
     """
-    _run_until("report", recipe, overrides, out, update=update, dry_run=dry_run)
+    _run_until("report", recipe, overrides, out, _Options(update, dry_run, quick=quick, ask=not yes))
 
 
 @command
@@ -82,7 +141,7 @@ def prompts(
 
     Reads the prompt files of the recipe. Writes `prompts/` in the run directory.
     """
-    _run_until("prompts", recipe, overrides, out, update=update, dry_run=dry_run)
+    _run_until("prompts", recipe, overrides, out, _Options(update, dry_run))
 
 
 @command
@@ -102,7 +161,7 @@ def cache(
     """
     if verify and dry_run:
         raise CondistillError("--verify reads the cache and --dry-run reads no results; use only one of them")
-    path = _run_until("cache", recipe, overrides, out, update=update, dry_run=dry_run) / "cache"
+    path = _run_until("cache", recipe, overrides, out, _Options(update, dry_run)) / "cache"
     if verify:
         from condistill.cache.latents import LatentCache
 
@@ -120,7 +179,7 @@ def distill(
     Runs the stages before it if they are missing, and resumes from the newest checkpoint. Reads the teacher,
     `prompts/` and `cache/`. Writes `distill/` and the students in `pipelines/`.
     """
-    _run_until("distill", recipe, overrides, out, update=update, dry_run=dry_run)
+    _run_until("distill", recipe, overrides, out, _Options(update, dry_run))
 
 
 @command
@@ -132,7 +191,7 @@ def evaluate(
     Runs the stages before it if they are missing. Reads the teacher, `prompts/` and `pipelines/`. Writes
     `evaluation/` and `metrics.json`.
     """
-    _run_until("evaluate", recipe, overrides, out, update=update, dry_run=dry_run)
+    _run_until("evaluate", recipe, overrides, out, _Options(update, dry_run))
 
 
 @command
@@ -144,7 +203,7 @@ def report(
     Runs the stages before it if they are missing. Reads `metrics.json`, `evaluation/` and the training losses. Writes
     `report.html` and a model card for every student.
     """
-    _run_until("report", recipe, overrides, out, update=update, dry_run=dry_run)
+    _run_until("report", recipe, overrides, out, _Options(update, dry_run))
 
 
 @command

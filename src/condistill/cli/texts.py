@@ -23,6 +23,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "inspect": ("condistill inspect miniature", "condistill inspect org/model --levels 3"),
     "run": (
+        "condistill run recipe.yaml --quick",
         "condistill run recipe.yaml",
         "condistill run recipe.yaml -o runs/long -s distill.steps=100000",
         "condistill run recipe.yaml -s evaluate.prompts_per_split=500 --update",
