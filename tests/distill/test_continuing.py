@@ -24,6 +24,7 @@ WARMUP: dict[str, Any] = {"optimizer": {"lr_scheduler": "constant_with_warmup", 
         ({"steps": 4}, {"steps": 8, "micro_batch_size": 2, "gradient_checkpointing": True}, True),
         ({"steps": 4, **WARMUP}, {"steps": 8, **WARMUP}, True),
         ({"steps": 4}, {"steps": 4, "logging": {"log_every": 7}}, True),
+        ({"steps": 4}, {"steps": 8, "preview_every": 2}, True),
     ],
 )
 def test_a_training_continues_with_more_steps_only(old: dict[str, Any], new: dict[str, Any], expected: bool) -> None:

@@ -187,6 +187,9 @@ class DistillSettings(Settings):
     loss: LossSettings = Field(default_factory=LossSettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     logging: LoggingSettings = Field(default_factory=LoggingSettings)
+    preview_every: Amount | None = None
+    """Optimiser steps between previews, grids of student and teacher from the same noise; empty: a tenth of `steps`;
+    0: no previews."""
     path: PathSettings | None = None
     """Compare the models along denoising paths; empty: at isolated noised latents, as in the paper."""
     few_steps: FewStepSettings | None = None

@@ -60,7 +60,7 @@ class Recipe(Settings):
 
     seed: Seed = 0
     quick: bool = False
-    """Whether the sizes only test the set-up; every result is labelled so. See `condistill.config.quick`."""
+    """Whether this is a test of the set-up: every result is labelled as no student to use."""
     teacher: TeacherSettings
     prompts: PromptSettings
     cache: CacheSettings = Field(default_factory=CacheSettings)

@@ -8,7 +8,7 @@ from condistill.config.distill import DistillSettings
 
 CONTINUED = ("steps", "save_dtype")
 """Settings of a result that a training may be continued with: more steps, and the dtype of the files."""
-RESULT_FREE = ("logging", "micro_batch_size", "gradient_checkpointing")
+RESULT_FREE = ("logging", "preview_every", "micro_batch_size", "gradient_checkpointing")
 """Settings that change no result."""
 _ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
 """Schedules of the learning rate that do not depend on the number of steps; the others reach their end at the last."""
