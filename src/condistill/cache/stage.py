@@ -18,7 +18,6 @@ from condistill.run.stage_directory import StageDir
 from condistill.utils.distributed import on_every_process, on_main_process
 from condistill.utils.format import byte_size
 from condistill.utils.hashing import key_of
-from condistill.utils.progress import progress_bar
 
 NAME = "cache"
 _SHARD_SIZE = "cache.shard_size"
@@ -75,7 +74,7 @@ def make(run: Run) -> None:
     share = len(prompts) // accelerator.num_processes
 
     def fill() -> None:
-        with progress_bar(run.console, NAME, share, unit="images", quiet=part[0] > 0) as advance:
+        with run.progress(NAME, share, unit="images", quiet=part[0] > 0) as advance:
             fill_cache(
                 directory.path,
                 run.family,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,9 +16,11 @@ from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.run.directory import RunDir
 from condistill.run.stage_directory import Inputs, StageDir
+from condistill.run.status import StatusWriter
 from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher, teacher_inputs
 from condistill.utils.distributed import on_main_process, start_processes
+from condistill.utils.progress import FileBars, progress_bar, working
 from condistill.utils.terminal import print_line
 
 T = TypeVar("T")
@@ -30,15 +33,17 @@ class Run:
         """Describe a run in the run directory `out`; nothing is written before `open_directory`."""
         self.recipe = recipe
         self.console = console
-        self.directory = RunDir(out, say=self.say)
+        self.directory = RunDir(out, say=self.say, reading=FileBars(console, "checksums").reading)
+        self.status = StatusWriter(out)
         self._results: dict[str, Any] = {}
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """Release the run directory."""
         if self.accelerator.is_main_process:
+            self.status.close(error)
             self.directory.close()
 
     def claim_directory(self) -> None:
@@ -64,6 +69,7 @@ class Run:
         def open_and_settle() -> None:
             self.directory.settle_changes(update=update)
             self.directory.create(self.recipe)
+            self.status.open()
 
         on_main_process(self.accelerator, open_and_settle)
 
@@ -85,6 +91,33 @@ class Run:
         """
         if everywhere or self.accelerator.is_main_process:
             print_line(self.console, text, style=style)
+
+    @contextmanager
+    def progress(self, label: str, total: int, *, unit: str, quiet: bool = False) -> Iterator[Callable[..., None]]:
+        """Show the progress of some work on the main process, and keep it in `status.json`; see `progress_bar`.
+
+        Args:
+            quiet: show and keep nothing.
+        """
+        quiet = quiet or not self.accelerator.is_main_process
+        with progress_bar(
+            self.console,
+            label,
+            total,
+            unit=unit,
+            quiet=quiet,
+            on_change=lambda meter, note: None if quiet else self.status.advance(label, meter, note),
+        ) as advance:
+            yield advance
+
+    @contextmanager
+    def working(self, text: str, *, after_sec: float = 0.0) -> Iterator[None]:
+        """Show on the main process that work of unknown length goes on; see `utils.progress.working`."""
+        is_main = self.accelerator.is_main_process
+        if is_main:
+            self.status.begin(text)
+        with working(self.console, text, quiet=not is_main, after_sec=after_sec):
+            yield
 
     def stage(self, name: str, inputs: Callable[[], Inputs]) -> StageDir:
         """Return the directory of a stage.
@@ -146,8 +179,8 @@ class Run:
     @cached_property
     def family(self) -> Family:
         """The teacher, on the accelerator's device."""
-        self.say(f"teacher: loading {self.recipe.teacher.pipeline}")
-        family = load_teacher(self.recipe.teacher, device=self.accelerator.device)
+        with self.working(f"teacher: loading {self.recipe.teacher.pipeline}"):
+            family = load_teacher(self.recipe.teacher, device=self.accelerator.device)
         if family.device.type == "cpu":
             family.denoiser.to(memory_format=torch.channels_last)
         return family

@@ -16,7 +16,7 @@ from condistill.run.changes import Changes, folder_sizes
 from condistill.run.lock import RunLock
 from condistill.run.stage_directory import Inputs, StageDir
 from condistill.utils.atomic import is_temporary, recover, write_text
-from condistill.utils.hashing import HashMemory
+from condistill.utils.hashing import HashMemory, Reading
 from condistill.utils.record import RecordFile
 
 MARK_NAME = "run.json"
@@ -39,16 +39,19 @@ class RunMark(RecordFile):
 class RunDir:
     """The directory of a run."""
 
-    def __init__(self, path: Path, *, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, path: Path, *, say: Callable[[str], None] = lambda _: None, reading: Reading | None = None
+    ) -> None:
         """Describe a run directory; nothing is read or written before `claim`.
 
         Args:
             say: called with lines for the user.
+            reading: shows the progress of the files whose checksums are computed.
         """
         self.path = path
         self.stages: dict[str, StageDir] = {}
         """Every stage directory that was used, by name, in order."""
-        self.say = say
+        self.say, self._reading = say, reading
         self._hashes: HashMemory | None = None
         self._lock: RunLock | None = None
         self._is_open = False
@@ -57,7 +60,8 @@ class RunDir:
     def hashes(self) -> HashMemory:
         """The hashes of files that earlier commands computed."""
         if self._hashes is None:
-            self._hashes = HashMemory(self.path / "hashes.json", say=self.say)
+            shown = {"reading": self._reading} if self._reading else {}
+            self._hashes = HashMemory(self.path / "hashes.json", say=self.say, **shown)
         return self._hashes
 
     def stage(self, name: str, inputs: Callable[[], Inputs]) -> StageDir:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,13 +30,27 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of the content of a file, in hexadecimal digits."""
+def hash_file(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+    """Return the SHA-256 of the content of a file, in hexadecimal digits.
+
+    Args:
+        on_bytes: called with the number of bytes that were read since its last call.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            on_bytes(len(block))
     return digest.hexdigest()
+
+
+Reading = Callable[[Path], AbstractContextManager[Callable[[int], None]]]
+"""Returns, for a file that is about to be read, a context with a function that is called with the bytes read."""
+
+
+@contextmanager
+def _unseen(_path: Path) -> Iterator[Callable[[int], None]]:
+    yield lambda _: None
 
 
 class HashMemory:
@@ -45,13 +60,14 @@ class HashMemory:
     the directory entry counts too: a file of the same size that `cp -p` or `rsync -t` put there has an old time itself.
     """
 
-    def __init__(self, file: Path, *, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, file: Path, *, say: Callable[[str], None] = lambda _: None, reading: Reading = _unseen) -> None:
         """Read the file, if it exists.
 
         Args:
             say: called with a line for the user if the file is damaged; its hashes are then computed again.
+            reading: shows the progress of each file that is read.
         """
-        self._file = file
+        self._file, self._reading = file, reading
         self._entries: dict[str, tuple[int, int, int, str]] = {}
         self._is_changed = False
         if file.is_file():
@@ -71,7 +87,8 @@ class HashMemory:
         known = self._entries.get(name)
         if known is not None and known[:3] == stamp:
             return known[3]
-        digest = hash_file(path)
+        with self._reading(path) as on_bytes:
+            digest = hash_file(path, on_bytes)
         if time.time_ns() - stat.st_mtime_ns > _UNCERTAIN_NS:
             self._entries[name] = (*stamp, digest)
             self._is_changed = True

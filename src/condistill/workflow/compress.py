@@ -125,6 +125,7 @@ def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool, before_train
     for line in recipe_warnings(run.recipe):
         run.say(f"warning: {line}", style="yellow")
     for stage in stages:
+        run.status.enter(stage.NAME)
         if not decide(run.accelerator, lambda stage=stage: stage.is_done(run)):  # type: ignore[misc]
             stage.make(run)
         stage.open(run)
