@@ -48,6 +48,7 @@ def test_a_run_uses_what_the_how_tos_register(tiny_pipeline_dir: Path, tmp_path:
         "student": {"width": 0.5},
         "distill": {
             "steps": 2,
+            "preview_every": 0,
             "batch_size": 2,
             "conditioning": {"probability": {"schedule": "linear", "slope": 0.5}},
             "loss": {"extra": {"absolute": 0.1}},

@@ -34,7 +34,7 @@ SHELL = ("bash", "console", "sh")
 NOT_RUN = ("demo",)  # it takes ten minutes and has a test of its own
 KNOBS = {
     "cache": {"size": 4, "num_inference_steps": 2, "batch_size": 4},
-    "distill": {"steps": 2, "batch_size": 4, "micro_batch_size": 2},
+    "distill": {"steps": 2, "batch_size": 4, "micro_batch_size": 2, "preview_every": 0},
     "evaluate": {"prompts_per_split": 2, "batch_size": 4, "grid": 1},
 }
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]

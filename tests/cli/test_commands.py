@@ -66,7 +66,7 @@ def recipe(tmp_path: Path, tiny_pipeline_dir: Path) -> Path:
         "prompts": {"files": ["prompts.txt"]},
         "cache": {"size": 6, "num_inference_steps": 1, "batch_size": 6, "shard_size": 3},
         "student": {"width": 0.5},
-        "distill": {"steps": 2, "batch_size": 2},
+        "distill": {"steps": 2, "batch_size": 2, "preview_every": 0},
         "evaluate": {"prompts_per_split": 2},
     }
     path = tmp_path / "recipe.yaml"

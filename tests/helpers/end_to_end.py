@@ -34,7 +34,12 @@ def run_recipe(directory: Path, out: Path, student: dict[str, Any], **changes: A
         "prompts": {"files": [str(out / "prompts.txt")]},
         "cache": {"size": 4, "num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 2, "shard_size": 4},
         "student": student,
-        "distill": {"steps": 2, "batch_size": 2, "logging": {"checkpoint_every": 1, "log_every": 1}},
+        "distill": {
+            "steps": 2,
+            "batch_size": 2,
+            "preview_every": 0,
+            "logging": {"checkpoint_every": 1, "log_every": 1},
+        },
         "evaluate": {"prompts_per_split": 2, "batch_size": 2, "grid": 1},
     }
     for section, settings in changes.items():

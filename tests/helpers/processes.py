@@ -20,6 +20,7 @@ RECIPE: dict[str, Any] = {
     "distill": {
         "steps": 4,
         "batch_size": 8,
+        "preview_every": 2,
         "optimizer": {"learning_rate": 1.0e-3},
         "logging": {"checkpoint_every": 2, "log_every": 1},
     },

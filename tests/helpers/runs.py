@@ -33,6 +33,7 @@ def tiny_recipe(folder: Path, teacher: Path, *overrides: str, prompts: str | Non
         "distill": {
             "steps": 6,
             "batch_size": 2,
+            "preview_every": 0,
             "optimizer": {"ema_decay": 0.5},
             "logging": {"checkpoint_every": 3, "log_every": 2},
         },

@@ -15,7 +15,7 @@ from runs import Run
 def finished(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run. Read only."""
     run = Run(tmp_path_factory.mktemp("finished"), tiny_pipeline_dir)
-    run.again()
+    run.again("distill.preview_every=3")
     return run
 
 

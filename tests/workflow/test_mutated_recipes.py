@@ -35,7 +35,7 @@ def whole_recipe(teacher: Path) -> dict[str, Any]:
             "prompts": {"files": ["prompts.txt"], "unseen_words": ["star"]},
             "cache": {"size": 4, "num_inference_steps": 2, "batch_size": 4},
             "student": {"width": 0.5},
-            "distill": {"steps": 4, "batch_size": 4, "micro_batch_size": 2},
+            "distill": {"steps": 4, "batch_size": 4, "micro_batch_size": 2, "preview_every": 0},
             "variants": {
                 "plain": {"distill": {"conditioning": {"probability": {"schedule": "none"}}}},
                 "second": {"teacher": "plain", "student": {"width": 0.5}, "distill": {"path": {"steps": 2}}},

@@ -34,7 +34,7 @@ def write_recipe(folder: Path, teacher: Path | str, **changes: Any) -> Path:
         "prompts": {"files": ["prompts.txt"]},
         "cache": {"size": 6, "num_inference_steps": 1, "batch_size": 6, "shard_size": 6},
         "student": {"width": 0.5},
-        "distill": {"steps": 1, "batch_size": 2},
+        "distill": {"steps": 1, "batch_size": 2, "preview_every": 0},
         "evaluate": {"prompts_per_split": 2, "grid": 1},
         **changes,
     }

@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import nn
@@ -21,8 +23,16 @@ from condistill.config.distill import DistillSettings
 from condistill.distill.batches import batch_source
 from condistill.distill.continuing import RESULT_FREE, may_continue
 from condistill.distill.history import HISTORY_NAME, HistoryRecord, read_history
+from condistill.distill.previews import (
+    FOLDER_NAME,
+    PREVIEW_PROMPTS,
+    PreviewFolder,
+    PreviewModels,
+    Previews,
+    preview_steps,
+)
 from condistill.distill.stopwatch import TIME_NAME, Stopwatch, train_sec
-from condistill.distill.tracking import state_of_its_own, tracked
+from condistill.distill.tracking import state_of_its_own, track_image, tracked
 from condistill.distill.trainer import Trainer
 from condistill.errors import CondistillError
 from condistill.pipelines.card import PipelineParts, model_card
@@ -31,7 +41,7 @@ from condistill.pipelines.sampling import SAMPLING_NAME, planned_sampling
 from condistill.pipelines.save import save_pipeline, too_large
 from condistill.profiling.macs import macs
 from condistill.prompts import stage as prompts_stage
-from condistill.prompts.pool import PromptPool
+from condistill.prompts.split import Prompts
 from condistill.run.context import Run
 from condistill.run.stage_directory import Inputs, StageDir
 from condistill.students.derive import Student, derive_student
@@ -44,7 +54,8 @@ from condistill.utils.distributed import decide, on_main_process
 from condistill.utils.format import significant
 from condistill.utils.hashing import key_of
 from condistill.utils.meta import parameters
-from condistill.utils.progress import progress_bar
+from condistill.utils.randomness import Stream, generator
+from condistill.utils.text import shorten
 
 NAME = "distill"
 _REWRITTEN = ("README.md", SAMPLING_NAME)
@@ -68,6 +79,10 @@ class DistilledVariant:
     def history(self, say: Callable[[str], None] = lambda _: None) -> list[HistoryRecord]:
         """Return the records of its training; `say` is called with a line if some cannot be read."""
         return read_history(self.directory / "checkpoints" / HISTORY_NAME, say)
+
+    def previews(self) -> PreviewFolder:
+        """Return the grids of student and teacher that were made during its training."""
+        return PreviewFolder(self.directory / FOLDER_NAME)
 
     def train_sec(self, steps: int) -> float | None:
         """Return the seconds that its training of `steps` steps took; None if they are not known."""
@@ -184,7 +199,7 @@ def make(run: Run) -> None:
         teacher = run.recipe.variants[name].teacher
         denoiser = _variant(run, teacher).load(run.family) if teacher else run.family.denoiser
         with run.family.using(denoiser), state_of_its_own(run.accelerator):
-            _distill(run, name, directory.path, cache, prompts_stage.open(run).pool)
+            _distill(run, name, directory.path, cache)
         on_main_process(run.accelerator, lambda name=name: _finish(run, name))  # type: ignore[misc]
     run.once(NAME, lambda: None)  # every variant has had its line
 
@@ -204,9 +219,10 @@ def _say_done(run: Run, name: str) -> None:
     run.say(f"{name}: done already, {_variant(run, name).pipeline}")
 
 
-def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: PromptPool) -> None:
+def _distill(run: Run, name: str, directory: Path, cache: LatentCache) -> None:
     """Train the variant `name` in `directory`, and save its pipeline."""
     recipe, family, accelerator = run.recipe, run.family, run.accelerator
+    prompts = prompts_stage.open(run)
     settings = recipe.variant(name)[1]
     if cache.latent_shape != family.latent_shape:
         raise CondistillError(
@@ -216,7 +232,7 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: Pro
     _prepared(family, student.denoiser)
     sizes = {"teacher": _size(family, family.denoiser), "student": _size(family, student.denoiser)}
     on_main_process(accelerator, lambda: _write_record(run, name, directory, student, sizes))
-    source = batch_source(cache, pool, settings, seed=recipe.seed, accelerator=accelerator)
+    source = batch_source(cache, prompts.pool, settings, seed=recipe.seed, accelerator=accelerator)
     trainer = Trainer(
         family,
         student,
@@ -228,25 +244,62 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache, pool: Pro
     )
     counts = " of the teacher's ".join(f"{sizes[model].parameters:,}" for model in ("student", "teacher"))
     run.say(f"{name}: {counts} parameters; {settings.steps:,} steps")
+    previews = _previews(run, name, prompts)
     with closing(trainer), tracked(accelerator, settings.logging.tracker, name):
-        denoiser = _train(run, name, trainer, settings.steps)
+        denoiser = _train(run, name, trainer, previews)
     on_main_process(accelerator, lambda: _save(run, name, denoiser))
     run.say(f"{name}: saved {_variant(run, name).pipeline}")
 
 
-def _train(run: Run, name: str, trainer: Trainer, steps: int) -> nn.Module:
-    """Run the training with progress, and note its seconds at every checkpoint."""
-    accelerator, stopwatch, done = run.accelerator, Stopwatch(_variant(run, name).directory), 0
-    with progress_bar(run.console, name, steps, unit="steps", quiet=not accelerator.is_main_process) as advance:
+def _train(run: Run, name: str, trainer: Trainer, previews: Previews) -> nn.Module:
+    """Run the training with progress and previews, and note its seconds at every checkpoint."""
+    accelerator, settings, done = run.accelerator, trainer.settings, 0
+    stopwatch, due = Stopwatch(_variant(run, name).directory), set(preview_steps(settings, quick=run.recipe.quick))
+    with run.progress(name, settings.steps, unit="steps") as advance:
 
         def on_step(step: int, record: HistoryRecord | None) -> None:
             nonlocal done
-            advance(step - done, f"loss {significant(record.loss)}" if record else "")
+            if record:
+                run.status.note_losses(record.scalars())
+            is_resumed = record is None and not done
+            advance(step - done, f"loss {significant(record.loss)}" if record else "", found=is_resumed)
             done = step
             if accelerator.is_main_process:
                 stopwatch.on_step(step, checkpoint=step == trainer.saved_step)
+            if step in due:
+                with stopwatch.paused():
+                    on_main_process(accelerator, lambda: _preview(run, name, trainer, previews))
 
         return trainer.run(on_step)
+
+
+def _previews(run: Run, name: str, prompts: Prompts) -> Previews:
+    """Return the previews of a variant: their prompts and noise depend on the seed of the recipe alone."""
+    recipe = run.recipe
+
+    def choose() -> list[tuple[str, str]]:
+        chosen = []
+        for number, split in enumerate(prompts.splits):
+            rng = generator(recipe.seed, Stream.PREVIEWS, number, 2)
+            chosen += [(split, prompt) for prompt in prompts.choose(split, PREVIEW_PROMPTS, rng)]
+        return chosen
+
+    models = PreviewModels.of(planned_sampling(recipe, recipe.variants[name].teacher), planned_sampling(recipe, name))
+    return Previews(run.family, _variant(run, name).directory, models, choose=choose, seed=recipe.seed)
+
+
+def _preview(run: Run, name: str, trainer: Trainer, previews: Previews) -> None:
+    """Make a preview; one that cannot be made is reported and never stops the training."""
+    step = trainer.step
+    try:
+        file = previews.make(step, trainer.trained.denoiser, trainer.ema)
+        with Image.open(file) as image:
+            track_image(run.accelerator, "preview", np.asarray(image.convert("RGB")), step=step)
+    except Exception as error:
+        reason = shorten(str(error).partition("\n")[0] or type(error).__name__, 200)
+        run.say(f"warning: {name}: no preview of step {step:,}: {reason}; the training goes on", style="yellow")
+    else:
+        run.say(f"{name}: preview of step {step:,}: {file}")
 
 
 def _write_record(run: Run, name: str, directory: Path, student: Student, sizes: Mapping[str, DenoiserSize]) -> None:

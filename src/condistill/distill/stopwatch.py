@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +45,16 @@ class Stopwatch:
             self._write({number: sec for number, sec in _read(self._directory).items() if int(number) <= step})
         elif checkpoint and not self._is_unknown:
             self._write({**_read(self._directory), str(step): now - self._started})
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of something that is not training out of the seconds, such as that of previews."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            if self._started is not None:
+                self._started += time.monotonic() - began
 
     def _write(self, train_sec: dict[str, float]) -> None:
         TrainingTime(train_sec=train_sec).write(self._directory / TIME_NAME)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from condistill.utils.distributed import on_main_process
 
@@ -31,6 +33,13 @@ def tracked(accelerator: Accelerator, tracker: str, variant: str) -> Iterator[No
         for each in accelerator.trackers:
             each.finish()
         accelerator.trackers = []
+
+
+def track_image(accelerator: Any, name: str, image: NDArray[np.uint8], *, step: int) -> None:
+    """Show an image `[H, W, 3]` in the trackers of the main process."""
+    for tracker in accelerator.trackers:
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({name: image[None]}, step=step, **layout)
 
 
 @contextmanager

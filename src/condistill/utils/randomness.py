@@ -21,6 +21,7 @@ class Stream(IntEnum):
     EVALUATION_PROMPTS = 5
     PROMPT_CHOICE = 6
     CALIBRATION = 7
+    PREVIEWS = 8
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

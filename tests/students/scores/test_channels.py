@@ -169,7 +169,7 @@ def test_a_run_chooses_channels_by_the_scores_in_its_directory(tiny_pipeline_dir
         "prompts": {"files": ["prompts.txt"]},
         "cache": {"size": 4, "num_inference_steps": 1, "batch_size": 4},
         "student": {"width": 0.5, "keep": {"mid_block": []}, "importance": "taylor"},
-        "distill": {"steps": 1, "batch_size": 2},
+        "distill": {"steps": 1, "batch_size": 2, "preview_every": 0},
     }
     out = compress(Recipe.parse(json.dumps(data), folder=tmp_path), tmp_path / "run", until="distill")
     kept = load_file(out / "distill" / "random_conditioning" / IMPORTANCE_NAME)
