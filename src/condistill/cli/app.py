@@ -8,9 +8,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
 from condistill import __version__
+from condistill.cli.metavars import Command, Group, with_metavars
 from condistill.cli.texts import EXAMPLES
 from condistill.errors import CondistillError
 from condistill.utils.terminal import print_line
@@ -20,7 +20,7 @@ class Interrupted(Exception):  # noqa: N818 - the user pressed Ctrl-C, which is 
     """An interruption with Ctrl-C."""
 
 
-class CommandGroup(TyperGroup):
+class CommandGroup(Group):
     """A command group that raises `Interrupted` on Ctrl-C, which typer would turn into an ordinary exit."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -52,6 +52,7 @@ def _show_version(show: bool) -> None:
 
 
 @app.callback()
+@with_metavars
 def condistill(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
@@ -139,7 +140,7 @@ DryRun = Annotated[
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command under the name of its function, and add its examples to the end of its help."""
     examples = "\n\n".join(f"- `{line}`" for line in EXAMPLES[function.__name__])  # typer joins lines of one paragraph
-    return app.command(epilog=f"Examples:\n\n{examples}")(function)
+    return app.command(cls=Command, epilog=f"Examples:\n\n{examples}")(with_metavars(function))
 
 
 def say(text: str) -> None:
