@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from diffusers import ModelMixin, UNet2DConditionModel
+from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from condistill.config.distill import FeatureKind
@@ -24,6 +24,7 @@ from condistill.students.blocks import (
     remove_blocks,
     source_of,
 )
+from condistill.students.choice import StudentChoice, denoiser_of, student_settings
 from condistill.students.depth import (
     describe_layers,
     listed_layers,
@@ -34,6 +35,7 @@ from condistill.students.depth import (
 from condistill.students.features import FeaturePair, check_pairs, feature_pairs, layer_pairs, make_maps
 from condistill.students.scores.record import Scores
 from condistill.students.width import narrow, narrowed_config, stage_widths
+from condistill.teachers.family import Family
 from condistill.teachers.registry import family_of
 from condistill.utils.meta import build_on_meta, parameters, plain_config
 
@@ -67,8 +69,8 @@ class _Plan:
 
 
 def derive_student(
-    teacher: ModelMixin,
-    settings: StudentSettings,
+    teacher: Family | DiffusionPipeline | ModelMixin,
+    settings: StudentChoice,
     *,
     scores: Scores | None = None,
     seed: int = 0,
@@ -77,11 +79,15 @@ def derive_student(
 ) -> Student:
     """Return a student of a teacher: layers are removed first, then channels.
 
-    The teacher does not change. The student is float32, on the teacher's device.
+    The teacher does not change. The student is float32, on the teacher's device::
+
+        student = derive_student(load_teacher("./my-pipeline"), "b-base").denoiser
 
     Args:
-        teacher: on any device; on the meta device the student has shapes only.
-        settings: without a target; `meet_target` replaces one by a width or a depth.
+        teacher: a teacher, a pipeline of diffusers, or a denoiser, on any device; on the meta device the student has
+            shapes only.
+        settings: the name of a preset, a share of the channels (of a U-Net) or of the layers (of a transformer), a dict
+            with the keys of `student` in a recipe, or `StudentSettings`. Without a target.
         scores: what a width and a depth keep. `settings.importance` other than "weight_norm" needs them, except on the
             meta device.
         seed: of random weights and of the maps. The global random state does not change.
@@ -92,7 +98,9 @@ def derive_student(
     Raises:
         CondistillError: the settings do not fit the teacher.
     """
+    teacher = denoiser_of(teacher)
     device = next(teacher.parameters()).device
+    settings = student_settings(settings, can_cut_width=family_of(teacher).can_cut_width)
     scores = scores or Scores()
     if settings.importance != "weight_norm" and scores.channel_importance is None and device.type != "meta":
         raise CondistillError(
