@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from condistill.students.derive import derive_student
     from condistill.teachers.load import load_teacher
     from condistill.teachers.registry import register_family
-    from condistill.workflow.compress import compress, register_stage
+    from condistill.workflow.call import compress
+    from condistill.workflow.compress import register_stage
 
 __version__ = "0.2.0"
 
@@ -29,7 +30,7 @@ _HOMES = {
     "RandomConditioning": "condistill.distill.random_conditioning",
     "Recipe": "condistill.config.recipe",
     "StudentSettings": "condistill.config.sections",
-    "compress": "condistill.workflow.compress",
+    "compress": "condistill.workflow.call",
     "derive_student": "condistill.students.derive",
     "load_teacher": "condistill.teachers.load",
     "register_family": "condistill.teachers.registry",

@@ -64,7 +64,7 @@ def register_stage(stage: Stage, *, after: str) -> None:
     """
     if any(known.NAME == stage.NAME for known in STAGES):
         raise CondistillError(f"the stage {stage.NAME!r} is registered already; choose another name")
-    STAGES.insert(stage_names().index(_known(after)) + 1, stage)
+    STAGES.insert(stage_names().index(check_stage(after)) + 1, stage)
 
 
 def stage_names() -> list[str]:
@@ -72,10 +72,48 @@ def stage_names() -> list[str]:
     return [stage.NAME for stage in STAGES]
 
 
-def _known(name: str) -> str:
+def check_stage(name: str) -> str:
+    """Return the name of a stage, if there is one.
+
+    Raises:
+        CondistillError: there is none; the message names the nearest.
+    """
     if name not in stage_names():
         raise CondistillError(f"there is no stage {name!r}{nearest(name, stage_names())}")
     return name
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    until: str = "report",
+    update: bool = False,
+    console: Console | None = None,
+    begin: Callable[[Run], None] | None = None,
+    before_training: Callable[[Run], object] | None = None,
+) -> Path:
+    """Run the stages of a recipe, as `condistill.compress` does, and return the run directory.
+
+    Args:
+        begin: called when the directory is locked, before the files of the recipe are read; it may write them.
+        before_training: called on the main process before the stages write, if a student is still to be trained.
+
+    Raises:
+        CondistillError: says what was given, what is allowed and what to do.
+    """
+    with quiet_libraries():
+        load_plugins()
+        last = stage_names().index(check_stage(until))
+        if begin is None:
+            check_inputs(recipe)
+        with Run(recipe, out, console=console or Console(stderr=True)) as run:
+            run.claim_directory()
+            if begin is not None:
+                begin(run)
+                check_inputs(recipe)
+            _run_stages(run, STAGES[: last + 1], update=update, before_training=before_training or (lambda _: None))
+        return run.path
 
 
 def compress(
@@ -87,32 +125,16 @@ def compress(
     console: Console | None = None,
     before_training: Callable[[Run], object] | None = None,
 ) -> Path:
-    """Turn a teacher and prompts into students, as the recipe says. Finished stages are not repeated.
+    """Turn a teacher and prompts into students, as the recipe says; see `condistill.compress`.
 
     Args:
-        out: the run directory; the students are in `<out>/pipelines/<name>`.
-        until: name of the last stage to run.
-        update: where inputs changed since results were made, move those results to a dated folder, and make them again.
         before_training: called on the main process before anything is written, if a student is still to be trained.
-
-    Returns:
-        `out`, which contains `report.html` and `metrics.json` after the last stage.
-
-    Raises:
-        CondistillError: says what was given, what is allowed and what to do.
     """
-    with quiet_libraries():
-        load_plugins()
-        last = stage_names().index(_known(until))
-        check_inputs(recipe)
-        with Run(recipe, Path(out), console=console or Console(stderr=True)) as run:
-            _run_stages(run, STAGES[: last + 1], update=update, before_training=before_training or (lambda _: None))
-        return run.path
+    return run_recipe(recipe, Path(out), until=until, update=update, console=console, before_training=before_training)
 
 
 def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool, before_training: Callable[[Run], object]) -> None:
     """Make what is missing of every stage, in order."""
-    run.claim_directory()
     if not decide(run.accelerator, lambda: distill.is_done(run)):
         check_processes(run.recipe, run.accelerator.num_processes)
         skeleton = teacher_skeleton(run.recipe.teacher)
