@@ -138,8 +138,8 @@ def check_weights(pipeline: Any, pipeline_files: PipelineFiles) -> None:
         if held < needed:
             names = ", ".join(file.name for file in files)
             raise CondistillError(
-                f"the teacher's {name} cannot be loaded: {names} in {pipeline_files.directory / name} hold {held:,} numbers, and "
-                f"the model has {needed:,} weights; download or save the files again"
+                f"the teacher's {name} cannot be loaded: {names} in {pipeline_files.directory / name} hold {held:,} "
+                f"numbers, and the model has {needed:,} weights; download or save the files again"
             )
 
 
