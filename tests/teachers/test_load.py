@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -52,11 +53,38 @@ def test_an_index_that_is_not_json_is_named(copied: Path) -> None:
         load(copied)
 
 
-def test_a_single_file_is_refused_with_a_way_to_convert_it(tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    file.touch()
-    with pytest.raises(CondistillError, match=r"is a single file; .* from_single_file"):
-        load(file)
+@pytest.mark.parametrize("name", ["model.ckpt", "model.bin", "model.pt", "model.PTH"])
+def test_a_pickle_is_refused_with_a_way_to_convert_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(
+        CondistillError, match=r"is a pickle, which can run code, .* from_single_file .* save_pretrained"
+    ):
+        load(tmp_path / name)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(CondistillError, match=r"neither a diffusers pipeline directory nor a safetensors file"):
+        load(tmp_path / "model.onnx")
+
+
+def test_settings_that_do_not_fit_the_kind_of_teacher_are_refused(tmp_path: Path, tiny_pipeline_dir: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    for name in ("revision", "variant"):
+        with pytest.raises(CondistillError, match=rf"teacher\.{name} is set, .* is one file; leave out {name}"):
+            load(tmp_path / "model.safetensors", **{name: "fp16"})
+    with pytest.raises(CondistillError, match=r"teacher\.config is sd-1, and teacher\.pipeline .* is no file"):
+        load(tiny_pipeline_dir, config="sd-1")
+
+
+def test_a_pipeline_object_and_a_path_are_loaded_too(tiny_pipeline_dir: Path, tiny_family: Family) -> None:
+    for path in (tiny_pipeline_dir, str(tiny_pipeline_dir)):
+        assert load_teacher(path).latent_shape == tiny_family.latent_shape
+    family = load_teacher(tiny_family.pipeline)
+    assert isinstance(family, type(tiny_family))
+    assert family.pipeline is tiny_family.pipeline
+    with pytest.raises(CondistillError, match="a Namespace, which no teacher family supports"):
+        load_teacher(argparse.Namespace())  # type: ignore[arg-type]
 
 
 def test_components_with_only_pickles_are_named_and_never_loaded(copied: Path) -> None:

@@ -15,6 +15,7 @@ from condistill.config.messages import listed, mistakes, variant_mistakes
 from condistill.config.sections import (
     MAX_VARIANTS,
     MINIATURE,
+    SHIPPED_CONFIGS,
     CacheSettings,
     EvaluateSettings,
     PromptSettings,
@@ -297,6 +298,17 @@ def _resolve_files(data: dict[str, Any], folder: Path) -> None:
         name = teacher["pipeline"]
         if name.startswith((".", "/", "~")) or os.path.exists(folder / name):  # noqa: PTH110 - false for any bad name
             teacher["pipeline"] = resolve_file(name, folder)
+    if isinstance(teacher, dict):
+        for key in ("vae", "scheduler"):
+            if key in teacher:
+                teacher[key] = resolve_file(teacher[key], folder)
+        config = teacher.get("config")
+        if isinstance(config, str) and config not in SHIPPED_CONFIGS:
+            teacher["config"] = resolve_file(config, folder)
+        loras = teacher.get("loras")
+        for lora in loras if isinstance(loras, list) else ():
+            if isinstance(lora, dict) and "path" in lora:
+                lora["path"] = resolve_file(lora["path"], folder)
 
 
 def resolve_file(name: Any, folder: Path) -> Any:

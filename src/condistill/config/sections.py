@@ -47,6 +47,9 @@ MAX_VARIANTS = 100
 MINIATURE = "miniature"
 """The name of the embedded teacher, its captions and its classifier."""
 
+SHIPPED_CONFIGS = ("sd-1", "sd-1-inpaint", "sd-2", "sd-2-v", "sd-2-inpaint", "sdxl", "sdxl-v")
+"""Names of the configs for one-file teachers that come with condistill."""
+
 BlockPreset = Literal["b-base", "b-small", "b-tiny", "koala-1b", "koala-700m"]
 WidthPreset = Literal["c-base", "c-small", "c-tiny", "c-micro"]
 Importance = Literal["weight_norm", "activation", "taylor"]
@@ -62,9 +65,27 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True, allow_inf_nan=False)
 
 
+class LoraSettings(Settings):
+    """A LoRA that is added to the teacher's weights."""
+
+    path: str = Field(min_length=1)
+    """A safetensors file."""
+    scale: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    """Factor of what it adds."""
+
+
 class TeacherSettings(Settings):
     pipeline: str = Field(min_length=1)
-    """A diffusers pipeline directory, a hub name, or `miniature`."""
+    """A diffusers pipeline directory, a hub name, one safetensors file, or `miniature`."""
+    config: str | None = Field(default=None, min_length=1)
+    """For one file: a directory with its model_index.json, configs and tokenizers, or the name of configs that are
+    shipped; empty: those that fit the file."""
+    loras: Annotated[tuple[LoraSettings, ...], Field(strict=False, max_length=100)] = ()
+    """Added to the teacher's weights, in this order, before anything else."""
+    vae: str | None = Field(default=None, min_length=1)
+    """Replaces the pipeline's autoencoder: a directory, or a safetensors file."""
+    scheduler: str | None = Field(default=None, min_length=1)
+    """Replaces the pipeline's scheduler: a directory, or a scheduler_config.json."""
     family: str = "auto"
     """A registered teacher family; `auto`: found from the pipeline's class."""
     revision: str | None = None

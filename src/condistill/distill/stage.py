@@ -314,7 +314,7 @@ def _write_record(run: Run, name: str, directory: Path, student: Student, sizes:
 def _save(run: Run, name: str, denoiser: nn.Module) -> None:
     """Write the pipeline of a variant, with a file that says how it is meant to sample."""
     variant, sampling = _variant(run, name), planned_sampling(run.recipe, name)
-    teacher, dtype = teacher_files(run.recipe.teacher), _save_dtype(run, name, denoiser)
+    teacher, dtype = teacher_files(run.teacher), _save_dtype(run, name, denoiser)
     card = model_card(
         name=name, recipe=run.recipe, student=variant.record(), parts=PipelineParts.of(teacher, dtype=dtype)
     )
@@ -335,7 +335,7 @@ def _save_dtype(run: Run, name: str, denoiser: nn.Module) -> str:
     chosen = run.recipe.variant(name)[1].save_dtype
     if chosen != "auto":
         return chosen
-    dtype = teacher_files(run.recipe.teacher).dtype(run.family.denoiser_name)
+    dtype = teacher_files(run.teacher).dtype(run.family.denoiser_name)
     if weight := too_large(denoiser, getattr(torch, dtype)):
         run.say(f"{name}: the weight {weight} is too large for {dtype}, so the student is saved in float32")
         return "float32"

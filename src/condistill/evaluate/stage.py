@@ -212,7 +212,7 @@ def _records(
     """Return scores and costs of every model."""
     recipe, family = run.recipe, run.family
     speed = speed_records(family, denoisers, sampling)
-    files = {TEACHER: teacher_files(recipe.teacher)}
+    files = {TEACHER: teacher_files(run.teacher)}
     files |= {name: PipelineFiles.read(variant.pipeline) for name, variant in variants.items()}
     train_sec = {name: variant.train_sec(recipe.variant(name)[1].steps) for name, variant in variants.items()}
     return {

@@ -12,13 +12,16 @@ from typing import Any, TypeVar, cast
 import torch
 from rich.console import Console
 
-from condistill.config.recipe import Recipe
+from condistill.config.recipe import TEACHER, Recipe
+from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.run.directory import RunDir
 from condistill.run.stage_directory import Inputs, StageDir
 from condistill.run.status import StatusWriter
 from condistill.teachers.family import Family
-from condistill.teachers.load import load_teacher, teacher_inputs
+from condistill.teachers.load import load_teacher, origin_of, pipeline_inputs, read_index, teacher_inputs
+from condistill.teachers.locate import is_plain
+from condistill.teachers.prepare import prepare_teacher, prepared_settings
 from condistill.utils.distributed import on_main_process, start_processes
 from condistill.utils.progress import FileBars, progress_bar, working
 from condistill.utils.terminal import print_line
@@ -77,6 +80,46 @@ class Run:
     def teacher_inputs(self) -> dict[str, Any]:
         """Everything that the teacher's outputs depend on, by name."""
         return teacher_inputs(self.recipe.teacher, self.accelerator.device, hash_of=self.directory.hashes.of)
+
+    @cached_property
+    def teacher(self) -> TeacherSettings:
+        """The teacher as stages load and copy it: that of the recipe, or the directory that was made of it."""
+        if is_plain(self.recipe.teacher):
+            return self.recipe.teacher
+        return prepared_settings(self.recipe.teacher, self.path / TEACHER)
+
+    @property
+    def _teacher_directory(self) -> StageDir:
+        """The directory of the pipeline that is made of a file, LoRAs and replaced parts."""
+        return self.stage(TEACHER, lambda: pipeline_inputs(self.teacher_inputs))
+
+    def describe_teacher(self) -> None:
+        """Name the directory of the teacher, if one is made. Called on the main process, before `open_directory`."""
+        if not is_plain(self.recipe.teacher):
+            self._teacher_directory  # noqa: B018 - the run directory knows it from now on
+
+    def prepare_teacher(self) -> None:
+        """Make an ordinary pipeline directory of the teacher, if it is not one, and not made yet.
+
+        Every process calls this, before any loads the teacher.
+
+        Raises:
+            CondistillError: a part of the teacher cannot be read, or does not fit the others.
+        """
+        if is_plain(self.recipe.teacher):
+            return
+
+        def make() -> None:
+            directory = self._teacher_directory
+            if directory.is_done():
+                return
+            path = directory.begin()
+            prepare_teacher(self.recipe.teacher, path, say=self.say)
+            self.say(f"teacher: computing checksums of {path}")
+            directory.finish()
+            self.say(f"teacher: made {path}")
+
+        on_main_process(self.accelerator, make)
 
     @property
     def path(self) -> Path:
@@ -179,8 +222,9 @@ class Run:
     @cached_property
     def family(self) -> Family:
         """The teacher, on the accelerator's device."""
-        with self.working(f"teacher: loading {self.recipe.teacher.pipeline}"):
-            family = load_teacher(self.recipe.teacher, device=self.accelerator.device)
+        with self.working(f"teacher: loading {self.teacher.pipeline}"):
+            family = load_teacher(self.teacher, device=self.accelerator.device)
+        family.origin = origin_of(self.recipe.teacher, read_index(self.recipe.teacher)[0])
         if family.device.type == "cpu":
             family.denoiser.to(memory_format=torch.channels_last)
         return family

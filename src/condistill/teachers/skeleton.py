@@ -18,7 +18,10 @@ from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.teachers.configs import check_sizes, checked_count, using_config
 from condistill.teachers.family import Family
-from condistill.teachers.load import family_class, load_options, origin_of, read_index
+from condistill.teachers.locate import family_class, is_file, load_options, origin_of, read_index
+from condistill.teachers.lora import read_lora
+from condistill.teachers.replaced import build_scheduler, read_vae_config, vae_directory
+from condistill.teachers.single_file import check_parts, check_vae_file, read_pipeline_header
 from condistill.utils.meta import matmul_parameters, parameters
 from condistill.utils.quiet import quiet_libraries
 
@@ -82,12 +85,26 @@ def teacher_skeleton(settings: TeacherSettings) -> Skeleton:
     with quiet_libraries():
         location, index = read_index(settings)
         family = family_class(settings, index)
-        pipeline = _Builder(family, location, load_options(location, settings)).pipeline(index)
+        pipeline = _Builder(family, location, load_options(location, settings), settings).pipeline(index)
+        _check_parts(settings, location, index, pipeline)
         with using_config(f"the scheduler_config.json or another config of the teacher {location}"):
             made = family(pipeline, resolution=settings.resolution)
             made.origin = origin_of(settings, location)
             made.check_configs()
         return Skeleton(settings.pipeline, made)
+
+
+def _check_parts(settings: TeacherSettings, location: Path | str, index: Mapping[str, Any], pipeline: Any) -> None:
+    """Check that a teacher in one file has every model, and that its LoRAs and its autoencoder fit the pipeline."""
+    components = pipeline.components
+    if is_file(settings):
+        assert isinstance(location, Path)
+        header = read_pipeline_header(Path(settings.pipeline).expanduser())
+        check_parts(header, location, index, components, replaced={"vae"} if settings.vae else set())
+    if settings.vae is not None and vae_directory(settings.vae) is None:
+        check_vae_file(Path(settings.vae), components["vae"], f"vae/config.json of {location}")
+    for lora in settings.loras:
+        read_lora(type(pipeline), lora, components)
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,7 @@ class _Builder:
     location: Path | str
     options: Mapping[str, Any]
     """Arguments that load a config from the location; see `load_options`."""
+    settings: TeacherSettings
 
     def pipeline(self, index: Mapping[str, Any]) -> DiffusionPipeline:
         """Build a pipeline of the class that the index names, with its components on the meta device."""
@@ -119,6 +137,10 @@ class _Builder:
 
         if library is None or class_name is None:
             return None
+        if name == "scheduler" and self.settings.scheduler is not None:
+            return build_scheduler(self.settings.scheduler)
+        if name == "vae" and self.settings.vae is not None and (folder := vae_directory(self.settings.vae)):
+            return self._replaced_vae(folder)
         if class_name.endswith(_PREPROCESSORS):
             return _Preprocessor(_tokenizer_length(self.location, name))
         cls: Any = getattr(self._library(library), class_name, None)
@@ -148,6 +170,17 @@ class _Builder:
                 return cls.from_pretrained(self.location, **place)  # a scheduler
             with torch.device("meta"):
                 return cls.from_config(config) if issubclass(cls, ModelMixin) else cls._from_config(config)
+
+    def _replaced_vae(self, folder: Path) -> Any:
+        """Build the autoencoder that replaces the pipeline's, on the meta device."""
+        import diffusers
+
+        config = read_vae_config(folder)
+        kind = getattr(diffusers, config["_class_name"])
+        file = str(folder / "config.json")
+        with using_config(file, kind, config), torch.device("meta"):
+            check_sizes(kind, config, file)
+            return kind.from_config(config)
 
     def _file(self, *parts: str) -> str:
         """Return the path of a file of the pipeline, for messages."""

@@ -8,7 +8,7 @@ from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.teachers.files import INDEX_NAME, PipelineFiles
 from condistill.teachers.hub import hub_commit
-from condistill.teachers.load import read_index, variant_of
+from condistill.teachers.locate import read_index, variant_of
 
 
 def teacher_files(settings: TeacherSettings) -> PipelineFiles:

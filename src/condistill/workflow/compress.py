@@ -141,7 +141,7 @@ def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool, before_train
         students = preflight(run.recipe, skeleton)  # before anything is written
         on_main_process(run.accelerator, lambda: check_space(run, students, skeleton))
         on_main_process(run.accelerator, lambda: before_training(run))
-    on_main_process(run.accelerator, lambda: [stage.key(run) for stage in stages])  # every stage names its directory
+    on_main_process(run.accelerator, lambda: _name_directories(run, stages))
     run.open_directory(update=update)
     run.say(f"condistill {run.path}", style="bold")
     for line in recipe_warnings(run.recipe):
@@ -152,4 +152,13 @@ def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool, before_train
             stage.make(run)
         stage.open(run)
         if stage is prompts and stage is not stages[-1]:
+            if not decide(run.accelerator, lambda: all(other.is_done(run) for other in stages if other is not report)):
+                run.prepare_teacher()
             check_prompts(run)
+
+
+def _name_directories(run: Run, stages: Sequence[Stage]) -> None:
+    """Let the run directory know the directory of the teacher and of every stage."""
+    run.describe_teacher()
+    for stage in stages:
+        stage.key(run)
