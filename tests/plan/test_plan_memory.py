@@ -66,3 +66,14 @@ def test_gradients_are_among_the_peak() -> None:
     step = step_of(build_on_meta(UNet2DConditionModel, CONFIG))
     assert training_peak(step, None) > parameters(step.trained.denoiser) * 4
     assert all(parameter.grad is not None for parameter in step.trained.denoiser.parameters())
+
+
+def test_a_second_step_of_the_same_student_needs_as_much() -> None:
+    teacher = build_on_meta(UNet2DConditionModel, CONFIG)
+    student, distill = derive_student(teacher, StudentSettings(width=0.5)), DistillSettings(batch_size=4)
+    peaks = []
+    for _ in range(2):
+        step = SyntheticStep(teacher, student, distill, example_inputs(teacher), MicroBatch.of(distill))
+        peaks.append(training_peak(step, None))
+        step.release()
+    assert peaks[0] == peaks[1]

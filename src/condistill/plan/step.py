@@ -123,8 +123,9 @@ class SyntheticStep:
         )
 
     def release(self) -> None:
-        """Remove the hooks from both networks, and leave the student ready to generate."""
+        """Remove the hooks from both networks and all gradients, and leave the student ready to generate."""
         self._recorder.remove()
+        self.trained.zero_grad(set_to_none=True)  # else a second step would not count them
         self.trained.close()
         denoiser = self.trained.denoiser
         denoiser.eval().requires_grad_(False)
