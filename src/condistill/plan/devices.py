@@ -99,12 +99,14 @@ DEVICES: dict[str, Device] = {
 """From data sheets: dense tensor-core figures; of data-centre cards, those of the SXM versions."""
 
 
-def find_device(name: str) -> Device:
-    """Return a device by its name; `present` is the device that a run would use here.
+def find_device(name: str | Device) -> Device:
+    """Return a device by its name; `present` is the device that a run would use here. A device is returned as it is.
 
     Raises:
         CondistillError: there is no such name; the message lists all.
     """
+    if isinstance(name, Device):
+        return name
     if name == PRESENT:
         return present_device()
     if name not in DEVICES:

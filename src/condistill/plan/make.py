@@ -12,7 +12,7 @@ from condistill.errors import CondistillError
 from condistill.pipelines.sampling import Sampling
 from condistill.plan.candidates import Candidate, possible_students, recipe_candidates, teacher_candidate
 from condistill.plan.cost import TrainingJob, cache_cost, evaluation_cost, forward_sec
-from condistill.plan.devices import EFFICIENCY, OTHER_EFFICIENCY, PRESENT, Hardware, find_device
+from condistill.plan.devices import EFFICIENCY, OTHER_EFFICIENCY, PRESENT, Device, Hardware, find_device
 from condistill.plan.measure import measure_forward, measure_step
 from condistill.plan.record import DenoiserCost, DevicePlan, PeakFlops, Plan, RunCost, StudentPlan, TeacherPlan
 from condistill.profiling.forwards import evaluations_per_image
@@ -24,12 +24,17 @@ from condistill.workflow.preflight import examine
 
 
 def make_plan(
-    recipe: Recipe, *, device: str = PRESENT, count: int = 1, efficiency: float = EFFICIENCY, measure: bool = False
+    recipe: Recipe,
+    *,
+    device: str | Device = PRESENT,
+    count: int = 1,
+    efficiency: float = EFFICIENCY,
+    measure: bool = False,
 ) -> Plan:
     """Return the plan of a recipe. No weight is read, so a directory with the teacher's configs is enough.
 
     Args:
-        device: a name of `DEVICES`, or `present`.
+        device: a name of `DEVICES`, `present`, or a device from `find_device`, whose rates are not measured again.
         count: devices that share the work.
         efficiency: assumed share of the device's peak that is reached.
         measure: whether to time networks with random weights on the present device.
