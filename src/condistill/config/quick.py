@@ -58,6 +58,7 @@ def _quick_training(distill: Mapping[str, Any], processes: int) -> dict[str, Any
         "micro_batch_size": distill["micro_batch_size"] and _divisor(batch // processes, distill["micro_batch_size"]),
         "optimizer": {**distill["optimizer"], **_at_most(distill["optimizer"], warmup_steps=1)},
         "logging": {**distill["logging"], "log_every": 1},
+        "preview_every": distill["preview_every"] if distill["preview_every"] == 0 else TRAINING_STEPS,
     }
     if path:
         steps = path["num_inference_steps"] if few_steps else min(path["num_inference_steps"], SAMPLING_STEPS)
