@@ -1,4 +1,4 @@
-"""The commands for finished pipelines and for the installation."""
+"""The commands for runs, for finished pipelines and for the installation."""
 
 from __future__ import annotations
 
@@ -45,6 +45,28 @@ def sample(
     from condistill.pipelines.generate import generate_image
 
     say(f"wrote {generate_image(pipeline, prompt, out, seed=seed, steps=steps, guidance=guidance)}")
+
+
+@command
+def status(
+    run: Annotated[Path, typer.Argument(parser=user_path, metavar="RUN", help="Run directory.", show_default=False)],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the state as JSON.")] = False,
+) -> None:
+    """Show what a run is doing: its stage, progress, time left and last losses, from another terminal.
+
+    For a run that has ended, also how it ended, what is done, what remains, and where the results are. Reads the run
+    directory. Writes no file and locks nothing.
+    """
+    from condistill.utils.terminal import print_line
+    from condistill.workflow.status import read_status, to_json
+
+    report = read_status(run)
+    if as_json:
+        typer.echo(to_json(report))
+        return
+    for line in report.lines():
+        print_line(Console(), line)
 
 
 @command

@@ -39,6 +39,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'condistill sweep recipe.yaml --grid "student.width=[0.5, 0.25]" --grid "distill.steps=[1000, 5000]"',
         'condistill sweep recipe.yaml --case "plain: distill.conditioning.probability.schedule=none" --case "same:"',
     ),
+    "status": ("condistill status runs/recipe", "condistill status runs/recipe --json"),
     "sample": (
         'condistill sample runs/recipe/pipelines/random_conditioning "a red fox"',
         'condistill sample miniature "a small red star" -o star.png',

@@ -30,6 +30,13 @@ class Holder(RecordFile):
     since: str
 
     @classmethod
+    def of(cls, directory: Path) -> Holder | None:
+        """Return the process that uses a run directory, or that was killed while it did; None where there is none."""
+        with contextlib.suppress(CondistillError, OSError):
+            return cls.read(directory / _HOLDER_NAME, remedy="")
+        return None
+
+    @classmethod
     def present(cls) -> Holder:
         """Return the present process."""
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
@@ -68,7 +75,7 @@ class RunLock:
             self._lock.release()
 
     def _holder(self) -> str:
-        with contextlib.suppress(CondistillError):
-            holder = Holder.read(self._directory / _HOLDER_NAME, remedy="")
-            return f"process {holder.pid} on {holder.host} since {holder.since}: {holder.command}"
-        return "another command"
+        holder = Holder.of(self._directory)
+        if holder is None:
+            return "another command"
+        return f"process {holder.pid} on {holder.host} since {holder.since}: {holder.command}"

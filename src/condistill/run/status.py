@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -20,6 +21,8 @@ from condistill.utils.record import RecordFile
 from condistill.utils.text import shorten
 
 STATUS_NAME = "status.json"
+SIGN_OF_LIFE_SEC = 10.0
+"""How often the file is written while nothing else happens."""
 _WRITE_EVERY_SEC = 1.0
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -60,13 +63,21 @@ class StatusWriter:
         """Describe the file of a run directory; nothing is written before `open`."""
         self._file = directory / STATUS_NAME
         self._is_open = False
+        self._closed, self._lock = threading.Event(), threading.Lock()
         self._written = -math.inf
         self._status = RunStatus(pid=os.getpid(), host=socket.gethostname(), written="")
 
     def open(self) -> None:
         """Begin to write, in a run directory that this command uses alone."""
+        if self._is_open:
+            return
         self._is_open = True
         self._write()
+        threading.Thread(target=self._show_life, name="status", daemon=True).start()
+
+    def _show_life(self) -> None:
+        while not self._closed.wait(SIGN_OF_LIFE_SEC):
+            self._write()
 
     def enter(self, stage: str) -> None:
         """Note that a stage begins."""
@@ -100,6 +111,7 @@ class StatusWriter:
             is_stop = isinstance(error, KeyboardInterrupt)
             reason = str(error) or ("interrupted" if is_stop else type(error).__name__)
             self._set(state="stopped" if is_stop else "failed", reason=shorten(reason, 500), left_sec=None)
+        self._closed.set()
         self._write()
         self._is_open = False
 
@@ -110,9 +122,9 @@ class StatusWriter:
         """Replace the file at once, without a wait for the disk."""
         if not self._is_open:
             return
-        self._written = time.monotonic()
-        self._set(written=datetime.now().astimezone().isoformat(timespec="seconds"))
-        partial = partial_path(self._file)
-        with contextlib.suppress(OSError):
+        with self._lock, contextlib.suppress(OSError):
+            self._written = time.monotonic()
+            self._set(written=datetime.now().astimezone().isoformat(timespec="seconds"))
+            partial = partial_path(self._file)
             partial.write_text(self._status.model_dump_json(exclude_none=True) + "\n", encoding="utf-8")
             partial.replace(self._file)
