@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from condistill.cache.latents import LatentCache
 from condistill.config.distill import DistillSettings
 from condistill.distill.batches import batch_source
 from condistill.distill.continuing import RESULT_FREE, may_continue
+from condistill.distill.deriving import derive_variant, initial_denoiser, prepared, size_of
 from condistill.distill.history import HISTORY_NAME, HistoryRecord, read_history
 from condistill.distill.previews import (
     FOLDER_NAME,
@@ -39,21 +40,16 @@ from condistill.pipelines.card import PipelineParts, model_card
 from condistill.pipelines.record import STUDENT_NAME, DenoiserSize, StudentRecord
 from condistill.pipelines.sampling import SAMPLING_NAME, planned_sampling
 from condistill.pipelines.save import save_pipeline, too_large
-from condistill.profiling.macs import macs
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.split import Prompts
 from condistill.run.context import Run
 from condistill.run.stage_directory import Inputs, StageDir
-from condistill.students.derive import Student, derive_student
-from condistill.students.guidance import with_guidance
-from condistill.students.scores.calibration import Calibration
-from condistill.students.settle import settle_student
+from condistill.students.derive import Student
 from condistill.teachers.family import Family
 from condistill.teachers.source import teacher_files
 from condistill.utils.distributed import decide, on_main_process
 from condistill.utils.format import significant
 from condistill.utils.hashing import key_of
-from condistill.utils.meta import parameters
 from condistill.utils.randomness import Stream, generator
 from condistill.utils.text import shorten
 
@@ -71,6 +67,8 @@ class DistilledVariant:
     """Its directory under `distill/`."""
     pipeline: Path
     """Its directory under `pipelines/`."""
+    initial: Callable[[], nn.Module] = field(repr=False, compare=False)
+    """Returns its denoiser as it was before the training, on the process that calls."""
 
     def record(self) -> StudentRecord:
         """Return the record of the student: its kept layers and the sizes of both denoisers."""
@@ -106,7 +104,7 @@ class DistilledVariant:
                 f"the student at {path} cannot be loaded ({reason}); delete {self.pipeline}, and the same command "
                 "makes it again from the last checkpoint"
             ) from error
-        return _prepared(family, denoiser.to(family.device).eval().requires_grad_(False))
+        return prepared(family, denoiser.to(family.device).eval().requires_grad_(False))
 
 
 def _directory(run: Run, name: str) -> StageDir:
@@ -141,7 +139,14 @@ def _inputs(run: Run, name: str) -> dict[str, Any]:
 
 
 def _variant(run: Run, name: str) -> DistilledVariant:
-    return DistilledVariant(name, _directory(run, name).path, run.path / "pipelines" / name)
+    directory = _directory(run, name).path
+
+    def initial() -> nn.Module:
+        teacher = run.recipe.variants[name].teacher
+        denoiser = _variant(run, teacher).load(run.family) if teacher else run.family.denoiser
+        return initial_denoiser(run, name, denoiser, directory, cache_stage.open(run))
+
+    return DistilledVariant(name, directory, run.path / "pipelines" / name, initial)
 
 
 def _is_variant_done(run: Run, name: str) -> bool:
@@ -228,9 +233,9 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache) -> None:
         raise CondistillError(
             f"the cache holds latents of {cache.latent_shape} and the teacher makes {family.latent_shape}"
         )
-    student = with_guidance(_derive(run, name, directory, cache), family.denoiser, settings)
-    _prepared(family, student.denoiser)
-    sizes = {"teacher": _size(family, family.denoiser), "student": _size(family, student.denoiser)}
+    student = derive_variant(run, name, directory, cache)
+    prepared(family, student.denoiser)
+    sizes = {"teacher": size_of(family, family.denoiser), "student": size_of(family, student.denoiser)}
     on_main_process(accelerator, lambda: _write_record(run, name, directory, student, sizes))
     source = batch_source(cache, prompts.pool, settings, seed=recipe.seed, accelerator=accelerator)
     trainer = Trainer(
@@ -340,32 +345,3 @@ def _save_dtype(run: Run, name: str, denoiser: nn.Module) -> str:
         run.say(f"{name}: the weight {weight} is too large for {dtype}, so the student is saved in float32")
         return "float32"
     return dtype
-
-
-def _derive(run: Run, name: str, directory: Path, cache: LatentCache) -> Student:
-    """Return the student of a variant; the results that choose its layers and channels are kept in `directory`."""
-    family, recipe = run.family, run.recipe
-    student, settings = recipe.variant(name)
-    calibration = Calibration(cache, recipe.seed, recipe.cache.batch_size, settings.guidance_range)
-    student, scores = settle_student(family, student, calibration, directory=directory, accelerator=run.accelerator)
-    return derive_student(
-        family.denoiser,
-        student,
-        scores=scores,
-        seed=recipe.seed,
-        features=settings.loss.features,
-        may_be_as_large=settings.needs_fewer_evaluations,
-    )
-
-
-def _prepared(family: Family, denoiser: Any) -> nn.Module:
-    """Lay out a denoiser as the device computes fastest."""
-    if family.device.type == "cpu":
-        denoiser = denoiser.to(memory_format=torch.channels_last)
-    prepared: nn.Module = denoiser
-    return prepared
-
-
-def _size(family: Family, denoiser: Any) -> DenoiserSize:
-    count = macs(denoiser, size=family.latent_shape[1:], text_length=family.text_length)
-    return DenoiserSize(parameters=parameters(denoiser), macs=count)

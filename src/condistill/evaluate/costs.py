@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -40,10 +40,18 @@ def size_record(denoiser: Any, family: Family, files: PipelineFiles) -> SizeReco
 
 
 def speed_records(
-    family: Family, denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling]
+    family: Family,
+    denoisers: Mapping[str, nn.Module],
+    sampling: Mapping[str, Sampling],
+    *,
+    on_image: Callable[[], object] = lambda: None,
 ) -> dict[str, SpeedRecord]:
-    """Measure time and memory of one image with every model, the teacher among them, on the family's device."""
-    times = time_images(family, denoisers, sampling)
+    """Measure time and memory of one image with every model, the teacher among them, on the family's device.
+
+    Args:
+        on_image: called after each timed image.
+    """
+    times = time_images(family, denoisers, sampling, on_image=on_image)
     return {
         name: SpeedRecord(
             sec_per_image=times[name].shortest,

@@ -30,11 +30,29 @@ class Round:
     seed: int
     prompts: list[str]
     splits: dict[str, slice]
+    numbers: tuple[int, ...] = ()
+    """By row, the number that its noise depends on; empty: the number of the row."""
 
     @property
     def parts(self) -> dict[str, slice]:
         """The splits that do not overlap: every split but `all`, or `all` where it is the only one."""
         return {name: rows for name, rows in self.splits.items() if name != ALL} or self.splits
+
+    def number(self, row: int) -> int:
+        """Return the number that the noise of a row depends on."""
+        return self.numbers[row] if self.numbers else row
+
+    def head(self, per_split: int) -> Round:
+        """Return the first prompts of every split as a round, whose noise is the same."""
+        prompts: list[str] = []
+        numbers: list[int] = []
+        splits: dict[str, slice] = {}
+        for name, rows in self.parts.items():
+            chosen = range(rows.start, min(rows.stop, rows.start + per_split))
+            splits[name] = slice(len(prompts), len(prompts) + len(chosen))
+            prompts += [self.prompts[row] for row in chosen]
+            numbers += [self.number(row) for row in chosen]
+        return Round(self.seed, prompts, {**splits, ALL: slice(0, len(prompts))}, tuple(numbers))
 
     def count(self, split: str) -> int:
         """Return the number of prompts of a split."""
@@ -72,12 +90,14 @@ def generate_round(
     model: str,
     batch_size: int,
     sampling: Sampling,
+    stream: Stream = Stream.EVALUATION_NOISE,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float32]:
     """Return latents `[N, C, h, w]` of a round; they are kept in `path`, so that an interrupted evaluation resumes.
 
     Args:
         model: the name of the model, for an error.
+        stream: of the noise.
         on_images: is called with the number of images of every finished batch.
 
     Raises:
@@ -90,7 +110,7 @@ def generate_round(
         parts = []
         for start in range(0, count, batch_size):
             rows = range(start, min(start + batch_size, count))
-            parts.append(_generate(family, denoiser, round_, rows, sampling))
+            parts.append(_generate(family, denoiser, round_, rows, sampling=sampling, stream=stream))
             _check_finite(parts[-1], model, [round_.prompts[row] for row in rows])
             on_images(len(rows))
         write_shard(path, np.concatenate(parts), round_.prompts)
@@ -117,18 +137,18 @@ def _check_finite(latents: NDArray[np.float32], model: str, prompts: Sequence[st
 
 
 def _generate(
-    family: Family, denoiser: nn.Module, round_: Round, rows: range, sampling: Sampling
+    family: Family, denoiser: nn.Module, round_: Round, rows: range, *, sampling: Sampling, stream: Stream
 ) -> NDArray[np.float32]:
     """Return latents of some rows; noise and seed of a row depend on the round's seed and the row alone."""
-    stream = Stream.EVALUATION_NOISE
-    noise = np.stack([image_noise(round_.seed, stream, row, family.latent_shape) for row in rows])
+    numbers = [round_.number(row) for row in rows]
+    noise = np.stack([image_noise(round_.seed, stream, number, family.latent_shape) for number in numbers])
     latents = family.sample(
         denoiser,
         [round_.prompts[row] for row in rows],
         torch.from_numpy(noise),
         num_inference_steps=sampling.num_inference_steps,
         guidance_scale=sampling.guidance_scale,
-        seeds=[image_seed(round_.seed, stream, row) for row in rows],
+        seeds=[image_seed(round_.seed, stream, number) for number in numbers],
         scheduler=sampling.scheduler(family),
     )
     generated: NDArray[np.float32] = latents.cpu().numpy()

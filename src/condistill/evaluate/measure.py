@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,16 @@ class Measurement:
         batch_size: int,
         classifier: ImageClassifier | None = None,
         grid: PictureGrid | None = None,
+        on_images: Callable[[int, str], None] = lambda _count, _model: None,
     ) -> None:
-        self._rounds = rounds
+        """Describe the measurement.
+
+        Args:
+            decode: of latents.
+            batch_size: images that are decoded and classified at once.
+            on_images: called with the number of images of every batch that was measured, and the model.
+        """
+        self._rounds, self._on_images = rounds, on_images
         self._decode = decode
         self._batch_size = batch_size
         self._classifier = classifier
@@ -98,15 +106,24 @@ class Measurement:
             for name, of_model in latents.items()
         }
 
-    def scores(self, model: str, latents: LatentsByRound, teacher_latents: LatentsByRound | None = None) -> Scores:
+    def scores(
+        self,
+        model: str,
+        latents: LatentsByRound,
+        teacher_latents: LatentsByRound | None = None,
+        *,
+        kinds: Iterable[type[Metric]] | None = None,
+    ) -> Scores:
         """Return the result of every metric whose features are available; a metric without a result is left out.
 
         Args:
             latents: the latents that the model generated in every round, each `[N, C, h, w]`.
             teacher_latents: the teacher's latents; None for the teacher itself.
+            kinds: the metrics to compute; None: all that are registered.
         """
         available = self._available(has_teacher=teacher_latents is not None)
-        metrics = [metric for metric in METRICS.values() if available.issuperset(metric.needs)]
+        chosen = METRICS.values() if kinds is None else kinds
+        metrics = [metric for metric in chosen if available.issuperset(metric.needs)]
         needs_images = self._classifier is not None or any(IMAGES in metric.needs for metric in metrics)
         by_split = {split: [metric() for metric in metrics] for split in self._rounds[0].parts}
         for number, round_ in enumerate(self._rounds):
@@ -124,6 +141,7 @@ class Measurement:
                     inside = slice(max(of_split.start - start, 0), max(of_split.stop - start, 0))
                     for metric in by_split[split]:
                         metric.update(samples.part(inside))
+                self._on_images(len(samples), model)
         return _results(model, by_split, metrics)
 
     def _available(self, *, has_teacher: bool) -> set[str]:

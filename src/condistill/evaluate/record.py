@@ -82,10 +82,23 @@ class ModelRecord(Record):
         return groups | {name: record.model_dump(exclude_none=True) for name, record in costs if record is not None}
 
 
+class ReferenceRecord(Record):
+    """Distances to the teacher that those of the students are compared with; by split and name of the metric."""
+
+    images_per_split: dict[str, int]
+    """Images of each reference."""
+    other_seed: dict[str, dict[str, Score]]
+    """Of the teacher from other noise."""
+    untrained: dict[str, dict[str, dict[str, Score]]]
+    """By student, of its weights before the training."""
+
+
 class Evaluation(RecordFile):
     """`metrics.json`: how teacher and students were evaluated, and every figure."""
 
-    format: Literal[3] = 3
+    format: Literal[4] = 4
+    quick: bool = False
+    """Whether the run is a test of the set-up, whose students are not for use."""
     classifier: str
     baseline: str | None = None
     """The variant of plain distillation, p(u) = 0, that the other students are compared with."""
@@ -100,6 +113,8 @@ class Evaluation(RecordFile):
     torch: str
     models: dict[str, ModelRecord]
     """The teacher first, then the students in the order of the recipe."""
+    references: ReferenceRecord | None = None
+    """None where no metric is a distance to the teacher."""
 
     @property
     def teacher(self) -> ModelRecord:
@@ -119,6 +134,15 @@ class Evaluation(RecordFile):
     def score(self, name: str | None, split: str, metric: type[Metric]) -> Score | None:
         """Return the score of a model; None where the model (None: no model) has none."""
         return self.models[name].score(split, metric) if name is not None else None
+
+    def before_training(self, name: str, split: str, metric: type[Metric]) -> Score | None:
+        """Return the distance to the teacher that a student had before its training, if it was measured."""
+        untrained = self.references.untrained.get(name, {}) if self.references else {}
+        return untrained.get(split, {}).get(metric.name)
+
+    def of_other_seed(self, split: str, metric: type[Metric]) -> Score | None:
+        """Return the distance between images of the teacher from different noise, if it was measured."""
+        return self.references.other_seed.get(split, {}).get(metric.name) if self.references else None
 
     @property
     def metrics(self) -> list[type[Metric]]:

@@ -20,8 +20,10 @@ from condistill.evaluate.generate import Round, choose_rounds, generate_round
 from condistill.evaluate.measure import Measurement, PictureGrid, Scores
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.metrics.classifier import choose_classifier
-from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord
+from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord, ReferenceRecord
+from condistill.evaluate.references import OTHER_SEED, REFERENCE_PROMPTS, References, reference_names, untrained
 from condistill.pipelines.sampling import Sampling, planned_sampling
+from condistill.profiling.timing import fewest_images
 from condistill.prompts import stage as prompts_stage
 from condistill.run.context import Run
 from condistill.run.stage_directory import StageDir
@@ -30,7 +32,6 @@ from condistill.teachers.source import teacher_files
 from condistill.utils.atomic import write_text
 from condistill.utils.distributed import on_main_process
 from condistill.utils.hardware import device_name
-from condistill.utils.progress import progress_bar
 
 NAME = "evaluate"
 _GRID_FOLDER = "grid"
@@ -72,6 +73,7 @@ def _figure_inputs(run: Run) -> dict[str, Any]:
     formats = [kind.model_fields["format"].default for kind in (Evaluation, Grid)]
     return {
         **{name: _latents(run, name).key for name in (TEACHER, *run.recipe.variants)},
+        **{name: _reference(run, name).key for name in reference_names(run.recipe)},
         "variants": list(run.recipe.variants),
         "evaluate.classifier": run.recipe.evaluate.classifier,
         "evaluate.grid": run.recipe.evaluate.grid,
@@ -83,6 +85,18 @@ def _figure_inputs(run: Run) -> dict[str, Any]:
 def _latents(run: Run, name: str) -> StageDir:
     """Return the directory of the latents that a model generates."""
     return run.stage(f"evaluation/latents/{name}", lambda: _latent_inputs(run, name))
+
+
+def _reference(run: Run, name: str) -> StageDir:
+    """Return the directory of the latents of a reference model; they cost little."""
+    directory = run.stage(f"evaluation/latents/{name}", lambda: _reference_inputs(run, name))
+    directory.is_costly = False
+    return directory
+
+
+def _reference_inputs(run: Run, name: str) -> dict[str, Any]:
+    model = TEACHER if name == OTHER_SEED else next(each for each in run.recipe.variants if untrained(each) == name)
+    return {**_latent_inputs(run, model), "reference": name, "prompts": REFERENCE_PROMPTS}
 
 
 def _latent_inputs(run: Run, name: str) -> dict[str, Any]:
@@ -154,13 +168,24 @@ def _evaluate(run: Run, directory: Path) -> None:
     classifier = choose_classifier(settings.classifier, [prompt for each in rounds for prompt in each.prompts])
     sampling = {name or TEACHER: planned_sampling(recipe, name) for name in (None, *variants)}
     denoisers: dict[str, nn.Module] = {TEACHER: family.denoiser}
-    denoisers |= {name: variant.load(family) for name, variant in variants.items()}
+    with run.working("evaluate: loading the students", after_sec=2.0):
+        denoisers |= {name: variant.load(family) for name, variant in variants.items()}
     latents = _generate(run, denoisers, sampling, rounds)
+    references = _measure_references(run, variants, latents[TEACHER][0], sampling, rounds[0])
     grid = PictureGrid(directory / _GRID_FOLDER, rounds[0], per_split=settings.grid)
-    measurement = Measurement(rounds, family.decode, batch_size=settings.batch_size, classifier=classifier, grid=grid)
-    scores = measurement.measure(latents)
+    total = len(denoisers) * sum(len(each.prompts) for each in rounds)
+    with run.progress("evaluate: decoding and measuring", total, unit="images") as advance:
+        scores = Measurement(
+            rounds,
+            family.decode,
+            batch_size=settings.batch_size,
+            classifier=classifier,
+            grid=grid,
+            on_images=advance,
+        ).measure(latents)
     grid.record().write(directory / GRID_NAME)
     Evaluation(
+        quick=recipe.quick,
         classifier=settings.classifier,
         baseline=baseline(recipe),
         seeds=settings.seeds,
@@ -171,7 +196,38 @@ def _evaluate(run: Run, directory: Path) -> None:
         dtype=str(family.dtype).removeprefix("torch."),
         torch=torch.__version__,
         models=_records(run, variants, denoisers, sampling, scores),
+        references=references,
     ).write(directory / METRICS_NAME)
+
+
+def _measure_references(
+    run: Run,
+    variants: Mapping[str, DistilledVariant],
+    teacher_latents: NDArray[Any],
+    sampling: Mapping[str, Sampling],
+    first: Round,
+) -> ReferenceRecord:
+    """Measure what the distances to the teacher are compared with.
+
+    Args:
+        teacher_latents: the teacher's latents of the first round.
+    """
+    head = first.head(REFERENCE_PROMPTS)
+    total = len(reference_names(run.recipe)) * len(head.prompts)
+    with run.progress("evaluate: references", total, unit="images") as advance:
+        return References(
+            run.family,
+            head,
+            run.family.decode,
+            run.recipe.evaluate.batch_size,
+            directory=lambda name: _reference(run, name),
+            say=partial(run.say, style="yellow"),
+            on_images=advance,
+        ).record(
+            teacher_latents[list(head.numbers)],
+            {name: variant.initial for name, variant in variants.items()},
+            sampling,
+        )
 
 
 def _generate(
@@ -180,7 +236,7 @@ def _generate(
     """Return the latents of every model and round; they are kept in one directory per model."""
     latents: dict[str, list[NDArray[Any]]] = {name: [] for name in denoisers}
     total = len(denoisers) * sum(len(each.prompts) for each in rounds)
-    with progress_bar(run.console, "evaluate", total, unit="images") as advance:
+    with run.progress("evaluate", total, unit="images") as advance:
         for name, denoiser in denoisers.items():
             directory = _latents(run, name)
             is_done = directory.is_done()
@@ -211,7 +267,8 @@ def _records(
 ) -> dict[str, ModelRecord]:
     """Return scores and costs of every model."""
     recipe, family = run.recipe, run.family
-    speed = speed_records(family, denoisers, sampling)
+    with run.progress("evaluate: timing", fewest_images(denoisers, sampling), unit="images") as advance:
+        speed = speed_records(family, denoisers, sampling, on_image=lambda: advance(1))
     files = {TEACHER: teacher_files(run.teacher)}
     files |= {name: PipelineFiles.read(variant.pipeline) for name, variant in variants.items()}
     train_sec = {name: variant.train_sec(recipe.variant(name)[1].steps) for name, variant in variants.items()}

@@ -38,13 +38,20 @@ class Timing:
 
 
 def time_images(
-    family: Family, denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling]
+    family: Family,
+    denoisers: Mapping[str, nn.Module],
+    sampling: Mapping[str, Sampling],
+    *,
+    on_image: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
     """Time the generation of one latent at batch size 1 with every model.
 
     Models take turns, in an order that is reversed every other round, so that a busy machine slows all of them down.
     There are at least `MIN_ROUNDS` rounds, and then as many up to `MAX_ROUNDS` as fit into `MAX_SECONDS`. Models of the
     same shapes that are sampled alike share their times: they differ in their weights only.
+
+    Args:
+        on_image: called after each image, at least as often as `fewest_images` returns.
     """
     noise = torch.from_numpy(image_noise(0, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
     groups = _alike(denoisers, sampling)
@@ -62,7 +69,9 @@ def time_images(
             scheduler=sampling[name].scheduler(family),
         )
         _synchronize(family.device)
-        return time.perf_counter() - started
+        elapsed = time.perf_counter() - started
+        on_image()
+        return elapsed
 
     for name in times:
         seconds(name)  # a warm-up
@@ -72,6 +81,11 @@ def time_images(
         for name in list(times)[:: -1 if rounds % 2 else 1]:
             times[name].append(seconds(name))
     return {name: Timing.of(times[group]) for name, group in groups.items()}
+
+
+def fewest_images(denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling]) -> int:
+    """Return how many images `time_images` generates at least."""
+    return (1 + MIN_ROUNDS) * len(set(_alike(denoisers, sampling).values()))
 
 
 def _alike(denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling]) -> dict[str, str]:

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     PROMPT_CHOICE = 6
     CALIBRATION = 7
     PREVIEWS = 8
+    OTHER_EVALUATION_NOISE = 9
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

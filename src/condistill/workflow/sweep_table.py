@@ -177,10 +177,11 @@ def write_sweep(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> No
     """Write `sweep.json`, `sweep.svg` and `sweep.md` of the runs that are done, of `total`."""
     rows = measured(done)
     cases = {case.label: {"name": case.name, "changes": case.changes} for run, _ in done for case in run.cases}
+    not_shown = {"models", "references"}
     result = {
         "command": sweep.command(out),
         "planned_runs": total,
-        "runs": {run.folder: evaluation.model_dump(mode="json", exclude={"models"}) for run, evaluation in done},
+        "runs": {run.folder: evaluation.model_dump(mode="json", exclude=not_shown) for run, evaluation in done},
         "models": {label: cases.get(label, {}) | _summary(models) for label, models in rows.items()},
     }
     write_text(out / RESULT_NAME, json.dumps(result, indent=2, ensure_ascii=False) + "\n")

@@ -130,6 +130,11 @@ class Metric(ABC):
         return None
 
     @classmethod
+    def is_distance_to_teacher(cls) -> bool:
+        """Return whether the metric compares a student's latents or images with its teacher's, and needs no more."""
+        return TEACHER_LATENTS in cls.needs and {LATENTS, TEACHER_LATENTS, IMAGES}.issuperset(cls.needs)
+
+    @classmethod
     def oriented(cls, value: float) -> float:
         """Return the value, or its negative where lower is better, so that higher is always better."""
         return value if cls.direction == "higher" else -value
