@@ -11,6 +11,7 @@ from diffusers import ModelMixin
 
 from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
+from condistill.evaluate.references import REFERENCE_PROMPTS
 from condistill.pipelines.sampling import planned_sampling
 from condistill.plan.candidates import Candidate, teacher_inputs
 from condistill.plan.devices import Hardware
@@ -173,6 +174,7 @@ def evaluation_cost(
     settings = recipe.evaluate
     splits = 2 if recipe.prompts.unseen_words or recipe.prompts.unseen_files else 1
     images = len(settings.seeds) * splits * settings.prompts_per_split
+    images += splits * min(settings.prompts_per_split, REFERENCE_PROMPTS)  # of one reference per model
     models: list[tuple[str | None, Candidate]] = [(None, teacher), *students.items()]
     seconds = 0.0
     for name, model in models:
