@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def recipe_of_call(
     def call(teacher: Any = None, **arguments: Any) -> Recipe:
         with monkeypatch.context() as patch:
             patch.setattr(call_module, "run_recipe", keep)
-            patch.setattr(call_module, "teacher_skeleton", lambda _: tiny_skeleton)
+            patch.setattr(call_module, "teacher_skeleton", lambda _: Skeleton("tiny", copy.copy(tiny_skeleton.family)))
             patch.setattr(call_module, "preflight", lambda *_: {})
             whole = {"prompts": PROMPTS, "out": tmp_path / "run", **arguments}
             compress(tiny_family.pipeline if teacher is None else teacher, **whole)
@@ -55,6 +56,19 @@ def test_a_pipeline_and_prompts_become_the_recipe_that_init_would_write(
     assert recipe.cache.size == len(PROMPTS) // 2
     assert (recipe.distill.steps, recipe.distill.batch_size, recipe.distill.micro_batch_size) == (50_000, 256, 8)
     assert recipe.evaluate.prompts_per_split == len(PROMPTS)
+
+
+@pytest.mark.parametrize(("name", "sampled"), [("org/model", (50, 7.5)), ("org/model-turbo", (4, 1.0))])
+def test_the_teacher_samples_as_the_name_that_it_was_loaded_from_says(
+    recipe_of_call: RecipeOf,
+    tiny_family: Family,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    sampled: tuple[int, float],
+) -> None:
+    monkeypatch.setattr(tiny_family.pipeline, "_internal_dict", {**tiny_family.pipeline.config, "_name_or_path": name})
+    cache = recipe_of_call().cache
+    assert (cache.num_inference_steps, cache.guidance_scale) == sampled
 
 
 def test_arguments_and_settings_change_the_recipe(recipe_of_call: RecipeOf) -> None:

@@ -22,6 +22,7 @@ from condistill.prompts.pool import count_prompts
 from condistill.prompts.readers import EXTENSIONS
 from condistill.prompts.text import clean_prompt
 from condistill.students.choice import StudentChoice, student_settings
+from condistill.teachers.defaults import NO_GUIDANCE, SAMPLING_NAME, Origin
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.home import resolve_path
 from condistill.utils.quiet import quiet_libraries
@@ -172,12 +173,23 @@ def _given(teacher: DiffusionPipeline | str | Path, prompts: Prompts | None) -> 
     return Given(teacher, texts)
 
 
+def _origin(pipeline: DiffusionPipeline) -> Origin:
+    """Return where a pipeline was loaded from, which may say how it is sampled."""
+    name = str(pipeline.config.get("_name_or_path") or "")
+    if not Path(name).is_dir():
+        return Origin((name,))
+    file = Path(name) / SAMPLING_NAME
+    return Origin((Path(name).resolve().name,), file if file.is_file() else None)
+
+
 def _skeleton(teacher: DiffusionPipeline | str | Path) -> Skeleton:
     """Return the teacher on the meta device."""
     if isinstance(teacher, str | Path):
         return teacher_skeleton(TeacherSettings(pipeline=_location(teacher)))
     with configs_of(teacher) as folder:
-        return teacher_skeleton(TeacherSettings(pipeline=str(folder)))
+        skeleton = teacher_skeleton(TeacherSettings(pipeline=str(folder)))
+    skeleton.family.origin = _origin(teacher)
+    return skeleton
 
 
 def _location(teacher: str | Path) -> str:
@@ -294,7 +306,7 @@ def _usual(skeleton: Skeleton, prompts: int, batch_size: Any) -> dict[str, Any]:
     Args:
         batch_size: that of the call, whose micro-batches must divide it.
     """
-    guidance = skeleton.family.guidance
+    guidance, sampling = skeleton.family.guidance, skeleton.family.default_sampling()
     mode = guidance.mode(skeleton.family.denoiser.config)
     batch = batch_size if isinstance(batch_size, int) and batch_size > 0 else 256
     scales = list(guidance.scale_range) if mode == "embedded" and guidance.scale_range else None
@@ -302,7 +314,8 @@ def _usual(skeleton: Skeleton, prompts: int, batch_size: Any) -> dict[str, Any]:
     return {
         "cache": {
             "size": min(_MOST_CACHED, max(prompts // 2, 1)),
-            "guidance_scale": 1.0 if mode == "none" else guidance.default_scale,
+            "num_inference_steps": sampling.num_inference_steps,
+            "guidance_scale": NO_GUIDANCE if mode == "none" else sampling.guidance_scale,
         },
         "distill": {
             "steps": 50_000,
