@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import condistill
@@ -32,6 +33,11 @@ def test_the_public_names_are_these() -> None:
 
 def test_every_public_name_has_a_docstring() -> None:
     assert [name for name in condistill.__all__ if not getattr(condistill, name).__doc__] == []
+
+
+def test_help_lists_every_public_name_with_one_line() -> None:
+    listed = dict(re.findall(r"^    (\w+) {2,}(\S.*)$", condistill.__doc__ or "", re.MULTILINE))
+    assert sorted(listed) == sorted(condistill.__all__)
 
 
 def test_the_reference_page_is_what_the_docstrings_say() -> None:

@@ -1,4 +1,29 @@
-"""condistill: a smaller, faster diffusion pipeline from a teacher and a list of prompts, without training images."""
+"""condistill: a smaller, faster diffusion pipeline from a teacher and a list of prompts, without training images.
+
+    compress(pipeline, "runs/mine", prompts=prompts, student="b-small")
+
+A whole run, and its parts:
+
+    compress            turn a teacher and prompts into a student, from a recipe or from a pipeline in memory
+    Recipe              everything that a run depends on, read from YAML or a dict
+    StudentSettings     how a student is made smaller than its teacher
+    load_teacher        load a teacher as its family, from a directory or the hub
+    derive_student      return a smaller denoiser with its teacher's weights, before training
+    PromptPool          a memory-mapped list of distinct prompts, of any size
+    LatentCache         the latents that the teacher generated, memory-mapped, with their prompts
+    RandomConditioning  the re-pairing of latents with prompts, for a training loop of your own
+    CondistillError     what is raised for users: it says what was given, what is allowed and what to do
+
+Extensions, each one file and one call:
+
+    register_family     a kind of teacher
+    register_loss_term  a term of the loss
+    register_metric     a metric of the evaluation
+    register_schedule   a probability of re-pairing by noise level
+    register_stage      a stage of every run
+
+The command is `condistill`; see `condistill --help`.
+"""
 
 from __future__ import annotations
 
