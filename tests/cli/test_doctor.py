@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from condistill import __version__
 from condistill.cli import doctor
+from condistill.teachers.registry import FAMILIES
+from condistill.utils import hardware
 
 
 def check_installation() -> tuple[bool, str]:
@@ -24,6 +28,35 @@ def test_doctor_shows_versions_devices_and_disk_space(monkeypatch: pytest.Monkey
         name in output
         for name in (*doctor.REQUIRED, "Python", "CPU", "free disk space", "miniature teacher", "all checks passed")
     )
+
+
+def test_doctor_shows_its_own_version_the_memory_and_what_families_need() -> None:
+    _, output = check_installation()
+    assert re.search(rf"^condistill +{re.escape(__version__)}", output, re.MULTILINE)
+    assert re.search(r"^memory +[\d.]+ [GT]iB, [\d.]+ [MGT]iB available", output, re.MULTILINE)
+    for family in FAMILIES.values():
+        row = next(line for line in output.splitlines() if re.match(rf"{family.name} ", line))
+        assert all(name in row for name in (family.pipeline_classes[0], *family.packages))
+
+
+def test_doctor_shows_how_to_install_what_a_family_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed_version", lambda package: None if package == "sentencepiece" else "1.0")
+    can_run, output = check_installation()
+    assert can_run
+    assert "sentencepiece, protobuf (pip install sentencepiece)" in " ".join(output.split())
+
+
+def test_doctor_works_where_nothing_is_known_of_memory_and_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "condistill.teachers.registry", None)
+    monkeypatch.setattr(hardware, "Path", lambda _: Path("no-such-file"))
+    monkeypatch.setattr(hardware.os, "sysconf", _no_sysconf)
+    _, output = check_installation()
+    assert "unknown, unknown available" in output
+    assert "FluxPipeline" not in output
+
+
+def _no_sysconf(_: str) -> int:
+    raise ValueError("unrecognized configuration name")
 
 
 def test_doctor_shows_how_to_install_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:

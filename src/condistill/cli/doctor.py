@@ -1,4 +1,4 @@
-"""The checks of `condistill doctor`: packages, devices, disk space, and how to install a missing package."""
+"""The checks of `condistill doctor`: packages, devices, memory, disk space, and how to install a missing package."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from condistill import __version__
 from condistill.utils.format import byte_size
 from condistill.utils.terminal import cell, print_line
 
@@ -55,6 +56,7 @@ def check_installation(console: Console) -> bool:
         shown = "[red]missing[/]" if found is None else cell(found)
         table.add_row(cell(component), shown, cell(how) if found in (None, NOT_INSTALLED) else "")
 
+    add("condistill", __version__)
     add("Python", platform.python_version())
     versions = {package: installed_version(package) for package in REQUIRED}
     for package, version in versions.items():
@@ -64,13 +66,43 @@ def check_installation(console: Console) -> bool:
     found_devices = devices()
     for name, description in found_devices.items():
         add(name, description)
+    add("memory", _memory())
     add("free disk space", _free_space())
     found_miniature = has_miniature()
     add("miniature teacher", "yes" if found_miniature else None, "make miniature, or install condistill again")
     console.print(table)
+    _show_families(console)
     can_run = all(versions.values()) and found_miniature and "torch" not in found_devices
     print_line(console, "all checks passed" if can_run else "some checks failed")
     return can_run
+
+
+def _show_families(console: Console) -> None:
+    """Print a table of the families of teachers and what some of their pipelines need; none if torch is broken."""
+    try:
+        from condistill.teachers.registry import FAMILIES
+    except Exception:  # a broken installation can raise any exception; the table above names the package
+        return
+    table = Table(title="\nteachers", title_justify="left", box=None, pad_edge=False)
+    table.add_column("family")
+    table.add_column("pipelines of diffusers", overflow="fold")
+    table.add_column("further packages that some of them need", overflow="fold")
+    for family in FAMILIES.values():
+        missing = [package for package in family.packages if installed_version(package) is None]
+        needs = ", ".join(family.packages) or NOT_INSTALLED
+        how = f" (pip install {' '.join(missing)})" if missing else ""
+        table.add_row(cell(family.name), cell(", ".join(family.pipeline_classes)), cell(needs + how))
+    console.print(table)
+
+
+def _memory() -> str:
+    """Return the memory of the machine, and how much of it is available."""
+    try:
+        from condistill.utils.hardware import machine_memory
+    except Exception:  # torch cannot be imported
+        return "unknown"
+    total, free = ("unknown" if size is None else byte_size(size) for size in machine_memory())
+    return f"{total}, {free} available"
 
 
 def _free_space() -> str:

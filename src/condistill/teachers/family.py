@@ -49,6 +49,8 @@ class Family(ABC):
     call_arguments: ClassVar[Mapping[str, Any]] = {}
     """Constant arguments of the pipeline's call when condistill samples."""
     call_example: ClassVar[CallExample] = CallExample()
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Further packages that some pipelines of the family need: those whose tokenizer is a SentencePiece file."""
     origin: Origin = Origin()
     """Where the teacher comes from; set by what loads it."""
 

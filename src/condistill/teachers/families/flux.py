@@ -37,6 +37,7 @@ class Flux(Family):
     pipeline_classes = ("FluxPipeline",)
     denoiser_name = "transformer"
     denoiser_class = "FluxTransformer2DModel"
+    packages = ("sentencepiece", "protobuf")
     layer_lists = (
         LayerList("transformer_blocks", "num_layers", joint_class="FluxTransformerBlock"),
         LayerList("single_transformer_blocks", "num_single_layers", joint_class="FluxSingleTransformerBlock"),

@@ -35,6 +35,7 @@ class Sana(Family):
     denoiser_name = "transformer"
     denoiser_class = "SanaTransformer2DModel"
     layer_lists = (LayerList("transformer_blocks", "num_layers"),)
+    packages = ("sentencepiece", "protobuf")
     # with resolution binning, the pipeline would generate another size than the one it is given
     call_arguments: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False}
 

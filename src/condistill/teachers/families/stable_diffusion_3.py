@@ -29,6 +29,7 @@ class StableDiffusion3(Family):
     pipeline_classes = ("StableDiffusion3Pipeline",)
     denoiser_name = "transformer"
     denoiser_class = "SD3Transformer2DModel"
+    packages = ("sentencepiece", "protobuf")
     layer_lists = (
         LayerList(
             "transformer_blocks",
