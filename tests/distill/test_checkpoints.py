@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from resident import MIB, resident_growth
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -49,6 +50,19 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
             assert torch.equal(loaded[part][name], tensor)
 
 
+def test_a_checkpoint_is_written_and_read_without_a_second_copy_of_its_tensors(tmp_path: Path) -> None:
+    weights = [torch.ones(64, 256, 8, 16).to(memory_format=torch.channels_last) for _ in range(4)]
+    optimizer = torch.optim.AdamW(weights)
+    moments = {f"{i}.{name}": torch.ones_like(weights[i]) for i in range(4) for name in ("exp_avg", "exp_avg_sq")}
+    one, little = weights[0].nbytes, 20 * MIB
+    assert 8 * one == 64 * MIB
+    assert resident_growth(lambda: not_finite({"optimizer": moments})) < little
+    assert resident_growth(lambda: save_checkpoint(tmp_path, 3, {"optimizer": moments})) < one + little
+    assert resident_growth(lambda: load_checkpoint(tmp_path / "step-00000003")) < one + little
+    loaded = load_checkpoint(tmp_path / "step-00000003", verify=False)[1]["optimizer"]
+    assert resident_growth(lambda: restore_optimizer(optimizer, loaded)) < 8 * one + one + little
+
+
 def test_only_the_newest_checkpoints_are_kept_in_order(tmp_path: Path) -> None:
     for step in (5, 999, 10_000, 123_456_789):
         save_checkpoint(tmp_path, step, {"a": {"b": torch.zeros(1)}}, keep=2)
@@ -61,11 +75,11 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(
 ) -> None:
     save_checkpoint(tmp_path, 1, {"a": {"b": torch.ones(1)}}, keep=1)
 
-    def half(_tensors: Any, path: Path, **_: Any) -> None:
+    def half(path: Path, _tensors: Any, **_: Any) -> None:
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", half)
+    monkeypatch.setattr(checkpoints, "write_tensors", half)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 2, {"a": {"b": torch.ones(1)}}, keep=1)
     assert names(tmp_path) == ["step-00000001"]

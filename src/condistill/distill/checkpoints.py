@@ -1,12 +1,13 @@
 """Checkpoints of a training as safetensors: all tensors that it continues with, and the step. No pickle.
 
-Each has a checksum. One that is damaged is named and removed, and the training resumes from the one before it.
+They are written and read tensor by tensor, so that a training needs no second copy of its weights. Each has a
+checksum. One that is damaged is named and removed, and the training resumes from the one before it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,6 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from condistill.distill.history import History
@@ -25,15 +24,15 @@ from condistill.distill.student import StudentForward
 from condistill.errors import CondistillError, CorruptError
 from condistill.utils.atomic import atomic_directory, remove
 from condistill.utils.distributed import from_main_process
-from condistill.utils.hashing import hash_file
 from condistill.utils.record import RecordFile
+from condistill.utils.tensor_file import TensorFile, largest, write_tensors
 
 _STATE_NAME = "state.safetensors"
 _PREFIX = "step-"
 CHECKSUM_NAME = "checksum.json"
 
-Loaded = tuple[int, dict[str, dict[str, Tensor]], Any]
-"""Step, groups of named tensors, and meta of a checkpoint."""
+Loaded = tuple[int, Mapping[str, Mapping[str, Tensor]], Any]
+"""Step, groups of named tensors, and meta of a checkpoint. A tensor is read each time it is taken from its group."""
 
 
 class Checksum(RecordFile):
@@ -111,12 +110,12 @@ class TrainingState:
         return step
 
     def _take(self, step: int, parts: Mapping[str, Mapping[str, Tensor]], meta: Any, accelerator: Accelerator) -> None:
-        self.trained.load_state_dict(parts["trained"])
+        _copy_into(dict(self.trained.state_dict()), parts["trained"])
         restore_optimizer(self.optimizer, parts["optimizer"])
         self.history.restore(parts["history"], process=accelerator.process_index, processes=accelerator.num_processes)
         if self.ema is not None:
             named = zip(self._names(), self.ema.shadow_params, strict=True)
-            self.ema.shadow_params = [parts["ema"][name].to(shadow) for name, shadow in named]
+            _copy_into(dict(named), parts["ema"])
             self.ema.optimization_step = step
         if accelerator.scaler and meta["scaler"]:
             accelerator.scaler.load_state_dict(meta["scaler"])
@@ -127,6 +126,24 @@ class TrainingState:
 
     def _names(self) -> list[str]:
         return [name for name, _ in self.trained.denoiser.named_parameters()]
+
+
+def _copy_into(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into others of the same names, which keep their device and memory layout.
+
+    Raises:
+        CondistillError: the names or the shapes differ.
+    """
+    names = targets.keys() ^ tensors.keys()
+    names |= {name for name in targets.keys() & tensors.keys() if _shape(tensors, name) != targets[name].shape}
+    if names:
+        raise CondistillError(
+            f"the checkpoint is of another student ({len(names)} weights differ, such as {min(names)}); "
+            "delete it, or train into another directory"
+        )
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(tensors[name])
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -140,16 +157,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Take the tensors of `optimizer_tensors`; the hyper-parameters stay those of the present recipe."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
+    numbered = enumerate((parameter, group) for group in optimizer.param_groups for parameter in group["params"])
+    parameters = {str(index): of_index for index, of_index in numbered}
+    optimizer.state.clear()
+    for key in tensors:
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if value.shape == parameter.shape:
-                # a fused optimiser reads memory in order: moments need the memory layout of their weights
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        parameter, group = parameters[index]
+        value = tensors[key]
+        if value.shape == parameter.shape:
+            # a fused optimiser reads memory in order: moments need the memory layout of their weights
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+        elif group.get("fused") or group.get("capturable"):
+            value = value.to(parameter.device)
+        optimizer.state[parameter][name] = value
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -173,7 +193,7 @@ def not_finite(parts: Mapping[str, Mapping[str, Tensor]]) -> str | None:
     devices = {tensor.device for tensor in named.values()}
     for device in devices:  # one answer for each device, since each makes the CPU wait
         names = [name for name, tensor in named.items() if tensor.device == device]
-        finite = torch.stack([torch.isfinite(named[name]).all() for name in names]).cpu()
+        finite = torch.stack([largest(named[name]).double() for name in names]).isfinite().cpu()
         if not finite.all():
             return names[int((~finite).nonzero()[0])]
     return None
@@ -190,16 +210,11 @@ def save_checkpoint(
         meta: anything that JSON can hold; `load_checkpoint` returns it.
     """
     path = directory / f"{_PREFIX}{step:08d}"
-    tensors = {
-        f"{part}/{name}": tensor.detach().cpu().contiguous()
-        for part, group in parts.items()
-        for name, tensor in group.items()
-    }
+    tensors = {f"{part}/{name}": tensor for part, group in parts.items() for name, tensor in group.items()}
     with atomic_directory(path) as partial:
-        # one entry only: safetensors writes several in any order, and equal states must give equal bytes
         file = partial / _STATE_NAME
-        save_file(tensors, file, metadata={"checkpoint": json.dumps({"step": step, "meta": meta})})
-        Checksum(bytes=file.stat().st_size, sha256=hash_file(file)).write(partial / CHECKSUM_NAME)
+        sha256 = write_tensors(file, tensors, metadata={"checkpoint": json.dumps({"step": step, "meta": meta})})
+        Checksum(bytes=file.stat().st_size, sha256=sha256).write(partial / CHECKSUM_NAME)
     if keep is not None:
         prune_checkpoints(directory, keep)
     return path
@@ -224,40 +239,58 @@ def newest_whole(directory: Path, say: Callable[[str], None]) -> tuple[Path | No
     return None, None
 
 
-def _check_sum(path: Path) -> None:
-    written = Checksum.read(path / CHECKSUM_NAME, remedy="it cannot be checked")
-    file = path / _STATE_NAME
-    size = file.stat().st_size
-    if size != written.bytes:
-        raise CorruptError(f"{_STATE_NAME} has {size:,} bytes and had {written.bytes:,}")
-    if hash_file(file) != written.sha256:
-        raise CorruptError(f"the checksum of {_STATE_NAME} differs")
+class _Group(Mapping[str, Tensor]):
+    """The tensors of one group of a checkpoint."""
+
+    def __init__(self, file: TensorFile, part: str) -> None:
+        self._file, self._prefix = file, f"{part}/"
+        self._names = [name.removeprefix(self._prefix) for name in file if name.startswith(self._prefix)]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def shape(self, name: str) -> torch.Size:
+        """Return the shape of a tensor, which is not read."""
+        return self._file.shape(self._prefix + name)
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
+    return tensors.shape(name) if isinstance(tensors, _Group) else tensors[name].shape
 
 
 def load_checkpoint(path: Path, *, verify: bool = True) -> Loaded:
     """Return the step, the groups of tensors and the meta of a checkpoint.
 
     Args:
-        verify: compare its checksum, and check that its tensors are finite.
+        verify: compare its checksum, and check that its tensors are finite; the file is read once for both.
 
     Raises:
         CorruptError: a file is missing, not whole or changed.
     """
-    parts: dict[str, dict[str, Tensor]] = {}
+    name = path / _STATE_NAME
     try:
         if verify:
-            _check_sum(path)
-        with safe_open(path / _STATE_NAME, framework="pt") as file:
-            note = json.loads(file.metadata()["checkpoint"])
-            step, meta = int(note["step"]), note["meta"]
-            for key in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
-                part, name = key.split("/", 1)
-                parts.setdefault(part, {})[name] = file.get_tensor(key)
-        if verify and (bad := not_finite(parts)):
-            raise CorruptError(f"{bad} is not finite")
-    except (CondistillError, SafetensorError, FileNotFoundError, NotADirectoryError, *_NO_NOTE) as error:
+            written = Checksum.read(path / CHECKSUM_NAME, remedy="it cannot be checked")
+            if (size := name.stat().st_size) != written.bytes:
+                raise CorruptError(f"{_STATE_NAME} has {size:,} bytes and had {written.bytes:,}")
+        file = TensorFile(name)
+        if verify:
+            sha256, bad = file.check()
+            if sha256 != written.sha256:
+                raise CorruptError(f"the checksum of {_STATE_NAME} differs")
+            if bad:
+                raise CorruptError(f"{bad} is not finite")
+        note = json.loads(file.metadata["checkpoint"])
+        step, meta = int(note["step"]), note["meta"]
+    except (CondistillError, FileNotFoundError, NotADirectoryError, *_NO_NOTE) as error:
         raise CorruptError(f"the checkpoint {path} is damaged ({_reason(error)})") from error
-    return step, parts, meta
+    return step, {part: _Group(file, part) for part in dict.fromkeys(key.split("/", 1)[0] for key in file)}, meta
 
 
 _NO_NOTE = (KeyError, TypeError, ValueError, AttributeError)

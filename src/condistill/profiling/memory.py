@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,6 +59,27 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     with MemoryMeter() as meter:
         work()
     return int(meter.peak)
+
+
+def resident_bytes(*, peak: bool = False) -> int:
+    """Return the memory that this process holds, files that it has mapped included; 0 where the system does not say.
+
+    Args:
+        peak: return the most since the start of the process, or since `reset_resident_peak`.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    name = "VmHWM:" if peak else "VmRSS:"
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)
+
+
+def reset_resident_peak() -> bool:
+    """Let the peak of `resident_bytes` start anew, and return whether the system can do that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    except OSError:
+        return False
+    return True
 
 
 @torch.no_grad()
