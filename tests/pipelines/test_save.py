@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from resident import MIB, resident_growth
 from safetensors.torch import load_file
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.pipelines.save import save_pipeline
+from condistill.pipelines import save
+from condistill.pipelines.save import save_denoiser, save_pipeline
 from condistill.teachers.family import Family
 from condistill.teachers.files import PipelineFiles
 from condistill.teachers.load import load_teacher
@@ -140,6 +142,44 @@ def test_layers_that_diffusers_keeps_in_float32_are_saved_in_float32(
     dtypes = {name: tensor.dtype for name, tensor in load_file(weights).items()}
     assert dtypes.pop("conv_in.weight") == dtypes.pop("conv_in.bias") == torch.float32
     assert set(dtypes.values()) == {torch.bfloat16}
+
+
+def test_large_weights_are_divided_into_files_as_by_diffusers(
+    tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser: Any = tiny_family.denoiser
+    limit = sum(parameter.nbytes for parameter in denoiser.parameters()) // 3
+    monkeypatch.setattr(save, "MAX_SHARD_BYTES", limit)
+    save_denoiser(denoiser, tmp_path / "ours", torch.float32)
+    files = sorted((tmp_path / "ours").glob("*.safetensors"))
+    assert 3 <= len(files) <= 5
+    assert all(file.stat().st_size < 1.1 * limit for file in files)
+    loaded = type(denoiser).from_pretrained(tmp_path / "ours", use_safetensors=True).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in denoiser.state_dict().items())
+    denoiser.save_pretrained(tmp_path / "theirs", max_shard_size=limit)
+    ours, theirs = ({file.name for file in (tmp_path / name).iterdir()} for name in ("ours", "theirs"))
+    assert {name.split("-of-")[0] for name in ours} == {name.split("-of-")[0] for name in theirs}
+    index = next((tmp_path / "ours").glob("*.index.json"))
+    assert json.loads(index.read_text()).keys() == json.loads((tmp_path / "theirs" / index.name).read_text()).keys()
+
+
+def test_a_denoiser_is_saved_without_a_second_copy_of_its_weights(tmp_path: Path) -> None:
+    class Denoiser(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(torch.nn.Conv2d(256, 512, 4, bias=False) for _ in range(8))
+
+        def save_config(self, directory: Path) -> None:
+            directory.mkdir()
+
+    denoiser = Denoiser().to(memory_format=torch.channels_last)
+    assert sum(parameter.nbytes for parameter in denoiser.parameters()) == 64 * MIB
+    for dtype in (torch.float32, torch.bfloat16):
+        growth = resident_growth(lambda: save_denoiser(denoiser, tmp_path / str(dtype), dtype))  # noqa: B023
+        assert growth < 28 * MIB
+        (file,) = (tmp_path / str(dtype)).iterdir()
+        assert torch.equal(load_file(file)["layers.3.weight"], denoiser.layers[3].weight.to(dtype))
+    assert denoiser.layers[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_weight_that_is_too_large_for_the_dtype_is_named(tiny_family: Family, tmp_path: Path) -> None:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.family import Family
 from condistill.teachers.files import INDEX_NAME, PipelineFiles
 from condistill.utils.atomic import atomic_directory, write_text
+from condistill.utils.tensor_file import largest, write_tensors
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
 _PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
 """Entries of configs that may name a private directory, and that loading does not need."""
+MAX_SHARD_BYTES = 10 * 10**9
+"""Larger weights are divided into several files, as by diffusers."""
+_WEIGHTS = "diffusion_pytorch_model"
 
 
 def save_pipeline(
@@ -52,19 +55,20 @@ def save_pipeline(
     Raises:
         CondistillError: a weight is too large for the dtype.
     """
-    denoiser, dtype = denoiser.to("cpu", memory_format=torch.contiguous_format), dtype or family.dtype  # type: ignore[call-overload]
+    dtype = dtype or family.dtype
     if name := too_large(denoiser, dtype):
         raise CondistillError(
             f"the weight {name} of the student is too large for {str(dtype).removeprefix('torch.')}; set "
             "distill.save_dtype to float32 or bfloat16"
         )
-    with atomic_directory(directory) as partial, _weights_in(denoiser, dtype):
+    with atomic_directory(directory) as partial:
         with family.using(denoiser, scheduler) as pipeline:
             if teacher is None:
-                pipeline.save_pretrained(partial, safe_serialization=True)
+                _save_all_but(family.denoiser_name, pipeline, partial)
             else:
-                changed = {family.denoiser_name} | ({"scheduler"} if scheduler else set())
-                _save_components(pipeline, partial, teacher, changed)
+                changed = {"scheduler"} if scheduler else set()
+                _save_components(pipeline, partial, teacher, denoiser_name=family.denoiser_name, changed=changed)
+            save_denoiser(denoiser, partial / family.denoiser_name, dtype)
         for file in partial.rglob("*.json"):
             _remove_places(file)
         for name, text in {"README.md": card, **(files or {})}.items():
@@ -74,16 +78,77 @@ def save_pipeline(
             file.chmod(mode)  # some versions of safetensors write files that only their owner can read
 
 
+def save_denoiser(denoiser: Any, directory: Path, dtype: torch.dtype) -> None:
+    """Write a denoiser on any device as diffusers would, tensor by tensor: there is no second copy of its weights.
+
+    Args:
+        dtype: of the file, except for layers that diffusers keeps in float32. The denoiser does not change.
+    """
+    denoiser.save_config(directory)
+    kept = getattr(denoiser, "_keep_in_fp32_modules", None) or ()
+    tensors: dict[str, Tensor] = denoiser.state_dict()
+    dtypes = {
+        name: dtype
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not any(part in name for part in kept)
+    }
+    sizes = {name: tensor.numel() * dtypes.get(name, tensor.dtype).itemsize for name, tensor in tensors.items()}
+    files = _files_of_weights(sizes)
+    for file, names in files.items():
+        write_tensors(
+            directory / file,
+            {name: tensors[name] for name in names},
+            metadata={"format": "pt"},
+            dtypes={name: dtypes[name] for name in names if name in dtypes},
+        )
+    if len(files) > 1:
+        weight_map = {name: file for file, names in files.items() for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_text(directory / f"{_WEIGHTS}.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+
+
+def _files_of_weights(sizes: Mapping[str, int]) -> dict[str, list[str]]:
+    """Return the names of files and of their weights: one file, or several of at most `MAX_SHARD_BYTES`.
+
+    Args:
+        sizes: bytes of every weight.
+    """
+    shards: list[list[str]] = [[]]
+    room = MAX_SHARD_BYTES
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = MAX_SHARD_BYTES
+        shards[-1].append(name)
+        room -= size
+    if len(shards) == 1:
+        return {f"{_WEIGHTS}.safetensors": shards[0]}
+    return {
+        f"{_WEIGHTS}-{number:05d}-of-{len(shards):05d}.safetensors": names for number, names in enumerate(shards, 1)
+    }
+
+
 def too_large(denoiser: nn.Module, dtype: torch.dtype) -> str | None:
     """Return the name of the first weight of a denoiser that a dtype cannot hold; None if it holds all."""
-    largest = torch.finfo(dtype).max
-    weights = (named for named in denoiser.named_parameters() if torch.finfo(named[1].dtype).max > largest)
-    return next((name for name, weight in weights if weight.numel() and weight.detach().abs().max() > largest), None)
+    limit = torch.finfo(dtype).max
+    weights = (named for named in denoiser.named_parameters() if torch.finfo(named[1].dtype).max > limit)
+    return next((name for name, weight in weights if largest(weight) > limit), None)
 
 
-def _save_components(pipeline: Any, directory: Path, teacher: PipelineFiles, changed: set[str]) -> None:
-    """Copy the components that did not change, and save the others; a component without files is saved too."""
+def _save_all_but(name: str, pipeline: Any, directory: Path) -> None:
+    """Save the index of a pipeline and all components as they are in memory, but one."""
+    pipeline.save_config(directory)
+    for other, component in pipeline.components.items():
+        if component is not None and other != name:
+            component.save_pretrained(directory / other)
+
+
+def _save_components(
+    pipeline: Any, directory: Path, teacher: PipelineFiles, *, denoiser_name: str, changed: set[str]
+) -> None:
+    """Copy the components that did not change, and save the others but the denoiser; those without files too."""
     index = dict(teacher.index)
+    changed = {*changed, denoiser_name}
     for name, files in teacher.by_component.items():
         if not name:
             continue
@@ -94,7 +159,8 @@ def _save_components(pipeline: Any, directory: Path, teacher: PipelineFiles, cha
                 target = directory / file.relative_to(teacher.directory)
                 _copy(file, target.with_name(_without_variant(file.name, teacher.variant)), teacher.variant)
         else:
-            component.save_pretrained(directory / name)
+            if name != denoiser_name:
+                component.save_pretrained(directory / name)
             index[name] = [index[name][0], type(component).__name__]
     write_text(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
 
@@ -113,23 +179,6 @@ def _copy(file: Path, target: Path, variant: str | None) -> None:
         write_text(target, json.dumps({**index, "weight_map": names}, indent=2) + "\n")
     else:
         shutil.copyfile(file, target)
-
-
-@contextmanager
-def _weights_in(denoiser: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Cast the weights of a denoiser for a while, except layers that diffusers keeps in float32."""
-    kept = getattr(denoiser, "_keep_in_fp32_modules", None) or ()
-    originals = []
-    try:
-        for name, tensor in (*denoiser.named_parameters(), *denoiser.named_buffers()):
-            if not tensor.is_floating_point() or tensor.dtype == dtype or any(part in name for part in kept):
-                continue
-            originals.append((tensor, tensor.data))
-            tensor.data = tensor.detach().to(dtype)
-        yield
-    finally:
-        for tensor, data in originals:
-            tensor.data = data
 
 
 def _remove_places(file: Path) -> None:
