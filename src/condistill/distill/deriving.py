@@ -19,6 +19,7 @@ from condistill.students.scores.calibration import Calibration
 from condistill.students.settle import settle_student
 from condistill.teachers.family import Family
 from condistill.utils.meta import parameters
+from condistill.utils.weights import hold_weights
 
 _ALONE: Any = SimpleNamespace(num_processes=1, is_main_process=True)
 """In place of an accelerator where only the main process works."""
@@ -73,7 +74,7 @@ def cast_weights(denoiser: nn.Module, dtype: torch.dtype) -> None:
 def prepared(family: Family, denoiser: Any) -> nn.Module:
     """Lay out a denoiser as the device computes fastest."""
     if family.device.type == "cpu":
-        denoiser = denoiser.to(memory_format=torch.channels_last)
+        hold_weights(denoiser, channels_last=True)
     laid_out: nn.Module = denoiser
     return laid_out
 

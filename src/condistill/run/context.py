@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
 from rich.console import Console
+from torch import nn
 
 from condistill.config.recipe import TEACHER, Recipe
 from condistill.config.sections import TeacherSettings
@@ -25,6 +25,7 @@ from condistill.teachers.prepare import prepare_teacher, prepared_settings
 from condistill.utils.distributed import on_main_process, start_processes
 from condistill.utils.progress import FileBars, progress_bar, working
 from condistill.utils.terminal import print_line
+from condistill.utils.weights import hold_weights
 
 T = TypeVar("T")
 
@@ -226,5 +227,7 @@ class Run:
             family = load_teacher(self.teacher, device=self.accelerator.device)
         family.origin = origin_of(self.recipe.teacher, read_index(self.recipe.teacher)[0])
         if family.device.type == "cpu":
-            family.denoiser.to(memory_format=torch.channels_last)
+            for part in family.pipeline.components.values():
+                if isinstance(part, nn.Module):
+                    hold_weights(part, channels_last=part is family.denoiser)
         return family
