@@ -51,6 +51,7 @@ def speed_records(
     Args:
         on_image: called after each timed image.
     """
+    peaks = {name: peak_memory(family, denoiser) for name, denoiser in denoisers.items()}  # a warm-up as well
     times = time_images(family, denoisers, sampling, on_image=on_image)
     return {
         name: SpeedRecord(
@@ -58,9 +59,9 @@ def speed_records(
             median_sec_per_image=times[name].median,
             rounds=times[name].rounds,
             relative_time=times[name].shortest / times[TEACHER].shortest,
-            peak_memory_bytes=peak_memory(family, denoiser),
+            peak_memory_bytes=peaks[name],
         )
-        for name, denoiser in denoisers.items()
+        for name in denoisers
     }
 
 

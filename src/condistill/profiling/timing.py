@@ -20,6 +20,9 @@ from condistill.utils.randomness import Stream, image_noise
 MIN_ROUNDS, MAX_ROUNDS = 5, 25
 MAX_SECONDS = 3.0
 """How often the image of every model is timed."""
+SLOW_SECONDS = 30.0
+"""If one image of every model takes this long in all, each is timed once: a longer time varies less, and five rounds of
+full-size models on a CPU would take a quarter of an hour."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,12 @@ def time_images(
     """Time the generation of one latent at batch size 1 with every model.
 
     Models take turns, in an order that is reversed every other round, so that a busy machine slows all of them down.
-    There are at least `MIN_ROUNDS` rounds, and then as many up to `MAX_ROUNDS` as fit into `MAX_SECONDS`. Models of the
-    same shapes that are sampled alike share their times: they differ in their weights only.
+    After a warm-up there are at least `MIN_ROUNDS` rounds, and then as many up to `MAX_ROUNDS` as fit into
+    `MAX_SECONDS`. Where the warm-up takes `SLOW_SECONDS` or more, it is the only round. Models of the same shapes that
+    are sampled alike share their times: they differ in their weights only.
 
     Args:
-        on_image: called after each image, at least as often as `fewest_images` returns.
+        on_image: called after each image, at least as often as `fewest_images` returns, also where fewer are timed.
     """
     noise = torch.from_numpy(image_noise(0, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
     groups = _alike(denoisers, sampling)
@@ -73,8 +77,11 @@ def time_images(
         on_image()
         return elapsed
 
-    for name in times:
-        seconds(name)  # a warm-up
+    first = {name: seconds(name) for name in times}
+    if sum(first.values()) >= SLOW_SECONDS:
+        for _ in range(MIN_ROUNDS * len(times)):
+            on_image()
+        return {name: Timing.of([first[group]]) for name, group in groups.items()}
     for rounds in range(MAX_ROUNDS):
         if rounds >= MIN_ROUNDS and sum(map(sum, times.values())) >= MAX_SECONDS:
             break
