@@ -1,0 +1,215 @@
+"""Run the whole workflow on a pipeline of the size of Stable Diffusion 1.4, and compare its memory with the plan.
+
+    python benchmarks/real_size.py --out benchmarks/real_size.md                 # 512 x 512 pixels
+    python benchmarks/real_size.py --resolution 256 --preset b-tiny
+
+The pipeline has random weights: a U-Net of 860 M parameters, CLIP's ViT-L text encoder and the autoencoder, from the
+configs in tests/data. Everything else is tiny: two cached images, two sampling steps, two training steps, two evaluated
+images. The peak of each part is the kernel's own figure (`VmHWM`), which is reset where the part begins; files that are
+read are counted by a hook in the hash function.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+DATA = Path(__file__).parents[1] / "tests" / "data" / "sd14"
+GIB = 2**30
+
+
+@dataclass
+class Part:
+    """A part of the run: how long it took, and the most memory that the process held meanwhile."""
+
+    name: str
+    seconds: float
+    peak_bytes: int
+    """Resident memory of the process, with the pages of files that it has mapped."""
+
+
+@dataclass
+class Log:
+    """What was measured in the process of the run."""
+
+    parts: list[Part] = field(default_factory=list)
+    hashed: list[tuple[str, int, float]] = field(default_factory=list)
+    """Files in the order in which they were hashed: name, bytes, seconds."""
+    hashed_again: int = 0
+    """Bytes that a second run of the same command hashed, which has nothing to do."""
+    _open: list[Part] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Measure a part; the parts around it are measured without it, but their peak includes its own."""
+        self._note_peak()
+        part = Part(name, time.perf_counter(), 0)
+        self._open.append(part)
+        try:
+            yield
+        finally:
+            self._note_peak()
+            self._open.pop()
+            part.seconds = time.perf_counter() - part.seconds
+            self.parts.append(part)
+
+    def _note_peak(self) -> None:
+        """Add the peak since the last call to the innermost part, and start anew."""
+        if self._open:
+            self._open[-1].peak_bytes = max(self._open[-1].peak_bytes, resident("VmHWM"))
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def wrap(self, owner: Any, attribute: str, name: str) -> None:
+        """Measure every call of a function as a part."""
+        function: Callable[..., Any] = getattr(owner, attribute)
+
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return function(*args, **kwargs)
+
+        setattr(owner, attribute, measured)
+
+
+def resident(name: str) -> int:
+    """Return a figure of the process's memory in bytes: `VmHWM`, the peak, or `VmRSS`, the present."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def write_pipeline(directory: Path, dtype: torch.dtype) -> None:
+    """Write a pipeline of the shapes of Stable Diffusion 1.4 with random weights."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from condistill.miniature.build import build_tokenizer
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    tokenizer = build_tokenizer()
+    tokenizer.model_max_length = 77
+    config = CLIPTextConfig.from_pretrained(DATA / "text_encoder")
+    parts: dict[str, Any] = {
+        "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(DATA / "vae")),
+        "text_encoder": CLIPTextModel(config),
+        "tokenizer": tokenizer,
+        "unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(DATA / "unet")),
+        "scheduler": DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    torch.set_default_dtype(torch.float32)
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(directory)
+
+
+def recipe_of(pipeline: Path, prompts: Path, preset: str, resolution: int) -> Any:
+    """Return the recipe: real sizes, and as few images and steps as possible."""
+    from condistill.config.recipe import Recipe
+
+    return Recipe.model_validate(
+        {
+            "teacher": {"pipeline": str(pipeline), "resolution": resolution},
+            "prompts": {"files": [str(prompts)]},
+            "cache": {"size": 2, "num_inference_steps": 2, "batch_size": 1},
+            "student": {"preset": preset},
+            "distill": {
+                "steps": 2,
+                "batch_size": 2,
+                "micro_batch_size": 1,
+                "logging": {"checkpoint_every": 1, "log_every": 1, "keep_checkpoints": 1},
+            },
+            "evaluate": {"prompts_per_split": 2, "batch_size": 1, "grid": 1},
+        }
+    )
+
+
+def run_measured(pipeline: Path, out: Path, preset: str, resolution: int) -> Log:
+    """Run all stages in this process and measure their parts."""
+    from rich.console import Console
+
+    from condistill.cache import stage as cache_stage
+    from condistill.distill import stage as distill_stage
+    from condistill.distill.checkpoints import TrainingState
+    from condistill.distill.trainer import Trainer
+    from condistill.evaluate import stage as evaluate_stage
+    from condistill.evaluate.measure import Measurement
+    from condistill.run import context
+    from condistill.utils import hashing
+    from condistill.utils.malloc import keep_freed_memory
+    from condistill.workflow.compress import compress
+
+    keep_freed_memory()  # as the command does
+    console = Console(stderr=True, width=160)
+    log = Log()
+    prompts = out.parent / "prompts.txt"
+    prompts.write_text("a red circle\na blue square\na green star\na small heart\n", encoding="utf-8")
+    log.wrap(context, "load_teacher", "load")
+    log.wrap(cache_stage, "fill_cache", "cache")
+    log.wrap(distill_stage, "_derive", "derive the student")
+    log.wrap(Trainer, "run", "training")
+    log.wrap(TrainingState, "save", "checkpoint")
+    log.wrap(distill_stage, "_save", "save the pipeline")
+    log.wrap(distill_stage.DistilledVariant, "load", "load the student")
+    log.wrap(evaluate_stage, "generate_round", "evaluation: generate")
+    log.wrap(Measurement, "measure", "evaluation: decode")
+    log.wrap(evaluate_stage, "speed_records", "evaluation: time")
+    digest = hashing.hash_file
+
+    def hash_file(path: Path) -> str:
+        started = time.perf_counter()
+        result = digest(path)
+        log.hashed.append((str(path), path.stat().st_size, time.perf_counter() - started))
+        return result
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "hash_file", None) is digest:
+            module.hash_file = hash_file
+    with log.part("whole run, between the parts"):
+        compress(recipe_of(pipeline, prompts, preset, resolution), out, console=console)
+    before = len(log.hashed)
+    compress(recipe_of(pipeline, prompts, preset, resolution), out, console=console)
+    log.hashed_again = sum(size for _, size, _ in log.hashed[before:])
+    log.hashed = log.hashed[:before]
+    return log
+
+
+def main(
+    *,
+    resolution: Annotated[int, typer.Option(help="Height and width of the images.")] = 512,
+    preset: Annotated[str, typer.Option(help="The preset of the student.")] = "b-tiny",
+    dtype: Annotated[str, typer.Option(help="Of the weights on disk: float32 or float16.")] = "float32",
+    folder: Annotated[Path | None, typer.Option(help="Where to keep the pipeline and the run.")] = None,
+    log: Annotated[Path | None, typer.Option(help="For the child process: where to write the log.")] = None,
+) -> None:
+    """Write the pipeline, run everything in a process of its own, and print a table."""
+    if log is not None and folder is not None:
+        measured = run_measured(folder / "pipeline", folder / "run", preset, resolution)
+        parts = [asdict(part) for part in measured.parts]
+        found = {"parts": parts, "hashed": measured.hashed, "hashed_again": measured.hashed_again}
+        log.write_text(json.dumps(found))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        place = folder or Path(temporary)
+        place.mkdir(parents=True, exist_ok=True)
+        if not (place / "pipeline").exists():
+            write_pipeline(place / "pipeline", getattr(torch, dtype))
+        command = [sys.executable, __file__, "--folder", str(place), "--log", str(place / "log.json")]
+        command += ["--resolution", str(resolution), "--preset", preset]
+        subprocess.run(command, check=True, env=os.environ)
+        found = json.loads((place / "log.json").read_text())
+        typer.echo(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
