@@ -145,6 +145,7 @@ def test_a_teacher_of_a_kind_without_loras_is_named(tmp_path: Path) -> None:
         read_lora(DiTPipeline, LoraSettings(path=str(file)), {})
 
 
+@pytest.mark.slow
 def test_a_scale_at_which_a_weight_is_not_finite_is_refused(
     tiny_pipeline_dir: Path, pipeline: Any, tmp_path: Path
 ) -> None:

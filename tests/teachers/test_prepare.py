@@ -107,6 +107,7 @@ def test_a_directory_is_made_again_over_an_unfinished_one_without_a_change_of_th
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_size", ["1GB", "200KB"])
 def test_files_of_a_variant_are_found_without_it(
     shard_size: str, scheduler: Path, tiny_pipeline_dir: Path, tmp_path: Path
@@ -120,6 +121,7 @@ def test_files_of_a_variant_are_found_without_it(
     assert all(torch.equal(weight, weights[name]) for name, weight in loaded.unet.state_dict().items())
 
 
+@pytest.mark.slow
 def test_weights_keep_the_dtype_of_their_files(lora: Path, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     half = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir, torch_dtype=torch.float16)
     half.save_pretrained(tmp_path / "half")

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from condistill.config.recipe import Recipe
-from condistill.config.sections import MINIATURE
+from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError, nearest
 from condistill.pipelines.record import StudentRecord
 from condistill.pipelines.sampling import planned_sampling
@@ -117,7 +117,8 @@ def model_card(
     sections = [
         _front_matter(recipe),
         f"# {escape(name)}, distilled from {teacher}",
-        f"A smaller or faster `{parts.class_name}`, trained to generate the same images as {teacher}. "
+        f"A smaller or faster `{parts.class_name}`, trained to generate the same images as {teacher}"
+        f"{_teacher_changes(recipe.teacher)}. "
         f"No training image was used: {latents}the student learnt from its teacher's own predictions.",
         _size_section(student, on_disk or {}),
         "## Layers and channels kept from the teacher\n\n" + "\n".join(f"- {escape(line)}" for line in student.kept),
@@ -130,6 +131,17 @@ def model_card(
         f"Made with condistill {metadata.version('condistill')}.",
     ]
     return printable("\n\n".join(section for section in sections if section) + "\n")
+
+
+def _teacher_changes(teacher: TeacherSettings) -> str:
+    """Return what was added to the teacher or replaced in it, as the end of a sentence."""
+    changes = [f"the LoRA {escape(PureWindowsPath(lora.path).name)} (scale {lora.scale:g})" for lora in teacher.loras]
+    changes += ["another autoencoder"] if teacher.vae else []
+    changes += ["another scheduler"] if teacher.scheduler else []
+    if not changes:
+        return ""
+    *first, last = changes
+    return f" with {', '.join(first)}{' and ' if first else ''}{last}"
 
 
 def _front_matter(recipe: Recipe) -> str:
@@ -194,7 +206,7 @@ with another `torch_dtype`, every model of the pipeline is converted when it is 
 def _settings_section(name: str, recipe: Recipe) -> str:
     student, distill = recipe.variant(name)
     dumped = {
-        "teacher": {"pipeline": teacher_name(recipe.teacher.pipeline), "revision": recipe.teacher.revision},
+        "teacher": _teacher_settings(recipe.teacher),
         "cache": recipe.cache.model_dump(mode="json", include={"size", "num_inference_steps", "guidance_scale"}),
         "student": student.model_dump(mode="json", by_alias=True),
         "distill": distill.model_dump(mode="json", by_alias=True, exclude={"logging": {"tracker", "log_every"}}),
@@ -206,6 +218,18 @@ def _settings_section(name: str, recipe: Recipe) -> str:
     leaves = {"seed": recipe.seed, **_flat(dumped)}
     rows = [[escape(key), escape(_written(value))] for key, value in leaves.items() if value not in (None, [])]
     return "## Settings\n\n" + _table(["setting", "value"], rows)
+
+
+def _teacher_settings(teacher: TeacherSettings) -> dict[str, Any]:
+    """Return the teacher's settings with the names of its files, without their folders."""
+    parts = {"config": teacher.config, "vae": teacher.vae, "scheduler": teacher.scheduler}
+    return {
+        "pipeline": teacher_name(teacher.pipeline),
+        "revision": teacher.revision,
+        "variant": teacher.variant,
+        "loras": [f"{PureWindowsPath(lora.path).name} (scale {lora.scale:g})" for lora in teacher.loras],
+        **{name: None if path is None else PureWindowsPath(path).name for name, path in parts.items()},
+    }
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from condistill.config.sections import SHIPPED_CONFIGS
-from condistill.errors import CondistillError, nearest
+from condistill.errors import CondistillError
 from condistill.teachers.clip_tokenizer import VOCABULARY_NAME, write_vocabulary
 from condistill.teachers.conversion import check_shapes, converted_shapes
 from condistill.teachers.files import INDEX_NAME, weight_files
@@ -63,10 +63,7 @@ def config_directory(file: Path, config: str | None) -> Path:
         return SHIPPED / config
     directory = Path(config)
     if not (directory / INDEX_NAME).is_file():
-        names = "" if directory.is_dir() else nearest(config, SHIPPED_CONFIGS)
-        raise CondistillError(
-            f"teacher.config {config} is no directory with a {INDEX_NAME}{names}; {_what_configs_are(file)}"
-        )
+        raise CondistillError(f"teacher.config {config} is no directory with a {INDEX_NAME}; {_what_configs_are(file)}")
     return directory
 
 
