@@ -270,6 +270,28 @@ def test_sample_uses_the_resolution_of_the_student(call: Call, tiny_pipeline_dir
         assert image.size == (32, 32)
 
 
+def test_a_wrong_variant_is_named_by_every_command(
+    call: Call, recipe: Path, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    teacher = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "teacher"))
+    for file in [*teacher.rglob("*.safetensors")]:
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    message = "teacher.variant 'bf16': no component of"
+    remedy = "there are files of 'fp16'; set it to fp16, or leave it out"
+    for arguments in (
+        ("sample", teacher, "a ball", "--variant", "bf16"),
+        ("inspect", teacher, "--variant", "bf16"),
+        *((command, recipe, "-s", f"teacher.pipeline={teacher}", "-s", "teacher.variant=bf16") for command in NAMING),
+    ):
+        assert_error(call(*arguments), message, remedy)
+    assert call("inspect", teacher, "--variant", "fp16").code == 0
+    assert call("inspect", teacher).code == 0
+    assert not (tmp_path / "runs").exists()
+
+
+NAMING = ("validate", "plan", "run", "prompts")
+
+
 def test_sample_refuses_an_unknown_image_format_and_an_empty_pipeline_name(call: Call, tiny_pipeline_dir: Path) -> None:
     assert_error(call("sample", tiny_pipeline_dir, "a ball", "--out", "ball.txt"), "--out ball.txt", ".png, .jpg")
     for arguments in (("sample", "", "a ball"), ("inspect", " ")):

@@ -91,7 +91,8 @@ def test_the_readmes_snippet_runs_in_plain_diffusers(
 
 
 def test_the_sample_command_generates_an_image(run: HalfRun, tmp_path: Path) -> None:
-    assert generate_image(str(run.student.directory), "a box", tmp_path / "image.png", seed=0, steps=1).is_file()
+    student = TeacherSettings(pipeline=str(run.student.directory))
+    assert generate_image(student, "a box", tmp_path / "image.png", seed=0, steps=1).is_file()
 
 
 def test_components_that_do_not_change_are_equal_byte_for_byte(run: HalfRun) -> None:

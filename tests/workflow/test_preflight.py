@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from loras import write_lora
 
 from condistill import cli
 from condistill.config.recipe import Recipe
@@ -103,6 +105,23 @@ def test_settings_without_effect_are_warned_of(recipe_of: RecipeOf) -> None:
 
 
 @pytest.mark.slow
+def test_loras_in_the_folder_of_the_teacher_that_are_not_used_are_pointed_out(
+    recipe_of: RecipeOf, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    pipeline = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "pipeline"))
+    files = [write_lora(pipeline / f"{name}.safetensors", {"x.lora_A.weight": torch.ones(1, 1)}) for name in "abcde"]
+    (line,) = recipe_warnings(recipe_of(pipeline, WIDTH))
+    assert "has LoRAs that teacher.loras does not mention, so they are not used: a.safetensors, b.safetens" in line
+    assert "c.safetensors and 2 more; add them there (loras: [{path: a.safetensors, scale: 1.0}])" in line
+    loras = [{"path": str(file)} for file in files]
+    used = recipe_of(pipeline, WIDTH, teacher={"pipeline": str(pipeline), "loras": loras})
+    assert not [*recipe_warnings(used)]
+    single = pipeline / "model.safetensors"
+    single.write_bytes(b"")
+    (line,) = recipe_warnings(recipe_of(single, WIDTH))
+    assert "a.safetensors, b.safetensors, c.safetensors and 2 more" in line
+
+
 def test_validate_and_plan_report_the_same_warnings(
     tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,9 +105,17 @@ PipelineName = Annotated[
     typer.Argument(
         parser=pipeline_name,
         metavar="PIPELINE",
-        help="Pipeline directory, hub name, or `miniature`.",
+        help="Pipeline directory, hub name, one safetensors file, or `miniature`.",
         show_default=False,
     ),
+]
+Variant = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="NAME", help="Variant of the weight files, such as fp16. Default: none, or the only one."),
+]
+Revision = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="NAME", help="Branch, tag or commit of a hub name."),
 ]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads the annotation

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from condistill.cli.app import PipelineName, command, say, user_path
+from condistill.cli.app import PipelineName, Revision, Variant, command, say, user_path
 from condistill.errors import CondistillError
 
 
@@ -37,14 +37,18 @@ def sample(
             max=10**4,
         ),
     ] = None,
+    variant: Variant = None,
+    revision: Revision = None,
 ) -> None:
     """Generate one image with a pipeline.
 
     With the same seed, a teacher and its students start from the same noise. Reads the pipeline. Writes one image.
     """
+    from condistill.config.sections import TeacherSettings
     from condistill.pipelines.generate import generate_image
 
-    say(f"wrote {generate_image(pipeline, prompt, out, seed=seed, steps=steps, guidance=guidance)}")
+    teacher = TeacherSettings(pipeline=pipeline, variant=variant, revision=revision)
+    say(f"wrote {generate_image(teacher, prompt, out, seed=seed, steps=steps, guidance=guidance)}")
 
 
 @command

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from condistill.cli.app import Overrides, PipelineName, RecipePath, command, say
+from condistill.cli.app import Overrides, PipelineName, RecipePath, Revision, Variant, command, say
 from condistill.errors import CondistillError
 
 
@@ -102,7 +102,10 @@ def plan(
 
 @command
 def inspect(
-    pipeline: PipelineName, levels: Annotated[int, typer.Option(help="Depth of the tree.", min=1, max=100)] = 2
+    pipeline: PipelineName,
+    levels: Annotated[int, typer.Option(help="Depth of the tree.", min=1, max=100)] = 2,
+    variant: Variant = None,
+    revision: Revision = None,
 ) -> None:
     """Show the denoiser of a pipeline as a tree: layers, widths and costs.
 
@@ -112,4 +115,5 @@ def inspect(
     from condistill.config.sections import TeacherSettings
     from condistill.plan.inspect import inspect_pipeline
 
-    Console().print(inspect_pipeline(TeacherSettings(pipeline=pipeline), levels=levels))
+    teacher = TeacherSettings(pipeline=pipeline, variant=variant, revision=revision)
+    Console().print(inspect_pipeline(teacher, levels=levels))

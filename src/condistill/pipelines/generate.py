@@ -21,11 +21,18 @@ FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 
 @quiet_libraries()
 def generate_image(
-    pipeline: str, prompt: str, out: Path, *, seed: int, steps: int | None = None, guidance: float | None = None
+    teacher: TeacherSettings,
+    prompt: str,
+    out: Path,
+    *,
+    seed: int,
+    steps: int | None = None,
+    guidance: float | None = None,
 ) -> Path:
     """Write the image of a prompt. The same seed gives all pipelines of a family the same starting noise.
 
     Args:
+        teacher: the pipeline; its resolution is that of its `sampling.json`.
         steps: None: see `Family.default_sampling`.
         guidance: None: see `Family.default_sampling`.
 
@@ -36,9 +43,8 @@ def generate_image(
     if out.suffix.lower() not in FORMATS:
         raise CondistillError(f"--out {out}: the file name must end in one of {', '.join(FORMATS)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = TeacherSettings(pipeline=pipeline)
-    resolution = recorded_resolution(origin_of(settings, read_index(settings)[0]))
-    settings = settings.model_copy(update={"resolution": resolution})
+    resolution = recorded_resolution(origin_of(teacher, read_index(teacher)[0]))
+    settings = teacher.model_copy(update={"resolution": resolution})
     teacher_skeleton(settings)  # names the config that is damaged, where loading only shows the error of a library
     family = load_teacher(settings, device=device)
     sampling = family.default_sampling()

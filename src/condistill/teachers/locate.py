@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from condistill.teachers.defaults import SAMPLING_NAME, Origin
 from condistill.teachers.family import Family
 from condistill.teachers.files import INDEX_NAME, pipeline_files
 from condistill.teachers.hub import cached_file, hub_commit, repository_files
+from condistill.teachers.lora import unmentioned_loras
 from condistill.teachers.registry import family_of_pipeline
 from condistill.teachers.replaced import read_scheduler, read_vae_config, vae_directory
 from condistill.teachers.single_file import config_directory
 from condistill.teachers.variants import choose_variant, names_in_directory, names_in_repository
 
+_SHOWN = 3
 _PICKLED_PIPELINES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
@@ -159,6 +161,21 @@ def variant_of(settings: TeacherSettings, location: Path | str, index: Mapping[s
 def load_options(location: Path | str, settings: TeacherSettings) -> dict[str, Any]:
     """Return the arguments of diffusers and transformers that load from a location: for a hub name, its commit."""
     return {} if isinstance(location, Path) else hub_commit(location, settings.revision).options()
+
+
+def teacher_warnings(settings: TeacherSettings) -> Iterator[str]:
+    """Yield a line about what lies with a teacher and is not used: LoRAs that `teacher.loras` does not mention."""
+    path = _path(settings)
+    if settings.pipeline == MINIATURE or not path.exists():
+        return
+    found = [file.name for file in unmentioned_loras(path if path.is_dir() else path.parent, settings.loras)]
+    if found:
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        yield (
+            f"the teacher's folder has LoRAs that teacher.loras does not mention, so they are not used: "
+            f"{', '.join(found[:_SHOWN])}{more}; add them there (loras: [{{path: {found[0]}, scale: 1.0}}]), or ignore "
+            "this line"
+        )
 
 
 def origin_of(settings: TeacherSettings, location: Path | str) -> Origin:

@@ -31,6 +31,7 @@ from condistill.students.derive import Student
 from condistill.students.variants import OnRefusal, cannot_be_made, check_guidance, derive_variants, refuse
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, read_index
+from condistill.teachers.locate import teacher_warnings
 from condistill.teachers.skeleton import Skeleton
 from condistill.utils.distributed import on_main_process
 from condistill.utils.format import byte_size
@@ -105,7 +106,8 @@ def examine(recipe: Recipe, skeleton: Skeleton) -> Findings:
 
 
 def recipe_warnings(recipe: Recipe) -> Iterator[str]:
-    """Yield a line for each setting that has no effect, or less than its value says."""
+    """Yield a line for each setting that has no effect, or less than its value says, and one for LoRAs without use."""
+    yield from teacher_warnings(recipe.teacher)
     if recipe.cache_is_idle:
         yield "no student learns from a cached latent; set cache.size: 0 to skip the cache"
     settings = recipe.evaluate
