@@ -298,6 +298,19 @@ def test_sample_refuses_an_unknown_image_format_and_an_empty_pipeline_name(call:
         assert_error(call(*arguments), "the name of the pipeline is empty")
 
 
+def test_sample_generates_images_of_few_step_students(call: Call, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    from diffusers import LCMScheduler
+
+    student, out = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "student")), tmp_path / "ball.png"
+    LCMScheduler(original_inference_steps=10).save_pretrained(student / "scheduler")
+    index = json.loads((student / "model_index.json").read_text())
+    (student / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "LCMScheduler"]}))
+    (student / SAMPLING_NAME).write_text(Sampling(2, 1.0).to_json(), encoding="utf-8")
+    assert call("sample", student, "a ball", "--out", out).code == 0
+    with Image.open(out) as image:
+        assert image.size == (64, 64)
+
+
 def test_sample_names_the_config_that_is_damaged(call: Call, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "teacher"))
     (damaged / "unet" / "config.json").write_text("3")

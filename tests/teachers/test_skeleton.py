@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from full_size import DATA, SIZES
@@ -13,6 +14,7 @@ from torch import nn
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.teachers.family import Family
+from condistill.teachers.load import load_teacher
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 
 
@@ -89,3 +91,70 @@ def test_the_global_random_generator_is_left_alone(tiny_pipeline_dir: Path) -> N
     before = torch.get_rng_state()
     teacher_skeleton(TeacherSettings(pipeline=str(tiny_pipeline_dir)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def edit(directory: Path, component: str, file: str, **changes: Any) -> Path:
+    """Change a config of a pipeline, and return the pipeline's directory."""
+    path = directory / component / file
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+    return directory
+
+
+LOADERS = (teacher_skeleton, load_teacher)
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("class_name", ["StableDiffusionPipeline", "StableDiffusionInpaintPipeline"])
+def test_a_teacher_without_a_size_asks_for_the_resolution(
+    load: Any, class_name: str, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    pipeline = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "pipeline"))
+    edit(edit(pipeline, "unet", "config.json", sample_size=None), "", "model_index.json", _class_name=class_name)
+    with pytest.raises(
+        CondistillError, match=r"unet/config\.json has sample_size: null, .*; set teacher\.resolution to"
+    ):
+        load(TeacherSettings(pipeline=str(pipeline)))
+    settings = TeacherSettings(pipeline=str(pipeline), resolution=32)
+    if class_name == "StableDiffusionPipeline":
+        loaded = load(settings)
+        assert getattr(loaded, "family", loaded).latent_shape == (4, 4, 4)
+    else:
+        with pytest.raises(CondistillError, match=r"diffusers cannot load a StableDiffusionInpaintPipeline; write the"):
+            load(settings)
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_a_teacher_that_would_divide_by_zero_is_refused_by_the_name_of_the_setting(
+    load: Any, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    pipeline = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "pipeline"))
+    edit(pipeline, "scheduler", "scheduler_config.json", rescale_betas_zero_snr=True)
+    with pytest.raises(CondistillError, match=r"leaves no signal at its last timestep \(rescale_betas_zero_snr in "):
+        load(TeacherSettings(pipeline=str(pipeline)))
+    with pytest.raises(CondistillError, match=r"set rescale_betas_zero_snr to false, or give a teacher that predicts"):
+        load(TeacherSettings(pipeline=str(tiny_pipeline_dir), scheduler=str(pipeline)))
+    edit(pipeline, "scheduler", "scheduler_config.json", prediction_type="v_prediction")
+    load(TeacherSettings(pipeline=str(pipeline)))
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("kind", ["LCMScheduler", "TCDScheduler"])
+def test_consistency_models_of_either_kind_are_sampled_and_do_not_teach(
+    load: Any, kind: str, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    scheduler = getattr(diffusers, kind)(beta_schedule="scaled_linear")
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    pipeline = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "pipeline"))
+    edit(pipeline, "", "model_index.json", scheduler=["diffusers", kind])
+    shutil.copy(tmp_path / "scheduler" / "scheduler_config.json", pipeline / "scheduler")
+    replaced = TeacherSettings(pipeline=str(tiny_pipeline_dir), scheduler=str(tmp_path / "scheduler"))
+    for settings in (TeacherSettings(pipeline=str(pipeline)), replaced):
+        with pytest.raises(
+            CondistillError, match=rf"is {kind}: a consistency model .* scheduler as teacher\.scheduler"
+        ):
+            load(settings)
+        loaded = load(settings, only_sampled=True)
+        sampling = getattr(loaded, "family", loaded).default_sampling()
+        assert (sampling.num_inference_steps, sampling.guidance_scale) == (4, 1.0)
+    original = TeacherSettings(pipeline=str(pipeline), scheduler=str(tiny_pipeline_dir))
+    load(original)

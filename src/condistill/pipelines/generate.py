@@ -45,8 +45,10 @@ def generate_image(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     resolution = recorded_resolution(origin_of(teacher, read_index(teacher)[0]))
     settings = teacher.model_copy(update={"resolution": resolution})
-    teacher_skeleton(settings)  # names the config that is damaged, where loading only shows the error of a library
-    family = load_teacher(settings, device=device)
+    teacher_skeleton(
+        settings, only_sampled=True
+    )  # names the config that is damaged, where loading only shows the error of a library
+    family = load_teacher(settings, device=device, only_sampled=True)
     sampling = family.default_sampling()
     steps = sampling.num_inference_steps if steps is None else steps
     family.check_sampling(steps)

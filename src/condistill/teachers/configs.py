@@ -20,6 +20,8 @@ from condistill.utils.text import shorten
 _NUMBERS = (int, float)
 _SIZE = re.compile(r"^num_|^layers_per_block$|_(size|dim|channels|layers|heads|groups)$")
 _SEARCH_SEC = 2.0
+_NEED_SAMPLE_SIZE = ("StableDiffusionInpaintPipeline",)
+"""Pipelines that compare the size of their U-Net with a number when they are built."""
 
 
 def unusable(file: str, reason: str) -> CondistillError:
@@ -141,6 +143,26 @@ def check_weights(pipeline: Any, pipeline_files: PipelineFiles) -> None:
                 f"the teacher's {name} cannot be loaded: {names} in {pipeline_files.directory / name} hold {held:,} "
                 f"numbers, and the model has {needed:,} weights; download or save the files again"
             )
+
+
+def check_sample_size(config: Mapping[str, Any], pipeline_class: str, file: str, *, resolution: int | None) -> None:
+    """Check that a config with a `sample_size` of null can be used with the resolution of the recipe.
+
+    Raises:
+        CondistillError: it cannot; the message names what to set.
+    """
+    if config.get("sample_size", 0) is not None:
+        return
+    if resolution is None:
+        raise CondistillError(
+            f"{file} has sample_size: null, so the pipeline does not say which images it makes; set teacher.resolution "
+            "to their height and width in pixels"
+        )
+    if pipeline_class in _NEED_SAMPLE_SIZE:
+        raise CondistillError(
+            f"{file} has sample_size: null, with which diffusers cannot load a {pipeline_class}; write the height of "
+            "the latents there, such as 64 for images of 512 pixels"
+        )
 
 
 def checked_count(value: Any, key: str, file: str) -> int:

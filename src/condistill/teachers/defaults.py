@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condistill.errors import CondistillError
+from condistill.teachers.noise.schedule import is_of_consistency_model
 from condistill.teachers.traits import GuidanceSpec
 from condistill.utils.text import shorten
 
@@ -24,7 +25,6 @@ NO_GUIDANCE = 1.0
 """The guidance scale with which every pipeline evaluates its denoiser once per step, without the empty prompt."""
 FEW_STEPS = 4
 """Steps of a distilled teacher whose name has no number of steps."""
-_CONSISTENCY_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 _DISTILLED = re.compile(r"(?<![a-z])(turbo|lightning|lcm|tcd|hyper|schnell|sprint|dmd2?|pcm)(?![a-z])")
 _STEPS = re.compile(r"(?<!\d)(\d{1,2})[ _-]?steps?(?![a-z])")
 _OTHERWISE = {"num_inference_steps": 50, "guidance_scale": 7.5}
@@ -142,7 +142,7 @@ def _signs_of_distillation(
 ) -> Iterator[str]:
     """Yield what shows that a teacher is distilled to few steps, as part of a sentence."""
     kind = type(pipeline.scheduler).__name__
-    if kind in _CONSISTENCY_SCHEDULERS:
+    if is_of_consistency_model(pipeline.scheduler):
         yield f"its scheduler is {kind}"
     if kind == "EulerAncestralDiscreteScheduler" and pipeline.scheduler.config.get("timestep_spacing") == "trailing":
         yield f"its scheduler is {kind} with trailing timesteps, as of turbo models"

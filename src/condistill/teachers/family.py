@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition, mean_token_embedding
 from condistill.teachers.configs import checked_count, checked_factor, unusable
 from condistill.teachers.defaults import DefaultSampling, Origin, default_sampling
-from condistill.teachers.noise.schedule import NoiseSchedule
+from condistill.teachers.noise.schedule import NoiseSchedule, is_of_consistency_model
 from condistill.teachers.traits import CallExample, GuidanceSpec, LayerList
 from condistill.utils.text import shorten
 
@@ -76,7 +77,18 @@ class Family(ABC):
                 f"teacher.resolution is {resolution}; images of this teacher must be a multiple of {multiple} pixels, "
                 f"nearest: {', '.join(map(str, near))}"
             )
-        self.noise = self.build_noise()
+        if not is_of_consistency_model(pipeline.scheduler):
+            self.noise  # noqa: B018 - refuses a scheduler that the family does not support
+
+    @cached_property
+    def noise(self) -> NoiseSchedule:
+        """The noise schedule of the pipeline's scheduler.
+
+        Raises:
+            CondistillError: the family does not support this scheduler, or it is that of a consistency model, which
+                can be sampled but cannot teach.
+        """
+        return self.build_noise()
 
     @classmethod
     def pipeline_type(cls, pipeline_class: str) -> type[DiffusionPipeline]:
@@ -109,6 +121,8 @@ class Family(ABC):
         for side in self.latent_shape:
             checked_count(side, "the size of the latents", f"{self.denoiser_name}/config.json of the teacher")
         self.check_sampling(2)
+        if is_of_consistency_model(self.pipeline.scheduler):
+            return
         timesteps = self.noise.timesteps(torch.tensor([0.0, 0.5, 0.999]))
         levels = torch.cat([self.noise.noise_level(timesteps), self.noise.alpha_bar(timesteps)])
         if not bool(levels.isfinite().all()) or len(self.noise.solver_timesteps(2)) != 2:
@@ -128,7 +142,8 @@ class Family(ABC):
             reason = shorten(str(error).partition("\n")[0], 200)
             raise CondistillError(
                 f"{type(scheduler).__name__} (scheduler/scheduler_config.json) cannot sample with "
-                f"{num_inference_steps} steps: {reason}; its config has {self.noise.total_timesteps} timesteps"
+                f"{num_inference_steps} steps: {reason}; its config has {scheduler.config.get('num_train_timesteps')} "
+                "timesteps"
             ) from error
 
     @property

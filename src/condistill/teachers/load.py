@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.teachers.configs import check_weights
+from condistill.teachers.configs import check_sample_size, check_weights, using_config
 from condistill.teachers.family import Family
 from condistill.teachers.files import PipelineFiles
 from condistill.teachers.hub import hub_commit
@@ -25,6 +26,7 @@ from condistill.teachers.locate import (
     read_index,
     variant_of,
 )
+from condistill.teachers.noise.schedule import check_no_consistency_model
 from condistill.teachers.prepare import original_files, prepare_teacher, prepared_settings
 from condistill.teachers.registry import family_of_pipeline
 from condistill.utils.hashing import hash_file
@@ -58,13 +60,17 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_teacher(
-    teacher: TeacherSettings | str | Path | DiffusionPipeline, *, device: torch.device | str = "cpu"
+    teacher: TeacherSettings | str | Path | DiffusionPipeline,
+    *,
+    device: torch.device | str = "cpu",
+    only_sampled: bool = False,
 ) -> Family:
     """Return a teacher as its family. Only safetensors are loaded, and remote code is never run.
 
     Args:
         teacher: a pipeline of diffusers, which is used as it is; or a directory, a hub name, one safetensors file or
             `miniature`; or the `teacher` section of a recipe.
+        only_sampled: whether it only generates images; a consistency model can, but cannot teach.
 
     Raises:
         CondistillError: the pipeline cannot be loaded, or no family supports it.
@@ -72,13 +78,16 @@ def load_teacher(
     if isinstance(teacher, str | Path):
         teacher = TeacherSettings(pipeline=str(teacher))
     if not isinstance(teacher, TeacherSettings):
-        return family_of_pipeline(type(teacher).__name__)(teacher).to(device)
-    if is_plain(teacher):
-        return _load(teacher, torch.device(device))
-    with tempfile.TemporaryDirectory(prefix="condistill-") as folder:
-        prepare_teacher(teacher, Path(folder))
-        family = _load(prepared_settings(teacher, Path(folder)), torch.device(device))
-    family.origin = origin_of(teacher, read_index(teacher)[0])
+        family = family_of_pipeline(type(teacher).__name__)(teacher).to(device)
+    elif is_plain(teacher):
+        family = _load(teacher, torch.device(device))
+    else:
+        with tempfile.TemporaryDirectory(prefix="condistill-") as folder:
+            prepare_teacher(teacher, Path(folder))
+            family = _load(prepared_settings(teacher, Path(folder)), torch.device(device))
+        family.origin = origin_of(teacher, read_index(teacher)[0])
+    if not only_sampled:
+        check_no_consistency_model(family.pipeline.scheduler)
     return family
 
 
@@ -86,6 +95,11 @@ def _load(settings: TeacherSettings, device: torch.device) -> Family:
     """Load a teacher that is a directory or a hub name."""
     location, index = read_index(settings)
     family = family_class(settings, index)
+    if isinstance(location, Path):
+        file = location / family.denoiser_name / "config.json"
+        with using_config(str(file)):
+            config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            check_sample_size(config, index["_class_name"], str(file), resolution=settings.resolution)
     absent = [name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is None]
     try:
         pipeline = family.pipeline_type(index["_class_name"]).from_pretrained(

@@ -117,7 +117,7 @@ def prepare_teacher(settings: TeacherSettings, directory: Path, *, say: Callable
 
 def _convert(settings: TeacherSettings, out: Path, say: Callable[[str], None]) -> None:
     """Convert a pipeline in one file, change it in memory, and save it."""
-    skeleton = teacher_skeleton(settings)  # checks the shapes of the file
+    skeleton = teacher_skeleton(settings, only_sampled=True)  # checks the shapes of the file
     location, index = read_index(settings)
     assert isinstance(location, Path)
     file = Path(settings.pipeline).expanduser()

@@ -16,10 +16,11 @@ from torch import nn
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
-from condistill.teachers.configs import check_sizes, checked_count, using_config
+from condistill.teachers.configs import check_sample_size, check_sizes, checked_count, using_config
 from condistill.teachers.family import Family
 from condistill.teachers.locate import family_class, is_file, load_options, origin_of, read_index
 from condistill.teachers.lora import read_lora
+from condistill.teachers.noise.schedule import check_no_consistency_model
 from condistill.teachers.replaced import build_scheduler, read_vae_config, vae_directory
 from condistill.teachers.single_file import check_parts, check_vae_file, read_pipeline_header
 from condistill.utils.meta import matmul_parameters, parameters
@@ -76,8 +77,11 @@ class _Preprocessor:
         self.padding_side = "right"
 
 
-def teacher_skeleton(settings: TeacherSettings) -> Skeleton:
+def teacher_skeleton(settings: TeacherSettings, *, only_sampled: bool = False) -> Skeleton:
     """Build the teacher with every component on the meta device.
+
+    Args:
+        only_sampled: whether it only generates images; a consistency model can, but cannot teach.
 
     Raises:
         CondistillError: a component is missing or unknown, or the family does not support the pipeline.
@@ -91,6 +95,8 @@ def teacher_skeleton(settings: TeacherSettings) -> Skeleton:
             made = family(pipeline, resolution=settings.resolution)
             made.origin = origin_of(settings, location)
             made.check_configs()
+        if not only_sampled:
+            check_no_consistency_model(pipeline.scheduler)
         return Skeleton(settings.pipeline, made)
 
 
@@ -126,6 +132,9 @@ class _Builder:
             is_component = isinstance(value, list) and len(value) == 2 and all(isinstance(v, str | None) for v in value)
             components[name] = self.component(name, *value) if is_component else value
         cls = self.family.pipeline_type(index["_class_name"])
+        if denoiser := components.get(self.family.denoiser_name):
+            file = self._file(self.family.denoiser_name, "config.json")
+            check_sample_size(denoiser.config, index["_class_name"], file, resolution=self.settings.resolution)
         arguments = {name: value for name, value in components.items() if name in signature(cls).parameters}
         with using_config(self._file("model_index.json")):
             return cls(**arguments)

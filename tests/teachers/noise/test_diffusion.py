@@ -13,6 +13,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
+    TCDScheduler,
 )
 from torch import Tensor
 
@@ -168,9 +169,10 @@ def test_another_prediction_type_is_refused() -> None:
         schedule(scheduler)
 
 
-def test_a_consistency_model_cannot_be_a_teacher() -> None:
-    with pytest.raises(CondistillError, match=r"LCMScheduler: .* give the pipeline that it was distilled from"):
-        schedule(LCMScheduler())
+@pytest.mark.parametrize("kind", [LCMScheduler, TCDScheduler])
+def test_a_consistency_model_cannot_be_a_teacher(kind: Any) -> None:
+    with pytest.raises(CondistillError, match=rf"{kind.__name__}: .* give the pipeline that it was distilled from"):
+        schedule(kind())
 
 
 @pytest.mark.parametrize(

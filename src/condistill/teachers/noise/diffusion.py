@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from condistill.errors import CondistillError
-from condistill.teachers.noise.schedule import NoiseSchedule
+from condistill.teachers.noise.schedule import NoiseSchedule, check_no_consistency_model
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -38,16 +38,12 @@ class DiffusionSchedule(NoiseSchedule):
         """
         from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
 
+        check_no_consistency_model(scheduler)
         if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("timestep_type") == "continuous":
             raise CondistillError(
                 f"the teacher's scheduler is {type(scheduler).__name__}, which has no betas over whole timesteps; "
                 f"family {family} needs a scheduler that has, such as DDPMScheduler, DDIMScheduler or "
                 "EulerDiscreteScheduler"
-            )
-        if isinstance(scheduler, LCMScheduler):
-            raise CondistillError(
-                "the teacher's scheduler is LCMScheduler: a consistency model predicts only the end of a path, so it "
-                "cannot teach the steps between; give the pipeline that it was distilled from"
             )
         self._training_scheduler = DDPMScheduler.from_config(scheduler.config)
         self._solver = DDIMScheduler.from_config(

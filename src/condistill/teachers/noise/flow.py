@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from condistill.errors import CondistillError
-from condistill.teachers.noise.schedule import NoiseSchedule
+from condistill.teachers.noise.schedule import NoiseSchedule, check_no_consistency_model
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -43,10 +43,11 @@ class FlowSchedule(NoiseSchedule):
             sigmas: how the pipeline's call sets its sigmas; None: it leaves them to the scheduler.
 
         Raises:
-            CondistillError: the scheduler is not set to flow matching.
+            CondistillError: the scheduler is not set to flow matching, or belongs to a consistency model.
         """
         from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
+        check_no_consistency_model(scheduler)
         self._family, self._image_tokens, self._sigmas = family, image_tokens, sigmas
         config = scheduler.config
         flow_schedulers = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)

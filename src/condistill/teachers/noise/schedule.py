@@ -7,10 +7,34 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from condistill.errors import CondistillError
+
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
     from condistill.config.distill import FewStepSettings
+
+CONSISTENCY_SCHEDULERS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "SCMScheduler")
+"""Schedulers of diffusers for models that predict only the ends of paths."""
+
+
+def is_of_consistency_model(scheduler: SchedulerMixin) -> bool:
+    """Return whether a scheduler samples from consistency models or their kin."""
+    return type(scheduler).__name__ in CONSISTENCY_SCHEDULERS
+
+
+def check_no_consistency_model(scheduler: SchedulerMixin) -> None:
+    """Check that a scheduler is not that of a consistency model, which can be sampled but cannot teach.
+
+    Raises:
+        CondistillError: it is.
+    """
+    if is_of_consistency_model(scheduler):
+        raise CondistillError(
+            f"the teacher's scheduler is {type(scheduler).__name__}: a consistency model predicts only the end of a "
+            "path, so it cannot teach the steps between; give the pipeline that it was distilled from, or, if the "
+            "weights are those of that pipeline, its scheduler as teacher.scheduler"
+        )
 
 
 class NoiseSchedule(ABC):
