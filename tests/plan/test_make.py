@@ -42,10 +42,11 @@ def tiny_plan(tiny_pipeline_dir: Path) -> Plan:
 def test_the_json_of_a_plan_holds_all_of_it(tiny_plan: Plan) -> None:
     data = json.loads(tiny_plan.to_json())
     assert Plan.model_validate_json(tiny_plan.to_json()) == tiny_plan
-    assert data["format"] == 1
+    assert data["format"] == 2
     assert {"name", "params", "macs"} <= set(data["teacher"])
     assert all({"name", "params", "macs", "share_params", "share_macs"} <= set(s) for s in data["students"])
-    assert set(data["cost"]) == {"device", "cache", "training", "evaluation", "hours", "device_hours"}
+    costs = {"device", "cache", "training", "evaluation", "memory", "disk", "hours", "device_hours"}
+    assert set(data["cost"]) == costs
     assert "measured_latency_ms" not in data["teacher"]
     assert data["assumptions"]
     assert data["warnings"] == []
@@ -76,7 +77,7 @@ def test_the_cost_of_a_training_is_its_arithmetic_at_the_rate_of_the_device(
     at_best = 8 * training.flops_per_sample / 312e12
     assert training.sec_per_step > at_best / 0.3
     assert training.samples_per_sec == pytest.approx(8 / training.sec_per_step)
-    assert training.hours == pytest.approx(100 * training.sec_per_step / 3600)
+    assert training.hours == pytest.approx(100 * training.sec_per_step / 3600 + training.preview_hours)
 
 
 def test_memory_is_counted_by_part(tiny_plan: Plan) -> None:
@@ -101,6 +102,76 @@ def test_the_whole_is_the_sum_of_its_stages(tiny_plan: Plan) -> None:
     cost = tiny_plan.cost
     stages = [cost.cache, *cost.training.values(), cost.evaluation]
     assert cost.device_hours == pytest.approx(sum(stage.device_hours for stage in stages))
+
+
+def test_the_ladder_shows_what_the_training_of_each_student_costs(tiny_plan: Plan) -> None:
+    training = training_of(tiny_plan)
+    ours, by_name = tiny_plan.students[0], {s.name: s for s in tiny_plan.students}
+    assert ours.training_memory_bytes == training.memory_bytes.total
+    assert ours.sec_per_step == training.sec_per_step
+    same = by_name["c-micro"]  # half of the channels, as in the recipe
+    assert same.training_memory_bytes == ours.training_memory_bytes
+    assert same.sec_per_step == pytest.approx(ours.sec_per_step)
+    assert same.training_hours == pytest.approx(100 * same.sec_per_step / 3600)
+    larger = by_name["b-base"]
+    assert larger.training_memory_bytes > same.training_memory_bytes
+    assert all(student.fits and student.steps_in_budget is None for student in tiny_plan.students)
+
+
+@pytest.mark.slow
+def test_the_memory_of_another_student_is_about_right(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
+    for checkpointing in (False, True):
+        distill = {"batch_size": 64, "gradient_checkpointing": checkpointing}
+        shown, exact = (
+            make_plan(recipe_of(tiny_pipeline_dir, student, distill=distill), device="h100")
+            for student in ({"preset": "b-base"}, {"width": 0.5})
+        )
+        about = next(s for s in shown.students if s.name == "c-micro").training_memory_bytes
+        assert about == pytest.approx(training_of(exact).memory_bytes.total, rel=0.15)
+
+
+def test_the_steps_in_a_budget_leave_time_for_cache_and_evaluation(
+    tiny_pipeline_dir: Path, recipe_of: RecipeOf, tiny_plan: Plan
+) -> None:
+    recipe = recipe_of(tiny_pipeline_dir, {"width": 0.5}, cache=CACHE, distill={"steps": 100, "batch_size": 8})
+    plan = make_plan(recipe, device="a100-80gb", budget=60.0)
+    cost, student = plan.cost, plan.students[0]
+    left = 60 - 3600 * (cost.cache.hours + cost.evaluation.hours)
+    assert student.steps_in_budget == int(left / student.sec_per_step) > 100
+    assert cost.budget_hours == 60 / 3600
+    short = make_plan(recipe, device="a100-80gb", budget=1e-6)
+    assert {each.steps_in_budget for each in short.students} == {0}
+
+
+def test_the_memory_of_every_stage_is_counted(tiny_plan: Plan) -> None:
+    memory, teacher = tiny_plan.cost.memory, tiny_plan.teacher
+    weights = 2 * sum(teacher.components.values())
+    assert memory.load.device == weights
+    assert memory.load.host > memory.training.host == memory.checkpoint.host  # no copy of the weights
+    assert memory.cache.device > weights
+    assert memory.training.device == training_of(tiny_plan).memory_bytes.total
+    assert memory.saving.device == memory.checkpoint.device < memory.training.device
+    assert memory.evaluation.device > weights + 2 * tiny_plan.students[0].params
+
+
+def test_the_disk_of_a_run_is_counted(tiny_plan: Plan) -> None:
+    disk, student = tiny_plan.cost.disk, tiny_plan.students[0].params
+    assert disk.latents == tiny_plan.cost.cache.disk_bytes
+    assert disk.checkpoints == training_of(tiny_plan).checkpoint_bytes == 2 * 16 * student
+    assert disk.pipelines > 4 * student
+    assert disk.teacher == 0
+    assert disk.total == disk.latents + disk.checkpoints + disk.pipelines
+
+
+def test_previews_cost_what_their_images_cost(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
+    def hours(every: int | None) -> float:
+        distill = {"steps": 100, "batch_size": 8, "preview_every": every}
+        return training_of(
+            make_plan(recipe_of(tiny_pipeline_dir, {"width": 0.5}, distill=distill), device="t4")
+        ).preview_hours
+
+    assert hours(0) == 0
+    assert 0 < hours(100) < hours(None) < hours(1)
 
 
 @pytest.mark.slow

@@ -78,12 +78,16 @@ def plan(
         bool,
         typer.Option("--measure", help="Measure the speed here, with random weights, instead of assuming it."),
     ] = False,
+    budget: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Time for the whole run, such as 48h: count the steps that each student gets in it."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Show the students of a recipe and their costs, before weights are loaded.
 
-    For the students of the recipe: FLOPs, hours, disk space, and memory by part. For comparison: the sizes of all
-    presets, widths and depths that fit the teacher.
+    For the students of the recipe: FLOPs, hours, disk space, memory by part and by stage. For comparison, all presets,
+    widths and depths that fit the teacher: size, memory and time of a training, and where they load.
 
     Reads the recipe and the configs of the teacher, but not the prompts. Writes no file.
     """
@@ -91,9 +95,11 @@ def plan(
 
     loaded = Recipe.load(recipe, overrides or ())
     from condistill.plan import make_plan, show_plan
+    from condistill.plan.budget import parse_budget
 
+    seconds = None if budget is None else parse_budget(budget)
     assumed = {} if efficiency is None else {"efficiency": efficiency}
-    result = make_plan(loaded, device=device, count=count, measure=measure, **assumed)
+    result = make_plan(loaded, device=device, count=count, measure=measure, budget=seconds, **assumed)
     if as_json:
         typer.echo(result.to_json())
     else:

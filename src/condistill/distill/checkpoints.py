@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
+from condistill.config.distill import DistillSettings
 from condistill.distill.history import History
 from condistill.distill.paths import Paths
 from condistill.distill.prompt_choice import PromptChoice
@@ -144,6 +145,16 @@ def _copy_into(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(tensors[name])
+
+
+def checkpoint_bytes(settings: DistillSettings, weights: int) -> int:
+    """Return the size of a checkpoint: float32 weights, two moments of AdamW for each, and their average."""
+    return weights * (4 if settings.optimizer.ema_decay else 3) * torch.float32.itemsize
+
+
+def checkpoints_kept(settings: DistillSettings) -> int:
+    """Return how many checkpoints stay on the disk; while one is written, there is one more."""
+    return min(settings.logging.keep_checkpoints, max(settings.steps // settings.logging.checkpoint_every, 1))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

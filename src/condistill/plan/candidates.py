@@ -37,13 +37,15 @@ class Candidate:
     """Multiply-accumulates of one forward of one sample."""
     convolutions: int
     """Those of `macs` that are in convolutions."""
+    saved: int
+    """Numbers that the backward of one sample needs, about."""
 
     @classmethod
     def of(cls, name: str, student: Student, skeleton: Skeleton) -> Candidate:
         """Count the parameters and MACs of a student, at the teacher's latent size and text length."""
         with torch.no_grad(), ShapesOnly() as counted:
             student.denoiser(**teacher_inputs(skeleton, student.denoiser))
-        return cls(name, student, parameters(student.denoiser), counted.macs, counted.convolutions)
+        return cls(name, student, parameters(student.denoiser), counted.macs, counted.convolutions, counted.saved)
 
     @property
     def denoiser(self) -> ModelMixin:

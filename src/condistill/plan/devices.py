@@ -38,6 +38,8 @@ class Device:
     half: torch.dtype = torch.bfloat16
     measured: bool = False
     """Whether the rates were measured by a matrix product and a copy; otherwise they are the manufacturer's."""
+    is_host: bool = False
+    """Whether it is a CPU, whose memory is that of the machine."""
 
     def teacher_dtype(self, setting: str) -> torch.dtype:
         """Return the dtype of a teacher on this device, for a setting of `teacher.dtype`."""
@@ -125,7 +127,8 @@ def present_device() -> Device:
     size, half = (8192, choose_dtype("auto", device)) if device.type == "cuda" else (768, torch.bfloat16)
     rates = {dtype: _product_rate(device, dtype, size) for dtype in {half, torch.float32}}
     convolution = _convolution_rate(device, size // 16)
-    return Device(name, rates[half], rates[torch.float32], convolution, memory, _copy_rate(device), half, measured=True)
+    single, bandwidth, is_host = rates[torch.float32], _copy_rate(device), device.type == "cpu"
+    return Device(name, rates[half], single, convolution, memory, bandwidth, half, measured=True, is_host=is_host)
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:

@@ -11,13 +11,25 @@ from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.pipelines.sampling import Sampling
 from condistill.plan.candidates import Candidate, possible_students, recipe_candidates, teacher_candidate
-from condistill.plan.cost import TrainingJob, cache_cost, evaluation_cost, forward_sec
+from condistill.plan.cost import PROCESS_BYTES, TrainingJob, cache_cost, evaluation_cost, forward_sec, preview_hours
 from condistill.plan.devices import EFFICIENCY, OTHER_EFFICIENCY, PRESENT, Device, Hardware, find_device
 from condistill.plan.measure import measure_forward, measure_step
-from condistill.plan.record import DenoiserCost, DevicePlan, PeakFlops, Plan, RunCost, StudentPlan, TeacherPlan
+from condistill.plan.record import (
+    DenoiserCost,
+    DevicePlan,
+    LoadingPlan,
+    PeakFlops,
+    Plan,
+    RunCost,
+    StudentPlan,
+    TeacherPlan,
+    TrainingCost,
+)
+from condistill.plan.stages import GPU_PROCESS_BYTES, Footprint
 from condistill.profiling.forwards import evaluations_per_image
+from condistill.teachers.applications import verdicts
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
-from condistill.utils.format import percent, significant
+from condistill.utils.format import byte_size, percent, significant
 from condistill.utils.meta import plain_config
 from condistill.utils.quiet import quiet_libraries
 from condistill.workflow.preflight import examine
@@ -30,6 +42,7 @@ def make_plan(
     count: int = 1,
     efficiency: float = EFFICIENCY,
     measure: bool = False,
+    budget: float | None = None,
 ) -> Plan:
     """Return the plan of a recipe. No weight is read, so a directory with the teacher's configs is enough.
 
@@ -38,6 +51,7 @@ def make_plan(
         count: devices that share the work.
         efficiency: assumed share of the device's peak that is reached.
         measure: whether to time networks with random weights on the present device.
+        budget: seconds of the whole run, for which the steps of each student are counted.
 
     Raises:
         CondistillError: the teacher's configs cannot be read, a student of the recipe has no shapes, or another device
@@ -51,11 +65,12 @@ def make_plan(
         findings = examine(recipe, skeleton)
         students = recipe_candidates(skeleton, findings.students)
         dtype = hardware.device.teacher_dtype(recipe.teacher.dtype)
-        planner = _Planner(recipe, skeleton, teacher_candidate(skeleton), students, hardware, dtype, measure)
+        planner = _Planner(recipe, skeleton, teacher_candidate(skeleton), students, hardware, dtype, measure, budget)
+        cost = planner.cost()
         return Plan(
             teacher=planner.teacher_plan(),
-            students=tuple(planner.student_plans()),
-            cost=planner.cost(),
+            students=tuple(planner.student_plans(cost)),
+            cost=cost,
             assumptions=tuple(planner.assumptions()),
             warnings=(*findings.refused, *findings.warnings),
         )
@@ -74,6 +89,8 @@ class _Planner:
     dtype: torch.dtype
     """Of the teacher and of every model that generates images."""
     measure: bool
+    budget: float | None
+    """Seconds of the whole run."""
     measured: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Seconds and bytes of one forward by the config of the denoiser: equal networks are measured once."""
 
@@ -90,17 +107,56 @@ class _Planner:
             components=self.skeleton.components,
         )
 
-    def student_plans(self) -> Iterator[StudentPlan]:
-        """Describe the recipe's students first, then all that the teacher could have."""
-        for of_recipe, candidates in ((True, self.students.values()), (False, possible_students(self.skeleton))):
-            for candidate in candidates:
-                yield StudentPlan(
-                    **self._denoiser_cost(candidate).model_dump(),
-                    name=candidate.name,
-                    of_recipe=of_recipe,
-                    share_params=candidate.params / self.teacher.params,
-                    share_macs=candidate.macs / self.teacher.macs,
+    def student_plans(self, cost: RunCost) -> Iterator[StudentPlan]:
+        """Describe the recipe's students first, then all that the teacher could have.
+
+        Args:
+            cost: of the recipe.
+        """
+        for name, candidate in self.students.items():
+            training = cost.training[name]
+            memory, seconds = training.memory_bytes.total, training.sec_per_step
+            yield self._student_plan(candidate, cost, memory, seconds, training=training)
+        name = next(name for name, variant in self.recipe.variants.items() if variant.teacher is None)
+        job, training = self._job(name), cost.training[name]
+        for candidate in possible_students(self.skeleton):
+            memory = job.memory_of(candidate, training.memory_bytes)
+            seconds = job.step_sec(self.hardware, candidate)
+            yield self._student_plan(candidate, cost, memory, seconds, steps=training.steps)
+
+    def _student_plan(
+        self,
+        candidate: Candidate,
+        cost: RunCost,
+        memory: int,
+        sec_per_step: float,
+        *,
+        training: TrainingCost | None = None,
+        steps: int = 0,
+    ) -> StudentPlan:
+        left = None if self.budget is None else self.budget - 3600 * (cost.cache.hours + cost.evaluation.hours)
+        configs = [plain_config(each.denoiser) for each in (self.teacher, candidate)]
+        return StudentPlan(
+            **self._denoiser_cost(candidate).model_dump(),
+            name=candidate.name,
+            of_recipe=training is not None,
+            share_params=candidate.params / self.teacher.params,
+            share_macs=candidate.macs / self.teacher.macs,
+            training_memory_bytes=memory,
+            fits=memory <= self.hardware.device.memory_bytes,
+            sec_per_step=sec_per_step,
+            training_hours=training.hours if training else steps * sec_per_step / 3600,
+            steps_in_budget=None if left is None else max(int(left / sec_per_step), 0),
+            loads_in=tuple(
+                LoadingPlan(
+                    application=application.name,
+                    loads=verdict.loads,
+                    reason=verdict.reason,
+                    source=application.source,
                 )
+                for application, verdict in verdicts(self.skeleton.family.name, *configs)
+            ),
+        )
 
     def _denoiser_cost(self, candidate: Candidate) -> DenoiserCost:
         seconds, memory = None, None
@@ -131,9 +187,22 @@ class _Planner:
             evaluation_sec=first.teacher_sec if first else forward_sec(self.hardware, self.teacher, self.dtype),
             dtype=self.dtype,
         )
-        training = {name: job.cost(self.hardware, measured[name]) for name, job in jobs.items()}
+        training = {
+            name: job.cost(self.hardware, measured[name], preview_hours=self._preview_hours(name))
+            for name, job in jobs.items()
+        }
         evaluation = evaluation_cost(self.recipe, self.hardware, self.teacher, self.students, dtype=self.dtype)
         stages = (cache, *training.values(), evaluation)
+        memory = {name: each.memory_bytes for name, each in training.items()}
+        footprint = Footprint(
+            self.recipe,
+            self.skeleton,
+            self.teacher,
+            self.students,
+            memory,
+            self.dtype,
+            on_host=self.hardware.device.is_host,
+        )
         return RunCost(
             hours=sum(stage.hours for stage in stages),
             device_hours=sum(stage.device_hours for stage in stages),
@@ -141,7 +210,14 @@ class _Planner:
             cache=cache,
             training=training,
             evaluation=evaluation,
+            memory=footprint.memory(),
+            disk=footprint.disk(cache.disk_bytes),
+            budget_hours=None if self.budget is None else self.budget / 3600,
         )
+
+    def _preview_hours(self, name: str) -> float:
+        models = (self.teacher, self.students[name])
+        return preview_hours(self.recipe, name, self.skeleton, self.hardware, models, dtype=self.dtype)
 
     def _device_plan(self) -> DevicePlan:
         device = self.hardware.device
@@ -191,5 +267,16 @@ class _Planner:
             "MACs count matrix products, convolutions and attention; for text encoders, each matrix once per token",
             "memory is that of tensors: the attention map is never held, and memory that an allocator or a library "
             "reserves is not counted",
-            "disk of the cache is that of the latents; prompts, checkpoints and pipelines are not counted",
+            *self._about_memory(),
+            "disk: latents, the checkpoints that are kept and the one that is written, and all pipelines; prompts and "
+            "images are not counted",
+            "the memory of students that are none of the recipe's is about right: activations are in proportion",
+        ]
+
+    def _about_memory(self) -> list[str]:
+        if self.hardware.device.is_host:
+            return [f"the process without models needs {byte_size(PROCESS_BYTES)}, which is part of the memory"]
+        return [
+            f"memory of the host: {byte_size(GPU_PROCESS_BYTES)} for the process and the libraries of CUDA, and a "
+            "component of the teacher while it is loaded"
         ]

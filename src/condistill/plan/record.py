@@ -39,8 +39,17 @@ class TeacherPlan(DenoiserCost):
     """Parameters of every component of the pipeline that has some, the denoiser among them."""
 
 
+class LoadingPlan(Record):
+    """Whether an application loads a student; see `teachers.applications`."""
+
+    application: str
+    loads: bool
+    reason: str
+    source: str
+
+
 class StudentPlan(DenoiserCost):
-    """A student that the teacher could have."""
+    """A student that the teacher could have, and what its training with the recipe's other settings costs."""
 
     name: str
     """A variant of the recipe, or the settings of the student."""
@@ -49,6 +58,17 @@ class StudentPlan(DenoiserCost):
     share_params: float
     share_macs: float
     """As shares of the teacher's."""
+    training_memory_bytes: int
+    """On one device at the peak of a step; of a student that is none of the recipe's, about."""
+    fits: bool
+    """Whether the memory of one device is enough."""
+    sec_per_step: float
+    training_hours: float
+    """Of the recipe's steps."""
+    steps_in_budget: int | None = None
+    """Steps in the time that cache and evaluation leave of the budget; None without a budget."""
+    loads_in: tuple[LoadingPlan, ...] = ()
+    """Other applications than diffusers, as far as they were looked at."""
 
 
 class PeakFlops(Record):
@@ -101,6 +121,8 @@ class TrainingMemory(Record):
     """Bytes on one device at the peak of a training, by part."""
 
     teacher: int
+    process: int
+    """On a CPU, of the libraries and the interpreter; 0 on other devices."""
     other_components: int
     student: int
     gradients: int
@@ -118,6 +140,8 @@ class TrainingCost(StageCost):
     micro_batch_size: int
     teacher_forwards_per_sample: float
     student_forwards_per_sample: float
+    preview_hours: float
+    """Of the images that are made during the training; part of its hours."""
     flops_per_sample: float
     samples_per_sec: float
     sec_per_step: float
@@ -128,6 +152,38 @@ class TrainingCost(StageCost):
     measured_memory_bytes: int | None = None
 
 
+class StageMemory(Record):
+    """Bytes at the peak of a stage, of one process."""
+
+    device: int
+    """On its device; a CPU's memory is that of the host."""
+    host: int
+    """On the machine."""
+
+
+class RunMemory(Record):
+    """The peak of each stage; with several variants, the largest."""
+
+    load: StageMemory
+    cache: StageMemory
+    training: StageMemory
+    checkpoint: StageMemory
+    saving: StageMemory
+    evaluation: StageMemory
+
+
+class RunDisk(Record):
+    """Bytes of the files of a run."""
+
+    teacher: int
+    """Of the pipeline that is made of a single file, of LoRAs or of other components; 0 for an ordinary pipeline."""
+    latents: int
+    checkpoints: int
+    """When the last training writes its last one."""
+    pipelines: int
+    total: int
+
+
 class RunCost(StageCost):
     """The cost of a whole run, by stage."""
 
@@ -136,12 +192,15 @@ class RunCost(StageCost):
     training: dict[str, TrainingCost]
     """By variant."""
     evaluation: EvaluationCost
+    memory: RunMemory
+    disk: RunDisk
+    budget_hours: float | None = None
 
 
 class Plan(Record):
     """The denoisers that a recipe makes and could make, and the cost of its run."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     teacher: TeacherPlan
     students: tuple[StudentPlan, ...]
     """Those of the recipe first."""

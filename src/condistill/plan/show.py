@@ -7,11 +7,12 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from condistill.plan.record import DenoiserCost, DevicePlan, Plan, RunCost, StudentPlan, TrainingCost
+from condistill.plan.record import DenoiserCost, DevicePlan, Plan, RunCost, StageMemory, StudentPlan, TrainingCost
 from condistill.utils.format import byte_size, duration, percent, si_quantity, significant
 from condistill.utils.terminal import cell, print_line
 
 _MEMORY_PARTS = {
+    "process": "process",
     "teacher": "teacher",
     "other_components": "rest of its pipeline",
     "student": "student",
@@ -37,7 +38,11 @@ def show_plan(plan: Plan, console: Console) -> None:
     if others:
         print_line(console, f"other components: {', '.join(others)}")
     console.print(_denoisers(plan))
+    console.print(_ladder(plan))
+    for line in _applications(plan):
+        print_line(console, line)
     console.print(_training(plan.cost))
+    console.print(_memory(plan.cost))
     for line in _stages(plan.cost):
         print_line(console, line)
     for line in plan.warnings:
@@ -77,6 +82,60 @@ def _costs(model: DenoiserCost) -> list[str]:
     return [*cells, duration(model.measured_latency_ms / 1000), byte_size(model.measured_memory_bytes)]
 
 
+def _ladder(plan: Plan) -> Table:
+    """Return what the training of each student costs, with the recipe's other settings."""
+    cost = plan.cost
+    first = next(iter(cost.training.values()))
+    headings = ["", "memory", "fits", "per step", f"{first.steps:,} steps"]
+    budget = None if cost.budget_hours is None else f"steps in {_hours(cost.budget_hours)}"
+    table = _table("training of each student", *headings, *([budget] if budget else []))
+    for student in plan.students:
+        cells = [byte_size(student.training_memory_bytes), _yes_or_no(student.fits), duration(student.sec_per_step)]
+        cells.append(_hours(student.training_hours))
+        if student.steps_in_budget is not None:
+            cells.append(f"{student.steps_in_budget:,}")
+        table.add_row(cell(student.name), *cells, style="bold" if student.of_recipe else None)
+    return table
+
+
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "[red]no[/]"
+
+
+def _applications(plan: Plan) -> list[str]:
+    """Return where the students load: a line for each application and reason, then the sources."""
+    found: dict[str, dict[tuple[bool, str], list[str]]] = {}
+    sources: dict[str, str] = {}
+    for student in plan.students:
+        for verdict in student.loads_in:
+            of_application = found.setdefault(verdict.application, {})
+            of_application.setdefault((verdict.loads, verdict.reason), []).append(student.name)
+            sources[verdict.application] = verdict.source
+    lines = ["where students load:", "- diffusers: all"]
+    for application, reasons in found.items():
+        lines += [
+            f"- {application}: {'' if loads else 'not '}{', '.join(names)}: {reason}"
+            for (loads, reason), names in sorted(reasons.items(), key=lambda reason: not reason[0][0])
+        ]
+    if sources:
+        lines.append(f"- by their sources, not tried: {'; '.join(f'{name}: {of}' for name, of in sources.items())}")
+    return lines
+
+
+def _memory(cost: RunCost) -> Table:
+    """Return the peak of memory of each stage."""
+    per = " of each process" if cost.device.count > 1 else ""
+    on_host = all(stage.device == stage.host for _, stage in _stages_of(cost))
+    table = _table(f"peak of memory{per}", "", *(["host"] if on_host else ["device", "host"]))
+    for name, stage in _stages_of(cost):
+        table.add_row(name, *([] if on_host else [byte_size(stage.device)]), byte_size(stage.host))
+    return table
+
+
+def _stages_of(cost: RunCost) -> list[tuple[str, StageMemory]]:
+    return [(name, getattr(cost.memory, name)) for name in type(cost.memory).model_fields]
+
+
 def _training(cost: RunCost) -> Table:
     table = _table(f"training on {cell(_devices(cost.device))}", "", *map(cell, cost.training))
     trainings = cost.training.values()
@@ -86,16 +145,19 @@ def _training(cost: RunCost) -> Table:
         "FLOPs per sample": lambda training: si_quantity(training.flops_per_sample),
         "samples/s": lambda training: significant(training.samples_per_sec),
         "time": lambda training: _hours(training.hours),
+        "previews in it": lambda training: _hours(training.preview_hours),
         "checkpoints": lambda training: byte_size(training.checkpoint_bytes),
     }
     for name, written in rows.items():
         table.add_row(name, *map(written, trainings))
     for part, name in _MEMORY_PARTS.items():
+        if part == "process" and not any(each.memory_bytes.process for each in trainings):
+            continue
         table.add_row(f"memory: {name}", *(byte_size(getattr(each.memory_bytes, part)) for each in trainings))
     measured = [each.measured_memory_bytes for each in trainings]
     if any(count is not None for count in measured):
         table.add_row("memory: measured", *("" if count is None else byte_size(count) for count in measured))
-    fits = ("yes" if each.fits else "[red]no[/]" for each in trainings)
+    fits = (_yes_or_no(each.fits) for each in trainings)
     table.add_row(f"fits in {byte_size(cost.device.memory_bytes)}", *fits)
     return table
 
@@ -103,10 +165,12 @@ def _training(cost: RunCost) -> Table:
 def _stages(cost: RunCost) -> list[str]:
     """Return a line about each stage that has no table, and about the whole run."""
     cache, evaluation = cost.cache, cost.evaluation
+    parts = [f"{name} {byte_size(size)}" for name, size in cost.disk.model_dump(exclude={"total"}).items() if size]
     return [
         f"cache: {cache.images:,} images with {cache.teacher_forwards:,} forwards of the teacher, "
         f"{byte_size(cache.disk_bytes)} of disk, {_hours(cache.hours)}",
         f"evaluation: {evaluation.images:,} images, {_hours(evaluation.hours)}",
+        f"disk: {byte_size(cost.disk.total)}: {', '.join(parts)}",
         f"in total: {_hours(cost.hours)}, {significant(cost.device_hours)} device-hours",
     ]
 

@@ -53,18 +53,21 @@ class ShapesOnly(TorchFunctionMode):
     Attributes:
         macs: the count.
         convolutions: those of `macs` that are in convolutions.
+        saved: numbers that a backward of these layers would need, about.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.macs = self.convolutions = 0
+        self.macs = self.convolutions = self.saved = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in _SAME_SHAPE:
-            return args[0] if args else kwargs["input"]
+            same: Tensor = args[0] if args else kwargs["input"]
+            self.saved += same.numel()
+            return same
         if func in _ELEMENTWISE and not (isinstance(args[1], Tensor) and args[0].shape != args[1].shape):
             return args[0]
         if func is F.linear:
@@ -82,15 +85,18 @@ class ShapesOnly(TorchFunctionMode):
             count = output.numel() * weight.numel() // len(weight)
             self.macs += count
             self.convolutions += count
+            self.saved += (args[0] if args else kwargs["input"]).numel()
         elif func in _MATRIX_PRODUCTS:
             self.macs += output.numel() * args[0].shape[-1]
         return output
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: ARG002
         self.macs += input.numel() * len(weight)
+        self.saved += input.numel()
         return input.new_empty(*input.shape[:-1], len(weight))
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         rows = query.numel() // query.shape[-1]
         self.macs += rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+        self.saved += query.numel() + key.numel() + 2 * value.numel()
         return query.new_empty(*query.shape[:-1], value.shape[-1])

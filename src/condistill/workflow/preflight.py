@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
-from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
 from condistill.config.sections import FEWEST_CLASSIFIED, MINIATURE
 from condistill.distill import stage as distill_stage
+from condistill.distill.checkpoints import checkpoint_bytes, checkpoints_kept
 from condistill.distill.loss_terms import active_terms
 from condistill.errors import CondistillError
 from condistill.evaluate.generate import Round, choose_rounds
@@ -182,7 +182,7 @@ def _check_classifier(recipe: Recipe, family: Family) -> None:
 
 
 def check_space(run: Run, students: Mapping[str, Student], skeleton: Skeleton) -> None:
-    """Check that the cache, the checkpoints of one variant and all pipelines fit on the disk.
+    """Check that the cache, all checkpoints that are kept and all pipelines fit on the disk.
 
     The estimate is a lower bound: what it refuses cannot fit. The latents alone are checked by the cache stage.
 
@@ -194,7 +194,10 @@ def check_space(run: Run, students: Mapping[str, Student], skeleton: Skeleton) -
         recipe.cache.size * math.prod(skeleton.family.latent_shape) * (2 if recipe.cache.dtype == "float16" else 4)
     )
     sizes = {name: parameters(student.denoiser) for name, student in students.items()}
-    checkpoints = max(sizes[name] * _numbers_of_checkpoints(recipe.variant(name)[1]) * 4 for name in sizes)
+    settings = {name: recipe.variant(name)[1] for name in sizes}
+    checkpoints = sum(
+        checkpoints_kept(settings[name]) * checkpoint_bytes(settings[name], sizes[name]) for name in sizes
+    )
     others = sum(skeleton.components.values()) - skeleton.components[skeleton.family.denoiser_name]
     pipelines = sum(2 * (size + others) for size in sizes.values())
     existing = sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file() and not file.is_symlink())
@@ -208,12 +211,6 @@ def check_space(run: Run, students: Mapping[str, Student], skeleton: Skeleton) -
             f"{byte_size(free)} are free; free some space, choose another --out, or lower cache.size or "
             "distill.logging.keep_checkpoints"
         )
-
-
-def _numbers_of_checkpoints(settings: DistillSettings) -> int:
-    """Return how many numbers per weight are on the disk at once: weights, two of AdamW and the average, float32."""
-    count = min(settings.logging.keep_checkpoints, max(settings.steps // settings.logging.checkpoint_every, 1))
-    return count * (4 if settings.optimizer.ema_decay else 3)
 
 
 def check_prompts(run: Run) -> None:

@@ -1,0 +1,160 @@
+"""The peak of memory of every stage, on the device and on the host, and the disk that a run needs.
+
+Weights are counted exactly, and tensors of a forward on the meta device. On a CPU, the memory of the device is that of
+the process: the interpreter and its libraries count too, and so do the pages of a file from which weights are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+
+from condistill.config.recipe import Recipe
+from condistill.distill.checkpoints import checkpoint_bytes, checkpoints_kept
+from condistill.errors import CondistillError
+from condistill.pipelines.sampling import Sampling, planned_sampling
+from condistill.plan.candidates import Candidate, teacher_inputs
+from condistill.plan.cost import PROCESS_BYTES
+from condistill.plan.memory import SavedTensorsOnly
+from condistill.plan.record import RunDisk, RunMemory, StageMemory, TrainingMemory
+from condistill.plan.step import repeat_inputs
+from condistill.profiling.forwards import evaluations_per_image
+from condistill.profiling.memory import MemoryMeter
+from condistill.teachers.locate import is_plain
+from condistill.teachers.skeleton import Skeleton
+from condistill.teachers.source import teacher_files
+from condistill.utils.meta import build_on_meta, plain_config
+
+GPU_PROCESS_BYTES = 2_500 * 2**20
+"""On the host, of a process that uses a GPU: the same and the libraries of CUDA; an assumption."""
+_META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The memory and the disk of a run, from the shapes of its models."""
+
+    recipe: Recipe
+    skeleton: Skeleton
+    teacher: Candidate
+    students: Mapping[str, Candidate]
+    """By name of the variant."""
+    training: Mapping[str, TrainingMemory]
+    """By name of the variant."""
+    dtype: torch.dtype
+    """Of every model that generates images."""
+    on_host: bool
+    """Whether the device is a CPU."""
+
+    @cached_property
+    def _weights(self) -> dict[str, int]:
+        """Bytes of every component of the teacher's pipeline."""
+        return {name: count * self.dtype.itemsize for name, count in self.skeleton.components.items()}
+
+    @property
+    def _teacher(self) -> int:
+        return sum(self._weights.values())
+
+    def memory(self) -> RunMemory:
+        """Count the peak of each stage."""
+        largest = max(self._weights.values())
+        cache, evaluation = self.recipe.cache, self.recipe.evaluate
+        sampling = Sampling(cache.num_inference_steps, cache.guidance_scale)
+        filled = forward_bytes(self.skeleton, self.teacher, sampling, cache.batch_size, self.dtype) if cache.size else 0
+        kept = (each.total - each.process - each.activations - each.gradients for each in self.training.values())
+        checkpoint = max(kept)
+        training = max(each.total - each.process for each in self.training.values())
+        students = [student.params * self.dtype.itemsize for student in self.students.values()]
+        models: list[tuple[str | None, Candidate]] = [(None, self.teacher), *self.students.items()]
+        generated = max(
+            forward_bytes(self.skeleton, model, planned_sampling(self.recipe, name), evaluation.batch_size, self.dtype)
+            for name, model in models
+        )
+        evaluated = max(generated, decode_bytes(self.skeleton, evaluation.batch_size, self.dtype))
+        stage = self._on_host if self.on_host else self._on_device
+        return RunMemory(
+            load=stage(self._teacher, mapped=largest),
+            cache=stage(self._teacher + filled),
+            training=stage(training),
+            checkpoint=stage(checkpoint),
+            saving=stage(checkpoint),
+            evaluation=stage(self._teacher + sum(students) + evaluated, mapped=max(students) - evaluated),
+        )
+
+    def _on_host(self, held: int, *, mapped: int = 0) -> StageMemory:
+        total = PROCESS_BYTES + held + max(mapped, 0)
+        return StageMemory(device=total, host=total)
+
+    def _on_device(self, held: int, *, mapped: int = 0) -> StageMemory:
+        return StageMemory(device=held, host=GPU_PROCESS_BYTES + max(mapped, 0))
+
+    def disk(self, latents: int) -> RunDisk:
+        """Count the files of the run.
+
+        Args:
+            latents: bytes of the cache.
+        """
+        settings = {name: self.recipe.variant(name)[1] for name in self.students}
+        sizes = {name: checkpoint_bytes(settings[name], self.students[name].params) for name in self.students}
+        checkpoints = sum(checkpoints_kept(settings[name]) * size for name, size in sizes.items()) + max(sizes.values())
+        others, itemsize = self._files_of_teacher()
+        pipelines = sum(others + student.params * itemsize for student in self.students.values())
+        teacher = others + self.skeleton.components[self._denoiser_name] * itemsize if self._is_prepared else 0
+        total = teacher + latents + checkpoints + pipelines
+        return RunDisk(teacher=teacher, latents=latents, checkpoints=checkpoints, pipelines=pipelines, total=total)
+
+    @property
+    def _denoiser_name(self) -> str:
+        return self.skeleton.family.denoiser_name
+
+    @property
+    def _is_prepared(self) -> bool:
+        return not is_plain(self.recipe.teacher)
+
+    def _files_of_teacher(self) -> tuple[int, int]:
+        """Return the bytes of its files besides the denoiser, and the bytes of one weight of the denoiser on disk.
+
+        Where the files are not there, they are taken to have the dtype of the teacher on the device.
+        """
+        with suppress(CondistillError, OSError):
+            files = teacher_files(self.recipe.teacher)
+            if on_disk := files.weight_bytes(self._denoiser_name):
+                itemsize = getattr(torch, files.dtype(self._denoiser_name)).itemsize
+                return files.total_bytes() - on_disk, itemsize
+        others = self._teacher - self._weights[self._denoiser_name]
+        return others, self.dtype.itemsize
+
+
+def forward_bytes(skeleton: Skeleton, model: Candidate, sampling: Sampling, batch_size: int, dtype: torch.dtype) -> int:
+    """Return the bytes of the tensors at the peak of a denoiser evaluation of a batch of images.
+
+    Args:
+        sampling: with classifier-free guidance, each image is evaluated twice at once.
+    """
+    evaluations = evaluations_per_image(sampling, model.denoiser) // sampling.num_inference_steps
+    denoiser: ModelMixin = build_on_meta(type(model.denoiser), plain_config(model.denoiser)).to(dtype).eval()
+    inputs = repeat_inputs(teacher_inputs(skeleton, denoiser), batch_size * evaluations, device=_META, dtype=dtype)
+    return _peak(lambda: denoiser(**inputs))
+
+
+def decode_bytes(skeleton: Skeleton, batch_size: int, dtype: torch.dtype) -> int:
+    """Return the bytes of the tensors at the peak of decoding a batch of latents; 0 without an autoencoder."""
+    vae: Any = skeleton.family.pipeline.components.get("vae")
+    if vae is None:
+        return 0
+    copy = build_on_meta(type(vae), plain_config(vae)).to(dtype).eval()
+    latents = torch.empty(batch_size, *skeleton.family.latent_shape, device=_META, dtype=dtype)
+    return _peak(lambda: copy.decode(latents, return_dict=False))
+
+
+@torch.no_grad()
+def _peak(work: Callable[[], object]) -> int:
+    with MemoryMeter() as meter, SavedTensorsOnly(None):
+        work()
+    return int(meter.peak)
