@@ -1,17 +1,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
+from full_size import DATA
 
 from condistill.cli import init
-from condistill.cli.init import write_recipe
+from condistill.cli.init import Goal, write_recipe
+from condistill.config.quick import quick_recipe
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.teachers.skeleton import teacher_skeleton
+from condistill.plan import fit, ladder, make_plan
+from condistill.plan.fit import Choice
+from condistill.plan.ladder import Memory
+from condistill.students.derive import Student
+from condistill.teachers.skeleton import Skeleton, teacher_skeleton
+from condistill.utils.format import duration
 from condistill.workflow.preflight import preflight
 
 if TYPE_CHECKING:
@@ -47,42 +57,72 @@ def accepted(path: Path) -> Recipe:
     return recipe
 
 
+FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[Any, ...]]] = {
+    "flux": ("build_flux", {}, (None, 0.5, (1.5, 5.0), 28, 3.5)),
+    "flux-schnell": ("build_flux", {"guidance_embeds": False}, (None, 0.5, None, 4, 1.0)),
+    "sd": ("build_sd", {}, ("b-base", None, None, 50, 7.5)),
+    "sd-inpaint": ("build_sd_inpaint", {}, ("b-base", None, None, 50, 7.5)),
+    "sdxl": ("build_sdxl", {}, ("b-base", None, None, 50, 5.0)),
+    "sd3": ("build_sd3", {}, (None, 0.5, None, 28, 7.0)),
+    "sd3-without-t5": ("build_sd3", {"t5": False}, (None, 0.5, None, 28, 7.0)),
+    "pixart": ("build_pixart", {}, (None, 0.5, None, 20, 4.5)),
+    "sana": ("build_sana", {}, (None, 0.5, None, 20, 4.5)),
+    "dit": ("build_dit", {}, (None, 0.5, None, 50, 4.0)),
+}
+"""Builder of tests/helpers/tiny.py and its options; preset, depth, distilled guidance, and sampling of the teacher."""
+
+
 @pytest.mark.parametrize(
-    ("builder", "options", "expected"),
-    [
-        pytest.param("build_flux", {}, (None, 0.5, (1.5, 5.0), 3.5), marks=pytest.mark.slow),
-        ("build_flux", {"guidance_embeds": False}, (None, 0.5, None, 1.0)),
-        pytest.param("build_sd", {}, ("b-base", None, None, 7.5), marks=pytest.mark.slow),
-        pytest.param("build_sd_inpaint", {}, ("b-base", None, None, 7.5), marks=pytest.mark.slow),
-        pytest.param("build_sdxl", {}, ("b-base", None, None, 7.5), marks=pytest.mark.slow),
-        pytest.param("build_sd3", {}, (None, 0.5, None, 7.5), marks=pytest.mark.slow),
-        pytest.param("build_sd3", {"t5": False}, (None, 0.5, None, 7.5), marks=pytest.mark.slow),
-        pytest.param("build_pixart", {}, (None, 0.5, None, 7.5), marks=pytest.mark.slow),
-        pytest.param("build_sana", {}, (None, 0.5, None, 7.5), marks=pytest.mark.slow),
-        pytest.param("build_dit", {}, (None, 0.5, None, 7.5), marks=pytest.mark.slow),
-    ],
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "flux-schnell")) for name in FAMILIES]
 )
-def test_a_run_accepts_what_init_writes_for_every_family(
-    teacher: Teacher, prompts: Path, tmp_path: Path, *, builder: str, options: dict[str, Any], expected: tuple[Any, ...]
+def test_a_run_accepts_what_init_writes_for_every_family_and_its_plan_agrees(
+    teacher: Teacher, prompts: Path, tmp_path: Path, name: str
 ) -> None:
-    recipe = accepted(write_recipe(str(teacher(builder, **options)), [prompts], tmp_path / "new.yaml"))
-    student, guidance = recipe.student, recipe.distill.guidance_distillation
-    assert (student.preset, student.depth, guidance, recipe.cache.guidance_scale) == expected
-    assert (recipe.cache.size, recipe.evaluate.prompts_per_split) == (8, 8)
+    builder, options, expected = FAMILIES[name]
+    lines: list[str] = []
+    goal = Goal("2h", "rtx-4090")
+    path = write_recipe(str(teacher(builder, **options)), [prompts], tmp_path / "new.yaml", goal=goal, say=lines.append)
+    recipe = accepted(path)
+    student, distill, cache = recipe.student, recipe.distill, recipe.cache
+    assert (
+        student.preset,
+        student.depth,
+        distill.guidance_distillation,
+        cache.num_inference_steps,
+        cache.guidance_scale,
+    ) == expected
+    assert (cache.size, recipe.evaluate.prompts_per_split) == (4, 8)  # half of the prompts stay uncached
+    assert distill.mixed_precision == "bf16"
+    cost = make_plan(recipe, device="rtx-4090").cost
+    assert 0.9 * 2 < cost.hours <= 2 or distill.steps == 400_000
+    assert all(training.fits for training in cost.training.values())
+    assert f"planned on rtx-4090: about {duration(3600 * cost.hours)} (" in "\n".join(lines)
+    quick = quick_recipe(recipe)
+    preflight(quick, teacher_skeleton(quick.teacher))
+
+
+@pytest.fixture
+def without_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count no memory and make no plan, which takes longest."""
+    plan = SimpleNamespace(cost=SimpleNamespace(hours=1, training={"random_conditioning": SimpleNamespace(hours=1)}))
+    monkeypatch.setattr(ladder.Rung, "memory", Memory(2, False, 10**9))
+    monkeypatch.setattr(fit, "make_plan", lambda *_, **__: plan)
+    monkeypatch.setattr(init, "make_plan", lambda *_, **__: plan)
+    monkeypatch.setattr(init, "cost_lines", lambda _: ["the cost"])
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_costs")
 @pytest.mark.parametrize("name", ["sd14", "sd21", "sdxl", "sd35_medium", "flux_dev", "pixart_sigma", "sana_1600m"])
 def test_a_run_accepts_what_init_writes_for_published_teachers(prompts: Path, tmp_path: Path, name: str) -> None:
-    accepted(write_recipe(str(Path("tests/data") / name), [prompts], tmp_path / "new.yaml"))
+    accepted(write_recipe(str(DATA / name), [prompts], tmp_path / "new.yaml", goal=Goal(device="h200", quick=True)))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_costs")
 def test_a_teacher_that_may_take_the_guidance_scale_gets_a_hint(
     tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     copy = shutil.copytree(tiny_pipeline_dir, tmp_path / "lcm")
     config = copy / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "time_cond_proj_dim": 256}))
@@ -91,30 +131,52 @@ def test_a_teacher_that_may_take_the_guidance_scale_gets_a_hint(
     assert "# guidance_distillation: [3.0, 13.0]  # needed if the guidance scale is an input" in path.read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_costs")
 def test_a_student_that_a_run_refuses_is_replaced_or_nothing_is_written(
     tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(recipe: Recipe, _: object) -> None:
-        if recipe.student.preset:
-            raise CondistillError("the blocks of b-base are gone")
+    def refuse(recipe: Recipe, skeleton: Skeleton) -> dict[str, Student]:
+        if recipe.student.preset in refused:
+            raise CondistillError(f"the blocks of {recipe.student.preset} are gone")
+        return preflight(recipe, skeleton)
 
-    monkeypatch.setattr(init, "preflight", refuse)
-    path = write_recipe(str(tiny_pipeline_dir), [prompts], tmp_path / "new.yaml")
-    assert Recipe.load(path).student.width == 0.5
-    monkeypatch.setattr(init, "preflight", lambda *_: refuse(Recipe.load(path, ["student={preset: b-base}"]), None))
-    with pytest.raises(CondistillError, match=r"no recipe is written: the blocks of b-base are gone"):
-        write_recipe(str(tiny_pipeline_dir), [prompts], tmp_path / "other.yaml")
+    refused = ["b-base"]
+    monkeypatch.setattr(ladder, "preflight", refuse)
+    goal = Goal(device="h200")
+    path = write_recipe(str(tiny_pipeline_dir), [prompts], tmp_path / "new.yaml", goal=goal)
+    assert Recipe.load(path).student.preset == "c-micro"  # the others are no whole groups of this teacher
+    refused.append("c-micro")
+    with pytest.raises(CondistillError, match="the blocks of b-base are gone"):
+        write_recipe(str(tiny_pipeline_dir), [prompts], tmp_path / "other.yaml", goal=goal)
     assert not (tmp_path / "other.yaml").exists()
 
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the checks of the student, which take longest."""
+    """Skip what takes longest: the choice of the settings, their plan and the checks of the student."""
+
+    def choose(_: object, *, prompts: int, budget: float | None) -> Any:
+        assert budget is None
+        distill = {"batch_size": 4, "micro_batch_size": 2, "mixed_precision": "no", "gradient_checkpointing": False}
+        settings: dict[str, Any] = {
+            "cache": {"size": prompts, "batch_size": 2},
+            "student": {"width": 0.5},
+            "distill": {"steps": 3, **distill},
+            "evaluate": {"prompts_per_split": 1, "batch_size": 1},
+        }
+        names = ("student", "steps", "cache", "micro-batch", "gradient checkpointing", "mixed precision")
+        choices = tuple(Choice(name, "1", "why") for name in names)
+        return SimpleNamespace(settings=settings, choices=choices, plan=SimpleNamespace(cost=SimpleNamespace(hours=1)))
+
+    monkeypatch.setattr(init, "fit", choose)
+    monkeypatch.setattr(init, "cost_lines", lambda _: ["the cost"])
     monkeypatch.setattr(init, "preflight", lambda *_: None)
+    monkeypatch.setattr(init, "find_device", lambda name: SimpleNamespace(name=name))
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_the_cache_is_as_large_as_the_prompts_allow(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_sizes_are_counted_after_duplicates(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a star\na moon\n\u200b\na star\n a moon\n\n", encoding="utf-8")
     (tmp_path / "b.txt").write_text("a moon\na cross\n", encoding="utf-8")
     lines: list[str] = []
@@ -126,6 +188,12 @@ def test_the_cache_is_as_large_as_the_prompts_allow(tiny_pipeline_dir: Path, tmp
         "a.txt: the first prompt is 'a star'",
         "b.txt: the first prompt is 'a moon'",
         "prompts: 3 of the 8 may be cached (3 duplicates and 2 empty ones dropped)",
+        "choosing the settings for present",
+        *(f"{name}: 1 (why)" for name in ("student", "steps", "cache")),
+        "micro-batch: 1 (why)",
+        "gradient checkpointing: 1 (why)",
+        "mixed precision: 1 (why)",
+        "the cost",
     ]
 
 
@@ -163,3 +231,40 @@ def test_a_file_whose_prompts_show_nothing_is_refused(tiny_pipeline_dir: Path, t
     (tmp_path / "a.txt").write_text("\u200b\n\u00a0\n", encoding="utf-8")
     with pytest.raises(CondistillError, match=r"a.txt contains no prompts; choose another file"):
         write_recipe(str(tiny_pipeline_dir), [tmp_path / "a.txt"], tmp_path / "new.yaml")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_files_near_the_recipe_are_named_relative_to_it_and_others_by_their_whole_path(
+    tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    home, far = tmp_path / "home" / "me", tmp_path / "far.txt"
+    (home / "recipes").mkdir(parents=True)
+    near = home / "prompts.txt"
+    far.write_text("a star\n", encoding="utf-8")
+    near.write_text("a moon\na sun\n", encoding="utf-8")
+    path = write_recipe(str(tiny_pipeline_dir), [near, far], home / "recipes" / "new.yaml")
+    made = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert made["prompts"]["files"] == ["../prompts.txt", str(far)]
+    assert Recipe.load(path).prompts.files == (str(near), str(far))
+    assert Recipe.load(path).teacher.pipeline == str(tiny_pipeline_dir)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_teacher_next_to_the_recipe_is_a_path_and_no_hub_name(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_pipeline_dir, tmp_path / "org" / "model")
+    (tmp_path / "a # b.txt").write_text("a star\n", encoding="utf-8")
+    path = write_recipe(str(tmp_path / "org" / "model"), [tmp_path / "a # b.txt"], tmp_path / "new.yaml")
+    made = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert made["teacher"]["pipeline"] == "./org/model"
+    assert made["prompts"]["files"] == ["a # b.txt"]
+    assert all(len(line) <= 120 for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def test_a_wrong_budget_or_device_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for goal, message in (
+        (Goal("two days"), "--budget is 'two days'; give a number and a unit"),
+        (Goal("0h"), "--budget is 0h; it must be above 0"),
+        (Goal(device="rtx-9090"), "the device 'rtx-9090' is not known; choose one of present, a100-40gb"),
+    ):
+        with pytest.raises(CondistillError, match=message):
+            write_recipe("nowhere", [tmp_path / "gone.txt"], tmp_path / "new.yaml", goal=goal)

@@ -50,7 +50,7 @@ def cost_lines(cost: RunCost) -> list[str]:
     checkpoints = max(training.checkpoint_bytes for training in cost.training.values())
     devices = f"{cost.device.count} x {cost.device.name}" if cost.device.count > 1 else cost.device.name
     return [
-        f"planned on {devices}: about {duration(3600 * cost.hours)} ({parts}); finished stages are not repeated",
+        f"planned on {devices}: about {duration(3600 * cost.hours)} ({parts})",
         f"memory: {byte_size(memory)} of {byte_size(cost.device.memory_bytes)}; "
         f"disk: {byte_size(cost.cache.disk_bytes)} for latents, up to {byte_size(checkpoints)} for checkpoints",
     ]

@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from condistill.cli.cost import LONG_HOURS, cost_lines
+from condistill.config.quick import quick_recipe
 from condistill.config.recipe import Recipe
 from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
+from condistill.plan.budget import parse_budget
+from condistill.plan.devices import PRESENT, Hardware, find_device
+from condistill.plan.fit import Fit, fit
+from condistill.plan.ladder import Case
+from condistill.plan.make import make_plan
 from condistill.prompts.pool import PoolCounts, count_prompts
 from condistill.prompts.readers import PromptSource, check_column, describe_source, is_tabular
 from condistill.teachers.load import family_class, read_index
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.atomic import write_text
+from condistill.utils.format import duration
+from condistill.utils.hardware import default_device
 from condistill.utils.home import resolve_path
 from condistill.utils.quiet import quiet_libraries
 from condistill.workflow.preflight import preflight
 
 _MOST_COUNTED = 1_000_000
+_COMMENT_COLUMN, _LINE_LENGTH = 39, 120
+_NEAR = 2
+"""Folders up from the recipe to a file that is named relative to it."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a recipe is written for."""
+
+    budget: str | None = None
+    """Time of the whole run, such as `48h`."""
+    device: str | None = None
+    """A name of `DEVICES`; None: the device of this machine."""
+    count: int = 1
+    quick: bool = False
+    """Whether the sizes only test the set-up."""
 
 
 def write_recipe(
@@ -30,7 +60,9 @@ def write_recipe(
     out: Path,
     *,
     column: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    variant: str | None = None,
+    goal: Goal = Goal(),
+    say: Say = lambda _: None,
 ) -> Path:
     """Write a recipe that a run accepts, for a teacher and prompt files, and return its path.
 
@@ -38,74 +70,180 @@ def write_recipe(
 
     Args:
         column: the column of the prompts in csv, jsonl and parquet files.
-        say: called with a line about each prompt file, and one about the number of prompts.
+        variant: of the weight files, such as `fp16`.
+        say: called with a line about each prompt file, about each choice, and about the cost.
 
     Raises:
-        CondistillError: `out` exists, or the teacher or a prompt file cannot be used.
+        CondistillError: `out` exists, the teacher or a prompt file cannot be used, no student fits into the memory of
+            the device, or the budget is too small.
     """
     out = resolve_path(out) if str(out).startswith("~") else out
     if out.exists():
         raise CondistillError(f"{out} exists already and is not overwritten; choose another --out")
-    if teacher != MINIATURE and (teacher.startswith((".", "/", "~")) or Path(teacher).is_dir()):
+    budget = None if goal.budget is None else parse_budget(goal.budget)
+    device = find_device(goal.device or PRESENT)
+    if teacher != MINIATURE and (teacher.startswith((".", "/", "~")) or Path(teacher).exists()):
         teacher = str(resolve_path(teacher))
-    settings = TeacherSettings(pipeline=teacher)
+    settings = TeacherSettings(pipeline=teacher, variant=variant)
     family_class(settings, read_index(settings)[1])  # reports a wrong teacher before the prompts are read
     files = [str(path) if str(path) == MINIATURE else str(resolve_path(path)) for path in prompts]
-    sources, counts = _read(files, column)
+    counts = _read(files, column, say)
+    with quiet_libraries():
+        skeleton = teacher_skeleton(settings)
+        case = Case(skeleton, Hardware(device, goal.count), _base(settings, skeleton, files, column))
+        say(f"choosing the settings for {_devices(case)}" + (f" and {goal.budget}" if goal.budget else ""))
+        fitted = fit(case, prompts=counts.kept, budget=budget)
+        text = _Writer(case, fitted, goal, out.absolute().parent, say).text()
+    write_text(out, text)
+    return out
+
+
+def _read(files: Sequence[str], column: str | None, say: Say) -> PoolCounts:
+    """Return the counts of all prompts, of a million at most; say the column and the first prompt of each file."""
+    check_column(files, column)
+    sources: list[PromptSource] = [describe_source(file, column=column) for file in files]
+    for source in sources:
+        if not source.first_prompt:
+            raise CondistillError(f"{source.path} contains no prompts; choose another file")
+    counts = count_prompts(files, column=column, limit=_MOST_COUNTED)
     for source in sources:
         say(str(source))
     say(
         f"prompts: {counts.kept:,} of the {'first ' if counts.read == _MOST_COUNTED else ''}{counts.read:,} may be "
         f"cached ({counts.duplicates:,} duplicates and {counts.empty:,} empty ones dropped)"
     )
-    with quiet_libraries():
-        skeleton = teacher_skeleton(settings)
-        text = _first_accepted(skeleton, teacher=teacher, files=files, column=column, prompts=counts.kept)
-    write_text(out, text)
-    return out
+    return counts
 
 
-def _read(files: Sequence[str], column: str | None) -> tuple[list[PromptSource], PoolCounts]:
-    """Return the column and the first prompt of each file, and the counts of all prompts, of a million at most."""
-    check_column(files, column)
-    sources = [describe_source(file, column=column) for file in files]
-    for source in sources:
-        if not source.first_prompt:
-            raise CondistillError(f"{source.path} contains no prompts; choose another file")
-    return sources, count_prompts(files, column=column, limit=_MOST_COUNTED)
+def _base(settings: TeacherSettings, skeleton: Skeleton, files: Sequence[str], column: str | None) -> dict[str, Any]:
+    """Return the settings of the recipe that do not depend on device and budget."""
+    family, sampling = skeleton.family, skeleton.family.default_sampling()
+    mode = family.guidance.mode(family.denoiser.config)
+    scale = 1.0 if mode == "none" else sampling.guidance_scale
+    base: dict[str, Any] = {
+        "teacher": {"pipeline": settings.pipeline, "family": family.name},
+        "prompts": {"files": list(files), "column": column},
+        "cache": {"num_inference_steps": sampling.num_inference_steps, "guidance_scale": scale},
+    }
+    if settings.variant is not None:
+        base["teacher"]["variant"] = settings.variant
+    if sampling.resolution is not None:
+        base["teacher"]["resolution"] = sampling.resolution
+    if mode == "embedded" and family.guidance.scale_range:
+        base["distill"] = {"guidance_distillation": list(family.guidance.scale_range)}
+    return base
 
 
-def _first_accepted(skeleton: Skeleton, *, teacher: str, files: Sequence[str], column: str | None, prompts: int) -> str:
-    """Return the first recipe that a run accepts, of those with the usual students for this kind of teacher.
+def _devices(case: Case) -> str:
+    hardware = case.hardware
+    return hardware.device.name if hardware.count == 1 else f"{hardware.count} x {hardware.device.name}"
 
-    Raises:
-        CondistillError: a run accepts none of them; the error is that of the first.
-    """
-    family = skeleton.family
-    template = resources.files("condistill.cli").joinpath("recipe.yaml.j2").read_text(encoding="utf-8")
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters["yaml"] = _one_line
-    refusals: list[CondistillError] = []
-    for student in ("preset", "width") if family.can_cut_width else ("depth",):
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the recipe with the settings that were chosen."""
+
+    case: Case
+    fitted: Fit
+    goal: Goal
+    folder: Path
+    say: Say
+
+    def text(self) -> str:
+        """Return the text of the recipe, and say what was chosen and what it costs.
+
+        Raises:
+            CondistillError: a run would refuse it.
+        """
+        recipe = Recipe.from_dict(_merged(self.case.base, self.fitted.settings))
+        cost = self.fitted.plan.cost
+        if self.goal.quick:
+            recipe, hardware = quick_recipe(recipe, processes=self.goal.count), self.case.hardware
+            cost = make_plan(recipe, device=hardware.device, count=hardware.count).cost
+        else:
+            for choice in self.fitted.choices:
+                self.say(str(choice))
+        lines = cost_lines(cost)
+        text = self._render(recipe, lines)
+        self._check(text, recipe)
+        for line in lines:
+            self.say(line)
+        if self.goal.device is None and default_device().type == "cpu" and cost.hours > LONG_HOURS:
+            self.say(
+                f"warning: there is no GPU here, where the run would take {duration(3600 * cost.hours)}; for another "
+                "machine, give its device and the time that you have: --device rtx-4090 --budget 48h"
+            )
+        return text
+
+    def _check(self, text: str, expected: Recipe) -> None:
+        """Check that the written recipe is the planned one, and that a run accepts it."""
+        written = Recipe.parse(text, folder=self.folder)
+        assert written.model_dump(exclude={"teacher"}) == expected.model_dump(exclude={"teacher"}), text
+        try:
+            preflight(written, self.case.skeleton)
+        except CondistillError as error:
+            raise CondistillError(f"no recipe is written: {error}") from error
+
+    def _render(self, recipe: Recipe, lines: Sequence[str]) -> str:
+        case, goal = self.case, self.goal
+        family = case.skeleton.family
+        template = resources.files("condistill.cli").joinpath("recipe.yaml.j2").read_text(encoding="utf-8")
+        environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+        environment.filters["yaml"] = _one_line
+        teacher, prompts = dict(case.base["teacher"]), case.base["prompts"]
+        if Path(teacher["pipeline"]).is_absolute():
+            teacher["pipeline"] = self._relative(teacher["pipeline"], always_path=True)
+        budget = f" and a budget of {goal.budget}" if goal.budget else ""
+        reasons = {choice.setting: choice.reason for choice in self.fitted.choices}
+        if goal.quick:
+            reasons |= {"steps": "a quick test", "cache": "a quick test"}
+        data = recipe.model_dump(by_alias=True)
         text = environment.from_string(template).render(
+            header=[f"Written by `condistill init` for {_devices(case)}{budget}.", *lines],
+            quick=goal.quick,
             teacher=teacher,
-            family=family.name,
+            files=[self._relative(file) for file in prompts["files"]],
+            column=prompts["column"],
+            tabular=any(map(is_tabular, prompts["files"])),
+            student=self.fitted.settings["student"],
+            reasons=reasons,
+            sampling_reason="a quick test" if goal.quick else family.default_sampling().reason,
             guidance=family.guidance,
             guidance_mode=family.guidance.mode(family.denoiser.config),
-            student=student,
             can_cut_width=family.can_cut_width,
-            files=files,
-            column=column,
-            tabular=any(map(is_tabular, files)),
-            prompts=prompts,
+            can_distill_guidance=family.can_cut_width and recipe.cache.guidance_scale > 1,
+            **{section: data[section] for section in ("cache", "distill", "evaluate")},
         )
-        try:
-            preflight(Recipe.parse(text), skeleton)
-        except CondistillError as error:
-            refusals.append(error)
-        else:
-            return text
-    raise CondistillError(f"no recipe is written: {refusals[0]}") from refusals[0]
+        return "\n".join(map(_aligned, text.split("\n")))
+
+    def _relative(self, name: str, *, always_path: bool = False) -> str:
+        """Return a path relative to the recipe's folder, if it is not far from it.
+
+        Args:
+            always_path: begin a relative path with a dot, so that it cannot be the name of something else.
+        """
+        if name == MINIATURE:
+            return name
+        relative = os.path.relpath(name, self.folder.resolve())
+        if Path(relative).parts.count("..") > _NEAR:
+            return name
+        return f"./{relative}" if always_path and not relative.startswith(".") else relative
+
+
+def _merged(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections of both."""
+    return {name: {**base.get(name, {}), **settings.get(name, {})} for name in {**base, **settings}}
+
+
+def _aligned(line: str) -> str:
+    """Return a line of the template with its comment, which follows a tab, in one column; a long one is wrapped."""
+    setting, tab, comment = line.partition("\t# ")
+    if not tab:
+        return line
+    column = max(_COMMENT_COLUMN, len(setting) + 1)
+    first, *rest = textwrap.wrap(comment, max(_LINE_LENGTH - column - 2, 40)) or [""]
+    more = (f"{'':{_COMMENT_COLUMN}}# {part}" for part in rest)
+    return "\n".join([f"{setting:{column}}# {first}", *more])
 
 
 def _one_line(value: object) -> str:

@@ -24,16 +24,36 @@ def init(
         Optional[str],  # noqa: UP045
         typer.Option("--column", "-c", help="Column of the prompts. Default: the only column of text."),
     ] = None,
+    budget: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="TIME", help="Time for the whole run: 30m, 2h, 48h, 7d, 1w. Default: a long training."),
+    ] = None,
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME", help="Device of the run, such as rtx-4090. Default: that of this machine."),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Number of devices.", min=1, max=10**6)] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Write a recipe that tests the set-up in minutes.")] = False,
+    variant: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME", help="Variant of the weight files, such as fp16."),
+    ] = None,
 ) -> None:
-    """Write a commented recipe for a teacher and its prompts.
+    """Write a commented recipe for a teacher and its prompts, which fits a device and a budget of time.
 
-    Shows the column and the first prompt of every file. Reads the configs of the teacher and the prompt files; no
-    weights are loaded. Writes one recipe file, which a run accepts, and never overwrites one.
+    Chooses the student, the batch, the precision, the steps and the size of the cache from the plan of the whole run,
+    and says why. Shows the column and the first prompt of every file. Reads the configs of the teacher and the prompt
+    files; no weights are loaded. Writes one recipe file, which a run accepts, and never overwrites one.
     """
-    from condistill.cli.init import write_recipe
+    from condistill.cli.init import Goal, write_recipe
 
-    path = write_recipe(teacher, prompts, out, column=column, say=say)
-    say(f"wrote {path}; next: read it, then run `condistill run {path}`")
+    goal = Goal(budget, device, count, quick)
+    path = write_recipe(teacher, prompts, out, column=column, variant=variant, goal=goal, say=say)
+    launcher = f"accelerate launch --num_processes {count} -m " if count > 1 else ""
+    steps = [f"`{launcher}condistill run {path}`"]
+    if not quick:
+        steps = [f"`condistill run {path} --quick`", *steps]
+    say(f"wrote {path}; next: read it, then {', then '.join(steps)}")
 
 
 @command
