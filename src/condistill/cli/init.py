@@ -61,6 +61,7 @@ def write_recipe(
     *,
     column: str | None = None,
     variant: str | None = None,
+    resolution: int | None = None,
     goal: Goal = Goal(),
     say: Say = lambda _: None,
 ) -> Path:
@@ -71,6 +72,7 @@ def write_recipe(
     Args:
         column: the column of the prompts in csv, jsonl and parquet files.
         variant: of the weight files, such as `fp16`.
+        resolution: height and width of the images in pixels; None: the pipeline's own.
         say: called with a line about each prompt file, about each choice, and about the cost.
 
     Raises:
@@ -84,7 +86,7 @@ def write_recipe(
     device = find_device(goal.device or PRESENT)
     if teacher != MINIATURE and (teacher.startswith((".", "/", "~")) or Path(teacher).exists()):
         teacher = str(resolve_path(teacher))
-    settings = TeacherSettings(pipeline=teacher, variant=variant)
+    settings = TeacherSettings(pipeline=teacher, variant=variant, resolution=resolution)
     family_class(settings, read_index(settings)[1])  # reports a wrong teacher before the prompts are read
     files = [str(path) if str(path) == MINIATURE else str(resolve_path(path)) for path in prompts]
     counts = _read(files, column, say)
@@ -125,10 +127,8 @@ def _base(settings: TeacherSettings, skeleton: Skeleton, files: Sequence[str], c
         "prompts": {"files": list(files), "column": column},
         "cache": {"num_inference_steps": sampling.num_inference_steps, "guidance_scale": scale},
     }
-    if settings.variant is not None:
-        base["teacher"]["variant"] = settings.variant
-    if sampling.resolution is not None:
-        base["teacher"]["resolution"] = sampling.resolution
+    optional = {"variant": settings.variant, "resolution": settings.resolution or sampling.resolution}
+    base["teacher"] |= {name: value for name, value in optional.items() if value is not None}
     if mode == "embedded" and family.guidance.scale_range:
         base["distill"] = {"guidance_distillation": list(family.guidance.scale_range)}
     return base

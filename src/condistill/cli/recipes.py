@@ -38,6 +38,10 @@ def init(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="NAME", help="Variant of the weight files, such as fp16."),
     ] = None,
+    resolution: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Height and width of the images in pixels. Default: the pipeline's own.", min=1, max=2**14),
+    ] = None,
 ) -> None:
     """Write a commented recipe for a teacher and its prompts, which fits a device and a budget of time.
 
@@ -48,7 +52,9 @@ def init(
     from condistill.cli.init import Goal, write_recipe
 
     goal = Goal(budget, device, count, quick)
-    path = write_recipe(teacher, prompts, out, column=column, variant=variant, goal=goal, say=say)
+    path = write_recipe(
+        teacher, prompts, out, column=column, variant=variant, resolution=resolution, goal=goal, say=say
+    )
     launcher = f"accelerate launch --num_processes {count} -m " if count > 1 else ""
     steps = [f"`{launcher}condistill run {path}`"]
     if not quick:
