@@ -34,6 +34,9 @@ FEW_AT_ONCE = 4
 SPARE = 0.1
 """Share of the memory that stays free, for the allocator and libraries."""
 
+_EVALUATED = 100
+"""Prompts of an evaluation, over which its constant parts are spread."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -177,7 +180,7 @@ class Rung:
         case, memory = self.case, self.memory
         assert memory is not None
         hardware = case.hardware
-        recipe = self.recipe(cache={"size": 1}, evaluate={"prompts_per_split": 1})
+        recipe = self.recipe(cache={"size": 1}, evaluate={"prompts_per_split": _EVALUATED})
         sampling = Sampling(recipe.cache.num_inference_steps, recipe.cache.guidance_scale)
         cache = cache_cost(
             case.skeleton,
@@ -192,7 +195,7 @@ class Rung:
         training = self._job(memory.micro_batch_size, checkpointing=memory.checkpointing).cost(hardware)
         update = self.candidate.params * UPDATE_BYTES / hardware.device.bandwidth
         sample = max(training.sec_per_step - update, 0) / memory.micro_batch_size
-        return Times(sample, update, 3600 * cache.hours, 3600 * evaluation.hours, hardware.count)
+        return Times(sample, update, 3600 * cache.hours, 3600 * evaluation.hours / _EVALUATED, hardware.count)
 
     def _job(self, micro_batch_size: int, *, checkpointing: bool) -> TrainingJob:
         """Return the training with one micro-batch per step."""
