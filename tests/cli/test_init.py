@@ -268,3 +268,13 @@ def test_a_wrong_budget_or_device_is_refused_before_anything_is_read(tmp_path: P
     ):
         with pytest.raises(CondistillError, match=message):
             write_recipe("nowhere", [tmp_path / "gone.txt"], tmp_path / "new.yaml", goal=goal)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_prompts_that_the_text_encoder_does_not_read_to_their_end_are_counted(
+    tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("a star\n" + "a red star " * 77 + "\n", encoding="utf-8")
+    lines: list[str] = []
+    write_recipe(str(tiny_pipeline_dir), [tmp_path / "a.txt"], tmp_path / "new.yaml", say=lines.append)
+    assert any(line.startswith("warning: 1 of 2 prompts are longer than the") for line in lines)

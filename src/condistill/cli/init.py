@@ -14,6 +14,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from condistill.cli.cost import LONG_HOURS, cost_lines
+from condistill.cli.prompt_files import count_and_describe, long_prompts_warning
 from condistill.config.quick import quick_recipe
 from condistill.config.recipe import Recipe
 from condistill.config.sections import MINIATURE, TeacherSettings
@@ -23,8 +24,7 @@ from condistill.plan.devices import PRESENT, Hardware, find_device
 from condistill.plan.fit import Fit, fit
 from condistill.plan.ladder import Case
 from condistill.plan.make import make_plan
-from condistill.prompts.pool import PoolCounts, count_prompts
-from condistill.prompts.readers import PromptSource, check_column, describe_source, is_tabular
+from condistill.prompts.readers import is_tabular
 from condistill.teachers.load import family_class, read_index
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.atomic import write_text
@@ -34,7 +34,6 @@ from condistill.utils.home import resolve_path
 from condistill.utils.quiet import quiet_libraries
 from condistill.workflow.preflight import preflight
 
-_MOST_COUNTED = 1_000_000
 _COMMENT_COLUMN, _LINE_LENGTH = 39, 120
 _NEAR = 2
 """Folders up from the recipe to a file that is named relative to it."""
@@ -87,34 +86,20 @@ def write_recipe(
     if teacher != MINIATURE and (teacher.startswith((".", "/", "~")) or Path(teacher).exists()):
         teacher = str(resolve_path(teacher))
     settings = TeacherSettings(pipeline=teacher, variant=variant, resolution=resolution)
-    family_class(settings, read_index(settings)[1])  # reports a wrong teacher before the prompts are read
+    location, index = read_index(settings)
+    family_class(settings, index)  # reports a wrong teacher before the prompts are read
     files = [str(path) if str(path) == MINIATURE else str(resolve_path(path)) for path in prompts]
-    counts = _read(files, column, say)
+    counts = count_and_describe(files, column, say)
     with quiet_libraries():
         skeleton = teacher_skeleton(settings)
+        if warning := long_prompts_warning(files, column, skeleton.family, location):
+            say(f"warning: {warning}")
         case = Case(skeleton, Hardware(device, goal.count), _base(settings, skeleton, files, column))
         say(f"choosing the settings for {_devices(case)}" + (f" and {goal.budget}" if goal.budget else ""))
         fitted = fit(case, prompts=counts.kept, budget=budget)
         text = _Writer(case, fitted, goal, out.absolute().parent, say).text()
     write_text(out, text)
     return out
-
-
-def _read(files: Sequence[str], column: str | None, say: Say) -> PoolCounts:
-    """Return the counts of all prompts, of a million at most; say the column and the first prompt of each file."""
-    check_column(files, column)
-    sources: list[PromptSource] = [describe_source(file, column=column) for file in files]
-    for source in sources:
-        if not source.first_prompt:
-            raise CondistillError(f"{source.path} contains no prompts; choose another file")
-    counts = count_prompts(files, column=column, limit=_MOST_COUNTED)
-    for source in sources:
-        say(str(source))
-    say(
-        f"prompts: {counts.kept:,} of the {'first ' if counts.read == _MOST_COUNTED else ''}{counts.read:,} may be "
-        f"cached ({counts.duplicates:,} duplicates and {counts.empty:,} empty ones dropped)"
-    )
-    return counts
 
 
 def _base(settings: TeacherSettings, skeleton: Skeleton, files: Sequence[str], column: str | None) -> dict[str, Any]:

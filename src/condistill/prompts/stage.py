@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from condistill.config.recipe import Recipe
 from condistill.config.sections import PromptSettings
 from condistill.errors import CondistillError
 from condistill.prompts.pool import PromptPool, PromptSequence
@@ -89,7 +90,19 @@ def _open(run: Run) -> Prompts:
         f"prompts: {len(pool):,} in the pool ({counts.duplicates:,} duplicates and {counts.empty:,} empty lines "
         f"dropped{cleaned}), {len(unseen):,} of them never cached; {len(cached):,} to cache"
     )
+    if len(cached) == len(pool) and _replaces_prompts(recipe):
+        run.say(
+            "warning: every prompt of the pool is cached, so random conditioning has no others to choose from; give "
+            "more prompts or lower cache.size",
+            style="yellow",
+        )
     return prompts
+
+
+def _replaces_prompts(recipe: Recipe) -> bool:
+    """Return whether a variant re-pairs cached latents with random prompts."""
+    settings = [recipe.variant(name)[1] for name in recipe.variants]
+    return any(each.uses_cache and each.conditioning.probability.replaces_prompts for each in settings)
 
 
 def _check_words(run: Run, pool: PromptPool, unseen: NDArray[np.int64]) -> None:
