@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from condistill.evaluate.metrics import Score
-from condistill.evaluate.record import ComputeRecord, Evaluation, ModelRecord, SamplingRecord, SizeRecord, SpeedRecord
+from condistill.evaluate.record import (
+    ComputeRecord,
+    Evaluation,
+    ModelRecord,
+    ReferenceRecord,
+    SamplingRecord,
+    SizeRecord,
+    SpeedRecord,
+)
 
 Scores = Mapping[str, Mapping[str, float | tuple[float, float]]]
 """By split and metric, a value or a value with its spread."""
@@ -68,3 +76,16 @@ def build_evaluation(scores: Mapping[str, Scores], **changes: Any) -> Evaluation
         "models": models,
     }
     return Evaluation(**{**fields, **changes})
+
+
+def build_references(split: str = "unseen", *, other_seed: float | None, **untrained: float) -> ReferenceRecord:
+    """Return the distances of the references on one split: of the teacher from other noise, and by student."""
+
+    def scores(value: float | None) -> dict[str, dict[str, Score]]:
+        return {} if value is None else {split: {"latent_rmse": Score(value=value)}}
+
+    return ReferenceRecord(
+        images_per_split={split: 16, "all": 16},
+        other_seed=scores(other_seed),
+        untrained={name: scores(value) for name, value in untrained.items()},
+    )

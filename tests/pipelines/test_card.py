@@ -32,6 +32,7 @@ def _card(
     *,
     words: list[str] | None = None,
     evaluate: dict[str, Any] | None = None,
+    quick: bool = False,
     **changes: Any,
 ) -> str:
     recipe = Recipe.from_dict(
@@ -42,6 +43,7 @@ def _card(
             "student": {"preset": "b-small"},
             "variants": {"small": {"distill": {"steps": 1234}}},
             "evaluate": evaluate or {},
+            "quick": quick,
         }
     )
     arguments: dict[str, Any] = {
@@ -174,3 +176,9 @@ def test_control_characters_and_reversed_text_are_shown_as_escapes() -> None:
     card = _card(words=["\u202etxt"], student=STUDENT.model_copy(update={"kept": ("a\x1bb", "\x9b\x00")}))
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", card)
     assert r"\u202etxt" in card
+
+
+def test_a_student_of_a_quick_run_is_labelled() -> None:
+    label = "**Quick run: a test of the set-up, not a student to use.**"
+    assert label in _card(quick=True)
+    assert label not in _card()

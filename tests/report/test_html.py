@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluations import build_evaluation
+from evaluations import build_evaluation, build_references
+from grids import write_previews
 from histories import build_record
 from PIL import Image
 
@@ -263,3 +264,33 @@ def test_control_characters_and_reversed_text_are_shown_as_escapes(tmp_path: Pat
     html, page = _render(tmp_path, title=hostile, grid=Grid(splits={"seen": (entry,)}))
     assert page.text.count(r"a\x1b[2J\x00\x9b\u202etxt") >= 3
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)
+
+
+def test_previews_of_a_training_are_a_table_with_escaped_prompts(tmp_path: Path) -> None:
+    html, page = _render(tmp_path, previews={"plain": write_previews(tmp_path / "previews", [0, 500])})
+    assert "During the training" in _headings(html)
+    assert "<b>a seen prompt</b>" in page.text
+    assert "<b>a seen prompt" not in html
+    alts = [str(image.get("alt")) for image in page.attributes("img")]
+    rows = ("teacher", "step 0", "step 500")
+    assert [alt for alt in alts if "seen prompt</b>" in alt] == [
+        f"{row}: <b>a {split} prompt</b>" for row in rows for split in ("seen", "unseen")
+    ]
+    assert "During the training" not in _render(tmp_path, previews={})[0]
+
+
+def test_a_quick_run_is_labelled_and_a_training_of_the_usual_length_is_not_called_short(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"quick": True})
+    _, page = _render(tmp_path, recipe=recipe)
+    assert "Quick run: a test of the set-up, not a student to use." in page.text
+    assert "Short training:" not in page.text
+    assert "Quick run" not in _render(tmp_path)[1].text
+
+
+def test_distances_are_shown_with_their_references(tmp_path: Path) -> None:
+    references = build_references(other_seed=1.5, plain=1.25)
+    evaluation = _evaluation().model_copy(update={"references": references})
+    _, page = _render(tmp_path, evaluation=evaluation)
+    assert "1.25 before training" in page.text
+    assert "another seed" in page.text
+    assert "Both are measured on 16 images." in page.text

@@ -3,11 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from evaluations import build_evaluation
+from evaluations import build_evaluation, build_references
 
 from condistill.evaluate.record import Evaluation
 from condistill.report import gap_closed, verdict
-from condistill.report.verdict import subject
+from condistill.report.verdict import closer_than_before, subject
 
 
 def shares(split: str = "unseen", *, images: int = 100, **correct: float) -> Evaluation:
@@ -161,3 +161,50 @@ def test_a_gap_within_the_error_is_no_gap() -> None:
 def test_distances_within_the_error_are_too_close_to_call() -> None:
     scores: Any = {name: {"all": {"latent_rmse": (rmse, 0.2)}} for name, rmse in {"plain": 0.4, "small": 0.42}.items()}
     assert verdict(build_evaluation(scores))[0].endswith("against 0.400 for plain, too close to call.")
+
+
+# the references of a distance
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "other", "expected"),
+    [
+        (
+            0.3,
+            1.2,
+            1.5,
+            "small is closer to its teacher than before training: Latent RMSE 0.300 against 1.20 on unseen prompts, "
+            "75 % less; two images of the teacher from different seeds differ by 1.50.",
+        ),
+        (
+            1.6,
+            1.2,
+            1.5,
+            "small is no closer to its teacher than before training: Latent RMSE 1.60 against 1.20 on unseen prompts; "
+            "two images of the teacher from different seeds differ by 1.50, so its images are no nearer to the "
+            "teacher's than unrelated ones.",
+        ),
+        (
+            0.3,
+            1.2,
+            None,
+            "small is closer to its teacher than before training: Latent RMSE 0.300 against 1.20 on unseen prompts, "
+            "75 % less.",
+        ),
+    ],
+)
+def test_a_distance_is_compared_with_the_student_before_training_and_another_seed(
+    now: float, before: float, other: float | None, expected: str
+) -> None:
+    references = build_references(other_seed=other, small=before)
+    evaluation = build_evaluation({"small": {"unseen": {"latent_rmse": now}}}, references=references)
+    assert closer_than_before(evaluation, "small") == expected
+    assert verdict(evaluation)[1].endswith(expected)
+
+
+def test_without_references_nothing_is_compared() -> None:
+    evaluation = build_evaluation({"small": {"unseen": {"latent_rmse": 0.3}}})
+    assert closer_than_before(evaluation, "small") == ""
+    references = build_references(other_seed=1.0, other=1.0)
+    evaluation = build_evaluation({"small": {"unseen": {"latent_rmse": 0.3}}}, references=references)
+    assert closer_than_before(evaluation, "small") == ""

@@ -25,3 +25,26 @@ def test_a_run_keeps_the_references_of_every_student(finished: Run) -> None:
     assert other is not None
     assert other.value > 0
     assert (finished.out / "evaluation" / "latents" / OTHER_SEED).is_dir()
+
+
+@pytest.mark.slow
+def test_the_report_and_the_last_lines_show_previews_and_what_a_distance_means(finished: Run) -> None:
+    html = (finished.out / "report.html").read_text(encoding="utf-8")
+    assert "During the training" in html
+    assert html.count("step 6:") == 2 * 4
+    assert "before training" in html
+    lines = finished.printed.replace("\n", " ")
+    assert "than before training: Latent RMSE" in lines
+    assert "two images of the teacher from different seeds differ by" in lines
+    assert "Short training: plain and random_conditioning were trained on 12 samples (6 steps of 2)" in lines
+    card = (finished.out / "pipelines" / "plain" / "README.md").read_text(encoding="utf-8")
+    assert "than before training: Latent RMSE" in card
+
+
+@pytest.mark.slow
+def test_previews_are_no_part_of_a_result(run: Run, no_teacher: None) -> None:
+    import shutil
+
+    shutil.rmtree(run.out / "distill" / "plain" / "previews")
+    run.again("distill.preview_every=1")
+    assert "previews" not in (run.out / "distill" / "plain" / "stage.json").read_text(encoding="utf-8")

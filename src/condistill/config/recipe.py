@@ -34,6 +34,8 @@ from condistill.utils.text import shorten
 
 TEACHER = "teacher"
 """The name of the teacher among the models of a run."""
+QUICK_LABEL = "quick run: a test of the set-up, not a student to use"
+"""The label of every result of a recipe with `quick`."""
 SPLITS = ("seen", "unseen", "all")
 """The splits that prompts are evaluated in."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from condistill.config.recipe import Recipe
+from condistill.config.recipe import QUICK_LABEL, Recipe
 from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError, nearest
 from condistill.pipelines.record import StudentRecord
@@ -117,6 +117,7 @@ def model_card(
     sections = [
         _front_matter(recipe),
         f"# {escape(name)}, distilled from {teacher}",
+        f"**{QUICK_LABEL[:1].upper()}{QUICK_LABEL[1:]}.**" if recipe.quick else "",
         f"A smaller or faster `{parts.class_name}`, trained to generate the same images as {teacher}"
         f"{_teacher_changes(recipe.teacher)}. "
         f"No training image was used: {latents}the student learnt from its teacher's own predictions.",

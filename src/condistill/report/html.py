@@ -7,7 +7,7 @@ import math
 import mimetypes
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -15,10 +15,22 @@ import yaml
 
 from condistill.config.recipe import SPLITS, TEACHER, Recipe
 from condistill.config.sections import MINIATURE
+from condistill.distill.previews import PreviewFolder
 from condistill.evaluate.record import Evaluation, Grid
 from condistill.pipelines.record import StudentRecord
 from condistill.report import plots
-from condistill.report.tables import HEADINGS, cost_charts, costs, details, metric_notes, score_charts, scores
+from condistill.report.cautions import cautions
+from condistill.report.previews import preview_tables
+from condistill.report.tables import (
+    HEADINGS,
+    cost_charts,
+    costs,
+    details,
+    metric_notes,
+    reference_note,
+    score_charts,
+    scores,
+)
 from condistill.report.verdict import subject, verdict
 from condistill.utils.atomic import write_text
 from condistill.utils.format import percent, significant
@@ -78,6 +90,8 @@ class ReportInputs:
     students: Mapping[str, StudentRecord]
     histories: Mapping[str, plots.History]
     """By student, the records of its training history."""
+    previews: Mapping[str, PreviewFolder] = field(default_factory=dict)
+    """By student, the grids that were made during its training."""
 
 
 def write_report(path: Path, inputs: ReportInputs) -> Path:
@@ -92,14 +106,19 @@ def write_report(path: Path, inputs: ReportInputs) -> Path:
         "title": inputs.title,
         "verdict": _unbroken(headline),
         "detail": _unbroken(detail),
+        "cautions": [_unbroken(caution) for caution in cautions(inputs.recipe)],
         "miniature": evaluation.classifier == MINIATURE,
         "models": [(name, colours[name]) for name in evaluation.models],
         "scores": [*scores(evaluation), *costs(evaluation)],
         "details": details(evaluation),
-        "notes": metric_notes(metric for metric in evaluation.metrics if not metric.is_detail),
+        "notes": [
+            *metric_notes(metric for metric in evaluation.metrics if not metric.is_detail),
+            *filter(None, [reference_note(evaluation)]),
+        ],
         "score_charts": score_charts(evaluation, colours),
         "grids": grids,
         "marked": any(picture.mark for _, cards in grids for card in cards for picture in card.pictures),
+        "previews": preview_tables(inputs.previews),
         "total": _total_curve(inputs.histories, colours),
         "curves": _noise_curves(inputs.histories),
         "cost_charts": cost_charts(evaluation, colours),

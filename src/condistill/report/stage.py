@@ -8,6 +8,7 @@ from condistill.distill import stage as distill_stage
 from condistill.evaluate import stage as evaluate_stage
 from condistill.pipelines.card import PipelineParts, model_card
 from condistill.pipelines.sampling import SAMPLING_NAME, planned_sampling
+from condistill.report.cautions import cautions
 from condistill.report.html import ReportInputs, write_report
 from condistill.report.tables import card_scores, card_sizes
 from condistill.report.verdict import verdict
@@ -65,11 +66,14 @@ def _write(run: Run) -> None:
         grid_folder=finished.grid_folder,
         students=students,
         histories={name: variant.history(run.say) for name, variant in variants.items()},
+        previews={name: variant.previews() for name, variant in variants.items()},
     )
     path = write_report(open(run), inputs)
     sentence, detail = verdict(evaluation)
     run.say(f"\n{sentence}", style="bold")
     run.say(detail)
+    for caution in cautions(recipe):
+        run.say(caution, style="yellow")
     run.say(f"report: {path}")
     for variant in variants.values():
         run.say(f"pipeline: {variant.pipeline}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from condistill.config.recipe import TEACHER
 from condistill.config.sections import MINIATURE
@@ -11,7 +11,7 @@ from condistill.evaluate.metrics import Metric
 from condistill.evaluate.record import Evaluation, ModelRecord
 from condistill.pipelines.card import ScoreRow, ScoreTable
 from condistill.report.compare import need_the_same_memory, score_alike, take_as_long
-from condistill.report.verdict import PROMPTS
+from condistill.report.verdict import PROMPTS, closer_than_before
 from condistill.utils.format import byte_size, duration, percent, quantity, si_quantity, times_as_fast
 
 HEADINGS = {"seen": "Seen prompts", "unseen": "Unseen prompts", "all": "All prompts"}
@@ -136,9 +136,35 @@ def _score_groups(evaluation: Evaluation, *, details: bool) -> list[Group]:
                 return all(pair) and score_alike(metric, *filter(None, pair), images=images, seeds=seeds)
 
             style = Style(metric.notation.text, higher=metric.direction == "higher", are_equal=are_equal)
-            rows += _row(metric.label, _score_values(evaluation, split, metric), style, spread)
+            scored = _row(metric.label, _score_values(evaluation, split, metric), style, spread)
+            rows += [_with_references(evaluation, split, metric, row) for row in scored]
         groups += [Group(HEADINGS[split], rows)] if rows else []
     return groups
+
+
+def _with_references(evaluation: Evaluation, split: str, metric: type[Metric], row: Row) -> Row:
+    """Return a row of distances to the teacher with those of its references; other rows as they are."""
+    cells = []
+    for name, cell in zip(evaluation.models, row.cells, strict=True):
+        other = evaluation.of_other_seed(split, metric) if name == TEACHER else None
+        before = evaluation.before_training(name, split, metric)
+        notes = [cell.note] if cell.note else []
+        notes += [f"{metric.notation.text(before.value)} before training"] if before else []
+        of_other = Cell(metric.notation.text(other.value), "another seed") if other else None
+        cells.append(of_other or replace(cell, note="; ".join(notes)))
+    return replace(row, cells=cells)
+
+
+def reference_note(evaluation: Evaluation) -> str:
+    """Return a sentence on the references of the distances; empty without references."""
+    references = evaluation.references
+    if references is None or not references.other_seed:
+        return ""
+    images = references.images_per_split["all"]
+    return (
+        "Before training: the student's first weights. Another seed: two images of the teacher of the same prompt from "
+        f"different noise. Both are measured on {images} images."
+    )
 
 
 def scores(evaluation: Evaluation) -> list[Group]:
@@ -273,5 +299,6 @@ def card_scores(evaluation: Evaluation, name: str) -> ScoreTable:
                 cells = tuple(metric.notation.text(value.value) if value else MISSING for value in values)
                 rows.append(ScoreRow(f"{metric.label}, {PROMPTS[split]}", cells))
     notes = [MINIATURE_NOTE] if evaluation.classifier == MINIATURE else []
+    notes += [closer_than_before(evaluation, name)]
     notes += [*metric_notes(metrics), f"Measured on {evaluation.images_per_split['all']} images in total."]
-    return ScoreTable(tuple(headings.values()), tuple(rows), tuple(notes))
+    return ScoreTable(tuple(headings.values()), tuple(rows), tuple(filter(None, notes)))

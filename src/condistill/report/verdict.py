@@ -41,6 +41,42 @@ def hardest_split(evaluation: Evaluation) -> str:
 
 def verdict(evaluation: Evaluation) -> tuple[str, str]:
     """Return one sentence on the result, and a short second line (empty where nothing is to be added)."""
+    sentence, detail = _verdict(evaluation)
+    closeness = closer_than_before(evaluation, subject(evaluation))
+    return sentence, f"{detail} {closeness}".strip()
+
+
+def closer_than_before(evaluation: Evaluation, name: str) -> str:
+    """Return a sentence that compares a student's distance to its teacher with two references; empty without them.
+
+    The references are the student before its training, and two images of the teacher from different noise.
+    """
+    split = hardest_split(evaluation)
+    for metric in _main_metrics(evaluation):
+        now = evaluation.score(name, split, metric)
+        before = evaluation.before_training(name, split, metric)
+        if now is not None and before is not None:
+            break
+    else:
+        return ""
+    write, oriented = metric.notation.text, metric.oriented
+    figures = f"{metric.label} {write(now.value)} against {write(before.value)} on {PROMPTS[split]}"
+    if oriented(now.value) > oriented(before.value):
+        less = f", {percent(1 - now.value / before.value)} less" if before.value else ""
+        sentence = f"{name} is closer to its teacher than before training: {figures}{less}"
+    else:
+        sentence = f"{name} is no closer to its teacher than before training: {figures}"
+    other = evaluation.of_other_seed(split, metric)
+    if other is None:
+        return f"{sentence}."
+    unrelated = f"two images of the teacher from different seeds differ by {write(other.value)}"
+    if oriented(now.value) <= oriented(other.value):
+        unrelated += ", so its images are no nearer to the teacher's than unrelated ones"
+    return f"{sentence}; {unrelated}."
+
+
+def _verdict(evaluation: Evaluation) -> tuple[str, str]:
+    """Return the sentence on the result, and the lines on seen prompts, time and metric."""
     name, split = subject(evaluation), hardest_split(evaluation)
     metric = next((m for m in _main_metrics(evaluation) if evaluation.score(name, split, m)), None)
     if metric is None:

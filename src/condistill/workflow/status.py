@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from condistill.config.recipe import TEACHER, Recipe
+from condistill.config.recipe import QUICK_LABEL, TEACHER, Recipe
 from condistill.errors import CondistillError
 from condistill.run.directory import MARK_NAME, RECIPE_NAME
 from condistill.run.lock import Holder
@@ -23,7 +23,6 @@ from condistill.utils.format import duration, significant
 from condistill.utils.progress import clock_text, rate_text
 from condistill.utils.record import Record, RecordFile
 
-QUICK_LABEL = "quick run: a test of the set-up, not a student to use"
 _SILENT_SEC = 60.0
 """A command writes its status every 10 seconds; one that has not for this long may hang, or its host may be gone."""
 
