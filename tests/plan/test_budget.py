@@ -15,7 +15,7 @@ def test_a_budget_is_a_number_with_a_unit(text: str, hours: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "2", "h", "two hours", "-2h", "1e9h", "2h30m", "nan h", "2s", "٢h"])
 def test_other_texts_are_refused_with_examples(text: str) -> None:
-    with pytest.raises(CondistillError, match="give a number and a unit, m .*: 30m, 2h, 48h, 7d, 1w"):
+    with pytest.raises(CondistillError, match=r"give a number and a unit, m .*: 30m, 2h, 48h, 7d, 1w"):
         parse_budget(text)
 
 

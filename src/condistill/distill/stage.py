@@ -233,7 +233,8 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache) -> None:
         raise CondistillError(
             f"the cache holds latents of {cache.latent_shape} and the teacher makes {family.latent_shape}"
         )
-    student = derive_variant(run, name, directory, cache)
+    with run.working(f"{name}: deriving the student, and what its layers and channels are chosen by", after_sec=2.0):
+        student = derive_variant(run, name, directory, cache)
     prepared(family, student.denoiser)
     sizes = {"teacher": size_of(family, family.denoiser), "student": size_of(family, student.denoiser)}
     on_main_process(accelerator, lambda: _write_record(run, name, directory, student, sizes))
@@ -252,7 +253,8 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache) -> None:
     previews = _previews(run, name, prompts)
     with closing(trainer), tracked(accelerator, settings.logging.tracker, name):
         denoiser = _train(run, name, trainer, previews)
-    on_main_process(accelerator, lambda: _save(run, name, denoiser))
+    with run.working(f"{name}: saving {_variant(run, name).pipeline}", after_sec=2.0):
+        on_main_process(accelerator, lambda: _save(run, name, denoiser))
     run.say(f"{name}: saved {_variant(run, name).pipeline}")
 
 
@@ -260,20 +262,24 @@ def _train(run: Run, name: str, trainer: Trainer, previews: Previews) -> nn.Modu
     """Run the training with progress and previews, and note its seconds at every checkpoint."""
     accelerator, settings, done = run.accelerator, trainer.settings, 0
     stopwatch, due = Stopwatch(_variant(run, name).directory), set(preview_steps(settings, quick=run.recipe.quick))
+    losses = ""
     with run.progress(name, settings.steps, unit="steps") as advance:
+        trainer.doing = partial(advance, 0)
 
         def on_step(step: int, record: HistoryRecord | None) -> None:
-            nonlocal done
+            nonlocal done, losses
             if record:
                 run.status.note_losses(record.scalars())
-            is_resumed = record is None and not done
-            advance(step - done, f"loss {significant(record.loss)}" if record else "", found=is_resumed)
+                losses = f"loss {significant(record.loss)}"
+            advance(step - done, losses or "training", found=record is None and not done)
             done = step
             if accelerator.is_main_process:
                 stopwatch.on_step(step, checkpoint=step == trainer.saved_step)
             if step in due:
+                advance(0, "making a preview")
                 with stopwatch.paused():
                     on_main_process(accelerator, lambda: _preview(run, name, trainer, previews))
+                advance(0, losses or "training")
 
         return trainer.run(on_step)
 

@@ -90,6 +90,8 @@ class Trainer:
         self.history = History(directory / HISTORY_NAME, family.device, terms)
         self.step = self.saved_step = 0
         """Optimiser steps done, and those of the newest checkpoint."""
+        self.doing: Callable[[str], None] = lambda _: None
+        """Called with a few words before something other than a step that may take long."""
         self._pending: PendingStep | None = None
         self._failure: Failure | None = None
         """Of a training before this one, until its step is passed."""
@@ -255,6 +257,7 @@ class Trainer:
         The one before it stays until the next step has shown that the loss of the new one is finite.
         """
         self._check()
+        self.doing("writing a checkpoint")
         if bad := self._state.save(self.directory, self.step, self.accelerator):
             reason = f"{bad} is not finite after step {self.step - 1}"
             self._give_up(Failure(step=self.step - 1, reason=reason), weights_are_bad=False)
@@ -265,6 +268,7 @@ class Trainer:
             prune_checkpoints(self.directory, self.settings.logging.keep_checkpoints)
 
     def _resume(self) -> None:
+        self.doing("reading the newest checkpoint")
         self.step = self.saved_step = self._state.restore(self.directory, self.accelerator, self._say)
         self._failure = from_main_process(self.accelerator, lambda: read_failure(self.directory))
         if self._failure and self.accelerator.is_main_process:

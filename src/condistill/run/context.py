@@ -184,7 +184,8 @@ class Run:
             work(directory.begin())
             directory.finish()
 
-        on_main_process(self.accelerator, begin_and_finish)
+        with self.working(f"{directory.name}: building {directory.path}", after_sec=2.0):
+            on_main_process(self.accelerator, begin_and_finish)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """Return the result of `make`, which is called the first time only."""

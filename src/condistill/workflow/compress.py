@@ -154,7 +154,8 @@ def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool, before_train
         if stage is prompts and stage is not stages[-1]:
             if not decide(run.accelerator, lambda: all(other.is_done(run) for other in stages if other is not report)):
                 run.prepare_teacher()
-            check_prompts(run)
+            with run.working("prompts: checking that the teacher can read them", after_sec=2.0):
+                check_prompts(run)
 
 
 def _name_directories(run: Run, stages: Sequence[Stage]) -> None:
