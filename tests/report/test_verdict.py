@@ -181,8 +181,8 @@ def test_distances_within_the_error_are_too_close_to_call() -> None:
             1.2,
             1.5,
             "small is no closer to its teacher than before training: Latent RMSE 1.60 against 1.20 on unseen prompts; "
-            "two images of the teacher from different seeds differ by 1.50, so its images are no nearer to the "
-            "teacher's than unrelated ones.",
+            "two images of the teacher from different seeds differ by 1.50, so its images differ more from the "
+            "teacher's than the teacher's do from each other.",
         ),
         (
             0.3,

@@ -69,10 +69,10 @@ def closer_than_before(evaluation: Evaluation, name: str) -> str:
     other = evaluation.of_other_seed(split, metric)
     if other is None:
         return f"{sentence}."
-    unrelated = f"two images of the teacher from different seeds differ by {write(other.value)}"
-    if oriented(now.value) <= oriented(other.value):
-        unrelated += ", so its images are no nearer to the teacher's than unrelated ones"
-    return f"{sentence}; {unrelated}."
+    apart = f"two images of the teacher from different seeds differ by {write(other.value)}"
+    if oriented(now.value) < oriented(other.value):
+        apart += ", so its images differ more from the teacher's than the teacher's do from each other"
+    return f"{sentence}; {apart}."
 
 
 def _verdict(evaluation: Evaluation) -> tuple[str, str]:
