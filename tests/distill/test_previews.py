@@ -60,7 +60,14 @@ def pixels(images: list[Image.Image]) -> list[np.ndarray[Any, Any]]:
 def test_previews_are_made_at_the_start_in_between_and_at_the_end(
     changes: dict[str, Any], quick: bool, expected: list[int]
 ) -> None:
-    assert list(preview_steps(settings_of(**changes), quick=quick)) == expected
+    steps = preview_steps(settings_of(**changes), quick=quick)
+    assert list(steps) == expected
+    assert [step for step in range(settings_of(**changes).steps + 3) if step in steps] == expected
+
+
+def test_a_billion_steps_with_a_preview_each_need_no_memory() -> None:
+    steps = preview_steps(settings_of(steps=10**9, preview_every=1))
+    assert (len(steps), steps[0], steps[-1], 10**9 in steps, 10**9 + 1 in steps) == (10**9 + 1, 0, 10**9, True, False)
 
 
 def test_models_are_sampled_in_few_steps_unless_they_were_trained_for_a_number() -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -44,6 +44,28 @@ _GAP = 4
 """Pixels between the images of a grid."""
 
 
+class _PreviewSteps(Sequence[int]):
+    """0, every n-th step and the last, without a list of them: a training may have a billion steps."""
+
+    def __init__(self, every: int, last: int) -> None:
+        self._before_last, self._last = range(0, last, every), last
+
+    def __len__(self) -> int:
+        return len(self._before_last) + 1
+
+    def __contains__(self, step: object) -> bool:
+        return step == self._last or step in self._before_last
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return self._last if index in (-1, len(self) - 1) else self._before_last[index]
+
+
 def preview_steps(settings: DistillSettings, *, quick: bool = False) -> Sequence[int]:
     """Return the numbers of optimiser steps after which a preview is made, in ascending order.
 
@@ -55,7 +77,7 @@ def preview_steps(settings: DistillSettings, *, quick: bool = False) -> Sequence
         return []
     if every is None:
         every = steps if quick else math.ceil(steps / _PARTS)
-    return [*range(0, steps, every), steps]
+    return _PreviewSteps(every, steps)
 
 
 class PreviewPrompt(Record):

@@ -261,7 +261,7 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache) -> None:
 def _train(run: Run, name: str, trainer: Trainer, previews: Previews) -> nn.Module:
     """Run the training with progress and previews, and note its seconds at every checkpoint."""
     accelerator, settings, done = run.accelerator, trainer.settings, 0
-    stopwatch, due = Stopwatch(_variant(run, name).directory), set(preview_steps(settings, quick=run.recipe.quick))
+    stopwatch, due = Stopwatch(_variant(run, name).directory), preview_steps(settings, quick=run.recipe.quick)
     losses = ""
     with run.progress(name, settings.steps, unit="steps") as advance:
         trainer.doing = partial(advance, 0)
