@@ -63,7 +63,8 @@ class _PreviewSteps(Sequence[int]):
     def __getitem__(self, index: int | slice) -> int | list[int]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        return self._last if index in (-1, len(self) - 1) else self._before_last[index]
+        index += len(self) if index < 0 else 0
+        return self._last if index == len(self) - 1 else self._before_last[index]
 
 
 def preview_steps(settings: DistillSettings, *, quick: bool = False) -> Sequence[int]:
