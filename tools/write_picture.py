@@ -82,7 +82,10 @@ def main() -> None:
     parser.add_argument("--student", default="random_conditioning", help="variant of the recipe")
     parser.add_argument("--columns", type=int, default=4, help="prompts of each split")
     arguments = parser.parse_args()
-    path = write_picture(arguments.run, arguments.out, student=arguments.student, columns=arguments.columns)
+    try:
+        path = write_picture(arguments.run, arguments.out, student=arguments.student, columns=arguments.columns)
+    except CondistillError as error:
+        raise SystemExit(f"error: {error}") from error
     print(f"wrote {path}")  # noqa: T201 - a script
 
 
