@@ -144,7 +144,7 @@ def damage(rng: random.Random, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("count", [10, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [10, pytest.param(150, marks=pytest.mark.slow)])
 def test_a_file_of_another_program_is_read_right_or_refused(tmp_path: Path, kind: str, count: int) -> None:
     refused = 0
     for seed in range(count):
@@ -161,7 +161,7 @@ def test_a_file_of_another_program_is_read_right_or_refused(tmp_path: Path, kind
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("count", [10, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [10, pytest.param(150, marks=pytest.mark.slow)])
 def test_a_damaged_file_is_read_or_refused(tmp_path: Path, kind: str, count: int) -> None:
     for seed in range(count):
         rng = random.Random(f"damaged {kind} {seed}")

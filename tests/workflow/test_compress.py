@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import random
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -247,19 +246,6 @@ def test_brackets_in_a_path_are_shown(tmp_path: Path, tiny_pipeline_dir: Path) -
     run.out = tmp_path / "run[1]"
     run.again(until="prompts")
     assert f"condistill {run.out}\n" in run.printed
-
-
-def test_a_run_killed_at_random_moments_ends_equal_to_an_uninterrupted_run(tmp_path: Path) -> None:
-    import kill
-
-    recipe, rng = kill.prepare(tmp_path), random.Random(0)
-    seconds = kill.run_uninterrupted(recipe, tmp_path / "uninterrupted")
-    moments = [
-        kill.Moment(stage, rng.random()) for stage in ("cache", "distill/random_conditioning", "evaluation/figures")
-    ]
-    kills = list(kill.kill_and_resume(recipe, tmp_path / "killed", moments, seconds))
-    assert any(each.reached for each in kills)
-    assert kill.differences(tmp_path / "killed", tmp_path / "uninterrupted") == []
 
 
 ROLLING = ("cache.size=0", "distill.path={start: noise, num_inference_steps: 3}", "variants={rolling: {}}")

@@ -123,11 +123,11 @@ def test_a_changed_recipe_is_accepted_or_refused_with_place_and_remedy(judge: Ju
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(2))
 def test_a_changed_recipe_that_is_accepted_is_validated_and_planned(
     judge: Judge, tiny_pipeline_dir: Path, part: int
 ) -> None:
-    for mutant in mutants(whole_recipe(tiny_pipeline_dir), seed=part + 1, count=500):
+    for mutant in mutants(whole_recipe(tiny_pipeline_dir), seed=part + 1, count=200):
         judge.judge(mutant, plan=True)
-    assert judge.counts["planned"] > 5
-    assert judge.counts["refused"] > 200
+    assert judge.counts["planned"] > 2
+    assert judge.counts["refused"] > 80
