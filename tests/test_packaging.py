@@ -233,6 +233,17 @@ def test_the_wheel_contains_the_miniature_the_templates_and_the_licence(wheel: P
 
 
 @pytest.mark.slow
+def test_the_wheel_contains_the_configs_and_the_vocabulary_for_teachers_in_one_file(wheel: Path) -> None:
+    shipped = ROOT / "src" / "condistill" / "teachers" / "shipped"
+    expected = {path.relative_to(ROOT / "src").as_posix() for path in shipped.rglob("*") if path.is_file()}
+    assert len(expected) > 40
+    with zipfile.ZipFile(wheel) as archive:
+        sizes = {info.filename: info.compress_size for info in archive.infolist() if info.filename in expected}
+    assert sizes.keys() == expected
+    assert sum(sizes.values()) < 1_500_000
+
+
+@pytest.mark.slow
 def test_the_wheel_works_outside_of_the_repository(wheel: Path, tmp_path: Path) -> None:
     scripts = install_in_new_environment(wheel, tmp_path / "venv")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}

@@ -112,7 +112,9 @@ def test_loras_in_the_folder_of_the_teacher_that_are_not_used_are_pointed_out(
     files = [write_lora(pipeline / f"{name}.safetensors", {"x.lora_A.weight": torch.ones(1, 1)}) for name in "abcde"]
     (line,) = recipe_warnings(recipe_of(pipeline, WIDTH))
     assert "has LoRAs that teacher.loras does not mention, so they are not used: a.safetensors, b.safetens" in line
-    assert "c.safetensors and 2 more; add them there (loras: [{path: a.safetensors, scale: 1.0}])" in line
+    assert (
+        f"c.safetensors and 2 more; add those that you want (teacher.loras: [{{path: {files[0]}, scale: 1.0}}])" in line
+    )
     loras = [{"path": str(file)} for file in files]
     used = recipe_of(pipeline, WIDTH, teacher={"pipeline": str(pipeline), "loras": loras})
     assert not [*recipe_warnings(used)]

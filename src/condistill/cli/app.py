@@ -117,6 +117,10 @@ Revision = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(metavar="NAME", help="Branch, tag or commit of a hub name."),
 ]
+Configs = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--config", metavar="PATH", help="Directory with the configs of a pipeline in one file."),
+]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads the annotation
     typer.Option(

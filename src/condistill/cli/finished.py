@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from condistill.cli.app import PipelineName, Revision, Variant, command, say, user_path
+from condistill.cli.app import Configs, PipelineName, Revision, Variant, command, say, user_path
 from condistill.errors import CondistillError
 
 
@@ -39,6 +39,7 @@ def sample(
     ] = None,
     variant: Variant = None,
     revision: Revision = None,
+    config: Configs = None,
 ) -> None:
     """Generate one image with a pipeline.
 
@@ -47,7 +48,7 @@ def sample(
     from condistill.config.sections import TeacherSettings
     from condistill.pipelines.generate import generate_image
 
-    teacher = TeacherSettings(pipeline=pipeline, variant=variant, revision=revision)
+    teacher = TeacherSettings(pipeline=pipeline, variant=variant, revision=revision, config=config)
     say(f"wrote {generate_image(teacher, prompt, out, seed=seed, steps=steps, guidance=guidance)}")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from condistill.cli.app import Overrides, PipelineName, RecipePath, Revision, Variant, command, say
+from condistill.cli.app import Configs, Overrides, PipelineName, RecipePath, Revision, Variant, command, say
 from condistill.errors import CondistillError
 
 
@@ -138,6 +138,7 @@ def inspect(
     levels: Annotated[int, typer.Option(help="Depth of the tree.", min=1, max=100)] = 2,
     variant: Variant = None,
     revision: Revision = None,
+    config: Configs = None,
 ) -> None:
     """Show the denoiser of a pipeline as a tree: layers, widths and costs.
 
@@ -147,5 +148,5 @@ def inspect(
     from condistill.config.sections import TeacherSettings
     from condistill.plan.inspect import inspect_pipeline
 
-    teacher = TeacherSettings(pipeline=pipeline, variant=variant, revision=revision)
+    teacher = TeacherSettings(pipeline=pipeline, variant=variant, revision=revision, config=config)
     Console().print(inspect_pipeline(teacher, levels=levels))

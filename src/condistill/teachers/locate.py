@@ -168,12 +168,13 @@ def teacher_warnings(settings: TeacherSettings) -> Iterator[str]:
     path = _path(settings)
     if settings.pipeline == MINIATURE or not path.exists():
         return
-    found = [file.name for file in unmentioned_loras(path if path.is_dir() else path.parent, settings.loras)]
+    found = unmentioned_loras(path if path.is_dir() else path.parent, settings.loras)
     if found:
+        names = ", ".join(file.name for file in found[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         yield (
-            f"the teacher's folder has LoRAs that teacher.loras does not mention, so they are not used: "
-            f"{', '.join(found[:_SHOWN])}{more}; add them there (loras: [{{path: {found[0]}, scale: 1.0}}]), or ignore "
+            "the teacher's folder has LoRAs that teacher.loras does not mention, so they are not used: "
+            f"{names}{more}; add those that you want (teacher.loras: [{{path: {found[0]}, scale: 1.0}}]), or ignore "
             "this line"
         )
 
