@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from single_file import tensors_of, unet_tensors, vae_tensors, write_configs, write_file
+from single_file import open_clip_tensors, tensors_of, unet_tensors, vae_tensors, write_configs, write_file
 from torch import Tensor
 
 from condistill.config.sections import SHIPPED_CONFIGS, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.teachers.header import Header, TensorInfo
 from condistill.teachers.load import load_teacher, teacher_inputs
-from condistill.teachers.single_file import SHIPPED, complete_configs, kind_of
+from condistill.teachers.single_file import SHIPPED, check_parts, complete_configs, kind_of
 from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.meta import parameters
 
@@ -322,3 +322,111 @@ def test_shipped_tokenizers_pad_as_the_original_ones(name: str, pads: dict[str, 
 def test_a_kind_that_only_seems_to_be_the_first_is_unknown() -> None:
     assert kind_of(header()) == "v1"
     assert kind_of(Header(Path("a"), {"x": TensorInfo((1,), "F32")})) == "unknown"
+
+
+def header_of(tensors: dict[str, Tensor], *others: str) -> Header:
+    """Return the header of a file with these tensors, and with others that files of its kind also have."""
+    infos = {name: TensorInfo(tuple(tensor.shape), "F16") for name, tensor in tensors.items()}
+    return Header(Path("model.safetensors"), {**infos, **dict.fromkeys(others, TensorInfo((1, 77), "I64"))})
+
+
+BUFFERS = (
+    "alphas_cumprod",
+    "cond_stage_model.transformer.text_model.embeddings.position_ids",
+    "conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
+    "conditioner.embedders.1.model.logit_scale",
+    "cond_stage_model.model.logit_scale",
+    "model_ema.decay",
+)
+
+
+def real_size(name: str) -> tuple[Header, Any, dict[str, Any]]:
+    """Return the header of a file of a published size, its models on the meta device, and its index."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    models = teacher_skeleton(TeacherSettings(pipeline=str(SHIPPED / name))).family.pipeline
+    if name.startswith("sd-2"):  # the file has all 24 layers of OpenCLIP's text encoder, and the pipeline uses 23
+        config = {**models.text_encoder.config.to_dict(), "num_hidden_layers": 24, "projection_dim": 1024}
+        with torch.device("meta"):
+            encoder = CLIPTextModelWithProjection(CLIPTextConfig(**config))
+        tensors = {**unet_tensors(models.unet), **vae_tensors(models.vae)}
+        tensors |= open_clip_tensors(encoder, "cond_stage_model.model.")
+    else:
+        tensors = tensors_of(models)
+    index = json.loads((SHIPPED / name / "model_index.json").read_text(encoding="utf-8"))
+    return header_of(tensors, *BUFFERS), models, index
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sd-1", "v1"),
+        ("sd-1-inpaint", "inpainting"),
+        ("sd-2-v", "v2"),
+        ("sd-2-inpaint", "inpainting_v2"),
+        ("sdxl", "xl_base"),
+    ],
+)
+def test_files_of_published_sizes_fit_the_shipped_configs(name: str, kind: str) -> None:
+    header, models, index = real_size(name)
+    assert kind_of(header) == kind
+    found = check_parts(header, SHIPPED / name, index, models.components, replaced=set())
+    assert set(found) == {name for name, model in models.components.items() if isinstance(model, torch.nn.Module)}
+    assert all(found.values())
+
+
+def flux_shapes(double: int = 19, single: int = 38, width: int = 3072) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of FLUX.1-dev's transformer as its authors' code names them."""
+    layers: dict[str, tuple[int, int]] = {
+        "img_in": (width, 64),
+        "txt_in": (width, 4096),
+        "time_in.in_layer": (width, 256),
+        "time_in.out_layer": (width, width),
+        "vector_in.in_layer": (width, 768),
+        "vector_in.out_layer": (width, width),
+        "guidance_in.in_layer": (width, 256),
+        "guidance_in.out_layer": (width, width),
+        "final_layer.linear": (64, width),
+        "final_layer.adaLN_modulation.1": (2 * width, width),
+    }
+    norms = []
+    for number in range(double):
+        for side in ("img", "txt"):
+            block = f"double_blocks.{number}.{side}"
+            layers |= {
+                f"{block}_mod.lin": (6 * width, width),
+                f"{block}_attn.qkv": (3 * width, width),
+                f"{block}_attn.proj": (width, width),
+                f"{block}_mlp.0": (4 * width, width),
+                f"{block}_mlp.2": (width, 4 * width),
+            }
+            norms += [f"{block}_attn.norm.{part}_norm.scale" for part in ("query", "key")]
+    for number in range(single):
+        block = f"single_blocks.{number}"
+        layers |= {
+            f"{block}.linear1": (7 * width, width),
+            f"{block}.linear2": (width, 5 * width),
+            f"{block}.modulation.lin": (3 * width, width),
+        }
+        norms += [f"{block}.norm.{part}_norm.scale" for part in ("query", "key")]
+    weights = {f"{layer}.weight": shape for layer, shape in layers.items()}
+    return weights | {f"{layer}.bias": shape[:1] for layer, shape in layers.items()} | dict.fromkeys(norms, (128,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_transformer_of_published_size_fits_the_configs_of_its_pipeline(prefix: str) -> None:
+    from full_size import DATA
+
+    models = teacher_skeleton(TeacherSettings(pipeline=str(DATA / "flux_dev"))).family.pipeline
+    index = json.loads((DATA / "flux_dev" / "model_index.json").read_text(encoding="utf-8"))
+    tensors = {prefix + name: TensorInfo(shape, "BF16") for name, shape in flux_shapes().items()}
+    header = Header(Path("flux.safetensors"), tensors)
+    assert kind_of(header) == "flux-dev"
+    transformer = {"transformer": models.transformer}
+    assert check_parts(header, DATA / "flux_dev", index, transformer, replaced=set()) == {"transformer": True}
+    with pytest.raises(
+        CondistillError, match=r"flux\.safetensors has no vae \(a AutoencoderKL\); set teacher\.vae, or"
+    ):
+        check_parts(header, DATA / "flux_dev", index, {"vae": models.vae}, replaced=set())
