@@ -13,6 +13,7 @@ from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
 from condistill.teachers.hub import hub_commit, repository_files
 from condistill.teachers.load import load_teacher, read_index, teacher_inputs
+from condistill.teachers.prepare import prepare_teacher, prepared_settings
 from condistill.teachers.skeleton import teacher_skeleton
 
 COMMIT = "a" * 40
@@ -138,3 +139,18 @@ def test_a_downloaded_variant_is_used_without_network(
     assert load_teacher(TeacherSettings(pipeline=NAME)).latent_shape == (4, 8, 8)
     with pytest.raises(CondistillError, match=r"there are files of 'fp16'; set it to fp16, or leave it out"):
         load_teacher(TeacherSettings(pipeline=NAME, variant="bf16"))
+
+
+def test_a_downloaded_teacher_with_another_scheduler_is_made_without_network(
+    hub: dict[str, Any], tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    from diffusers import EulerDiscreteScheduler
+
+    hub["error"] = ConnectionError("no network")
+    cached(hub, tiny_pipeline_dir)
+    EulerDiscreteScheduler(beta_schedule="scaled_linear").save_pretrained(tmp_path / "euler")
+    settings = TeacherSettings(pipeline=NAME, scheduler=str(tmp_path / "euler"))
+    prepare_teacher(settings, tmp_path / "out")
+    made = load_teacher(prepared_settings(settings, tmp_path / "out"))
+    assert type(made.pipeline.scheduler).__name__ == "EulerDiscreteScheduler"
+    assert teacher_inputs(settings, "cpu").keys() >= {"teacher.revision", "teacher.scheduler file scheduler_config.json"}
