@@ -127,9 +127,10 @@ def recipe_of(pipeline: Path, prompts: Path, preset: str, resolution: int) -> An
                 "steps": 2,
                 "batch_size": 2,
                 "micro_batch_size": 1,
+                "preview_every": 2,
                 "logging": {"checkpoint_every": 1, "log_every": 1, "keep_checkpoints": 1},
             },
-            "evaluate": {"prompts_per_split": 2, "batch_size": 1, "grid": 1},
+            "evaluate": {"prompts_per_split": 1, "batch_size": 1, "grid": 1},
         }
     )
 
@@ -141,6 +142,7 @@ def run_measured(pipeline: Path, out: Path, preset: str, resolution: int) -> Log
     from condistill.cache import stage as cache_stage
     from condistill.distill import stage as distill_stage
     from condistill.distill.checkpoints import TrainingState
+    from condistill.distill.previews import Previews
     from condistill.distill.trainer import Trainer
     from condistill.evaluate import stage as evaluate_stage
     from condistill.evaluate.measure import Measurement
@@ -155,20 +157,22 @@ def run_measured(pipeline: Path, out: Path, preset: str, resolution: int) -> Log
     prompts = out.parent / "prompts.txt"
     prompts.write_text("a red circle\na blue square\na green star\na small heart\n", encoding="utf-8")
     log.wrap(context, "load_teacher", "load")
+    log.wrap(context, "hold_weights", "load")
+    log.wrap(Previews, "make", "previews")
     log.wrap(cache_stage, "fill_cache", "cache")
-    log.wrap(distill_stage, "_derive", "derive the student")
+    log.wrap(distill_stage, "derive_variant", "derive the student")
     log.wrap(Trainer, "run", "training")
     log.wrap(TrainingState, "save", "checkpoint")
     log.wrap(distill_stage, "_save", "save the pipeline")
     log.wrap(distill_stage.DistilledVariant, "load", "load the student")
-    log.wrap(evaluate_stage, "generate_round", "evaluation: generate")
+    log.wrap(evaluate_stage, "_generate", "evaluation: generate")
     log.wrap(Measurement, "measure", "evaluation: decode")
     log.wrap(evaluate_stage, "speed_records", "evaluation: time")
     digest = hashing.hash_file
 
-    def hash_file(path: Path) -> str:
+    def hash_file(path: Path, *others: Any) -> str:
         started = time.perf_counter()
-        result = digest(path)
+        result = digest(path, *others)
         log.hashed.append((str(path), path.stat().st_size, time.perf_counter() - started))
         return result
 

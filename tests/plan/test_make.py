@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from full_size import DATA
 from rich.console import Console
 
@@ -17,6 +18,9 @@ from condistill.config.recipe import Recipe
 from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError
 from condistill.plan import make, make_plan, show_plan
+from condistill.plan.candidates import teacher_candidate
+from condistill.plan.cost import preview_hours
+from condistill.plan.devices import Hardware, find_device
 from condistill.plan.record import Plan, TrainingCost
 from condistill.profiling.macs import macs
 from condistill.students.derive import derive_student
@@ -36,7 +40,7 @@ def training_of(plan: Plan, name: str = "random_conditioning") -> TrainingCost:
 def tiny_plan(tiny_pipeline_dir: Path) -> Plan:
     whole = {"teacher": {"pipeline": str(tiny_pipeline_dir)}, "prompts": {"files": ["gone.txt"]}, "cache": CACHE}
     recipe = Recipe.model_validate({**whole, "student": {"width": 0.5}, "distill": {"steps": 100, "batch_size": 8}})
-    return make_plan(recipe, device="a100-80gb")
+    return make_plan(recipe, device="a100-80gb", budget=60.0)
 
 
 def test_the_json_of_a_plan_holds_all_of_it(tiny_plan: Plan) -> None:
@@ -45,7 +49,7 @@ def test_the_json_of_a_plan_holds_all_of_it(tiny_plan: Plan) -> None:
     assert data["format"] == 2
     assert {"name", "params", "macs"} <= set(data["teacher"])
     assert all({"name", "params", "macs", "share_params", "share_macs"} <= set(s) for s in data["students"])
-    costs = {"device", "cache", "training", "evaluation", "memory", "disk", "hours", "device_hours"}
+    costs = {"device", "cache", "training", "evaluation", "memory", "disk", "hours", "device_hours", "budget_hours"}
     assert set(data["cost"]) == costs
     assert "measured_latency_ms" not in data["teacher"]
     assert data["assumptions"]
@@ -115,7 +119,7 @@ def test_the_ladder_shows_what_the_training_of_each_student_costs(tiny_plan: Pla
     assert same.training_hours == pytest.approx(100 * same.sec_per_step / 3600)
     larger = by_name["b-base"]
     assert larger.training_memory_bytes > same.training_memory_bytes
-    assert all(student.fits and student.steps_in_budget is None for student in tiny_plan.students)
+    assert all(student.fits for student in tiny_plan.students)
 
 
 @pytest.mark.slow
@@ -130,17 +134,19 @@ def test_the_memory_of_another_student_is_about_right(tiny_pipeline_dir: Path, r
         assert about == pytest.approx(training_of(exact).memory_bytes.total, rel=0.15)
 
 
-def test_the_steps_in_a_budget_leave_time_for_cache_and_evaluation(
-    tiny_pipeline_dir: Path, recipe_of: RecipeOf, tiny_plan: Plan
-) -> None:
-    recipe = recipe_of(tiny_pipeline_dir, {"width": 0.5}, cache=CACHE, distill={"steps": 100, "batch_size": 8})
-    plan = make_plan(recipe, device="a100-80gb", budget=60.0)
-    cost, student = plan.cost, plan.students[0]
+def test_the_steps_in_a_budget_leave_time_for_cache_and_evaluation(tiny_plan: Plan) -> None:
+    cost = tiny_plan.cost
     left = 60 - 3600 * (cost.cache.hours + cost.evaluation.hours)
-    assert student.steps_in_budget == int(left / student.sec_per_step) > 100
     assert cost.budget_hours == 60 / 3600
-    short = make_plan(recipe, device="a100-80gb", budget=1e-6)
-    assert {each.steps_in_budget for each in short.students} == {0}
+    for student in tiny_plan.students:
+        assert student.steps_in_budget == int(left / student.sec_per_step) > 100
+
+
+@pytest.mark.slow
+def test_a_budget_that_is_too_short_leaves_no_steps(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
+    recipe = recipe_of(tiny_pipeline_dir, {"width": 0.5})
+    assert {each.steps_in_budget for each in make_plan(recipe, device="h100", budget=1e-6).students} == {0}
+    assert {each.steps_in_budget for each in make_plan(recipe, device="h100").students} == {None}
 
 
 def test_the_memory_of_every_stage_is_counted(tiny_plan: Plan) -> None:
@@ -163,15 +169,20 @@ def test_the_disk_of_a_run_is_counted(tiny_plan: Plan) -> None:
     assert disk.total == disk.latents + disk.checkpoints + disk.pipelines
 
 
-def test_previews_cost_what_their_images_cost(tiny_pipeline_dir: Path, recipe_of: RecipeOf) -> None:
+def test_previews_cost_what_their_images_cost(
+    tiny_pipeline_dir: Path, recipe_of: RecipeOf, tiny_skeleton: Skeleton
+) -> None:
+    teacher, hardware = teacher_candidate(tiny_skeleton), Hardware(find_device("t4"))
+
     def hours(every: int | None) -> float:
-        distill = {"steps": 100, "batch_size": 8, "preview_every": every}
-        return training_of(
-            make_plan(recipe_of(tiny_pipeline_dir, {"width": 0.5}, distill=distill), device="t4")
-        ).preview_hours
+        recipe = recipe_of(tiny_pipeline_dir, {"width": 0.5}, distill={"steps": 100, "preview_every": every})
+        models = (teacher, teacher)
+        return preview_hours(recipe, "random_conditioning", tiny_skeleton, hardware, models, dtype=torch.float16)
 
     assert hours(0) == 0
     assert 0 < hours(100) < hours(None) < hours(1)
+    images = hours(1) - hours(2)  # 50 grids of two prompts
+    assert images == pytest.approx(50 * (hours(100) - hours(0)) / 2, rel=0.5)
 
 
 @pytest.mark.slow

@@ -42,3 +42,28 @@ def test_buffers_that_are_allocated_again_need_no_new_pages(monkeypatch: pytest.
 def test_malloc_settings_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     assert not keep_freed_memory()
+
+
+RELEASE = """
+import ctypes
+from condistill.profiling.memory import resident_bytes
+from condistill.utils.malloc import keep_freed_memory, release_freed_memory
+assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+buffers = [libc.malloc(20 * 2**20) for _ in range(5)]
+for buffer in buffers:
+    ctypes.memset(buffer, 1, 20 * 2**20)
+for buffer in buffers:
+    libc.free(buffer)
+before = resident_bytes()
+release_freed_memory()
+print(before - resident_bytes())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this system's malloc is not that of glibc")
+def test_memory_that_is_kept_is_released_on_request() -> None:
+    released = int(subprocess.run([sys.executable, "-c", RELEASE], check=True, capture_output=True).stdout)
+    assert released > 90 * 2**20

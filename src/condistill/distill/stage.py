@@ -50,6 +50,7 @@ from condistill.teachers.source import teacher_files
 from condistill.utils.distributed import decide, on_main_process
 from condistill.utils.format import significant
 from condistill.utils.hashing import key_of
+from condistill.utils.malloc import release_freed_memory
 from condistill.utils.randomness import Stream, generator
 from condistill.utils.text import shorten
 
@@ -205,6 +206,7 @@ def make(run: Run) -> None:
         denoiser = _variant(run, teacher).load(run.family) if teacher else run.family.denoiser
         with run.family.using(denoiser), state_of_its_own(run.accelerator):
             _distill(run, name, directory.path, cache)
+        release_freed_memory()
         on_main_process(run.accelerator, lambda name=name: _finish(run, name))  # type: ignore[misc]
     run.once(NAME, lambda: None)  # every variant has had its line
 

@@ -17,6 +17,7 @@ from diffusers import ModelMixin
 
 from condistill.config.recipe import Recipe
 from condistill.distill.checkpoints import checkpoint_bytes, checkpoints_kept
+from condistill.distill.previews import preview_steps
 from condistill.errors import CondistillError
 from condistill.pipelines.sampling import Sampling, planned_sampling
 from condistill.plan.candidates import Candidate, teacher_inputs
@@ -33,6 +34,8 @@ from condistill.utils.meta import build_on_meta, plain_config
 
 GPU_PROCESS_BYTES = 2_500 * 2**20
 """On the host, of a process that uses a GPU: the same and the libraries of CUDA; an assumption."""
+KEPT_BYTES = 2047 * 2**20
+"""Of freed memory, which the malloc of a process on a CPU keeps; see `utils.malloc`."""
 _META = torch.device("meta")
 
 
@@ -63,29 +66,55 @@ class Footprint:
 
     def memory(self) -> RunMemory:
         """Count the peak of each stage."""
-        largest = max(self._weights.values())
-        cache, evaluation = self.recipe.cache, self.recipe.evaluate
+        cache = self.recipe.cache
         sampling = Sampling(cache.num_inference_steps, cache.guidance_scale)
-        filled = forward_bytes(self.skeleton, self.teacher, sampling, cache.batch_size, self.dtype) if cache.size else 0
-        kept = (each.total - each.process - each.activations - each.gradients for each in self.training.values())
-        checkpoint = max(kept)
-        training = max(each.total - each.process for each in self.training.values())
-        students = [student.params * self.dtype.itemsize for student in self.students.values()]
-        models: list[tuple[str | None, Candidate]] = [(None, self.teacher), *self.students.items()]
-        generated = max(
-            forward_bytes(self.skeleton, model, planned_sampling(self.recipe, name), evaluation.batch_size, self.dtype)
-            for name, model in models
+        filled = self._forward(self.teacher, sampling, cache.batch_size) if cache.size else 0
+        without_gradients = max(
+            each.total - each.process - each.activations - each.gradients for each in self.training.values()
         )
-        evaluated = max(generated, decode_bytes(self.skeleton, evaluation.batch_size, self.dtype))
+        training = max(each.total - each.process for each in self.training.values())
+        training = max(training, without_gradients + self._previews())
+        # after a step, its gradients and activations are free, but malloc keeps a part of them
+        checkpoint = min(training, without_gradients + KEPT_BYTES) if self.on_host else without_gradients
+        students, evaluated, mapped = self._evaluation()
         stage = self._on_host if self.on_host else self._on_device
         return RunMemory(
-            load=stage(self._teacher, mapped=largest),
+            load=stage(self._teacher, mapped=max(self._weights.values())),
             cache=stage(self._teacher + filled),
             training=stage(training),
             checkpoint=stage(checkpoint),
             saving=stage(checkpoint),
-            evaluation=stage(self._teacher + sum(students) + evaluated, mapped=max(students) - evaluated),
+            evaluation=stage(self._teacher + students + evaluated, mapped=mapped),
         )
+
+    def _forward(self, model: Candidate, sampling: Sampling, batch_size: int, dtype: torch.dtype | None = None) -> int:
+        return forward_bytes(self.skeleton, model, sampling, batch_size, dtype or self.dtype)
+
+    def _previews(self) -> int:
+        """Return the bytes of generating and decoding one image during a training."""
+        peaks = [0]
+        for name, student in self.students.items():
+            if preview_steps(self.recipe.variant(name)[1], quick=self.recipe.quick):
+                peaks.append(self._forward(student, planned_sampling(self.recipe, name), 1, torch.float32))
+                peaks.append(self._decoded(1))
+        return max(peaks)
+
+    def _decoded(self, batch_size: int) -> int:
+        return decode_bytes(self.skeleton, batch_size, self.dtype)
+
+    def _evaluation(self) -> tuple[int, int, int]:
+        """Return the bytes of all students, of the rest at the peak, and of a file from which a student is loaded.
+
+        One after the other, the students before their training are there too: they are derived in float32 and cast.
+        """
+        batch_size, itemsize = self.recipe.evaluate.batch_size, self.dtype.itemsize
+        models: list[tuple[str | None, Candidate]] = [(None, self.teacher), *self.students.items()]
+        peaks = [self._decoded(batch_size)]
+        for name, model in models:
+            generated = self._forward(model, planned_sampling(self.recipe, name), batch_size)
+            peaks += [generated] if name is None else [generated + model.params * itemsize, model.params * 4]
+        sizes = [student.params * itemsize for student in self.students.values()]
+        return sum(sizes), max(peaks), max(sizes) - max(peaks)
 
     def _on_host(self, held: int, *, mapped: int = 0) -> StageMemory:
         total = PROCESS_BYTES + held + max(mapped, 0)

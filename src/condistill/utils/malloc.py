@@ -8,6 +8,7 @@ library should not change the memory management of the program that imports it.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 
@@ -29,3 +30,11 @@ def keep_freed_memory() -> bool:
     settings = ((_MMAP_THRESHOLD, 32 * _MIB), (_TRIM_THRESHOLD, 2047 * _MIB), (_TOP_PAD, 256 * _MIB))
     accepted = [mallopt(parameter, value) == 1 for parameter, value in settings]
     return all(accepted)
+
+
+def release_freed_memory() -> None:
+    """Return freed memory to the system after work that needed much, such as a training; nothing on other systems."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
