@@ -3,22 +3,28 @@
     python benchmarks/budgets.py                                  # every row: about ten minutes on two CPU cores
     python benchmarks/budgets.py --teachers sd14 --devices h200
 
-The teachers are configs of the published sizes (tests/data); no weight is read. Each recipe is written by `init`, read
-again, and planned on its own, as `condistill plan` does; a plan that differs from what `init` printed is an error.
+The teachers are configs of the published sizes (tests/data); no weight is read. Each recipe is the one that `init`
+writes, read again and planned on its own, as `condistill plan` does; a plan that differs from what `init` printed is an
+error.
 """
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from condistill.cli.init import Goal, write_recipe
+from condistill.cli.init import Goal, Writer, base_settings
 from condistill.config.recipe import Recipe
+from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.plan import make_plan
+from condistill.plan.budget import parse_budget
+from condistill.plan.devices import Hardware, find_device
+from condistill.plan.fit import fit
+from condistill.plan.ladder import Case
+from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.format import byte_size, duration, quantity
 
 ROOT = Path(__file__).parents[1]
@@ -63,17 +69,17 @@ def main(
 ) -> None:
     """Write the table."""
     rows, notes = [], dict[str, None]()
-    with tempfile.TemporaryDirectory() as folder:
-        prompts = Path(folder) / "prompts.txt"
-        prompts.write_text("".join(f"prompt {number}\n" for number in range(PROMPTS)), encoding="utf-8")
-        for teacher in teachers.split(","):
-            for device in devices.split(","):
-                for number, budget in enumerate(budgets.split(",")):
-                    recipe = Path(folder) / f"{teacher}-{device}-{number}.yaml"
-                    cells, note = row(teacher, device, budget, prompts, recipe)
-                    rows.append([TEACHERS[teacher], device, budget, *cells])
-                    notes |= {note: None} if note else {}
-                    typer.echo(" | ".join(rows[-1]))
+    for teacher in teachers.split(","):
+        settings = TeacherSettings(pipeline=str(ROOT / "tests" / "data" / teacher))
+        skeleton = teacher_skeleton(settings)
+        base = base_settings(settings, skeleton, [MINIATURE], None)
+        for device in devices.split(","):
+            case = Case(skeleton, Hardware(find_device(device)), base)
+            for budget in budgets.split(","):
+                cells, note = row(case, budget)
+                rows.append([TEACHERS[teacher], device, budget, *cells])
+                notes |= {note: None} if note else {}
+                typer.echo(" | ".join(rows[-1]))
     table = [HEADINGS, ["---"] * len(HEADINGS), *rows]
     text = INTRODUCTION + "".join(f"| {' | '.join(cells)} |\n" for cells in table)
     if notes:
@@ -81,20 +87,20 @@ def main(
     out.write_text(text, encoding="utf-8")
 
 
-def row(teacher: str, device: str, budget: str, prompts: Path, path: Path) -> tuple[list[str], str]:
+def row(case: Case, budget: str) -> tuple[list[str], str]:
     """Return the cells of a row, and the error if no recipe is written."""
     lines: list[str] = []
-    goal = Goal(budget, device)
+    device = case.hardware.device.name
     try:
-        write_recipe(str(ROOT / "tests" / "data" / teacher), [prompts], path, goal=goal, say=lines.append)
+        fitted = fit(case, prompts=PROMPTS, budget=parse_budget(budget))
     except CondistillError as error:
         return ["none"] + ["-"] * (len(HEADINGS) - 4), str(error)
-    recipe = Recipe.load(path)
+    recipe = Recipe.parse(Writer(case, fitted, Goal(budget, device), Path.cwd(), lines.append).text())
     cost = make_plan(recipe, device=device).cost
     (training,) = cost.training.values()
     total = duration(3600 * cost.hours)
     if not any(f"about {total} (" in line for line in lines) or not training.fits:
-        raise RuntimeError(f"{path}: init printed {lines}, and the plan is {total} and fits: {training.fits}")
+        raise RuntimeError(f"{device}, {budget}: init printed {lines}; the plan: {total}, fits: {training.fits}")
     student, distill = recipe.student, recipe.distill
     micro = f"{distill.micro_batch_size}" + (", checkpointing" if distill.gradient_checkpointing else "")
     return [

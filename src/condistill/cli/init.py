@@ -94,15 +94,17 @@ def write_recipe(
         skeleton = teacher_skeleton(settings)
         if warning := long_prompts_warning(files, column, skeleton.family, location):
             say(f"warning: {warning}")
-        case = Case(skeleton, Hardware(device, goal.count), _base(settings, skeleton, files, column))
+        case = Case(skeleton, Hardware(device, goal.count), base_settings(settings, skeleton, files, column))
         say(f"choosing the settings for {_devices(case)}" + (f" and {goal.budget}" if goal.budget else ""))
         fitted = fit(case, prompts=counts.kept, budget=budget)
-        text = _Writer(case, fitted, goal, out.absolute().parent, say).text()
+        text = Writer(case, fitted, goal, out.absolute().parent, say).text()
     write_text(out, text)
     return out
 
 
-def _base(settings: TeacherSettings, skeleton: Skeleton, files: Sequence[str], column: str | None) -> dict[str, Any]:
+def base_settings(
+    settings: TeacherSettings, skeleton: Skeleton, files: Sequence[str], column: str | None
+) -> dict[str, Any]:
     """Return the settings of the recipe that do not depend on device and budget."""
     family, sampling = skeleton.family, skeleton.family.default_sampling()
     mode = family.guidance.mode(family.denoiser.config)
@@ -125,7 +127,7 @@ def _devices(case: Case) -> str:
 
 
 @dataclass(frozen=True)
-class _Writer:
+class Writer:
     """Writes the recipe with the settings that were chosen."""
 
     case: Case

@@ -34,6 +34,8 @@ FEW_AT_ONCE = 4
 SPARE = 0.1
 """Share of the memory that stays free, for the allocator and libraries."""
 
+_BYTES_PER_WEIGHT = 20
+"""Weight, gradient, two numbers of AdamW and the average, in float32."""
 _EVALUATED = 100
 """Prompts of an evaluation, over which its constant parts are spread."""
 
@@ -108,6 +110,17 @@ class Case:
         """Return the samples of a batch near to `wanted` that each device gets."""
         return int(2 ** max(math.floor(math.log2(wanted / self.hardware.count)), 0))
 
+    def _rung(self, settings: dict[str, Any]) -> Rung:
+        """Return a student, which is derived once, so that its memory and times are counted once."""
+        name = repr(settings)
+        if name not in self._rungs:
+            self._rungs[name] = Rung.of(self, settings)
+        return self._rungs[name]
+
+    @cached_property
+    def _rungs(self) -> dict[str, Rung]:
+        return {}
+
     def ladder(self, refusals: list[CondistillError]) -> Iterator[Rung]:
         """Yield the usual students that a run accepts, from large to small.
 
@@ -121,7 +134,7 @@ class Case:
         for number, ladder in enumerate(ladders):
             for place, settings in enumerate(ladder):
                 try:
-                    yield Rung.of(self, settings)
+                    yield self._rung(settings)
                 except CondistillError as error:
                     if place == 0 and number < len(ladders) - 1:
                         break
@@ -165,9 +178,18 @@ class Rung:
     def memory(self) -> Memory | None:
         """The largest micro-batch that fits, with gradient checkpointing if few samples fit without it; None: none."""
         most = min(self.case.share(LARGEST_BATCH), MOST_AT_ONCE)
+        if self._weights > self.case.memory_limit:
+            return None
         return self._largest(min(FEW_AT_ONCE, most), most, checkpointing=False) or self._largest(
             1, most, checkpointing=True
         )
+
+    @property
+    def _weights(self) -> int:
+        """Bytes of all that does not depend on the micro-batch: the least that a training needs."""
+        case = self.case
+        trained = self.candidate.params * _BYTES_PER_WEIGHT
+        return sum(case.skeleton.components.values()) * case.dtype.itemsize + trained
 
     @property
     def least_memory(self) -> int:
