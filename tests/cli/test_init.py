@@ -278,3 +278,24 @@ def test_prompts_that_the_text_encoder_does_not_read_to_their_end_are_counted(
     lines: list[str] = []
     write_recipe(str(tiny_pipeline_dir), [tmp_path / "a.txt"], tmp_path / "new.yaml", say=lines.append)
     assert any(line.startswith("warning: 1 of 2 prompts are longer than the") for line in lines)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_settings_of_the_teacher_are_written_with_paths_relative_to_the_recipe(
+    tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_pipeline_dir / "vae", tmp_path / "parts" / "vae")
+    (tmp_path / "recipes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = {"vae": "parts/vae", "resolution": 32}
+    path = write_recipe(str(tiny_pipeline_dir), [prompts], Path("recipes/new.yaml"), options=options)
+    made = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert made["teacher"] | {"pipeline": ""} == {
+        "pipeline": "",
+        "family": "stable_diffusion",
+        "vae": "../parts/vae",
+        "resolution": 32,
+    }
+    assert Recipe.load(path).teacher.vae == str(tmp_path / "parts" / "vae")
+    with pytest.raises(CondistillError, match="varian"):
+        write_recipe(str(tiny_pipeline_dir), [prompts], Path("other.yaml"), options={"varian": "fp16"})

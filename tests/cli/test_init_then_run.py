@@ -39,7 +39,7 @@ def test_what_init_writes_runs_unchanged_with_quick(
         str(tmp_path / "teacher"),
         [tmp_path / "prompts.txt"],
         tmp_path / "recipe.yaml",
-        resolution=kind.resolution,
+        options={"resolution": kind.resolution} if kind.resolution else {},
         goal=Goal(device="h200"),
     )
     recipe = quick_recipe(Recipe.load(path))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -16,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from condistill.cli.cost import LONG_HOURS, cost_lines
 from condistill.cli.prompt_files import count_and_describe, long_prompts_warning
 from condistill.config.quick import quick_recipe
-from condistill.config.recipe import Recipe
+from condistill.config.recipe import Recipe, resolve_files
 from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.plan.budget import parse_budget
@@ -59,8 +60,7 @@ def write_recipe(
     out: Path,
     *,
     column: str | None = None,
-    variant: str | None = None,
-    resolution: int | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
     goal: Goal = Goal(),
     say: Say = lambda _: None,
 ) -> Path:
@@ -70,8 +70,8 @@ def write_recipe(
 
     Args:
         column: the column of the prompts in csv, jsonl and parquet files.
-        variant: of the weight files, such as `fp16`.
-        resolution: height and width of the images in pixels; None: the pipeline's own.
+        options: other settings of the recipe's `teacher`, such as `{"variant": "fp16"}`; paths in them start at the
+            working directory.
         say: called with a line about each prompt file, about each choice, and about the cost.
 
     Raises:
@@ -83,9 +83,7 @@ def write_recipe(
         raise CondistillError(f"{out} exists already and is not overwritten; choose another --out")
     budget = None if goal.budget is None else parse_budget(goal.budget)
     device = find_device(goal.device or PRESENT)
-    if teacher != MINIATURE and (teacher.startswith((".", "/", "~")) or Path(teacher).exists()):
-        teacher = str(resolve_path(teacher))
-    settings = TeacherSettings(pipeline=teacher, variant=variant, resolution=resolution)
+    settings = teacher_settings(teacher, options)
     location, index = read_index(settings)
     family_class(settings, index)  # reports a wrong teacher before the prompts are read
     files = [str(path) if str(path) == MINIATURE else str(resolve_path(path)) for path in prompts]
@@ -102,6 +100,18 @@ def write_recipe(
     return out
 
 
+def teacher_settings(teacher: str, options: Mapping[str, Any]) -> TeacherSettings:
+    """Return the settings of a teacher, with absolute paths.
+
+    Raises:
+        CondistillError: an option is no setting of `teacher`, or has a wrong value.
+    """
+    usual = {"prompts": {"files": [MINIATURE]}, "student": {"preset": "b-base"}}
+    data = {"teacher": {"pipeline": teacher, **options}, **usual}
+    resolve_files(data, Path())
+    return Recipe.from_dict(data, source="the teacher").teacher
+
+
 def base_settings(
     settings: TeacherSettings, skeleton: Skeleton, files: Sequence[str], column: str | None
 ) -> dict[str, Any]:
@@ -109,13 +119,14 @@ def base_settings(
     family, sampling = skeleton.family, skeleton.family.default_sampling()
     mode = family.guidance.mode(family.denoiser.config)
     scale = 1.0 if mode == "none" else sampling.guidance_scale
+    given = settings.model_dump(exclude_unset=True)
+    if sampling.resolution is not None:
+        given = {"resolution": sampling.resolution, **given}
     base: dict[str, Any] = {
-        "teacher": {"pipeline": settings.pipeline, "family": family.name},
+        "teacher": {"pipeline": settings.pipeline, "family": family.name, **given},
         "prompts": {"files": list(files), "column": column},
         "cache": {"num_inference_steps": sampling.num_inference_steps, "guidance_scale": scale},
     }
-    optional = {"variant": settings.variant, "resolution": settings.resolution or sampling.resolution}
-    base["teacher"] |= {name: value for name, value in optional.items() if value is not None}
     if mode == "embedded" and family.guidance.scale_range:
         base["distill"] = {"guidance_distillation": list(family.guidance.scale_range)}
     return base
@@ -165,7 +176,7 @@ class Writer:
     def _check(self, text: str, expected: Recipe) -> None:
         """Check that the written recipe is the planned one, and that a run accepts it."""
         written = Recipe.parse(text, folder=self.folder)
-        assert written.model_dump(exclude={"teacher"}) == expected.model_dump(exclude={"teacher"}), text
+        assert written == expected, text
         try:
             preflight(written, self.case.skeleton)
         except CondistillError as error:
@@ -177,9 +188,7 @@ class Writer:
         template = resources.files("condistill.cli").joinpath("recipe.yaml.j2").read_text(encoding="utf-8")
         environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
         environment.filters["yaml"] = _one_line
-        teacher, prompts = dict(case.base["teacher"]), case.base["prompts"]
-        if Path(teacher["pipeline"]).is_absolute():
-            teacher["pipeline"] = self._relative(teacher["pipeline"], always_path=True)
+        teacher, prompts = self._with_relative_paths(case.base["teacher"]), case.base["prompts"]
         budget = f" and a budget of {goal.budget}" if goal.budget else ""
         reasons = {choice.setting: choice.reason for choice in self.fitted.choices}
         if goal.quick:
@@ -202,6 +211,15 @@ class Writer:
             **{section: data[section] for section in ("cache", "distill", "evaluate")},
         )
         return "\n".join(map(_aligned, text.split("\n")))
+
+    def _with_relative_paths(self, value: Any) -> Any:
+        """Return the settings of the teacher with paths that are relative to the recipe where they are near."""
+        if isinstance(value, Mapping):
+            return {key: self._with_relative_paths(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._with_relative_paths(inner) for inner in value]
+        is_path = isinstance(value, str) and Path(value).is_absolute()
+        return self._relative(value, always_path=True) if is_path else value
 
     def _relative(self, name: str, *, always_path: bool = False) -> str:
         """Return a path relative to the recipe's folder, if it is not far from it.

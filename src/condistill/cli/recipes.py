@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -42,6 +43,12 @@ def init(
         Optional[int],  # noqa: UP045
         typer.Option(help="Height and width of the images in pixels. Default: the pipeline's own.", min=1, max=2**14),
     ] = None,
+    overrides: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--set", "-s", metavar="KEY=VALUE", help="Set a setting of the teacher: `-s teacher.vae=./vae`. Repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Write a commented recipe for a teacher and its prompts, which fits a device and a budget of time.
 
@@ -52,14 +59,36 @@ def init(
     from condistill.cli.init import Goal, write_recipe
 
     goal = Goal(budget, device, count, quick)
-    path = write_recipe(
-        teacher, prompts, out, column=column, variant=variant, resolution=resolution, goal=goal, say=say
-    )
+    given = {"variant": variant, "resolution": resolution}
+    options = {name: value for name, value in given.items() if value is not None} | _teacher_options(overrides or ())
+    path = write_recipe(teacher, prompts, out, column=column, options=options, goal=goal, say=say)
     launcher = f"accelerate launch --num_processes {count} -m " if count > 1 else ""
     steps = [f"`{launcher}condistill run {path}`"]
     if not quick:
         steps = [f"`condistill run {path} --quick`", *steps]
     say(f"wrote {path}; next: read it, then {', then '.join(steps)}")
+
+
+def _teacher_options(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of the teacher that overrides give.
+
+    Raises:
+        CondistillError: one is no setting of the teacher.
+    """
+    from condistill.config.yaml_tree import override
+
+    data: dict[str, Any] = {}
+    for text in overrides:
+        override(data, {}, text)
+    if others := sorted(data.keys() - {"teacher"}):
+        raise CondistillError(
+            f"`init` takes settings of the teacher only, and chooses {', '.join(others)} itself; change the recipe that "
+            "it writes"
+        )
+    options = data.get("teacher", {})
+    if not isinstance(options, dict):
+        raise CondistillError("teacher is a section; give one of its settings, such as teacher.variant=fp16")
+    return options
 
 
 @command

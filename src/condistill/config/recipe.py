@@ -232,7 +232,7 @@ class Recipe(Settings):
         _check_data(data, places, source)
         if folder is not None:
             try:
-                _resolve_files(data, folder)
+                resolve_files(data, folder)
             except (OSError, RuntimeError) as error:  # a RuntimeError is a circle of links, or an unknown home
                 raise RecipeError(f"{source}: a file cannot be found: {system_message(error)}; correct it") from error
         return cls.from_dict(data, source=source, places=places)
@@ -283,7 +283,7 @@ _FILE_LISTS = {"prompts": ("files", "cached_files", "unseen_files")}
 """Settings that list files, by section."""
 
 
-def _resolve_files(data: dict[str, Any], folder: Path) -> None:
+def resolve_files(data: dict[str, Any], folder: Path) -> None:
     """Make file names absolute, and the teacher if it is on the disk; they are relative to the recipe's folder.
 
     Raises:

@@ -97,16 +97,18 @@ def fit(case: Case, *, prompts: int, budget: float | None = None) -> Fit:
         refusals: list[CondistillError] = []
         rung: Rung | None = None
         too_large: list[Rung] = []
+        is_enough = False
         for candidate in case.ladder(refusals):
             if candidate.memory is None:
                 too_large.append(candidate)
                 continue
             rung = candidate
-            if budget is None or _affordable_samples(rung, budget) >= ENOUGH:
+            is_enough = budget is None or _affordable_samples(rung, budget) >= ENOUGH
+            if is_enough:
                 break
         if rung is None:
             raise _too_large_error(too_large) if too_large else refusals[0]
-        return _Chooser(rung, prompts, budget, tuple(each.name for each in too_large)).choose()
+        return _Chooser(rung, prompts, budget, tuple(each.name for each in too_large), is_enough).choose()
 
 
 def _affordable_samples(rung: Rung, budget: float) -> float:
@@ -122,6 +124,9 @@ class _Chooser:
     prompts: int
     budget: float | None
     too_large: tuple[str, ...]
+    """Students of the ladder that need more memory."""
+    is_enough: bool
+    """Whether the budget is enough for `ENOUGH` samples."""
 
     @property
     def most_cached(self) -> int:
@@ -191,7 +196,7 @@ class _Chooser:
         """Yield the choices with their reasons."""
         case, distill = self.rung.case, settings["distill"]
         device, samples = case.hardware.device, distill["steps"] * distill["batch_size"]
-        yield Choice("student", self.rung.name, self._why_student(samples))
+        yield Choice("student", self.rung.name, self._why_student())
         yield Choice(
             "steps",
             f"{distill['steps']:,} of {distill['batch_size']} samples",
@@ -213,12 +218,12 @@ class _Chooser:
         why = "half precision is seldom faster on a CPU" if half == "no" else f"the half precision of {device.name}"
         yield Choice("mixed precision", half, why)
 
-    def _why_student(self, samples: int) -> str:
+    def _why_student(self) -> str:
         rung = self.rung
         why = f"{percent(rung.candidate.params / rung.case.teacher.params)} of the parameters of the teacher"
         if self.too_large:
             why += f"; {' and '.join(self.too_large)} would need more memory"
-        elif self.budget is not None and samples >= ENOUGH:
+        elif self.budget is not None and self.is_enough:
             why += "; the largest usual student for which the budget is enough"
         elif self.budget is not None:
             why += "; the smallest usual student, for a small budget"
