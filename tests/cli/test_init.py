@@ -11,6 +11,7 @@ import pytest
 import yaml
 from full_size import DATA
 
+from condistill import cli
 from condistill.cli import init
 from condistill.cli.init import Goal, write_recipe
 from condistill.config.quick import quick_recipe
@@ -299,3 +300,13 @@ def test_settings_of_the_teacher_are_written_with_paths_relative_to_the_recipe(
     assert Recipe.load(path).teacher.vae == str(tmp_path / "parts" / "vae")
     with pytest.raises(CondistillError, match="varian"):
         write_recipe(str(tiny_pipeline_dir), [prompts], Path("other.yaml"), options={"varian": "fp16"})
+
+
+def test_init_takes_settings_of_the_teacher_only(prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for change, message in (
+        ("distill.steps=3", "`init` takes settings of the teacher only, and chooses distill itself"),
+        ("teacher=3", "teacher is a section; give one of its settings, such as teacher.variant=fp16"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["init", "miniature", "--prompts", str(prompts), "-s", change])
+        assert message in capsys.readouterr().err

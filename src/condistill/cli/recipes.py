@@ -82,8 +82,8 @@ def _teacher_options(overrides: Sequence[str]) -> dict[str, Any]:
         override(data, {}, text)
     if others := sorted(data.keys() - {"teacher"}):
         raise CondistillError(
-            f"`init` takes settings of the teacher only, and chooses {', '.join(others)} itself; change the recipe that "
-            "it writes"
+            f"`init` takes settings of the teacher only, and chooses {', '.join(others)} itself; change the recipe "
+            "that it writes"
         )
     options = data.get("teacher", {})
     if not isinstance(options, dict):

@@ -78,10 +78,9 @@ def _show_cost(run: Run, *, ask: bool) -> None:
 
 
 def _say_quick(recipe: Path, out: Path, *, by_option: bool) -> None:
-    """Say what a finished quick run is worth, and what comes next."""
+    """Say what comes after a finished quick run; the report has said what it is worth."""
     if os.environ.get("RANK", "0") != "0":
         return
-    say("quick run: a test of the set-up, not a student to use")
     if by_option:
         say(f"next: `condistill plan {recipe}` for the cost of the real run, then `condistill run {recipe}`")
     else:
