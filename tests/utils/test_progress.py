@@ -204,13 +204,25 @@ def test_many_small_files_in_a_row_are_shown_as_well(clock: Clock, log: Log, tmp
     assert len(log.lines) == 4
 
 
+def test_small_files_between_other_work_are_not_shown(clock: Clock, log: Log, tmp_path: Path) -> None:
+    file = tmp_path / "shard"
+    file.write_bytes(b"x" * 10)
+    bars = FileBars(console(log), "checksums", clock=clock)
+    for _ in range(20):
+        clock.now += 0.9
+        with bars.reading(file) as advance:
+            clock.now += 0.01
+            advance(10)
+    assert log.lines == []
+
+
 def test_a_terminal_shows_one_bar_and_work_inside_it_as_nothing_more(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"x")
     received = io.StringIO()
     terminal = Console(file=received, force_terminal=True, width=120)
     bars = FileBars(terminal, "checksums")
-    bars._started = -1e9
+    bars._spent, bars._ended = 60.0, time.monotonic()
     with progress_bar(terminal, "evaluate", 2, unit="images") as advance:
         with bars.reading(file) as read, working(terminal, "saving"):
             read(1)

@@ -7,6 +7,7 @@ takes longer than that.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -308,15 +309,17 @@ class FileBars:
         self, console: Console, description: str, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._console, self._description, self._quiet, self._clock = console, description, quiet, clock
-        self._started = self._ended = self._last_line = -1e9
-        """Of the files that are read in a row: when it began, when the last one ended, and when a line was printed."""
+        self._spent = 0.0
+        """Seconds of reading files in a row."""
+        self._ended = self._last_line = -math.inf
+        """When the last file ended, and when a line was printed."""
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[Callable[[int], None]]:
         """Yield a function to be called with the number of bytes that were read since its last call."""
-        now = self._clock()
-        if now - self._ended > 1:
-            self._started = now
+        began = self._clock()
+        if began - self._ended > 1:
+            self._spent = 0.0
         meter = Meter(path.stat().st_size, BYTES, clock=self._clock)
         description = f"{self._description}: {path.parent.name}/{path.name}"
         with contextlib.ExitStack() as stack:
@@ -326,7 +329,8 @@ class FileBars:
                 nonlocal show
                 meter.add(n)
                 now = self._clock()
-                if self._quiet or now - self._started < _SHOW_AFTER_SEC or (id(self._console) in _ACTIVE and not show):
+                spent = self._spent + now - began
+                if self._quiet or spent < _SHOW_AFTER_SEC or (id(self._console) in _ACTIVE and not show):
                     return
                 if self._console.is_terminal:
                     show = show or stack.enter_context(_bar(self._console, description, meter))
@@ -337,6 +341,7 @@ class FileBars:
 
             yield advance
         self._ended = self._clock()
+        self._spent += self._ended - began
 
 
 @contextmanager
