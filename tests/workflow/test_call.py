@@ -47,9 +47,7 @@ def recipe_of_call(
     return call
 
 
-def test_a_pipeline_and_prompts_become_the_recipe_that_init_would_write(
-    recipe_of_call: RecipeOf, tmp_path: Path
-) -> None:
+def test_a_pipeline_and_prompts_become_a_recipe_with_usual_settings(recipe_of_call: RecipeOf, tmp_path: Path) -> None:
     recipe = recipe_of_call()
     assert recipe.teacher.pipeline == str(tmp_path / "run" / "teacher")
     assert recipe.student.preset == "b-base"

@@ -1,7 +1,7 @@
 """`compress` for Python code: with a recipe, or with a pipeline and prompts.
 
-A pipeline and prompts become a recipe: `condistill init` writes the same settings. What is passed as objects is kept in
-the run directory, so that the run can be resumed, by the same call or by the command line.
+A pipeline and prompts become a recipe. Its sizes do not depend on the speed of the device, so that the same call
+resumes a run. What is passed as objects is kept in the run directory, so that the command line can resume it too.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def compress(
         teacher: a recipe, a pipeline of diffusers, or the directory or hub name of one.
         out: the run directory; students are in `<out>/pipelines`, by default `random_conditioning`.
         prompts: texts, or the path of a prompt file, or the paths of several.
-        student: as in `derive_student`. Default: that of `condistill init`.
-        steps: `distill.steps` of a recipe.
+        student: as in `derive_student`. Default: "b-base" for a U-Net, half of the layers for a transformer.
+        steps: `distill.steps` of a recipe. Default: 50,000, those of BK-SDM; `condistill init` chooses for a device.
         batch_size: `distill.batch_size`.
         cache_size: `cache.size`. Default: half of the prompts, and 10,000 at most.
         settings: further settings of a recipe by dotted name, such as `{"distill.mixed_precision": "bf16"}`.
@@ -301,7 +301,7 @@ def _plain(student: StudentSettings) -> dict[str, Any]:
 
 
 def _usual(skeleton: Skeleton, prompts: int, batch_size: Any) -> dict[str, Any]:
-    """Return the settings that `condistill init` writes for a teacher and a number of prompts.
+    """Return the usual settings for a teacher and a number of prompts; their sizes do not depend on the device.
 
     Args:
         batch_size: that of the call, whose micro-batches must divide it.
