@@ -31,11 +31,6 @@ def write_picture(run: Path, out: Path, *, student: str, columns: int) -> Path:
     Raises:
         CondistillError: the run has no images of the student.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     folder = run / "evaluation" / "figures"
     grid = Grid.read(folder / "grid.json", remedy="finish the run with `condistill run`")
     models = (TEACHER, student)
@@ -46,6 +41,11 @@ def write_picture(run: Path, out: Path, *, student: str, columns: int) -> Path:
     ]
     if not cells or any(len(files) < len(models) or not all(map(Path.is_file, files)) for _, _, files in cells):
         raise CondistillError(f"{folder} has no images of {' and '.join(models)}; finish the run, or name its student")
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(
         len(models), len(cells), figsize=(1.35 * len(cells), 1.35 * len(models) + 0.75), squeeze=False, dpi=150
     )
