@@ -153,4 +153,7 @@ def test_a_downloaded_teacher_with_another_scheduler_is_made_without_network(
     prepare_teacher(settings, tmp_path / "out")
     made = load_teacher(prepared_settings(settings, tmp_path / "out"))
     assert type(made.pipeline.scheduler).__name__ == "EulerDiscreteScheduler"
-    assert teacher_inputs(settings, "cpu").keys() >= {"teacher.revision", "teacher.scheduler file scheduler_config.json"}
+    assert teacher_inputs(settings, "cpu").keys() >= {
+        "teacher.revision",
+        "teacher.scheduler file scheduler_config.json",
+    }

@@ -14,7 +14,7 @@ from condistill.config.sections import SHIPPED_CONFIGS, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.teachers.header import Header, TensorInfo
 from condistill.teachers.load import load_teacher, teacher_inputs
-from condistill.teachers.single_file import SHIPPED, check_parts, complete_configs, kind_of
+from condistill.teachers.single_file import SHIPPED, check_parts, complete_configs, kind_of, tie_again
 from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.meta import parameters
 
@@ -430,3 +430,28 @@ def test_a_transformer_of_published_size_fits_the_configs_of_its_pipeline(prefix
         CondistillError, match=r"flux\.safetensors has no vae \(a AutoencoderKL\); set teacher\.vae, or"
     ):
         check_parts(header, DATA / "flux_dev", index, {"vae": models.vae}, replaced=set())
+
+
+@pytest.mark.slow
+def test_a_text_encoder_whose_file_has_a_shared_weight_once_is_loaded(tmp_path: Path) -> None:
+    from diffusers.loaders.single_file_utils import create_diffusers_t5_model_from_checkpoint
+    from tiny import build_sd3
+    from transformers import T5EncoderModel
+
+    pipeline = build_sd3()
+    configs = write_configs(pipeline, tmp_path / "configs")
+    original = pipeline.text_encoder_3.eval()
+    state = {k: weight for k, weight in original.state_dict().items() if k != "encoder.embed_tokens.weight"}
+    tensors = {f"text_encoders.t5xxl.transformer.{name}": weight for name, weight in state.items()}
+    index = json.loads((configs / "model_index.json").read_text(encoding="utf-8"))
+    models = {"text_encoder_3": original}
+    assert check_parts(header_of(tensors), configs, index, models, replaced=set()) == {"text_encoder_3": True}
+    place = {"config": str(configs), "subfolder": "text_encoder_3", "local_files_only": True}
+    loaded = create_diffusers_t5_model_from_checkpoint(T5EncoderModel, tensors, **place)
+    tie_again("text_encoder_3", loaded, tmp_path / "a.safetensors")
+    tokens = torch.tensor([[3, 4, 5]])
+    assert torch.equal(loaded(tokens)[0], original(tokens)[0])
+    with torch.device("meta"):
+        empty = T5EncoderModel(original.config)
+    with pytest.raises(CondistillError, match=r"a\.safetensors has no shared\.weight of the text_encoder_3; download"):
+        tie_again("text_encoder_3", empty, tmp_path / "a.safetensors")

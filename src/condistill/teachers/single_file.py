@@ -208,11 +208,17 @@ def check_parts(
         config = str(directory / name / "config.json")
         converted = converted_shapes(name, model, header, config)
         if converted:
-            check_shapes(name, converted, shapes(model.state_dict()), header, config, setting=_SETTING)
+            check_shapes(name, converted, _needed_shapes(model), header, config, setting=_SETTING)
         elif not weight_files(directory / name, index[name][0], None):
             raise _missing(name, index[name][1], header, directory)
         found[name] = bool(converted)
     return found
+
+
+def _needed_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a model that a file must have; one that is another too is named once."""
+    again = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(model.named_parameters()).keys()
+    return {name: shape for name, shape in shapes(model.state_dict()).items() if name not in again}
 
 
 def _missing(name: str, class_name: str, header: Header, directory: Path) -> CondistillError:
@@ -253,12 +259,28 @@ def load_file(
     dtype = _DTYPES[next(iter(header.dtypes()))]
     elsewhere = {name: _load_component(configs, name, index[name], dtype) for name, is_in in found.items() if not is_in}
     try:
-        return kind.from_single_file(
+        pipeline = kind.from_single_file(
             str(file), config=str(configs), local_files_only=True, torch_dtype=dtype, **elsewhere, **given
         )
     except Exception as error:  # a file that is not what it seems can raise any exception
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CondistillError(f"{_SETTING} {file} cannot be loaded: {reason}") from error
+    for name, model in pipeline.components.items():
+        if isinstance(model, nn.Module):
+            tie_again(name, model, file)
+    return pipeline
+
+
+def tie_again(name: str, model: nn.Module, file: Path) -> None:
+    """Let weights of a model share memory where a file has them once; diffusers leaves the others without values.
+
+    Raises:
+        CondistillError: a weight has no value.
+    """
+    if any(weight.is_meta for weight in model.parameters()) and hasattr(model, "tie_weights"):
+        model.tie_weights()  # type: ignore[operator]
+    if empty := next((key for key, weight in model.named_parameters() if weight.is_meta), None):
+        raise CondistillError(f"{_SETTING} {file} has no {empty} of the {name}; download or save it again")
 
 
 def _load_component(configs: Path, name: str, entry: Any, dtype: torch.dtype) -> Any:
