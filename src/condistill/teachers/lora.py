@@ -70,7 +70,8 @@ def read_lora(pipeline_class: Any, settings: LoraSettings, components: Mapping[s
     denoiser = components.get("unet")
     try:
         found = pipeline_class.lora_state_dict(
-            str(file),
+            str(file.absolute().parent),
+            weight_name=file.name,
             return_alphas=True,
             return_lora_metadata=True,
             use_safetensors=True,
