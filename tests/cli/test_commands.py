@@ -183,9 +183,11 @@ def test_plan_prints_only_json_on_stdout(call: Call, recipe: Path) -> None:
 
 @pytest.mark.slow
 def test_plan_shows_its_assumptions(call: Call, recipe: Path) -> None:
-    result = call("plan", recipe, "--device", "l4", "--count", 2)
+    result = call("plan", recipe, "--device", "l4", "--count", 2, "--budget", "48h")
     assert result.code == 0
     assert all(text in result.out for text in ("b-base", "training on 2 x l4", "activations", "assumed:"))
+    shown = ("steps in 2.00 days", "peak of memory of each process", "disk:", "- diffusers: all", "- ComfyUI: not ")
+    assert all(text in result.out for text in shown)
 
 
 def test_plan_names_the_known_devices_when_it_does_not_know_one(call: Call, recipe: Path) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 
 from condistill.config.recipe import Recipe
 from condistill.distill.checkpoints import checkpoint_bytes, checkpoints_kept
@@ -30,7 +29,6 @@ from condistill.profiling.memory import MemoryMeter
 from condistill.teachers.locate import is_plain
 from condistill.teachers.skeleton import Skeleton
 from condistill.teachers.source import teacher_files
-from condistill.utils.meta import build_on_meta, plain_config
 
 GPU_PROCESS_BYTES = 2_500 * 2**20
 """On the host, of a process that uses a GPU: the same and the libraries of CUDA; an assumption."""
@@ -54,6 +52,8 @@ class Footprint:
     """Of every model that generates images."""
     on_host: bool
     """Whether the device is a CPU."""
+    _numbers: dict[str, int] = field(default_factory=dict)
+    """Numbers at the peak of a forward, by the name of the model."""
 
     @cached_property
     def _weights(self) -> dict[str, int]:
@@ -88,7 +88,19 @@ class Footprint:
         )
 
     def _forward(self, model: Candidate, sampling: Sampling, batch_size: int, dtype: torch.dtype | None = None) -> int:
-        return forward_bytes(self.skeleton, model, sampling, batch_size, dtype or self.dtype)
+        """Return the bytes of a denoiser evaluation; with classifier-free guidance, each image has two at once."""
+        evaluations = evaluations_per_image(sampling, model.denoiser) // sampling.num_inference_steps
+        numbers = self._numbers.get(model.name)
+        if numbers is None:
+            numbers = self._numbers[model.name] = forward_numbers(self.skeleton, model)
+        return batch_size * evaluations * numbers * (dtype or self.dtype).itemsize
+
+    def _decoded(self, batch_size: int) -> int:
+        return batch_size * self._decoded_numbers * self.dtype.itemsize
+
+    @cached_property
+    def _decoded_numbers(self) -> int:
+        return decoded_numbers(self.skeleton)
 
     def _previews(self) -> int:
         """Return the bytes of generating and decoding one image during a training."""
@@ -98,9 +110,6 @@ class Footprint:
                 peaks.append(self._forward(student, planned_sampling(self.recipe, name), 1, torch.float32))
                 peaks.append(self._decoded(1))
         return max(peaks)
-
-    def _decoded(self, batch_size: int) -> int:
-        return decode_bytes(self.skeleton, batch_size, self.dtype)
 
     def _evaluation(self) -> tuple[int, int, int]:
         """Return the bytes of all students, of the rest at the peak, and of a file from which a student is loaded.
@@ -160,26 +169,22 @@ class Footprint:
         return others, self.dtype.itemsize
 
 
-def forward_bytes(skeleton: Skeleton, model: Candidate, sampling: Sampling, batch_size: int, dtype: torch.dtype) -> int:
-    """Return the bytes of the tensors at the peak of a denoiser evaluation of a batch of images.
-
-    Args:
-        sampling: with classifier-free guidance, each image is evaluated twice at once.
-    """
-    evaluations = evaluations_per_image(sampling, model.denoiser) // sampling.num_inference_steps
-    denoiser: ModelMixin = build_on_meta(type(model.denoiser), plain_config(model.denoiser)).to(dtype).eval()
-    inputs = repeat_inputs(teacher_inputs(skeleton, denoiser), batch_size * evaluations, device=_META, dtype=dtype)
-    return _peak(lambda: denoiser(**inputs))
+def forward_numbers(skeleton: Skeleton, model: Candidate) -> int:
+    """Return how many numbers the tensors have at the peak of a denoiser evaluation of one sample."""
+    denoiser = model.denoiser.eval()
+    dtype: torch.dtype = next(denoiser.parameters()).dtype
+    inputs = repeat_inputs(teacher_inputs(skeleton, denoiser), 1, device=_META, dtype=dtype)
+    return int(_peak(lambda: denoiser(**inputs)) // dtype.itemsize)
 
 
-def decode_bytes(skeleton: Skeleton, batch_size: int, dtype: torch.dtype) -> int:
-    """Return the bytes of the tensors at the peak of decoding a batch of latents; 0 without an autoencoder."""
+def decoded_numbers(skeleton: Skeleton) -> int:
+    """Return how many numbers the tensors have at the peak of decoding one image; 0 without an autoencoder."""
     vae: Any = skeleton.family.pipeline.components.get("vae")
     if vae is None:
         return 0
-    copy = build_on_meta(type(vae), plain_config(vae)).to(dtype).eval()
-    latents = torch.empty(batch_size, *skeleton.family.latent_shape, device=_META, dtype=dtype)
-    return _peak(lambda: copy.decode(latents, return_dict=False))
+    latents = torch.empty(1, *skeleton.family.latent_shape, device=_META, dtype=vae.dtype)
+    itemsize: int = vae.dtype.itemsize
+    return _peak(lambda: vae.decode(latents, return_dict=False)) // itemsize
 
 
 @torch.no_grad()
