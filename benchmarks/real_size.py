@@ -1,6 +1,6 @@
 """Run the whole workflow on a pipeline of the size of Stable Diffusion 1.4, and compare its memory with the plan.
 
-    python benchmarks/real_size.py --out benchmarks/real_size.md                 # 512 x 512 pixels
+    python benchmarks/real_size.py                 # 512 x 512 pixels
     python benchmarks/real_size.py --resolution 256 --preset b-tiny
 
 The pipeline has random weights: a U-Net of 860 M parameters, CLIP's ViT-L text encoder and the autoencoder, from the
@@ -188,6 +188,52 @@ def run_measured(pipeline: Path, out: Path, preset: str, resolution: int) -> Log
     return log
 
 
+STAGES = {
+    "load": ("load",),
+    "cache": ("cache",),
+    "training": ("training", "previews"),
+    "checkpoint": ("checkpoint",),
+    "saving": ("save the pipeline",),
+    "evaluation": ("load the student", "evaluation: generate", "evaluation: decode", "evaluation: time"),
+}
+"""Stages of the plan, and the parts that belong to each."""
+
+
+def report(found: dict[str, Any], recipe: Any, command: str) -> str:
+    """Return a table of measured and planned memory, and of the files that were hashed.
+
+    Args:
+        found: the log of the run.
+        command: that made it.
+    """
+    from condistill.plan import make_plan
+    from condistill.utils.format import byte_size, duration
+    from condistill.utils.hardware import device_name
+
+    planned = make_plan(recipe).cost.memory
+    lines = [f"Command: `{command}`. Machine: {device_name()}, torch {torch.__version__}.", ""]
+    lines += ["| stage | peak | planned | difference | time |", "|---|---:|---:|---:|---:|"]
+    for stage, names in STAGES.items():
+        parts = [part for part in found["parts"] if part["name"] in names]
+        peak, expected = max(part["peak_bytes"] for part in parts), getattr(planned, stage).host
+        seconds = sum(part["seconds"] for part in parts)
+        cells = (stage, byte_size(peak), byte_size(expected), f"{expected / peak - 1:+.1%}", duration(seconds))
+        lines.append(f"| {' | '.join(cells)} |")
+    times = {part["name"]: 0.0 for part in found["parts"]}
+    for part in found["parts"]:
+        times[part["name"]] += part["seconds"]
+    lines += ["", "| part | time |", "|---|---:|", *(f"| {name} | {duration(sec)} |" for name, sec in times.items())]
+    large = [(name, size, sec) for name, size, sec in found["hashed"] if size > 10**6]
+    names = [name for name, _, _ in large]
+    lines += [
+        "",
+        f"Files above 1 MB that were read for a checksum: {len(large)}, each {max(map(names.count, names))} time(s), "
+        f"{byte_size(sum(size for _, size, _ in large))} in {duration(sum(sec for _, _, sec in large))}. "
+        f"A second run of the same command read {byte_size(found['hashed_again'])}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main(
     *,
     resolution: Annotated[int, typer.Option(help="Height and width of the images.")] = 512,
@@ -196,7 +242,7 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="Where to keep the pipeline and the run.")] = None,
     log: Annotated[Path | None, typer.Option(help="For the child process: where to write the log.")] = None,
 ) -> None:
-    """Write the pipeline, run everything in a process of its own, and print a table."""
+    """Write the pipeline, run everything in a process of its own, and print tables."""
     if log is not None and folder is not None:
         measured = run_measured(folder / "pipeline", folder / "run", preset, resolution)
         parts = [asdict(part) for part in measured.parts]
@@ -208,11 +254,12 @@ def main(
         place.mkdir(parents=True, exist_ok=True)
         if not (place / "pipeline").exists():
             write_pipeline(place / "pipeline", getattr(torch, dtype))
-        command = [sys.executable, __file__, "--folder", str(place), "--log", str(place / "log.json")]
-        command += ["--resolution", str(resolution), "--preset", preset]
+        options = ["--resolution", str(resolution), "--preset", preset]
+        command = [sys.executable, __file__, "--folder", str(place), "--log", str(place / "log.json"), *options]
         subprocess.run(command, check=True, env=os.environ)
-        found = json.loads((place / "log.json").read_text())
-        typer.echo(json.dumps(found, indent=1))
+        recipe = recipe_of(place / "pipeline", place / "prompts.txt", preset, resolution)
+        shown = f"python benchmarks/real_size.py {' '.join(options)} --dtype {dtype}"
+        typer.echo(report(json.loads((place / "log.json").read_text()), recipe, shown))
 
 
 if __name__ == "__main__":
