@@ -29,9 +29,11 @@ from condistill.distill.batches import batch_source
 from condistill.distill.checkpoints import list_checkpoints, load_checkpoint
 from condistill.distill.history import HISTORY_NAME, read_history
 from condistill.distill.pending import PendingStep
+from condistill.distill.previews import PreviewFolder, PreviewModels, Previews
 from condistill.distill.states import Sample
 from condistill.distill.trainer import Trainer
 from condistill.errors import NonFiniteLossError
+from condistill.pipelines.sampling import Sampling
 from condistill.students.derive import derive_student
 from condistill.teachers.load import load_teacher
 
@@ -113,6 +115,29 @@ def test_an_interrupted_fp16_run_resumes_with_the_scale_of_its_gradients(make: M
     assert resumed.accelerator.scaler.state_dict()["scale"] == 64
     # some backward kernels add in any order
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
+
+
+def test_previews_leave_the_losses_and_the_random_states_of_a_gpu(
+    make: Make, family: Family, device: torch.device, tmp_path: Path
+) -> None:
+    sampling, states = Sampling(2, 3.0), []
+    for name in ("with", "without"):
+        trainer = make(tmp_path / name, precision="bf16")
+        models, prompts = PreviewModels(sampling, sampling), [("seen", "a red ball")]
+        previews = Previews(family, tmp_path / name, models, choose=lambda prompts=prompts: prompts, seed=0)
+
+        def on_step(
+            step: int, _record: Any, trainer: Trainer = trainer, previews: Previews = previews, name: str = name
+        ) -> None:
+            if name == "with":
+                previews.make(step, trainer.trained.denoiser, trainer.ema)
+
+        torch.manual_seed(0)
+        trainer.run(on_step)
+        states.append(float(torch.rand(1, device=device)))
+    assert states[0] == states[1]
+    assert losses(tmp_path / "with") == pytest.approx(losses(tmp_path / "without"), rel=1e-3)
+    assert len(PreviewFolder(tmp_path / "with" / "previews").grids()) == STEPS + 1
 
 
 # the check of the losses
