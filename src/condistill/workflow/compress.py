@@ -137,8 +137,9 @@ def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool, before_train
     """Make what is missing of every stage, in order."""
     if not decide(run.accelerator, lambda: distill.is_done(run)):
         check_processes(run.recipe, run.accelerator.num_processes)
-        skeleton = teacher_skeleton(run.recipe.teacher)
-        students = preflight(run.recipe, skeleton)  # before anything is written
+        with run.working("checking the recipe against the teacher's configs", after_sec=2.0):
+            skeleton = teacher_skeleton(run.recipe.teacher)
+            students = preflight(run.recipe, skeleton)  # before anything is written
         on_main_process(run.accelerator, lambda: check_space(run, students, skeleton))
         on_main_process(run.accelerator, lambda: before_training(run))
     on_main_process(run.accelerator, lambda: _name_directories(run, stages))
