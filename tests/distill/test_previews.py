@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import importlib
 import random
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,6 +208,20 @@ def test_a_preview_that_fails_is_a_warning_and_leaves_the_weights(
     assert line.endswith("; the training goes on")
     assert [weight.data_ptr() for weight in student.denoiser.parameters()] == before
     assert previews.folder.grids() == {}
+
+
+def test_a_training_that_a_signal_stops_says_so_before_its_last_preview(make: Make, tmp_path: Path) -> None:
+    stopping: dict[int, bool] = {}
+    trainer = make(tmp_path, steps=4)
+
+    def on_step(step: int, _record: Any) -> None:
+        stopping[step] = trainer.is_stopping
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(on_step)
+    assert stopping == {0: False, 1: False, 2: True}
 
 
 def test_the_time_of_previews_is_not_time_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

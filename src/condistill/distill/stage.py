@@ -277,7 +277,7 @@ def _train(run: Run, name: str, trainer: Trainer, previews: Previews) -> nn.Modu
             done = step
             if accelerator.is_main_process:
                 stopwatch.on_step(step, checkpoint=step == trainer.saved_step)
-            if step in due:
+            if step in due and not trainer.is_stopping:  # the next run makes it
                 advance(0, "making a preview")
                 with stopwatch.paused():
                     on_main_process(accelerator, lambda: _preview(run, name, trainer, previews))

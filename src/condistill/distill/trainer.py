@@ -90,6 +90,8 @@ class Trainer:
         self.history = History(directory / HISTORY_NAME, family.device, terms)
         self.step = self.saved_step = 0
         """Optimiser steps done, and those of the newest checkpoint."""
+        self.is_stopping = False
+        """Whether a signal has come: after `on_step` of this step the run ends, on every process."""
         self.doing: Callable[[str], None] = lambda _: None
         """Called with a few words before something other than a step that may take long."""
         self._pending: PendingStep | None = None
@@ -135,6 +137,7 @@ class Trainer:
                 stop = self._signal if self.accelerator.num_processes > 1 else self._own_signal()
                 if self.step % logging.checkpoint_every == 0 or is_last or stop:
                     self._save()
+                self.is_stopping = bool(stop)
                 on_step(self.step, record)
                 if stop:
                     raise Stopped(stop, f"the checkpoint of step {self.step:,} is kept")
