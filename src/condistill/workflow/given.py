@@ -70,8 +70,8 @@ class Given:
         if self.pipeline is not None:
             pipeline = self.pipeline
             directory = run.stage(TEACHER_FOLDER, lambda: _contents(pipeline))
-            run.say("teacher: hashing the weights of the pipeline")
-        is_kept = directory is None or decide(run.accelerator, directory.is_done)
+        with run.working("teacher: hashing the weights of the pipeline", after_sec=2.0):
+            is_kept = directory is None or decide(run.accelerator, directory.is_done)
         on_main_process(run.accelerator, lambda: self._begin(run, skeleton, is_kept=is_kept, update=update))
         if directory is not None and not is_kept:
             run.say(f"teacher: saving the pipeline to {directory.path}")
