@@ -109,6 +109,15 @@ def test_a_teacher_can_be_a_directory(recipe_of_call: RecipeOf, tiny_pipeline_di
         assert recipe_of_call(teacher).teacher.pipeline == str(tiny_pipeline_dir)
 
 
+def test_settings_of_the_teacher_count_when_it_is_examined_and_paths_start_at_the_working_directory(
+    tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"teacher.vae": Path("vae"), "teacher.resolution": 64}
+    with pytest.raises(CondistillError, match=rf"teacher\.vae {tmp_path / 'vae'} is no directory"):
+        compress(tiny_pipeline_dir, "run", prompts=PROMPTS, settings=settings)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
-from condistill.config.recipe import Recipe
+from condistill.config.recipe import Recipe, resolve_files
 from condistill.config.sections import MINIATURE, StudentSettings, TeacherSettings
 from condistill.config.yaml_tree import merge
 from condistill.errors import CondistillError
@@ -150,7 +150,7 @@ def _resolve(
         )
     files = [given.prompt_file(out)] if given.prompts is not None else _files(cast("Prompts", prompts))
     count = _count(given, files, _section(changes, "prompts").get("column"))
-    skeleton = _skeleton(teacher)
+    skeleton = _skeleton(teacher, changes)
     usual = _usual(skeleton, count, _section(changes, "distill").get("batch_size"))
     pipeline = _location(teacher) if isinstance(teacher, str | Path) else given.teacher(out)
     base = merge(usual, {"teacher": {"pipeline": pipeline}, "prompts": {"files": files}})
@@ -182,14 +182,32 @@ def _origin(pipeline: DiffusionPipeline) -> Origin:
     return Origin((Path(name).resolve().name,), file if file.is_file() else None)
 
 
-def _skeleton(teacher: DiffusionPipeline | str | Path) -> Skeleton:
-    """Return the teacher on the meta device."""
+def _skeleton(teacher: DiffusionPipeline | str | Path, changes: Mapping[str, Any]) -> Skeleton:
+    """Return the teacher on the meta device, with the settings of the call, such as its resolution."""
     if isinstance(teacher, str | Path):
-        return teacher_skeleton(TeacherSettings(pipeline=_location(teacher)))
+        return teacher_skeleton(_teacher_settings(_location(teacher), changes))
     with configs_of(teacher) as folder:
-        skeleton = teacher_skeleton(TeacherSettings(pipeline=str(folder)))
+        skeleton = teacher_skeleton(_teacher_settings(str(folder), changes))
     skeleton.family.origin = _origin(teacher)
     return skeleton
+
+
+def _teacher_settings(pipeline: str, changes: Mapping[str, Any]) -> TeacherSettings:
+    """Return the section `teacher` of the recipe, before the rest of it is known."""
+    others = {"prompts": {"files": [MINIATURE]}, "student": {"width": 0.5}}
+    given = changes.get("teacher", {})
+    section = {"pipeline": pipeline, **given} if isinstance(given, Mapping) else given
+    return _checked({"teacher": section, **others}).teacher
+
+
+def _checked(data: dict[str, Any]) -> Recipe:
+    """Return the recipe of the arguments; paths in them start at the working directory.
+
+    Raises:
+        RecipeError: lists every mistake.
+    """
+    resolve_files(data, Path.cwd())
+    return Recipe.from_dict(data, source="the arguments of compress")
 
 
 def _location(teacher: str | Path) -> str:
@@ -253,7 +271,7 @@ def _changes(settings: Mapping[str, Any] | None, chosen: Mapping[str, Any]) -> d
             raise CondistillError(f"compress got {name} and {_SHORT[name]!r} in settings; leave out one of the two")
         given[_SHORT[name]] = value
     nested: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in ((key, _plain_value(value)) for key, value in given.items()):
         *parents, last = key.split(".")
         place = nested
         for parent in parents:
@@ -264,6 +282,15 @@ def _changes(settings: Mapping[str, Any] | None, chosen: Mapping[str, Any]) -> d
             raise CondistillError(f"settings has a value for {key!r} and others inside it; leave out one of them")
         place[last] = merge(place.get(last) or {}, value) if isinstance(value, Mapping) else value
     return nested
+
+
+def _plain_value(value: Any) -> Any:
+    """Return a value as YAML would give it: paths are texts, and tuples are lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain_value(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _section(changes: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -285,8 +312,7 @@ def _first_accepted(
     refusals: list[CondistillError] = []
     for choice in (student,) if student is not None or "student" in changes else usual:
         chosen = {} if choice is None else _plain(student_settings(choice, can_cut_width=is_unet))
-        data = merge(merge(base, {"student": chosen}), changes)
-        recipe = Recipe.from_dict(data, source="the arguments of compress")
+        recipe = _checked(merge(merge(base, {"student": chosen}), changes))
         try:
             preflight(recipe, skeleton)
         except CondistillError as error:
