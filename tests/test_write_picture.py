@@ -58,9 +58,7 @@ def test_the_picture_has_a_column_for_each_prompt_and_a_row_for_each_model(
 
 
 def test_a_run_without_images_of_the_student_is_refused(script: Any, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        CondistillError, match="no images of teacher and large; finish the run, or name its"
-    ):
+    with pytest.raises(CondistillError, match="no images of teacher and large; finish the run, or name its"):
         script.write_picture(run, tmp_path / "a.png", student="large", columns=2)
     with pytest.raises(CondistillError, match="finish the run with `condistill run`"):
         script.write_picture(tmp_path, tmp_path / "a.png", student="small", columns=2)
