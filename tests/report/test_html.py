@@ -293,4 +293,4 @@ def test_distances_are_shown_with_their_references(tmp_path: Path) -> None:
     _, page = _render(tmp_path, evaluation=evaluation)
     assert "1.25 before training" in page.text
     assert "another seed" in page.text
-    assert "Both are measured on 16 images." in page.text
+    assert "Both are measured on 16 prompts." in page.text

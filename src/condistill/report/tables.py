@@ -163,7 +163,7 @@ def reference_note(evaluation: Evaluation) -> str:
     images = references.images_per_split["all"]
     return (
         "Before training: the student's first weights. Another seed: two images of the teacher of the same prompt from "
-        f"different noise. Both are measured on {images} images."
+        f"different noise. Both are measured on {images} {'prompt' if images == 1 else 'prompts'}."
     )
 
 
