@@ -156,3 +156,23 @@ def test_an_override_hides_the_line_it_replaces() -> None:
 )
 def test_an_override_that_cannot_apply_is_refused(override: str, message: str) -> None:
     assert message in mistakes(BASE + "seed: 1\n", override)[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "teacher.loras=[style.safetensors]",
+            "teacher.loras.0: input should be a mapping (given: 'style.safetensors')",
+        ),
+        ("teacher.loras=[{path: a, scale: 11}]", "teacher.loras.0.scale: input should be less than or equal to 10"),
+        ("teacher.loras=[{path: a, scales: 1}]", "teacher.loras.0.scales is not a setting; did you mean 'scale'?"),
+        ("teacher.loras=[{path: a, weight: 1}]", "teacher.loras.0.weight is not a setting"),
+        ("teacher.loras=[{scale: 1.0}]", "teacher.loras.0.path is missing; it has no default"),
+        ("teacher.lora=[]", "teacher.lora is not a setting; did you mean 'loras'?"),
+    ],
+)
+def test_a_mistake_in_a_list_of_settings_names_its_place(override: str, message: str) -> None:
+    (line,) = mistakes(BASE, override)
+    assert message in line
+    assert "student" not in line

@@ -22,3 +22,28 @@ def test_a_tilde_in_files_and_teacher_is_the_home_directory(tmp_path: Path, monk
     for override in ("prompts.files=[~nosuchuser/a.txt]", "teacher.pipeline=~nosuchuser/pipeline"):
         with pytest.raises(CondistillError, match=r"'~nosuchuser/.*there is no home directory for '~nosuchuser'"):
             Recipe.load(path, [override])
+
+
+def test_the_files_of_the_teacher_are_relative_to_the_folder_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "recipes"
+    (folder / "models").mkdir(parents=True)
+    (folder / "models" / "mine.safetensors").touch()
+    path = folder / "recipe.yaml"
+    path.write_text(BASE.replace("pipeline: miniature", "pipeline: models/mine.safetensors, config: ./configs"))
+    monkeypatch.chdir(tmp_path)
+    loras = "teacher.loras=[{path: style.safetensors}, {path: ~/b.safetensors, scale: -0.5}]"
+    recipe = Recipe.load(path, [loras, "teacher.vae=vae", "teacher.scheduler=../euler"])
+    teacher = recipe.teacher
+    assert teacher.pipeline == str(folder / "models" / "mine.safetensors")
+    assert teacher.config == str(folder / "configs")
+    assert [lora.path for lora in teacher.loras] == [
+        str(folder / "style.safetensors"),
+        str(Path.home() / "b.safetensors"),
+    ]
+    assert [lora.scale for lora in teacher.loras] == [1.0, -0.5]
+    assert (teacher.vae, teacher.scheduler) == (str(folder / "vae"), str(tmp_path / "euler"))
+    assert Recipe.load(path, ["teacher.config=sd-1"]).teacher.config == "sd-1"
+    (tmp_path / "moved.yaml").write_text(recipe.to_yaml())
+    assert Recipe.load(tmp_path / "moved.yaml") == recipe

@@ -95,7 +95,8 @@ def _model_at(root: type[Settings], location: tuple[Any, ...], parent: Any) -> t
     """Return the model that should have had the last key of a location; `parent` is the mapping that has it."""
     if len(location) == 1:
         return root
-    part = location[0] if location[0] == "variants" and len(location) == 3 else location[-2]
+    keys = [part for part in location[:-1] if not isinstance(part, int)]  # without places in lists
+    part = location[0] if location[0] == "variants" and len(location) == 3 else keys[-1]
     model = _models(root).get(part, root)
     return (schedule_class(parent) or model) if model is ScheduleSettings else model
 
