@@ -13,9 +13,11 @@ import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionPipeline
 from loras import attention_layers, matrices, peft_names, write_lora
 from rich.console import Console
-from runs import tiny_recipe
+from runs import flip_a_byte, tiny_recipe
 from single_file import tensors_of, write_configs, write_file
 
+from condistill.config.sections import TeacherSettings
+from condistill.errors import CondistillError
 from condistill.teachers.load import load_teacher
 from condistill.workflow.compress import compress
 
@@ -100,3 +102,36 @@ def test_a_run_of_a_folder_with_one_variant_only_needs_no_setting(pipeline: Any,
     out, _ = run(tmp_path, tmp_path / "fp16")
     assert image(load(out / "pipelines" / "plain")).shape == (64, 64, 3)
     assert not list((out / "pipelines").rglob("*fp16*"))
+
+
+@pytest.mark.slow
+def test_another_scale_or_a_damaged_file_makes_the_teacher_again(
+    pipeline: Any, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    layers = matrices(pipeline.unet, attention_layers(pipeline.unet))
+    write_lora(tmp_path / "style.safetensors", peft_names("unet", layers))
+
+    def again(scale: float, **options: Any) -> tuple[Path, str]:
+        return run(
+            tmp_path,
+            tiny_pipeline_dir,
+            f"teacher.loras=[{{path: style.safetensors, scale: {scale}}}]",
+            until="cache",
+            **options,
+        )
+
+    out, _ = again(0.5)
+    weights = out / "teacher" / "unet" / "diffusion_pytorch_model.safetensors"
+    first = weights.read_bytes()
+    with pytest.raises(CondistillError, match=r"teacher\.loras\[0\]\.scale was 0\.5 and is now 0\.25\n.*teacher \("):
+        again(0.25)
+    _, printed = again(0.25, update=True)
+    assert f"moved {out / 'teacher'} to" in printed
+    assert (out / "teacher" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() != first
+    flip_a_byte(weights)
+    min((out / "cache").glob("shard-*.arrow")).unlink()
+    again(0.25)
+    loras = [{"path": str(tmp_path / "style.safetensors"), "scale": 0.25}]
+    expected = load_teacher(TeacherSettings(pipeline=str(tiny_pipeline_dir), loras=loras)).denoiser.state_dict()
+    teacher = load(out / "teacher").unet.state_dict()
+    assert all(torch.equal(teacher[name], weight) for name, weight in expected.items())
