@@ -19,11 +19,11 @@ from condistill.cli.init import Goal, Writer, base_settings
 from condistill.config.recipe import Recipe
 from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
-from condistill.plan import make_plan
 from condistill.plan.budget import parse_budget
 from condistill.plan.devices import Hardware, find_device
 from condistill.plan.fit import fit
 from condistill.plan.ladder import Case
+from condistill.plan.make import plan_cost
 from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.format import byte_size, duration, quantity
 
@@ -96,7 +96,7 @@ def row(case: Case, budget: str) -> tuple[list[str], str]:
     except CondistillError as error:
         return ["none"] + ["-"] * (len(HEADINGS) - 4), str(error)
     recipe = Recipe.parse(Writer(case, fitted, Goal(budget, device), Path.cwd(), lines.append).text())
-    cost = make_plan(recipe, device=device).cost
+    cost = plan_cost(recipe, device=device)
     (training,) = cost.training.values()
     total = duration(3600 * cost.hours)
     if not any(f"about {total} (" in line for line in lines) or not training.fits:
@@ -110,7 +110,7 @@ def row(case: Case, budget: str) -> tuple[list[str], str]:
         micro,
         f"{recipe.cache.size:,}",
         total,
-        byte_size(training.memory_bytes.total),
+        byte_size(max(getattr(cost.memory, stage).device for stage in type(cost.memory).model_fields)),
     ], ""
 
 

@@ -17,7 +17,7 @@ from condistill.cli.init import Goal, write_recipe
 from condistill.config.quick import quick_recipe
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.plan import fit, ladder, make_plan
+from condistill.plan import ladder, make_plan
 from condistill.plan.fit import Choice
 from condistill.plan.ladder import Memory
 from condistill.students.derive import Student
@@ -105,10 +105,10 @@ def test_a_run_accepts_what_init_writes_for_every_family_and_its_plan_agrees(
 @pytest.fixture
 def without_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count no memory and make no plan, which takes longest."""
-    plan = SimpleNamespace(cost=SimpleNamespace(hours=1, training={"random_conditioning": SimpleNamespace(hours=1)}))
+    cost = SimpleNamespace(hours=1, training={"random_conditioning": SimpleNamespace(hours=1)})
     monkeypatch.setattr(ladder.Rung, "memory", Memory(2, False, 10**9))
-    monkeypatch.setattr(fit, "make_plan", lambda *_, **__: plan)
-    monkeypatch.setattr(init, "make_plan", lambda *_, **__: plan)
+    monkeypatch.setattr(ladder.Rung, "images_at_once", 2)
+    monkeypatch.setattr(ladder.Case, "cost", lambda *_: cost)
     monkeypatch.setattr(init, "cost_lines", lambda _: ["the cost"])
 
 
@@ -168,7 +168,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         names = ("student", "steps", "cache", "micro-batch", "gradient checkpointing", "mixed precision")
         choices = tuple(Choice(name, "1", "why") for name in names)
-        return SimpleNamespace(settings=settings, choices=choices, plan=SimpleNamespace(cost=SimpleNamespace(hours=1)))
+        return SimpleNamespace(settings=settings, choices=choices, cost=SimpleNamespace(hours=1))
 
     monkeypatch.setattr(init, "fit", choose)
     monkeypatch.setattr(init, "cost_lines", lambda _: ["the cost"])

@@ -15,12 +15,12 @@ from condistill.cli import init
 from condistill.cli.init import Goal, write_recipe
 from condistill.config.quick import quick_recipe
 from condistill.config.recipe import Recipe
-from condistill.plan import fit, ladder
+from condistill.plan import ladder
 from condistill.plan.ladder import Memory
 from condistill.profiling import timing
 from condistill.workflow.compress import compress
 
-PLAN = SimpleNamespace(cost=SimpleNamespace(hours=1, training={"random_conditioning": SimpleNamespace(hours=1)}))
+COST = SimpleNamespace(hours=1, training={"random_conditioning": SimpleNamespace(hours=1)})
 
 
 @pytest.mark.slow
@@ -33,7 +33,8 @@ def test_what_init_writes_runs_unchanged_with_quick(
     lines = kind.prompts if family == "dit" else tiny.WORDS
     (tmp_path / "prompts.txt").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.setattr(ladder.Rung, "memory", Memory(2, True, 10**9))  # test_init.py has the real choice
-    monkeypatch.setattr(fit, "make_plan", lambda *_, **__: PLAN)
+    monkeypatch.setattr(ladder.Rung, "images_at_once", 2)
+    monkeypatch.setattr(ladder.Case, "cost", lambda *_: COST)
     monkeypatch.setattr(init, "cost_lines", lambda _: ["the cost"])
     path = write_recipe(
         str(tmp_path / "teacher"),

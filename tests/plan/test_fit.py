@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from recipes import BASE
 
-from condistill.plan import fit as fit_module
+from condistill.config.recipe import Recipe
 from condistill.plan import ladder
 from condistill.plan.devices import Hardware, find_device
 from condistill.plan.fit import DoesNotFitError, Fit, fit, round_down
@@ -23,22 +24,24 @@ Students = Callable[..., Case]
 def students(monkeypatch: pytest.MonkeyPatch) -> Students:
     """Return a case whose ladder has these students: a name, the samples that fit at once (0: none), and seconds."""
 
-    def case(*rungs: tuple[str, int, float], count: int = 1, image: float = 1.0, pixels: int = 512) -> Case:
+    def case(*rungs: tuple[str, int, float], count: int = 1, image: float = 1.0) -> Case:
         made = []
         for name, at_once, sample in rungs:
             memory = Memory(at_once, False, 2**30) if at_once else None
             times = Times(sample, 0.0, image, 10.0, count)
-            rung: Any = SimpleNamespace(name=name, settings={"preset": name}, memory=memory, times=times)
+            rung: Any = SimpleNamespace(
+                name=name, settings={"preset": name}, memory=memory, times=times, images_at_once=8
+            )
             rung.candidate, rung.least_memory = SimpleNamespace(params=50), 10 * 2**30
             made.append(rung)
-        skeleton: Any = SimpleNamespace(family=SimpleNamespace(image_size=(pixels, pixels)))
+        skeleton: Any = SimpleNamespace()
         base = {"teacher": {"pipeline": "miniature"}, "prompts": {"files": ["miniature"]}}
         whole = Case(skeleton, Hardware(find_device("t4"), count), base)
         whole.__dict__["teacher"] = SimpleNamespace(params=100)
         for rung in made:
             rung.case = whole
         monkeypatch.setattr(Case, "ladder", lambda *_: iter(made))
-        monkeypatch.setattr(fit_module, "make_plan", lambda recipe, **_: planned(recipe, made))
+        monkeypatch.setattr(Case, "cost", lambda _, recipe: planned(recipe, made))
         return whole
 
     return case
@@ -49,7 +52,7 @@ def planned(recipe: Any, rungs: list[Any]) -> Any:
     times = next(rung.times for rung in rungs if rung.name == recipe.student.preset)
     training = 1.01 * recipe.distill.steps * times.step(recipe.distill.batch_size) / HOUR
     rest = (recipe.cache.size * times.image + recipe.evaluate.prompts_per_split * times.prompt) / HOUR
-    return SimpleNamespace(cost=SimpleNamespace(hours=training + rest, training={"x": SimpleNamespace(hours=training)}))
+    return SimpleNamespace(hours=training + rest, training={"x": SimpleNamespace(hours=training)})
 
 
 def text_of(fitted: Fit) -> str:
@@ -62,7 +65,7 @@ def test_the_largest_student_is_chosen_that_can_be_trained_enough(students: Stud
         fitted = fit(students(*ladder), prompts=10**6, budget=hours * HOUR)
         assert fitted.settings["student"] == {"preset": expected}, hours
         assert fitted.settings["distill"]["micro_batch_size"] == (16 if expected == "c-micro" else 8)
-        assert 0.9 * hours < fitted.plan.cost.hours <= hours
+        assert 0.9 * hours < fitted.cost.hours <= hours
 
 
 def test_a_student_that_needs_too_much_memory_is_named(students: Students) -> None:
@@ -111,22 +114,28 @@ def test_a_batch_is_cut_evenly_into_devices_and_micro_batches(students: Students
     assert 128 < distill["batch_size"] <= 256 or share == 1
 
 
-def test_large_images_are_generated_in_small_batches(students: Students) -> None:
-    sizes = {
-        pixels: fit(students(("b-base", 8, 0.01), pixels=pixels), prompts=1000).settings["cache"]["batch_size"]
-        for pixels in (256, 512, 1024, 4096)
-    }
-    assert sizes == {256: 8, 512: 8, 1024: 2, 4096: 1}
+@pytest.mark.parametrize(("free", "expected"), [(100, 8), (8, 8), (7, 4), (3, 2), (1, 1), (0, 1), (-5, 1)])
+def test_as_many_images_are_generated_at_once_as_the_memory_allows(
+    monkeypatch: pytest.MonkeyPatch, free: int, expected: int
+) -> None:
+    monkeypatch.setattr(ladder, "forward_bytes", lambda *_: 3)
+    monkeypatch.setattr(ladder, "decode_bytes", lambda *_: 10)
+    monkeypatch.setattr(ladder, "PROCESS_BYTES", 0)
+    monkeypatch.setattr(Rung, "recipe", lambda _: Recipe.parse(BASE))
+    case: Any = SimpleNamespace(
+        skeleton=SimpleNamespace(components={"unet": 50}), dtype=torch.float16, memory_limit=120 + 10 * free
+    )
+    case.teacher = None
+    assert Rung(case, {}, SimpleNamespace(params=10)).images_at_once == expected  # type: ignore[arg-type]
 
 
-def test_half_precision_is_that_of_the_device(students: Students, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_is_that_of_the_device(students: Students) -> None:
     assert students(("b-base", 8, 0.01)).mixed_precision == "fp16"
     for name, expected in (("h100", "bf16"), ("t4", "fp16")):
         assert Case(SimpleNamespace(), Hardware(find_device(name)), {}).mixed_precision == expected  # type: ignore[arg-type]
-    here = SimpleNamespace(measured=True, half=torch.bfloat16)
-    for kind, expected in (("cpu", "no"), ("cuda", "bf16")):
-        monkeypatch.setattr(ladder, "default_device", lambda kind=kind: torch.device(kind))
-        assert Case(SimpleNamespace(), SimpleNamespace(device=here), {}).mixed_precision == expected  # type: ignore[arg-type]
+    for is_host, expected in ((True, "no"), (False, "bf16")):
+        here = SimpleNamespace(device=SimpleNamespace(is_host=is_host, half=torch.bfloat16))
+        assert Case(SimpleNamespace(), here, {}).mixed_precision == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("most", [1, 32, 64])
@@ -135,12 +144,13 @@ def test_the_largest_micro_batch_that_fits_is_found_and_checkpointing_only_where
     monkeypatch: pytest.MonkeyPatch, most: int, limit: int
 ) -> None:
     def job(_: Rung, size: int, *, checkpointing: bool) -> Any:
-        return SimpleNamespace(memory=lambda: SimpleNamespace(total=size if checkpointing else 2 * size))
+        return SimpleNamespace(memory=lambda **_: SimpleNamespace(total=size if checkpointing else 2 * size))
 
     monkeypatch.setattr(Rung, "_job", job)
     monkeypatch.setattr(Rung, "_weights", 0)
     monkeypatch.setattr(ladder, "MOST_AT_ONCE", most)
-    case: Any = SimpleNamespace(share=lambda _: 256, memory_limit=limit)
+    hardware = SimpleNamespace(device=SimpleNamespace(is_host=False))
+    case: Any = SimpleNamespace(share=lambda _: 256, memory_limit=limit, hardware=hardware)
     memory = Rung(case, {}, None).memory  # type: ignore[arg-type]
     fitting = {
         (size, on): size * (1 if on else 2) <= limit for size in (1, 2, 4, 8, 16, 32, 64) for on in (True, False)

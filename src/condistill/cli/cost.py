@@ -7,7 +7,7 @@ import sys
 import typer
 
 from condistill.errors import CondistillError
-from condistill.plan import make_plan
+from condistill.plan.make import plan_cost
 from condistill.plan.record import RunCost
 from condistill.run.context import Run
 from condistill.utils.format import byte_size, duration
@@ -25,7 +25,7 @@ def show_cost(run: Run, *, confirm: bool) -> None:
     Raises:
         CondistillError: the answer is no; nothing was written.
     """
-    cost = make_plan(run.recipe, count=run.accelerator.num_processes).cost
+    cost = plan_cost(run.recipe, count=run.accelerator.num_processes)
     for line in cost_lines(cost):
         run.say(line)
     if not all(training.fits for training in cost.training.values()):
@@ -46,13 +46,16 @@ def cost_lines(cost: RunCost) -> list[str]:
     hours = sum(training.hours for training in cost.training.values())
     times = {"cache": cost.cache.hours, "training": hours, "evaluation": cost.evaluation.hours}
     parts = ", ".join(f"{name} {duration(3600 * time)}" for name, time in times.items())
-    memory = max(training.memory_bytes.total for training in cost.training.values())
-    checkpoints = max(training.checkpoint_bytes for training in cost.training.values())
+    stages = {name: getattr(cost.memory, name) for name in type(cost.memory).model_fields}
+    stage = max(stages, key=lambda name: stages[name].device)
+    host = max(each.host for each in stages.values())
+    on_host = "" if stages[stage].device == stages[stage].host else f", and {byte_size(host)} of the machine's"
     devices = f"{cost.device.count} x {cost.device.name}" if cost.device.count > 1 else cost.device.name
     return [
         f"planned on {devices}: about {duration(3600 * cost.hours)} ({parts})",
-        f"memory: {byte_size(memory)} of {byte_size(cost.device.memory_bytes)}; "
-        f"disk: {byte_size(cost.cache.disk_bytes)} for latents, up to {byte_size(checkpoints)} for checkpoints",
+        f"memory: {byte_size(stages[stage].device)} of {byte_size(cost.device.memory_bytes)} ({stage}){on_host}; disk: "
+        f"{byte_size(cost.disk.total)} ({byte_size(cost.disk.latents)} of latents, {byte_size(cost.disk.checkpoints)} "
+        "of checkpoints)",
     ]
 
 

@@ -24,7 +24,6 @@ from condistill.plan.budget import parse_budget
 from condistill.plan.devices import PRESENT, Hardware, find_device
 from condistill.plan.fit import Fit, fit
 from condistill.plan.ladder import Case
-from condistill.plan.make import make_plan
 from condistill.prompts.readers import is_tabular
 from condistill.teachers.load import family_class, read_index
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
@@ -154,10 +153,10 @@ class Writer:
             CondistillError: a run would refuse it.
         """
         recipe = Recipe.from_dict(_merged(self.case.base, self.fitted.settings))
-        cost = self.fitted.plan.cost
+        cost = self.fitted.cost
         if self.goal.quick:
-            recipe, hardware = quick_recipe(recipe, processes=self.goal.count), self.case.hardware
-            cost = make_plan(recipe, device=hardware.device, count=hardware.count).cost
+            recipe = quick_recipe(recipe, processes=self.goal.count)
+            cost = self.case.cost(recipe)
         else:
             for choice in self.fitted.choices:
                 self.say(str(choice))

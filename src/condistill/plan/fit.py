@@ -31,8 +31,7 @@ from condistill.config.yaml_tree import merge
 from condistill.errors import CondistillError
 from condistill.plan.devices import DEVICES
 from condistill.plan.ladder import FEW_AT_ONCE, LARGEST_BATCH, SPARE, Case, Memory, Rung, Times
-from condistill.plan.make import make_plan
-from condistill.plan.record import Plan
+from condistill.plan.record import RunCost
 from condistill.utils.format import byte_size, duration, percent, quantity
 from condistill.utils.quiet import quiet_libraries
 
@@ -52,8 +51,6 @@ FEWEST_CACHED = 100
 """Cached latents that a budget must be enough for."""
 EVALUATED = (100, 50, 20, 10)
 """Prompts per split."""
-_USUAL_PIXELS = 512**2
-"""Of an image; of larger ones, fewer are generated and decoded at once."""
 
 
 class DoesNotFitError(CondistillError):
@@ -74,12 +71,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Fit:
-    """The settings that were chosen, and their plan."""
+    """The settings that were chosen, and their planned cost."""
 
     settings: dict[str, Any]
     """Sections `cache`, `student`, `distill` and `evaluate` of a recipe."""
     choices: tuple[Choice, ...]
-    plan: Plan
+    cost: RunCost
 
 
 def fit(case: Case, *, prompts: int, budget: float | None = None) -> Fit:
@@ -146,13 +143,12 @@ class _Chooser:
         settings = self._settings()
         while True:
             recipe = Recipe.from_dict(merge(case.base, settings))
-            hardware = case.hardware
-            plan = make_plan(recipe, device=hardware.device, count=hardware.count, efficiency=hardware.efficiency)
-            over = 0.0 if self.budget is None else 3600 * plan.cost.hours - self.budget
-            (training,) = plan.cost.training.values()
+            cost = case.cost(recipe)
+            over = 0.0 if self.budget is None else 3600 * cost.hours - self.budget
+            (training,) = cost.training.values()
             steps = settings["distill"]["steps"]
             if over <= 0 or steps == 1:
-                return Fit(settings, tuple(self._reasons(settings)), plan)
+                return Fit(settings, tuple(self._reasons(settings)), cost)
             # what `times` leaves out, such as previews
             settings["distill"]["steps"] = round_down(steps - 1.01 * over / (3600 * training.hours / steps))
 
@@ -168,7 +164,7 @@ class _Chooser:
             sizes = [case.batch_size(size) for size in BATCH_SIZES]
             batch = next((size for size in sizes if rest / times.step(size) >= GOOD_STEPS), sizes[-1])
             steps = min(round_down(rest / times.step(batch)), MOST_STEPS)
-        at_once = self._images_at_once()
+        at_once = self.rung.images_at_once
         return {
             "cache": {"size": cached, "batch_size": at_once},
             "student": self.rung.settings,
@@ -186,11 +182,6 @@ class _Chooser:
         """Return the prompts of the evaluation."""
         allowed = math.inf if self.budget is None else EVALUATION_SHARE * self.budget / times.prompt
         return min(next((size for size in EVALUATED if size <= allowed), EVALUATED[-1]), self.prompts)
-
-    def _images_at_once(self) -> int:
-        height, width = self.rung.case.skeleton.family.image_size
-        usual = 4 if self.rung.case.mixed_precision == "no" else 8
-        return max(min(usual, usual * _USUAL_PIXELS // (height * width)), 1)
 
     def _reasons(self, settings: Mapping[str, Any]) -> Iterator[Choice]:
         """Yield the choices with their reasons."""

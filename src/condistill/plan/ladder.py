@@ -15,11 +15,13 @@ from condistill.config.yaml_tree import merge
 from condistill.errors import CondistillError
 from condistill.pipelines.sampling import Sampling
 from condistill.plan.candidates import Candidate, recipe_candidates, teacher_candidate
-from condistill.plan.cost import UPDATE_BYTES, TrainingJob, cache_cost, evaluation_cost, forward_sec
+from condistill.plan.cost import PROCESS_BYTES, UPDATE_BYTES, TrainingJob, cache_cost, evaluation_cost, forward_sec
 from condistill.plan.devices import Hardware
+from condistill.plan.make import plan_cost
+from condistill.plan.record import RunCost
+from condistill.plan.stages import decode_bytes, forward_bytes
 from condistill.profiling.forwards import evaluations_per_image
 from condistill.teachers.skeleton import Skeleton
-from condistill.utils.hardware import default_device
 from condistill.workflow.preflight import preflight
 
 UNET_LADDERS = (("koala-1b", "koala-700m", "c-micro"), ("b-base", "c-small", "c-tiny", "c-micro"))
@@ -27,8 +29,8 @@ UNET_LADDERS = (("koala-1b", "koala-700m", "c-micro"), ("b-base", "c-small", "c-
 DEPTHS = (0.5, 0.25)
 """Shares of the layers of a transformer."""
 LARGEST_BATCH = 256
-MOST_AT_ONCE = 64
-"""Samples of a micro-batch."""
+MOST_AT_ONCE, MOST_IMAGES = 64, 8
+"""Samples of a micro-batch, and images that are generated at once."""
 FEW_AT_ONCE = 4
 """Samples of a micro-batch below which gradient checkpointing is used."""
 SPARE = 0.1
@@ -88,7 +90,7 @@ class Case:
     def mixed_precision(self) -> str:
         """The mixed precision of the device; `no` on a CPU."""
         device = self.hardware.device
-        if device.measured and default_device().type == "cpu":
+        if device.is_host:
             return "no"
         return {torch.float16: "fp16", torch.bfloat16: "bf16"}[device.half]
 
@@ -101,6 +103,13 @@ class Case:
     def memory_limit(self) -> int:
         """Bytes that a training may need on one device."""
         return int((1 - SPARE) * self.hardware.device.memory_bytes)
+
+    def cost(self, recipe: Recipe) -> RunCost:
+        """Return the planned cost of a recipe for this teacher."""
+        hardware, skeleton = self.hardware, self.skeleton
+        return plan_cost(
+            recipe, device=hardware.device, count=hardware.count, efficiency=hardware.efficiency, skeleton=skeleton
+        )
 
     def batch_size(self, wanted: int) -> int:
         """Return the batch size near to `wanted` of which each device gets a power of two."""
@@ -194,7 +203,7 @@ class Rung:
     @property
     def least_memory(self) -> int:
         """Bytes of the training with one sample at once."""
-        return self._job(1, checkpointing=True).memory().total
+        return self._memory(1, checkpointing=True)
 
     @cached_property
     def times(self) -> Times:
@@ -214,9 +223,9 @@ class Rung:
         )
         (name,) = recipe.variants
         evaluation = evaluation_cost(recipe, hardware, case.teacher, {name: self.candidate}, dtype=case.dtype)
-        training = self._job(memory.micro_batch_size, checkpointing=memory.checkpointing).cost(hardware)
+        step = self._job(1, checkpointing=memory.checkpointing).step_sec(hardware, self.candidate)
         update = self.candidate.params * UPDATE_BYTES / hardware.device.bandwidth
-        sample = max(training.sec_per_step - update, 0) / memory.micro_batch_size
+        sample = max(step - update, 0)
         return Times(sample, update, 3600 * cache.hours, 3600 * evaluation.hours / _EVALUATED, hardware.count)
 
     def _job(self, micro_batch_size: int, *, checkpointing: bool) -> TrainingJob:
@@ -233,12 +242,28 @@ class Rung:
         (name,) = recipe.variants
         return TrainingJob(case.skeleton, case.teacher, self.candidate, recipe.variant(name)[1], case.dtype, count)
 
+    def _memory(self, micro_batch_size: int, *, checkpointing: bool) -> int:
+        """Return the bytes of a training with a micro-batch on one device."""
+        job = self._job(micro_batch_size, checkpointing=checkpointing)
+        return job.memory(on_host=self.case.hardware.device.is_host).total
+
+    @cached_property
+    def images_at_once(self) -> int:
+        """Images that teacher and student can generate and decode at once, a power of two up to `MOST_IMAGES`."""
+        case, recipe = self.case, self.recipe()
+        skeleton, dtype, itemsize = case.skeleton, case.dtype, case.dtype.itemsize
+        sampling = Sampling(recipe.cache.num_inference_steps, recipe.cache.guidance_scale)
+        image = max(forward_bytes(skeleton, case.teacher, sampling, 1, dtype), decode_bytes(skeleton, 1, dtype), 1)
+        held = (sum(skeleton.components.values()) + self.candidate.params) * itemsize
+        count = (case.memory_limit - held - PROCESS_BYTES) // image
+        return int(2 ** math.floor(math.log2(min(max(count, 1), MOST_IMAGES))))
+
     def _largest(self, least: int, most: int, *, checkpointing: bool) -> Memory | None:
         """Return the largest micro-batch that fits, a power of two from `least` to `most`; None if `least` does not."""
         low, high = int(math.log2(least)), int(math.log2(most))
         found, size = None, high  # the largest first, which often fits; then the smallest, which often does not
         while low <= high:
-            total = self._job(2**size, checkpointing=checkpointing).memory().total
+            total = self._memory(2**size, checkpointing=checkpointing)
             if total <= self.case.memory_limit:
                 found, low = Memory(2**size, checkpointing, total), size + 1
             elif size == low:

@@ -27,12 +27,13 @@ from condistill.plan.record import (
 )
 from condistill.plan.stages import GPU_PROCESS_BYTES, Footprint
 from condistill.profiling.forwards import evaluations_per_image
+from condistill.students.derive import Student
 from condistill.teachers.applications import verdicts
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.format import byte_size, percent, significant
 from condistill.utils.meta import plain_config
 from condistill.utils.quiet import quiet_libraries
-from condistill.workflow.preflight import examine
+from condistill.workflow.preflight import examine, preflight
 
 
 def make_plan(
@@ -60,12 +61,10 @@ def make_plan(
     if measure and (device != PRESENT or count != 1):
         raise CondistillError("--measure times the present device only; leave out --device and --count")
     with quiet_libraries():
-        hardware = Hardware(find_device(device), count, efficiency)
         skeleton = teacher_skeleton(recipe.teacher)
         findings = examine(recipe, skeleton)
-        students = recipe_candidates(skeleton, findings.students)
-        dtype = hardware.device.teacher_dtype(recipe.teacher.dtype)
-        planner = _Planner(recipe, skeleton, teacher_candidate(skeleton), students, hardware, dtype, measure, budget)
+        hardware = Hardware(find_device(device), count, efficiency)
+        planner = _Planner.of(recipe, skeleton, findings.students, hardware, measure=measure, budget=budget)
         cost = planner.cost()
         return Plan(
             teacher=planner.teacher_plan(),
@@ -74,6 +73,31 @@ def make_plan(
             assumptions=tuple(planner.assumptions()),
             warnings=(*findings.refused, *findings.warnings),
         )
+
+
+def plan_cost(
+    recipe: Recipe,
+    *,
+    device: str | Device = PRESENT,
+    count: int = 1,
+    efficiency: float = EFFICIENCY,
+    skeleton: Skeleton | None = None,
+) -> RunCost:
+    """Return the cost of a recipe, which is that of its plan, without a look at other students.
+
+    Args:
+        device: see `make_plan`.
+        count: see `make_plan`.
+        efficiency: see `make_plan`.
+        skeleton: the teacher, if it is built already.
+
+    Raises:
+        CondistillError: a run would refuse the recipe.
+    """
+    with quiet_libraries():
+        skeleton = skeleton or teacher_skeleton(recipe.teacher)
+        hardware = Hardware(find_device(device), count, efficiency)
+        return _Planner.of(recipe, skeleton, preflight(recipe, skeleton), hardware).cost()
 
 
 @dataclass(frozen=True)
@@ -93,6 +117,25 @@ class _Planner:
     """Seconds of the whole run."""
     measured: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Seconds and bytes of one forward by the config of the denoiser: equal networks are measured once."""
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        skeleton: Skeleton,
+        students: Mapping[str, Student],
+        hardware: Hardware,
+        *,
+        measure: bool = False,
+        budget: float | None = None,
+    ) -> _Planner:
+        """Return the planner of a recipe.
+
+        Args:
+            students: from `preflight`.
+        """
+        candidates, dtype = recipe_candidates(skeleton, students), hardware.device.teacher_dtype(recipe.teacher.dtype)
+        return cls(recipe, skeleton, teacher_candidate(skeleton), candidates, hardware, dtype, measure, budget)
 
     def teacher_plan(self) -> TeacherPlan:
         """Describe the teacher."""
