@@ -168,3 +168,19 @@ def test_the_manifest_records_the_teacher_and_the_settings(tiny_family: Family, 
         "num_inference_steps": 1,
         "seed": 3,
     }
+
+
+def test_images_that_were_found_are_reported_apart_from_generated_ones(
+    tiny_family: Family, tiny_prompts: list[str], tmp_path: Path
+) -> None:
+    settings = CacheSettings(size=4, num_inference_steps=1, guidance_scale=1.0, batch_size=2, shard_size=2)
+    counts: dict[str, list[int]] = {"made": [], "found": []}
+
+    def fill() -> None:
+        made, found = counts["made"].append, counts["found"].append
+        fill_cache(tmp_path, tiny_family, tiny_prompts[:4], settings, seed=0, on_images=made, on_found=found)
+
+    fill()
+    (tmp_path / shard_name(1)).unlink()
+    fill()
+    assert counts == {"made": [2, 2, 2], "found": [2]}

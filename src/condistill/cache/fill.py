@@ -29,6 +29,7 @@ def fill_cache(
     seed: int,
     part: tuple[int, int] = (0, 1),
     on_images: Callable[[int], None] = lambda _: None,
+    on_found: Callable[[int], None] | None = None,
     on_damaged: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Generate the shards that this process owns and that are missing or damaged; complete shards are kept.
@@ -38,7 +39,8 @@ def fill_cache(
     Args:
         prompts: one per image.
         part: (process index, number of processes P); a process owns every P-th shard.
-        on_images: called with the number of images that were generated or found since the last call.
+        on_images: called with the number of images that were generated since the last call.
+        on_found: called with the number of images of each complete shard; None: `on_images` is.
         on_damaged: called with the path of a damaged shard before it is generated again.
 
     Raises:
@@ -52,7 +54,7 @@ def fill_cache(
         indices = range(shards[index], min(shards[index] + settings.shard_size, len(prompts)))
         if path.exists():
             if is_shard(path, [prompts[i] for i in indices]):
-                on_images(len(indices))
+                (on_found or on_images)(len(indices))
                 continue
             on_damaged(path)
             remove(path)

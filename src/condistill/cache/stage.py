@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def make(run: Run) -> None:
                 seed=seed,
                 part=part,
                 on_images=advance,
+                on_found=partial(advance, found=True),
                 on_damaged=lambda path: run.say(f"{path} is damaged; it is made again", everywhere=True),
             )
 

@@ -92,6 +92,7 @@ def generate_round(
     sampling: Sampling,
     stream: Stream = Stream.EVALUATION_NOISE,
     on_images: Callable[[int], None] = lambda _: None,
+    on_found: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Return latents `[N, C, h, w]` of a round; they are kept in `path`, so that an interrupted evaluation resumes.
 
@@ -99,13 +100,14 @@ def generate_round(
         model: the name of the model, for an error.
         stream: of the noise.
         on_images: is called with the number of images of every finished batch.
+        on_found: is called with the number of images if they were there; None: `on_images` is.
 
     Raises:
         CondistillError: latents are not finite, so they cannot be measured; nothing was written.
     """
     count = len(round_.prompts)
     if is_shard(path, round_.prompts):
-        on_images(count)
+        (on_found or on_images)(count)
     else:
         parts = []
         for start in range(0, count, batch_size):

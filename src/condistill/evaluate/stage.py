@@ -251,6 +251,7 @@ def _generate(
                     batch_size=run.recipe.evaluate.batch_size,
                     sampling=sampling[name],
                     on_images=partial(advance, note=name),
+                    on_found=partial(advance, note=name, found=True),
                 )
                 latents[name].append(generated)
             if not is_done:
