@@ -95,7 +95,10 @@ def other(layers: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 def test_a_lora_that_fits_no_layer_is_refused_before_weights_are_loaded(
     tiny_pipeline_dir: Path, tiny_skeleton: Skeleton, tmp_path: Path
 ) -> None:
-    layers = peft_names("unet", matrices(pipeline_unet(tiny_pipeline_dir), [QUERY]))
+    components = tiny_skeleton.family.pipeline.components
+    generator = torch.Generator().manual_seed(0)
+    shapes = {f"unet.{QUERY}.lora_A.weight": (2, 32), f"unet.{QUERY}.lora_B.weight": (32, 2)}
+    layers = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     down, up = (layers[f"unet.{QUERY}.lora_{part}.weight"] for part in "AB")
     wrong = {
         "which the teacher has not": other(layers, "attn1", "attn9"),
@@ -110,31 +113,27 @@ def test_a_lora_that_fits_no_layer_is_refused_before_weights_are_loaded(
     for number, (message, tensors) in enumerate(wrong.items()):
         file = write_lora(tmp_path / f"{number}.safetensors", tensors)
         with pytest.raises(CondistillError, match=rf"the LoRA {file} does not fit the teacher: .*{message}"):
-            teacher_skeleton(settings(tiny_pipeline_dir, file))
+            read_lora(StableDiffusionPipeline, LoraSettings(path=str(file)), components)
     kohya = {"lora_unet_input_blocks_99_1_foo.lora_down.weight": down}
     with pytest.raises(CondistillError, match="does not fit the teacher, a StableDiffusionPipeline: its names cannot"):
         teacher_skeleton(settings(tiny_pipeline_dir, write_lora(tmp_path / "k.safetensors", kohya)))
 
 
-def pipeline_unet(directory: Path) -> Any:
-    return StableDiffusionPipeline.from_pretrained(directory, use_safetensors=True).unet
+def test_a_file_that_is_no_plain_lora_is_named(tiny_skeleton: Skeleton, tmp_path: Path) -> None:
+    def refused(file: Path, message: str) -> None:
+        with pytest.raises(CondistillError, match=message):
+            read_lora(StableDiffusionPipeline, LoraSettings(path=str(file)), tiny_skeleton.family.pipeline.components)
 
-
-def test_a_file_that_is_no_plain_lora_is_named(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(CondistillError, match=r"teacher\.loras: .*gone\.safetensors does not exist"):
-        teacher_skeleton(settings(tiny_pipeline_dir, tmp_path / "gone.safetensors"))
+    refused(tmp_path / "gone.safetensors", r"teacher\.loras: .*gone\.safetensors does not exist")
     for name, message in {
         "conv_in.weight": "is no LoRA: none of its tensors",
         "lora_unet_conv_in.hada_w1_a": r"\(but a DoRA, LoHa, LoKr or the like\)",
         "unet.conv_in.lora_magnitude_vector": r"has unet\.conv_in\.lora_magnitude_vector, so it is no plain LoRA",
         "lora_unet_conv_in.dora_scale": "merge it into the pipeline with the program that trained it",
     }.items():
-        file = write_lora(tmp_path / "a.safetensors", {name: torch.ones(2)})
-        with pytest.raises(CondistillError, match=message):
-            teacher_skeleton(settings(tiny_pipeline_dir, file))
+        refused(write_lora(tmp_path / "a.safetensors", {name: torch.ones(2)}), message)
     (tmp_path / "b.safetensors").write_bytes(b"no weights")
-    with pytest.raises(CondistillError, match=r"b\.safetensors is no safetensors file, or is damaged"):
-        teacher_skeleton(settings(tiny_pipeline_dir, tmp_path / "b.safetensors"))
+    refused(tmp_path / "b.safetensors", r"b\.safetensors is no safetensors file, or is damaged")
 
 
 def test_a_teacher_of_a_kind_without_loras_is_named(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_components_that_do_not_change_are_links_to_the_files_of_the_teacher(
     assert linked == {name for name in files(copied) if not name.startswith(("unet/", "model_index.json"))}
 
 
+@pytest.mark.slow
 def test_a_directory_is_made_again_over_an_unfinished_one_without_a_change_of_the_teacher(
     lora: Path, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_weights_keep_the_dtype_of_their_files(lora: Path, tiny_pipeline_dir: Pa
     assert abs((out / "unet/diffusion_pytorch_model.safetensors").stat().st_size - size) < 1000
 
 
+@pytest.mark.slow
 def test_an_autoencoder_in_one_file_replaces_that_of_the_pipeline(
     vae: Path, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:

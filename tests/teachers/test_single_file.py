@@ -177,6 +177,7 @@ def test_shapes_that_do_not_fit_the_configs_are_refused_with_both_files(
     )
 
 
+@pytest.mark.slow
 def test_layers_that_the_config_has_not_are_refused(tensors: dict[str, Tensor], configs: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(configs, tmp_path / "configs"))
     config = json.loads((copied / "unet" / "config.json").read_text())

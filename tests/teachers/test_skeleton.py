@@ -100,7 +100,7 @@ def edit(directory: Path, component: str, file: str, **changes: Any) -> Path:
     return directory
 
 
-LOADERS = (teacher_skeleton, load_teacher)
+LOADERS = (teacher_skeleton, pytest.param(load_teacher, marks=pytest.mark.slow))
 
 
 @pytest.mark.parametrize("load", LOADERS)
