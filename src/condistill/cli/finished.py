@@ -49,7 +49,7 @@ def sample(
     from condistill.pipelines.generate import generate_image
 
     teacher = TeacherSettings(pipeline=pipeline, variant=variant, revision=revision, config=config)
-    say(f"wrote {generate_image(teacher, prompt, out, seed=seed, steps=steps, guidance=guidance)}")
+    say(f"wrote {generate_image(teacher, prompt, out, seed=seed, steps=steps, guidance=guidance, say=say)}")
 
 
 @command

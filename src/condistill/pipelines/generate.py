@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ def generate_image(
     seed: int,
     steps: int | None = None,
     guidance: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write the image of a prompt. The same seed gives all pipelines of a family the same starting noise.
 
@@ -35,6 +37,7 @@ def generate_image(
         teacher: the pipeline; its resolution is that of its `sampling.json`.
         steps: None: see `Family.default_sampling`.
         guidance: None: see `Family.default_sampling`.
+        say: called with a line for the user where a file is converted.
 
     Raises:
         CondistillError: the pipeline does not exist, or the image format is unknown, or the
@@ -48,7 +51,7 @@ def generate_image(
     teacher_skeleton(
         settings, only_sampled=True
     )  # names the config that is damaged, where loading only shows the error of a library
-    family = load_teacher(settings, device=device, only_sampled=True)
+    family = load_teacher(settings, device=device, only_sampled=True, say=say)
     sampling = family.default_sampling()
     steps = sampling.num_inference_steps if steps is None else steps
     family.check_sampling(steps)

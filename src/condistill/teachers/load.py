@@ -64,6 +64,7 @@ def load_teacher(
     *,
     device: torch.device | str = "cpu",
     only_sampled: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Family:
     """Return a teacher as its family. Only safetensors are loaded, and remote code is never run.
 
@@ -71,6 +72,7 @@ def load_teacher(
         teacher: a pipeline of diffusers, which is used as it is; or a directory, a hub name, one safetensors file or
             `miniature`; or the `teacher` section of a recipe.
         only_sampled: whether it only generates images; a consistency model can, but cannot teach.
+        say: called with a line for the user before each long part of the conversion of a file, or of adding LoRAs.
 
     Raises:
         CondistillError: the pipeline cannot be loaded, or no family supports it.
@@ -83,7 +85,7 @@ def load_teacher(
         family = _load(teacher, torch.device(device))
     else:
         with tempfile.TemporaryDirectory(prefix="condistill-") as folder:
-            prepare_teacher(teacher, Path(folder))
+            prepare_teacher(teacher, Path(folder), say=say or (lambda _: None))
             family = _load(prepared_settings(teacher, Path(folder)), torch.device(device))
         family.origin = origin_of(teacher, read_index(teacher)[0])
     if not only_sampled:

@@ -161,6 +161,7 @@ def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool, before_train
 
 def _name_directories(run: Run, stages: Sequence[Stage]) -> None:
     """Let the run directory know the directory of the teacher and of every stage."""
-    run.describe_teacher()
+    if any(stage is not prompts for stage in stages):
+        run.describe_teacher()
     for stage in stages:
         stage.key(run)
