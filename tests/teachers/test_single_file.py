@@ -256,7 +256,10 @@ def test_quantised_and_damaged_files_are_named(tmp_path: Path) -> None:
     whole = write_file({FIRST: torch.ones(4, 4)}, path).read_bytes()
     path.write_bytes(whole[:-8])
     refused(path, rf"is cut off: it has {len(whole) - 8} bytes of {len(whole)}; download it again")
-    for content in (b"", b"x", b"\xff" * 20, (2).to_bytes(8, "little") + b"[]", (4).to_bytes(8, "little") + b'{"a"'):
+    entry = '{"a": {"dtype": "F16", "shape": [%s], "data_offsets": [0, 2]}}'
+    texts = ["[]", '{"a"', '{"a": 3}', '{"a": {"dtype": "F16"}}', entry % -1, entry % '"x"', entry % 1.5]
+    contents = [len(text).to_bytes(8, "little") + text.encode() + bytes(2) for text in texts]
+    for content in (b"", b"x", b"\xff" * 20, *contents):
         path.write_bytes(content)
         refused(path, r"model\.safetensors is no safetensors file, or is damaged; download or save it again")
     path.with_suffix(".gguf").write_bytes(b"GGUF" + bytes(100))

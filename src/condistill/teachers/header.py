@@ -83,7 +83,7 @@ def read_header(file: Path, *, setting: str) -> Header:
             text = opened.read(length) if 2 <= length <= min(size - 8, _LONGEST) else b""
         data = json.loads(text)
         metadata = data.pop("__metadata__", None) or {}
-        tensors = {name: TensorInfo(tuple(info["shape"]), str(info["dtype"])) for name, info in data.items()}
+        tensors = {name: TensorInfo(_sizes(info["shape"]), str(info["dtype"])) for name, info in data.items()}
         end = max((info["data_offsets"][1] for info in data.values()), default=0)
     except OSError as error:
         raise CondistillError(f"{setting} {file} cannot be read: {error.strerror or error}") from error
@@ -96,6 +96,17 @@ def read_header(file: Path, *, setting: str) -> Header:
             f"{setting} {file} is cut off: it has {size:,} bytes of {8 + length + end:,}; download it again"
         )
     return Header(file, tensors, {str(name): str(value) for name, value in metadata.items()})
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    """Return a shape as a tuple.
+
+    Raises:
+        ValueError: a size is no whole number of 0 or more.
+    """
+    if not all(isinstance(size, int) and 0 <= size < 2**40 for size in shape):
+        raise ValueError(shape)
+    return tuple(shape)
 
 
 def is_lora(names: Iterable[str]) -> bool:
