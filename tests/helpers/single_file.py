@@ -45,10 +45,16 @@ def unet_tensors(unet: Any) -> dict[str, Tensor]:
     layers = unet.config.layers_per_block
     state = unet.state_dict()
     with_attention = {int(found[1]) for key in state if (found := re.match(r"up_blocks\.(\d+)\.attentions", key))}
-    return {f"model.diffusion_model.{_unet_name(key, layers, with_attention)}": tensor for key, tensor in state.items()}
+    return {f"model.diffusion_model.{unet_name(key, layers, with_attention)}": tensor for key, tensor in state.items()}
 
 
-def _unet_name(key: str, layers: int, with_attention: set[int]) -> str:
+def unet_name(key: str, layers: int, with_attention: set[int]) -> str:
+    """Return the original name of a tensor of a U-Net.
+
+    Args:
+        layers: per block.
+        with_attention: the numbers of the up blocks that have attention.
+    """
     for new, old in _UNET.items():
         if key.startswith(f"{new}."):
             return _inner(key.replace(new, old, 1), is_resnet="resnets" in key)

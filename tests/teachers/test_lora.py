@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from loras import attention_layers, kohya_names, matrices, peft_names, write_lora
+from single_file import unet_name
 
 from condistill.config.sections import LoraSettings, TeacherSettings
 from condistill.errors import CondistillError
 from condistill.teachers.load import load_teacher
 from condistill.teachers.lora import fuse, read_lora, unmentioned_loras
+from condistill.teachers.single_file import SHIPPED
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 
 QUERY = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -164,3 +166,22 @@ def test_loras_beside_a_teacher_that_the_recipe_does_not_mention_are_found(tmp_p
     (tmp_path / "damaged.safetensors").write_bytes(b"x")
     assert unmentioned_loras(tmp_path, ()) == [lora]
     assert unmentioned_loras(tmp_path, (LoraSettings(path=str(lora)),)) == []
+
+
+@pytest.mark.slow
+def test_a_lora_of_kohyas_scripts_for_stable_diffusion_xl_is_found_whole(tmp_path: Path) -> None:
+    unet = teacher_skeleton(TeacherSettings(pipeline=str(SHIPPED / "sdxl"))).denoiser
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    paths = [name for name, module in unet.named_modules() if isinstance(module, kinds)]
+    tensors = {}
+    for path in paths:
+        shape = unet.get_submodule(path).weight.shape
+        name = "lora_unet_" + unet_name(f"{path}.weight", 2, {0, 1}).removesuffix(".weight").replace(".", "_")
+        tensors[f"{name}.lora_down.weight"] = torch.zeros(2, *shape[1:], dtype=torch.float16)
+        tensors[f"{name}.lora_up.weight"] = torch.zeros(shape[0], 2, *[1] * (len(shape) - 2), dtype=torch.float16)
+        tensors[f"{name}.alpha"] = torch.tensor(1.0)
+    file = write_lora(tmp_path / "a.safetensors", tensors)
+    layers = read_lora(StableDiffusionXLPipeline, LoraSettings(path=str(file)), {"unet": unet})
+    assert {layer.module for layer in layers} == {*paths}
+    assert len(layers) == 794
+    assert {layer.factor for layer in layers} == {0.5}
