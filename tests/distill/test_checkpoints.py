@@ -24,6 +24,7 @@ from condistill.distill.checkpoints import (
     restore_optimizer,
     save_checkpoint,
     step_of,
+    written_hashes,
 )
 from condistill.errors import CorruptError
 from condistill.utils.hashing import hash_file
@@ -152,6 +153,13 @@ def test_without_a_whole_checkpoint_a_training_starts_again_and_says_so(tmp_path
     said: list[str] = []
     assert newest_whole(tmp_path, said.append) == (None, None)
     assert said[0].endswith("it is removed: training starts at step 0")
+
+
+def test_the_checksum_of_a_checkpoint_is_known_without_reading_it(tmp_path: Path) -> None:
+    whole, other = (save_checkpoint(tmp_path, number, {"a": {"b": torch.ones(9)}}) for number in (2, 4))
+    cut(other)
+    file = whole / "state.safetensors"
+    assert written_hashes(tmp_path) == {file: hash_file(file)}
 
 
 def test_the_name_of_a_tensor_that_is_not_finite_is_found() -> None:

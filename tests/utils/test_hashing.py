@@ -40,6 +40,16 @@ def test_an_unchanged_file_is_read_once_over_several_commands(
     assert memory.of(old_file) == HashMemory(tmp_path / "hashes.json").of(old_file) == digest
 
 
+def test_a_checksum_that_was_computed_while_writing_is_taken(tmp_path: Path, old_file: Path) -> None:
+    memory = HashMemory(tmp_path / "hashes.json")
+    memory.note(old_file, "known")
+    assert memory.of(old_file) == "known"
+    old_file.write_bytes(b"y" * 1000)
+    assert memory.of(old_file) == hash_file(old_file)
+    memory.note(old_file, "too new, it may change again")
+    assert memory.of(old_file) == hash_file(old_file)
+
+
 def test_a_changed_file_is_read_again(tmp_path: Path, old_file: Path) -> None:
     memory = HashMemory(tmp_path / "hashes.json")
     before = memory.of(old_file)

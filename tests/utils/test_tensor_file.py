@@ -52,6 +52,21 @@ def test_the_file_is_read_by_safetensors_and_by_this_module(tmp_path: Path) -> N
         assert ours.shape(name) == tensor.shape
 
 
+def test_a_tensor_is_read_into_another_one_that_keeps_its_layout(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    write_tensors(file, TENSORS)
+    found = TensorFile(file)
+    for name, tensor in TENSORS.items():
+        target = torch.zeros_like(tensor.detach())
+        found.read_into(name, target)
+        assert equal(target, tensor), name
+        assert target.stride() == torch.zeros_like(tensor).stride()
+        assert found.dtype(name) == tensor.dtype
+    halved = torch.zeros(6, 5, 4, 3, dtype=torch.bfloat16)
+    found.read_into("images", halved)
+    assert equal(halved, TENSORS["images"].bfloat16())
+
+
 def test_files_of_safetensors_are_read(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in TENSORS.items()}, file)

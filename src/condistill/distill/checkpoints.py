@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -144,7 +145,7 @@ def _copy_into(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
         )
     with torch.no_grad():
         for name, target in targets.items():
-            target.copy_(tensors[name])
+            _read_into(tensors, name, target)
 
 
 def checkpoint_bytes(settings: DistillSettings, weights: int) -> int:
@@ -174,18 +175,31 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     for key in tensors:
         index, name = key.split(".", 1)
         parameter, group = parameters[index]
-        value = tensors[key]
-        if value.shape == parameter.shape:
+        if _shape(tensors, key) == parameter.shape:
             # a fused optimiser reads memory in order: moments need the memory layout of their weights
-            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-        elif group.get("fused") or group.get("capturable"):
-            value = value.to(parameter.device)
+            value = torch.empty_like(parameter, dtype=_dtype(tensors, key), requires_grad=False)
+            _read_into(tensors, key, value)
+        else:
+            value = tensors[key]
+            value = value.to(parameter.device) if group.get("fused") or group.get("capturable") else value
         optimizer.state[parameter][name] = value
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Return the whole checkpoints in `directory`, oldest first."""
     return sorted(path for path in directory.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal())
+
+
+def written_hashes(directory: Path) -> dict[Path, str]:
+    """Return the SHA-256 of the tensors of every checkpoint in `directory`, as they were written."""
+    hashes = {}
+    for path in list_checkpoints(directory):
+        file = path / _STATE_NAME
+        with suppress(CondistillError):
+            written = Checksum.read(path / CHECKSUM_NAME, remedy="")
+            if file.is_file() and file.stat().st_size == written.bytes:
+                hashes[file] = written.sha256
+    return hashes
 
 
 def step_of(path: Path) -> int:
@@ -270,9 +284,29 @@ class _Group(Mapping[str, Tensor]):
         """Return the shape of a tensor, which is not read."""
         return self._file.shape(self._prefix + name)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor, which is not read."""
+        return self._file.dtype(self._prefix + name)
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        """See `TensorFile.read_into`."""
+        self._file.read_into(self._prefix + name, target)
+
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
     return tensors.shape(name) if isinstance(tensors, _Group) else tensors[name].shape
+
+
+def _dtype(tensors: Mapping[str, Tensor], name: str) -> torch.dtype:
+    return tensors.dtype(name) if isinstance(tensors, _Group) else tensors[name].dtype
+
+
+def _read_into(tensors: Mapping[str, Tensor], name: str, target: Tensor) -> None:
+    """Copy a tensor; one of a checkpoint in pieces, since a second tensor of its size leaves a hole in memory."""
+    if isinstance(tensors, _Group):
+        tensors.read_into(name, target)
+    else:
+        target.copy_(tensors[name])
 
 
 def load_checkpoint(path: Path, *, verify: bool = True) -> Loaded:

@@ -21,6 +21,7 @@ from condistill.cache import stage as cache_stage
 from condistill.cache.latents import LatentCache
 from condistill.config.distill import DistillSettings
 from condistill.distill.batches import batch_source
+from condistill.distill.checkpoints import written_hashes
 from condistill.distill.continuing import RESULT_FREE, may_continue
 from condistill.distill.deriving import derive_variant, initial_denoiser, prepared, size_of
 from condistill.distill.history import HISTORY_NAME, HistoryRecord, read_history
@@ -171,6 +172,8 @@ def _finish(run: Run, name: str) -> None:
     variant = _variant(run, name)
     files = [file for file in variant.pipeline.rglob("*") if file.is_file() and file.name not in _REWRITTEN]
     checkpoints = variant.directory / "checkpoints"
+    for file, sha256 in written_hashes(checkpoints).items():
+        run.directory.hashes.note(file, sha256)
     _directory(run, name).finish(
         [variant.directory / STUDENT_NAME, *sorted(files)],
         noted=[checkpoints / HISTORY_NAME, variant.directory / TIME_NAME],

@@ -89,10 +89,22 @@ class HashMemory:
             return known[3]
         with self._reading(path) as on_bytes:
             digest = hash_file(path, on_bytes)
-        if time.time_ns() - stat.st_mtime_ns > _UNCERTAIN_NS:
+        self._remember(name, stamp, digest)
+        return digest
+
+    def note(self, path: Path, digest: str) -> None:
+        """Take the SHA-256 of a file that was computed while it was written, so that it need not be read.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        stat = path.stat()
+        self._remember(str(path.resolve()), (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns), digest)
+
+    def _remember(self, name: str, stamp: tuple[int, int, int], digest: str) -> None:
+        if time.time_ns() - stamp[1] > _UNCERTAIN_NS:
             self._entries[name] = (*stamp, digest)
             self._is_changed = True
-        return digest
 
     def save(self) -> None:
         """Write the hashes that were added to the file."""

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ class TensorFile(Mapping[str, Tensor]):
             entries = {name: self._entry(**fields) for name, fields in header.items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptError(f"the header of {path.name} cannot be read") from error
-        self._entries = dict(sorted(entries.items(), key=lambda entry: entry[1].start))
+        self._entries: dict[str, _Entry] = dict(sorted(entries.items(), key=lambda entry: entry[1].start))
         end = self._start
         for entry in self._entries.values():
             if entry.start != end:
@@ -161,6 +162,22 @@ class TensorFile(Mapping[str, Tensor]):
                 _fill(file, _bytes_of(tensor))
         return tensor
 
+    def read_into(self, name: str, target: Tensor) -> None:
+        """Copy a tensor into another one of its shape, which keeps its dtype, its device and its memory layout."""
+        entry = self._entries[name]
+        assert entry.shape == tuple(target.shape), name
+        with self.path.open("rb", buffering=0) as file, torch.no_grad():
+            file.seek(entry.start)
+            for part in _pieces(target.detach()):
+                size = part.numel() * entry.dtype.itemsize
+                piece = self._buffer[:size] if size <= PIECE_BYTES else torch.empty(size, dtype=torch.uint8)
+                _fill(file, _bytes_of(piece))
+                part.copy_(piece.view(entry.dtype).view(part.shape))
+
+    @cached_property
+    def _buffer(self) -> Tensor:
+        return torch.empty(PIECE_BYTES, dtype=torch.uint8)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
@@ -171,6 +188,10 @@ class TensorFile(Mapping[str, Tensor]):
         """Return the shape of a tensor, which is not read."""
         return torch.Size(self._entries[name].shape)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor, which is not read."""
+        return self._entries[name].dtype
+
     def check(self) -> tuple[str, str | None]:
         """Read the file once.
 
@@ -178,12 +199,11 @@ class TensorFile(Mapping[str, Tensor]):
             Its SHA-256; and the name of the first tensor that is not finite, None if all are.
         """
         digest, bad = hashlib.sha256(), None
-        buffer = torch.empty(PIECE_BYTES, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
             digest.update(file.read(self._start))
             for name, entry in self._entries.items():
                 for start in range(0, entry.nbytes, PIECE_BYTES):
-                    piece = buffer[: min(PIECE_BYTES, entry.nbytes - start)]
+                    piece = self._buffer[: min(PIECE_BYTES, entry.nbytes - start)]
                     block = _bytes_of(piece)
                     _fill(file, block)
                     digest.update(block)
