@@ -26,7 +26,7 @@ from condistill.distill.checkpoints import (
     step_of,
     written_hashes,
 )
-from condistill.errors import CorruptError
+from condistill.errors import CondistillError, CorruptError
 from condistill.utils.hashing import hash_file
 
 
@@ -203,6 +203,14 @@ def test_a_restored_optimiser_continues_as_if_it_had_not_stopped(
         step(resumed, its_optimizer, seed)
     for a, b in zip(module.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_checkpoint_of_another_student_is_refused() -> None:
+    weights = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    for others, count in (({"a": torch.ones(2)}, 1), ({"a": torch.ones(3), "b": torch.ones(3), "c": torch.ones(1)}, 2)):
+        with pytest.raises(CondistillError, match=rf"of another student \({count} weights differ, such as"):
+            checkpoints._copy_into(weights, others)
+    assert not weights["b"].any()
 
 
 def test_a_restored_optimiser_keeps_the_present_hyper_parameters(tmp_path: Path) -> None:
