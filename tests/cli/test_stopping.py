@@ -36,6 +36,11 @@ setattr(module, names[-1], slower)
 from condistill.cli import main
 main(sys.argv[4:])
 """
+LONG_TRAINING = tuple(
+    part
+    for setting in ("logging.checkpoint_every=100", "steps=100", "preview_every=0")
+    for part in ("-s", f"distill.{setting}")
+)
 SLOW_CACHE = ("condistill.cache.fill", "_sample_batch", "0.5")
 SLOW_STEP = ("condistill.distill.trainer", "Trainer.train_step", "1")
 SLOW_EVALUATION = ("condistill.evaluate.generate", "_generate", "0.5")
@@ -95,8 +100,7 @@ def test_a_stopped_training_writes_a_checkpoint(
     tiny_pipeline_dir: Path, tiny_prompts: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
     recipe, out = write_recipe(tmp_path, tiny_pipeline_dir, tiny_prompts), tmp_path / "run"
-    changes = ("-s", "distill.logging.checkpoint_every=100", "-s", "distill.steps=100")
-    command = Command(tmp_path, SLOW_STEP, "distill", str(recipe), "--out", str(out), *changes)
+    command = Command(tmp_path, SLOW_STEP, "distill", str(recipe), "--out", str(out), *LONG_TRAINING)
     command.wait_for(out / "distill" / "rolling" / "checkpoints" / HISTORY_NAME)
     code, log, _ = command.stop(number)
     (checkpoint,) = list_checkpoints(out / "distill" / "rolling" / "checkpoints")
@@ -122,9 +126,8 @@ def test_two_processes_write_a_checkpoint_within_two_steps_however_long_they_are
     tiny_pipeline_dir: Path, tiny_prompts: list[str], tmp_path: Path
 ) -> None:
     recipe, out = write_recipe(tmp_path, tiny_pipeline_dir, tiny_prompts), tmp_path / "run"
-    changes = ("-s", "distill.logging.checkpoint_every=100", "-s", "distill.steps=100")
     slow = (*SLOW_STEP[:2], "3")
-    command = Command(tmp_path, slow, "distill", str(recipe), "--out", str(out), *changes, launcher=TORCHRUN)
+    command = Command(tmp_path, slow, "distill", str(recipe), "--out", str(out), *LONG_TRAINING, launcher=TORCHRUN)
     command.wait_for(out / "distill" / "rolling" / "checkpoints" / HISTORY_NAME)
     code, log, seconds = command.stop(signal.SIGTERM)
     assert code != 0

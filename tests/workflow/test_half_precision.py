@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from end_to_end import run_recipe
 from safetensors.torch import load_file
+from torch import nn
 
 from condistill.config.distill import DistillSettings
 from condistill.config.sections import TeacherSettings
@@ -114,7 +115,7 @@ def test_the_student_is_saved_in_the_dtype_of_the_teachers_files(run: HalfRun) -
 
 def test_the_evaluation_is_of_the_weights_as_they_are_on_disk(run: HalfRun) -> None:
     family = load_teacher(TeacherSettings(pipeline=str(run.teacher.directory), variant=run.teacher.variant))
-    variant = DistilledVariant("student", run.out, run.student.directory)
+    variant = DistilledVariant("student", run.out, run.student.directory, initial=nn.Module)
     (file,) = run.student.weights("unet")
     on_disk, loaded = load_file(file), variant.load(family).state_dict()
     assert all(torch.equal(loaded[name], tensor.to(family.dtype)) for name, tensor in on_disk.items())
@@ -142,7 +143,7 @@ def test_a_damaged_student_is_named_with_a_cure(run: HalfRun, tmp_path: Path) ->
     weights.write_bytes(weights.read_bytes()[:-100])
     family = load_teacher(TeacherSettings(pipeline=str(run.student.directory)))
     with pytest.raises(CondistillError, match=r"unet cannot be loaded \(.*\); delete .*pipeline, and the same command"):
-        DistilledVariant("student", run.out, pipeline).load(family)
+        DistilledVariant("student", run.out, pipeline, initial=nn.Module).load(family)
 
 
 def test_the_report_has_the_sizes_of_the_files(run: HalfRun) -> None:

@@ -73,7 +73,7 @@ class FinishedSweep:
 
 def skip_slow_parts(patch: pytest.MonkeyPatch) -> None:
     """Skip the slowest parts of a tiny run that no test here needs: counting operations, and the report of each run."""
-    for module in ("distill.stage", "evaluate.costs"):
+    for module in ("distill.deriving", "evaluate.costs"):
         patch.setattr(f"condistill.{module}.macs", lambda *_, **__: 1)
     patch.setattr("condistill.report.stage.make", lambda _: None)
 

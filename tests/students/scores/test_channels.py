@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from condistill import compress
 from condistill.config.recipe import Recipe
 from condistill.config.sections import StudentSettings
-from condistill.distill import stage
+from condistill.distill import deriving as stage
 from condistill.errors import CondistillError
 from condistill.students.derive import derive_student
 from condistill.students.scores.calibration import Calibration, calibration_batches
