@@ -216,7 +216,13 @@ def test_a_run_with_a_pipeline_resumes_with_the_same_call_and_refuses_another_pi
             pipeline, prompts=PROMPTS, student=0.5, out=out, steps=2, batch_size=2, settings=KNOBS, **changes
         )
 
+    unet = pipeline.unet
+    pipeline.unet = torch.compile(unet)  # the same weights, under other names
+    call(until="cache")
+    pipeline.unet = unet
+    saved = (out / "teacher" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
     call(until="distill")
+    assert (out / "teacher" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == saved
     student = DiffusionPipeline.from_pretrained(out / "pipelines" / "random_conditioning")
     teacher = DiffusionPipeline.from_pretrained(out / "teacher")
     assert torch.equal(teacher.unet.conv_in.weight, pipeline.unet.conv_in.weight)
@@ -227,10 +233,10 @@ def test_a_run_with_a_pipeline_resumes_with_the_same_call_and_refuses_another_pi
     condistill.compress(Recipe.load(out / "recipe.yaml"), out)  # the command line can resume it too
     with torch.no_grad():
         pipeline.unet.conv_in.bias += 1
-    saved = (out / "teacher" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    weights = (out / "teacher" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     with pytest.raises(CondistillError, match=r"pipeline\.unet was \w+ and is now \w+"):
         call()
-    assert (out / "teacher" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == saved
+    assert (out / "teacher" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
     call(update=True, until="cache")
     teacher = DiffusionPipeline.from_pretrained(out / "teacher")
     assert torch.equal(teacher.unet.conv_in.bias, pipeline.unet.conv_in.bias)

@@ -126,7 +126,7 @@ def configs_of(pipeline: DiffusionPipeline) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         pipeline.save_config(path)
-        for name, component in pipeline.components.items():
+        for name, component in _components(pipeline):
             _save_config(component, path / name)
         yield path
 
@@ -140,8 +140,14 @@ def _save_config(component: Any, folder: Path) -> None:
         component.save_pretrained(folder)
 
 
-def _models(pipeline: DiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
+def _components(pipeline: DiffusionPipeline) -> Iterator[tuple[str, Any]]:
+    """Yield the components by name; of one that `torch.compile` wraps, what is inside."""
     for name, component in pipeline.components.items():
+        yield name, getattr(component, "_orig_mod", component)
+
+
+def _models(pipeline: DiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
+    for name, component in _components(pipeline):
         if isinstance(component, nn.Module):
             yield name, component
 
