@@ -33,11 +33,14 @@ def test_a_pipeline_directory_is_loaded_as_its_family(tiny_family: Family) -> No
     assert tiny_family.denoiser.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["no/such/teacher", "./teacher", "~/no-such-teacher", "teacher"])
+@pytest.mark.parametrize(
+    "name", ["no/such/teacher", "./teacher", "~/no-such-teacher", "teacher", "a/teacher.safetensors", "a/teacher.ckpt"]
+)
 def test_a_directory_that_does_not_exist_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        CondistillError, match=r"teacher\.pipeline .*teacher does not exist; give a diffusers pipeline directory"
+        CondistillError,
+        match=r"teacher\.pipeline .*teacher(\.\w+)? does not exist; give a diffusers pipeline directory, one",
     ):
         load(name)
 

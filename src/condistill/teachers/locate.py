@@ -21,6 +21,7 @@ from condistill.teachers.single_file import config_directory
 from condistill.teachers.variants import choose_variant, names_in_directory, names_in_repository
 
 _SHOWN = 3
+_FILES = (".safetensors", ".gguf")
 _PICKLED_PIPELINES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
@@ -66,7 +67,8 @@ def locate(settings: TeacherSettings) -> Path | str:
                 "directory that save_pretrained wrote"
             )
         return path
-    if settings.pipeline.startswith((".", "/", "~")) or settings.pipeline.count("/") != 1:
+    is_no_name = settings.pipeline.startswith((".", "/", "~")) or settings.pipeline.count("/") != 1
+    if is_no_name or path.suffix.lower() in (*_FILES, *_PICKLED_PIPELINES):
         raise CondistillError(
             f"teacher.pipeline {path} does not exist; give a diffusers pipeline directory, one safetensors file or a "
             "hub name"
@@ -86,7 +88,7 @@ def _configs_of_file(file: Path, settings: TeacherSettings) -> Path:
             "trust it: load it with from_single_file of its diffusers pipeline, call save_pretrained, and give that "
             "directory; or give the safetensors file of the same model"
         )
-    if file.suffix.lower() not in (".safetensors", ".gguf"):
+    if file.suffix.lower() not in _FILES:
         raise CondistillError(
             f"teacher.pipeline {file} is neither a diffusers pipeline directory nor a safetensors file; give one of "
             "these, or a hub name"
