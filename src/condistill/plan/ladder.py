@@ -19,7 +19,7 @@ from condistill.plan.cost import PROCESS_BYTES, UPDATE_BYTES, TrainingJob, cache
 from condistill.plan.devices import Hardware
 from condistill.plan.make import plan_cost
 from condistill.plan.record import RunCost
-from condistill.plan.stages import decode_bytes, forward_bytes
+from condistill.plan.stages import decoded_numbers, forward_numbers
 from condistill.profiling.forwards import evaluations_per_image
 from condistill.teachers.skeleton import Skeleton
 from condistill.workflow.preflight import preflight
@@ -253,7 +253,7 @@ class Rung:
         case, recipe = self.case, self.recipe()
         skeleton, dtype, itemsize = case.skeleton, case.dtype, case.dtype.itemsize
         sampling = Sampling(recipe.cache.num_inference_steps, recipe.cache.guidance_scale)
-        image = max(forward_bytes(skeleton, case.teacher, sampling, 1, dtype), decode_bytes(skeleton, 1, dtype), 1)
+        image = max(forward_bytes(skeleton, case.teacher, sampling, dtype), decode_bytes(skeleton, dtype), 1)
         held = (sum(skeleton.components.values()) + self.candidate.params) * itemsize
         count = (case.memory_limit - held - PROCESS_BYTES) // image
         return int(2 ** math.floor(math.log2(min(max(count, 1), MOST_IMAGES))))
@@ -272,3 +272,14 @@ class Rung:
                 high = size - 1
             size = (low + high + 1) // 2 if found else low
         return found
+
+
+def forward_bytes(skeleton: Skeleton, model: Candidate, sampling: Sampling, dtype: torch.dtype) -> int:
+    """Return the bytes of a denoiser evaluation of one image; with classifier-free guidance, there are two at once."""
+    evaluations = evaluations_per_image(sampling, model.denoiser) // sampling.num_inference_steps
+    return evaluations * forward_numbers(skeleton, model) * dtype.itemsize
+
+
+def decode_bytes(skeleton: Skeleton, dtype: torch.dtype) -> int:
+    """Return the bytes of decoding one image."""
+    return decoded_numbers(skeleton) * dtype.itemsize
