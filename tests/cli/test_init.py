@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 import yaml
 from full_size import DATA
+from loras import write_lora
 
 from condistill import cli
 from condistill.cli import init
@@ -196,6 +198,15 @@ def test_sizes_are_counted_after_duplicates(tiny_pipeline_dir: Path, tmp_path: P
         "mixed precision: 1 (why)",
         "the cost",
     ]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_loras_next_to_the_teacher_are_pointed_out(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path) -> None:
+    pipeline = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "pipeline"))
+    write_lora(pipeline / "style.safetensors", {"x.lora_A.weight": torch.ones(1, 1)})
+    lines: list[str] = []
+    write_recipe(str(pipeline), [prompts], tmp_path / "new.yaml", say=lines.append)
+    assert lines[0].startswith("warning: the teacher's folder has LoRAs that teacher.loras does not mention")
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -26,6 +26,7 @@ from condistill.plan.fit import Fit, fit
 from condistill.plan.ladder import Case
 from condistill.prompts.readers import is_tabular
 from condistill.teachers.load import family_class, read_index
+from condistill.teachers.locate import teacher_warnings
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.atomic import write_text
 from condistill.utils.format import duration
@@ -85,6 +86,8 @@ def write_recipe(
     settings = teacher_settings(teacher, options)
     location, index = read_index(settings)
     family_class(settings, index)  # reports a wrong teacher before the prompts are read
+    for line in teacher_warnings(settings):
+        say(f"warning: {line}")
     files = [str(path) if str(path) == MINIATURE else str(resolve_path(path)) for path in prompts]
     counts = count_and_describe(files, column, say)
     with quiet_libraries():

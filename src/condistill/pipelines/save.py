@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.family import Family
-from condistill.teachers.files import INDEX_NAME, PipelineFiles
+from condistill.teachers.files import INDEX_NAME, PipelineFiles, without_variant
 from condistill.utils.atomic import atomic_directory, write_text
 from condistill.utils.tensor_file import largest, write_tensors
 
@@ -157,7 +156,7 @@ def _save_components(
         if is_copied and (teacher.weights(name) or not isinstance(component, nn.Module)):
             for file in files:
                 target = directory / file.relative_to(teacher.directory)
-                _copy(file, target.with_name(_without_variant(file.name, teacher.variant)), teacher.variant)
+                _copy(file, target.with_name(without_variant(file.name, teacher.variant)), teacher.variant)
         else:
             if name != denoiser_name:
                 component.save_pretrained(directory / name)
@@ -165,17 +164,12 @@ def _save_components(
     write_text(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
 
 
-def _without_variant(name: str, variant: str | None) -> str:
-    """Return the name of a file without its variant: `model.safetensors` for `model.fp16.safetensors`."""
-    return re.sub(rf"\.{re.escape(variant)}(?=[.-])", "", name, count=1) if variant else name
-
-
 def _copy(file: Path, target: Path, variant: str | None) -> None:
     """Copy a file; an index of sharded weights names its shards without the variant."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.name.endswith(".safetensors.index.json") and target.name != file.name:
         index = json.loads(file.read_text(encoding="utf-8"))
-        names = {weight: _without_variant(shard, variant) for weight, shard in index["weight_map"].items()}
+        names = {weight: without_variant(shard, variant) for weight, shard in index["weight_map"].items()}
         write_text(target, json.dumps({**index, "weight_map": names}, indent=2) + "\n")
     else:
         shutil.copyfile(file, target)
