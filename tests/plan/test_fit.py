@@ -118,14 +118,15 @@ def test_a_batch_is_cut_evenly_into_devices_and_micro_batches(students: Students
 def test_as_many_images_are_generated_at_once_as_the_memory_allows(
     monkeypatch: pytest.MonkeyPatch, free: int, expected: int
 ) -> None:
-    monkeypatch.setattr(ladder, "forward_bytes", lambda *_: 3)
-    monkeypatch.setattr(ladder, "decode_bytes", lambda *_: 10)
+    monkeypatch.setattr(ladder, "evaluations_per_image", lambda *_: 2)
+    monkeypatch.setattr(ladder, "forward_numbers", lambda *_: 1)
+    monkeypatch.setattr(ladder, "decoded_numbers", lambda *_: 5)
     monkeypatch.setattr(ladder, "PROCESS_BYTES", 0)
     monkeypatch.setattr(Rung, "recipe", lambda _: Recipe.parse(BASE))
     case: Any = SimpleNamespace(
         skeleton=SimpleNamespace(components={"unet": 50}), dtype=torch.float16, memory_limit=120 + 10 * free
     )
-    case.teacher = None
+    case.teacher = SimpleNamespace(denoiser=None)
     assert Rung(case, {}, SimpleNamespace(params=10)).images_at_once == expected  # type: ignore[arg-type]
 
 

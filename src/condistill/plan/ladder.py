@@ -251,9 +251,11 @@ class Rung:
     def images_at_once(self) -> int:
         """Images that teacher and student can generate and decode at once, a power of two up to `MOST_IMAGES`."""
         case, recipe = self.case, self.recipe()
-        skeleton, dtype, itemsize = case.skeleton, case.dtype, case.dtype.itemsize
-        sampling = Sampling(recipe.cache.num_inference_steps, recipe.cache.guidance_scale)
-        image = max(forward_bytes(skeleton, case.teacher, sampling, dtype), decode_bytes(skeleton, dtype), 1)
+        skeleton, itemsize = case.skeleton, case.dtype.itemsize
+        sampling = Sampling(1, recipe.cache.guidance_scale)
+        evaluations = evaluations_per_image(sampling, case.teacher.denoiser)
+        numbers = max(evaluations * forward_numbers(skeleton, case.teacher), decoded_numbers(skeleton))
+        image = max(numbers * itemsize, 1)
         held = (sum(skeleton.components.values()) + self.candidate.params) * itemsize
         count = (case.memory_limit - held - PROCESS_BYTES) // image
         return int(2 ** math.floor(math.log2(min(max(count, 1), MOST_IMAGES))))
@@ -272,14 +274,3 @@ class Rung:
                 high = size - 1
             size = (low + high + 1) // 2 if found else low
         return found
-
-
-def forward_bytes(skeleton: Skeleton, model: Candidate, sampling: Sampling, dtype: torch.dtype) -> int:
-    """Return the bytes of a denoiser evaluation of one image; with classifier-free guidance, there are two at once."""
-    evaluations = evaluations_per_image(sampling, model.denoiser) // sampling.num_inference_steps
-    return evaluations * forward_numbers(skeleton, model) * dtype.itemsize
-
-
-def decode_bytes(skeleton: Skeleton, dtype: torch.dtype) -> int:
-    """Return the bytes of decoding one image."""
-    return decoded_numbers(skeleton) * dtype.itemsize
