@@ -78,7 +78,7 @@ def main(
             for budget in budgets.split(","):
                 cells, note = row(case, budget)
                 rows.append([TEACHERS[teacher], device, budget, *cells])
-                notes |= {note: None} if note else {}
+                notes |= {f"{TEACHERS[teacher]}: {note}": None} if note else {}
                 typer.echo(" | ".join(rows[-1]))
     table = [HEADINGS, ["---"] * len(HEADINGS), *rows]
     text = INTRODUCTION + "".join(f"| {' | '.join(cells)} |\n" for cells in table)
