@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -237,3 +239,23 @@ def test_a_run_that_failed_says_why_and_what_remains(run: Run, monkeypatch: pyte
     report = read_status(run.out)
     assert (report.state, report.now and report.now.reason) == ("failed", "the disk is full")
     assert [part.stage for part in report.parts if not part.is_done] == ["report"]
+
+
+def test_what_one_thread_notes_is_kept_while_another_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, is_writing, copy = StatusWriter(tmp_path), threading.Event(), RunStatus.model_copy
+
+    def slow_copy(self: RunStatus, *, update: Any) -> RunStatus:
+        copied = copy(self, update=update)
+        if "written" in update and threading.current_thread() is not threading.main_thread():
+            is_writing.set()
+            time.sleep(0.05)
+        return copied
+
+    writer.open()
+    monkeypatch.setattr(RunStatus, "model_copy", slow_copy)
+    sign_of_life = threading.Thread(target=writer._write)
+    sign_of_life.start()
+    is_writing.wait(5)
+    writer.close(None)
+    sign_of_life.join()
+    assert RunStatus.read(tmp_path / STATUS_NAME, remedy="").state == "finished"

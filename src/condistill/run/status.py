@@ -63,7 +63,9 @@ class StatusWriter:
         """Describe the file of a run directory; nothing is written before `open`."""
         self._file = directory / STATUS_NAME
         self._is_open = False
-        self._closed, self._lock = threading.Event(), threading.Lock()
+        self._closed = threading.Event()
+        self._lock = threading.RLock()
+        """Held by a thread that changes the status or the file: the training, or the one that shows life."""
         self._written = -math.inf
         self._status = RunStatus(pid=os.getpid(), host=socket.gethostname(), written="")
 
@@ -112,17 +114,19 @@ class StatusWriter:
             reason = str(error) or ("interrupted" if is_stop else type(error).__name__)
             self._set(state="stopped" if is_stop else "failed", reason=shorten(reason, 500), left_sec=None)
         self._closed.set()
-        self._write()
-        self._is_open = False
+        with self._lock:
+            self._write()
+            self._is_open = False
 
     def _set(self, **changes: object) -> None:
-        self._status = self._status.model_copy(update=changes)
+        with self._lock:
+            self._status = self._status.model_copy(update=changes)
 
     def _write(self) -> None:
         """Replace the file at once, without a wait for the disk."""
-        if not self._is_open:
-            return
         with self._lock, contextlib.suppress(OSError):
+            if not self._is_open:
+                return
             self._written = time.monotonic()
             self._set(written=datetime.now().astimezone().isoformat(timespec="seconds"))
             partial = partial_path(self._file)
