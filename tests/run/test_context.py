@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
+from diffusers import EulerDiscreteScheduler
 from rich.console import Console
+from runs import tiny_recipe
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.run.context import Run
+from condistill.utils import hashing
 
 BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\n"
 
@@ -20,3 +26,25 @@ def test_a_launcher_that_splits_models_is_refused_before_anything_is_written(
     with pytest.raises(CondistillError, match="FSDP"):
         run.open_directory()
     assert not run.path.exists()
+
+
+def test_the_files_of_a_teacher_and_the_links_to_them_are_read_once(
+    tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, read = shutil.copytree(tiny_pipeline_dir, tmp_path / "teacher"), list[Path]()
+    for file in teacher.rglob("*"):
+        os.utime(file, (1, 1))
+    EulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
+    recipe = tiny_recipe(tmp_path, teacher, f"teacher.scheduler={tmp_path / 'scheduler'}")
+    hash_file = hashing.hash_file
+    monkeypatch.setattr(hashing, "hash_file", lambda path, *args: (read.append(path), hash_file(path, *args))[1])
+    for _ in range(2):
+        with Run(recipe, tmp_path / "run", console=Console(quiet=True)) as run:
+            run.claim_directory()
+            run.describe_teacher()
+            run.open_directory()
+            time.sleep(0.02)  # longer than a tick of the clock of files
+            run.prepare_teacher()
+            assert run.teacher.pipeline == str(tmp_path / "run" / "teacher")
+    weights = [path for path in read if path.suffix == ".safetensors"]
+    assert len(weights) == len({path.parent.name for path in weights}) > 0

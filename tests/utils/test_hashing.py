@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,30 @@ def test_a_checksum_that_was_computed_while_writing_is_taken(tmp_path: Path, old
     assert memory.of(old_file) == hash_file(old_file)
     memory.note(old_file, "too new, it may change again")
     assert memory.of(old_file) == hash_file(old_file)
+
+
+def test_a_file_is_not_read_again_because_of_links_to_it(
+    tmp_path: Path, old_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, folder = HashMemory(tmp_path / "hashes.json"), tmp_path / "links"
+    digest = memory.of(old_file)
+    time.sleep(0.02)  # longer than a tick of the clock of files
+    with memory.linking([old_file], folder):
+        (folder / "unet").mkdir(parents=True)
+        os.link(old_file, folder / "unet" / "weights")
+        (folder / "other").write_bytes(b"y")
+    monkeypatch.setattr(hashing, "hash_file", lambda *_: "read")
+    assert memory.of(old_file) == memory.of(folder / "unet" / "weights") == digest
+    assert memory.of(folder / "other") == "read"
+
+
+def test_a_file_that_changes_while_links_to_it_are_made_is_read_again(tmp_path: Path, old_file: Path) -> None:
+    memory = HashMemory(tmp_path / "hashes.json")
+    before = memory.of(old_file)
+    with memory.linking([old_file], tmp_path):
+        old_file.write_bytes(b"y" * 1000)
+        os.utime(old_file, (2, 2))
+    assert memory.of(old_file) == hash_file(old_file) != before
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path, old_file: Path) -> None:

@@ -21,7 +21,7 @@ from condistill.run.status import StatusWriter
 from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher, origin_of, pipeline_inputs, read_index, teacher_inputs
 from condistill.teachers.locate import is_plain
-from condistill.teachers.prepare import prepare_teacher, prepared_settings
+from condistill.teachers.prepare import original_files, prepare_teacher, prepared_settings
 from condistill.utils.distributed import on_main_process, start_processes
 from condistill.utils.progress import FileBars, progress_bar, working
 from condistill.utils.terminal import print_line
@@ -115,7 +115,8 @@ class Run:
             if directory.is_done():
                 return
             path = directory.begin()
-            prepare_teacher(self.recipe.teacher, path, say=self.say)
+            with self.directory.hashes.linking(original_files(self.recipe.teacher).values(), path):
+                prepare_teacher(self.recipe.teacher, path, say=self.say)
             self.say(f"teacher: computing checksums of {path}")
             directory.finish()
             self.say(f"teacher: made {path}")

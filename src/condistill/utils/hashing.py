@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,12 @@ Reading = Callable[[Path], AbstractContextManager[Callable[[int], None]]]
 @contextmanager
 def _unseen(_path: Path) -> Iterator[Callable[[int], None]]:
     yield lambda _: None
+
+
+def _identity(file: Path) -> tuple[int, int, int, int]:
+    """Return what all hard links to a file share, and what changes with its content."""
+    stat = file.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 class HashMemory:
@@ -100,6 +106,21 @@ class HashMemory:
         """
         stat = path.stat()
         self._remember(str(path.resolve()), (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns), digest)
+
+    @contextmanager
+    def linking(self, files: Collection[Path], folder: Path) -> Iterator[None]:
+        """Keep the hashes of files while hard links to them are made in a folder, and know those of the links.
+
+        A link changes the time of change of the file's entry, which would otherwise be read again.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        digests = {_identity(file): self.of(file) for file in files}
+        yield
+        for file in (*files, *folder.rglob("*")):
+            if file.is_file() and (digest := digests.get(_identity(file))):
+                self.note(file, digest)
 
     def _remember(self, name: str, stamp: tuple[int, int, int], digest: str) -> None:
         if time.time_ns() - stamp[1] > _UNCERTAIN_NS:
