@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError
 from condistill.students.depth import layer_lists, share_of_layers
 from condistill.students.derive import derive_student
-from condistill.students.features import FeatureRecorder
+from condistill.students.features import FeatureRecorder, _output_shapes
 from condistill.students.scores.record import Scores
 from condistill.utils.meta import parameters
 
@@ -20,14 +21,17 @@ KEEP = {"transformer_blocks": (0, 1, 4)}
 
 
 @pytest.fixture(autouse=True)
-def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shapes are found with the inputs of these tests, for every kind of transformer."""
+def _known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Shapes are found with the inputs of these tests, for every kind of transformer, and forgotten."""
 
     def example_inputs(denoiser: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:
         return inputs_of(denoiser, size, device="meta")
 
     family = SimpleNamespace(example_inputs=example_inputs)
     monkeypatch.setattr("condistill.profiling.shapes.family_of", lambda _: family)
+    _output_shapes.cache_clear()
+    yield
+    _output_shapes.cache_clear()
 
 
 @pytest.fixture(params=KINDS)

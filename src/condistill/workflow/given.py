@@ -34,6 +34,8 @@ _NOT_CONTENT = {
     *("architectures", "dtype", "torch_dtype"),  # saving sets them
 }
 """Keys of configs that say by what a component was loaded or saved, and from where."""
+_OF_THE_LAST_CALL = {"padding", "truncation"}
+"""Keys of a tokenizer's file that each of its calls sets."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,10 @@ def _content(file: Path) -> bytes:
     """Return the content of a config, without the keys that are not content; other files as they are."""
     if file.suffix != ".json":
         return file.read_bytes()
-    return json.dumps(_without_origin(json.loads(file.read_text(encoding="utf-8"))), sort_keys=True).encode()
+    data = _without_origin(json.loads(file.read_text(encoding="utf-8")))
+    if file.name == "tokenizer.json":
+        data = {key: value for key, value in data.items() if key not in _OF_THE_LAST_CALL}
+    return json.dumps(data, sort_keys=True).encode()
 
 
 def _without_origin(data: Any) -> Any:
