@@ -87,11 +87,11 @@ def test_the_number_of_rounds_follows_from_their_time(tiny_family: Family, monke
     ]
 
 
-def test_images_that_take_half_a_minute_are_generated_once(
+def test_images_that_take_half_a_minute_are_generated_twice(
     tiny_family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = Machine(tiny_family, monkeypatch, a=[20.0], b=[10.0])  # a second image would have no time
-    assert machine.times() == {"a": Timing(20, 20, 1), "b": Timing(10, 10, 1)}
+    machine = Machine(tiny_family, monkeypatch, a=[20.0, 22.0], b=[10.0, 9.0])  # a third image would have no time
+    assert machine.times() == {"a": Timing(20, 21, 2), "b": Timing(9, 9.5, 2)}
 
 
 def test_models_of_the_same_shapes_that_are_sampled_alike_have_the_same_time(

@@ -21,8 +21,8 @@ MIN_ROUNDS, MAX_ROUNDS = 5, 25
 MAX_SECONDS = 3.0
 """How often the image of every model is timed."""
 SLOW_SECONDS = 30.0
-"""If one image of every model takes this long in all, each is timed once: a longer time varies less, and five rounds of
-full-size models on a CPU would take a quarter of an hour."""
+"""If one image of every model takes this long in all, each is timed twice: a longer time varies less, and five rounds
+of full-size models on a CPU would take a quarter of an hour."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def time_images(
 
     Models take turns, in an order that is reversed every other round, so that a busy machine slows all of them down.
     After a warm-up there are at least `MIN_ROUNDS` rounds, and then as many up to `MAX_ROUNDS` as fit into
-    `MAX_SECONDS`. Where the warm-up takes `SLOW_SECONDS` or more, it is the only round. Models of the same shapes that
-    are sampled alike share their times: they differ in their weights only.
+    `MAX_SECONDS`. Where the warm-up takes `SLOW_SECONDS` or more, it counts as the first of two rounds. Models of the
+    same shapes that are sampled alike share their times: they differ in their weights only.
 
     Args:
         on_image: called after each image, at least as often as `fewest_images` returns, also where fewer are timed.
@@ -79,9 +79,10 @@ def time_images(
 
     first = {name: seconds(name) for name in times}
     if sum(first.values()) >= SLOW_SECONDS:
-        for _ in range(MIN_ROUNDS * len(times)):
+        again = {name: seconds(name) for name in [*times][::-1]}
+        for _ in range((MIN_ROUNDS - 1) * len(times)):
             on_image()
-        return {name: Timing.of([first[group]]) for name, group in groups.items()}
+        return {name: Timing.of([first[group], again[group]]) for name, group in groups.items()}
     for rounds in range(MAX_ROUNDS):
         if rounds >= MIN_ROUNDS and sum(map(sum, times.values())) >= MAX_SECONDS:
             break
