@@ -216,7 +216,7 @@ def report(found: dict[str, Any], recipe: Any, command: str) -> str:
     for stage, names in STAGES.items():
         parts = [part for part in found["parts"] if part["name"] in names]
         peak, expected = max(part["peak_bytes"] for part in parts), getattr(planned, stage).host
-        seconds = sum(part["seconds"] for part in parts)
+        seconds = sum(part["seconds"] for part in parts if part["name"] != "previews")  # they are in the training
         cells = (stage, byte_size(peak), byte_size(expected), f"{expected / peak - 1:+.1%}", duration(seconds))
         lines.append(f"| {' | '.join(cells)} |")
     times = {part["name"]: 0.0 for part in found["parts"]}

@@ -32,6 +32,9 @@ UPDATE_BYTES = 64
 has 4 bytes."""
 PROCESS_BYTES = 600 * 2**20
 """Of a process on a CPU without models: Python, torch, diffusers and transformers (benchmarks/real_size.md)."""
+RESERVE_BYTES = 2**30
+"""Of a training or an evaluation on a CPU beyond its tensors: buffers of kernels, and freed memory that malloc keeps.
+Measured: 0.7 GiB at 256 x 256 pixels and 1.7 GiB at 512 x 512 (benchmarks/real_size.md)."""
 _SINGLE = 4
 """Bytes of a float32 number."""
 
@@ -114,7 +117,7 @@ class TrainingJob:
         # a student that teaches is in memory together with the pipeline's own denoiser
         chained = self.teacher.params if self.teacher.denoiser is not self.skeleton.denoiser else 0
         parts = {
-            "process": PROCESS_BYTES if on_host else 0,
+            "process": PROCESS_BYTES + RESERVE_BYTES if on_host else 0,
             "teacher": (pipeline_denoiser + chained) * self.dtype.itemsize,
             "other_components": (sum(components.values()) - pipeline_denoiser) * self.dtype.itemsize,
             "student": trained,

@@ -11,7 +11,15 @@ from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.pipelines.sampling import Sampling
 from condistill.plan.candidates import Candidate, possible_students, recipe_candidates, teacher_candidate
-from condistill.plan.cost import PROCESS_BYTES, TrainingJob, cache_cost, evaluation_cost, forward_sec, preview_hours
+from condistill.plan.cost import (
+    PROCESS_BYTES,
+    RESERVE_BYTES,
+    TrainingJob,
+    cache_cost,
+    evaluation_cost,
+    forward_sec,
+    preview_hours,
+)
 from condistill.plan.devices import EFFICIENCY, OTHER_EFFICIENCY, PRESENT, Device, Hardware, find_device
 from condistill.plan.measure import measure_forward, measure_step
 from condistill.plan.record import (
@@ -318,7 +326,10 @@ class _Planner:
 
     def _about_memory(self) -> list[str]:
         if self.hardware.device.is_host:
-            return [f"the process without models needs {byte_size(PROCESS_BYTES)}, which is part of the memory"]
+            return [
+                f"the process without models needs {byte_size(PROCESS_BYTES)}, and a training or an evaluation "
+                f"{byte_size(RESERVE_BYTES)} for buffers and the allocator"
+            ]
         return [
             f"memory of the host: {byte_size(GPU_PROCESS_BYTES)} for the process and the libraries of CUDA, and a "
             "component of the teacher while it is loaded"

@@ -122,7 +122,7 @@ class TrainingMemory(Record):
 
     teacher: int
     process: int
-    """On a CPU, of the libraries and the interpreter; 0 on other devices."""
+    """On a CPU, of libraries, interpreter and allocator; 0 on other devices."""
     other_components: int
     student: int
     gradients: int

@@ -20,7 +20,7 @@ from condistill.distill.previews import preview_steps
 from condistill.errors import CondistillError
 from condistill.pipelines.sampling import Sampling, planned_sampling
 from condistill.plan.candidates import Candidate, teacher_inputs
-from condistill.plan.cost import PROCESS_BYTES
+from condistill.plan.cost import PROCESS_BYTES, RESERVE_BYTES
 from condistill.plan.memory import SavedTensorsOnly
 from condistill.plan.record import RunDisk, RunMemory, StageMemory, TrainingMemory
 from condistill.plan.step import repeat_inputs
@@ -72,11 +72,12 @@ class Footprint:
         without_gradients = max(
             each.total - each.process - each.activations - each.gradients for each in self.training.values()
         )
-        training = max(each.total - each.process for each in self.training.values())
+        training = max(each.total for each in self.training.values()) - (PROCESS_BYTES if self.on_host else 0)
         training = max(training, without_gradients + self._previews())
         # after a step, its gradients and activations are free, but malloc keeps a part of them
         checkpoint = min(training, without_gradients + KEPT_BYTES) if self.on_host else without_gradients
         students, evaluated, mapped = self._evaluation()
+        evaluated += RESERVE_BYTES if self.on_host else 0
         stage = self._on_host if self.on_host else self._on_device
         return RunMemory(
             load=stage(self._teacher, mapped=max(self._weights.values())),
