@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 from loras import write_lora
+from rich.console import Console
+from runs import tiny_recipe
 
 from condistill import cli
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.evaluate.generate import Round
 from condistill.plan import make_plan
+from condistill.run.directory import RunMark
 from condistill.teachers.skeleton import Skeleton
 from condistill.workflow import preflight as checks
+from condistill.workflow.compress import compress
 from condistill.workflow.preflight import check_inputs, check_space, examine, preflight, recipe_warnings
 
 RecipeOf = Callable[..., Recipe]
@@ -215,3 +219,16 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused_at_once(
     checks.check_processes(recipe, 2)
     with pytest.raises(CondistillError, match=rf"into {processes} processes and .* make it a multiple of {multiple}"):
         checks.check_processes(recipe, processes)
+
+
+@pytest.mark.parametrize("place", ["pipelines/small", "teacher"])
+def test_a_teacher_in_a_folder_that_the_run_would_move_is_refused_before_it_is_moved(
+    place: str, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "run" / place
+    shutil.copytree(tiny_pipeline_dir, teacher)
+    RunMark(program="condistill", version="0").write(tmp_path / "run" / "run.json")
+    recipe = tiny_recipe(tmp_path, teacher, f"teacher.scheduler={tiny_pipeline_dir / 'scheduler'}")
+    with pytest.raises(CondistillError, match=r"teacher.pipeline: .* lies in .*, which this run writes; choose anoth"):
+        compress(recipe, tmp_path / "run", update=True, console=Console(quiet=True))
+    assert (teacher / "model_index.json").is_file()

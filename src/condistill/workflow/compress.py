@@ -22,6 +22,7 @@ from condistill.utils.quiet import quiet_libraries
 from condistill.utils.registry import load_plugins
 from condistill.workflow.preflight import (
     check_inputs,
+    check_places,
     check_processes,
     check_prompts,
     check_space,
@@ -105,6 +106,7 @@ def run_recipe(
     with quiet_libraries():
         load_plugins()
         last = stage_names().index(check_stage(until))
+        check_places(recipe, out)
         if begin is None:
             check_inputs(recipe)
         with Run(recipe, out, console=console or Console(stderr=True)) as run:

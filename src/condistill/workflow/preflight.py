@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from condistill.config.recipe import Recipe
+from condistill.config.recipe import TEACHER, Recipe
 from condistill.config.sections import FEWEST_CLASSIFIED, MINIATURE
 from condistill.distill import stage as distill_stage
 from condistill.distill.checkpoints import checkpoint_bytes, checkpoints_kept
@@ -31,7 +33,7 @@ from condistill.students.derive import Student
 from condistill.students.variants import OnRefusal, cannot_be_made, check_guidance, derive_variants, refuse
 from condistill.teachers.family import Family
 from condistill.teachers.load import family_class, read_index
-from condistill.teachers.locate import teacher_warnings
+from condistill.teachers.locate import is_plain, teacher_warnings
 from condistill.teachers.skeleton import Skeleton
 from condistill.utils.distributed import on_main_process
 from condistill.utils.format import byte_size
@@ -51,6 +53,31 @@ def check_inputs(recipe: Recipe) -> type[Family]:
     for name in settings.every_file:
         next(iter(read_prompts(name, column=settings.column)), None)
     return family_class(recipe.teacher, index)
+
+
+_WRITTEN = ("prompts", "cache", "distill", "evaluation", "pipelines")
+
+
+def check_places(recipe: Recipe, out: Path) -> None:
+    """Check that no input lies in a folder of the run directory that the run writes, and that `--update` may move.
+
+    Raises:
+        CondistillError: names the setting and the file.
+    """
+    teacher, out = recipe.teacher, out.resolve()
+    written = [*_WRITTEN, *([] if is_plain(teacher) else [TEACHER])]
+    named = {f"teacher.{name}": getattr(teacher, name) for name in ("pipeline", "config", "vae", "scheduler")}
+    named |= {f"teacher.loras[{number}].path": lora.path for number, lora in enumerate(teacher.loras)}
+    inputs = [*named.items(), *(("prompts", file) for file in recipe.prompts.every_file)]
+    for setting, name in inputs:
+        file = os.path.expanduser(name or "")  # noqa: PTH111 - never raises
+        path = Path(file).resolve() if file and os.path.exists(file) else None  # noqa: PTH110 - false for any bad name
+        for folder in (out / each for each in written):
+            if path is not None and path.is_relative_to(folder):
+                raise CondistillError(
+                    f"{setting}: {path} lies in {folder}, which this run writes; choose another --out, or copy it to "
+                    "another place"
+                )
 
 
 def preflight(recipe: Recipe, skeleton: Skeleton, *, on_refusal: OnRefusal = refuse) -> dict[str, Student]:
