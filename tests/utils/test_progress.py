@@ -2,15 +2,27 @@ from __future__ import annotations
 
 import io
 import itertools
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from condistill.utils import progress
-from condistill.utils.progress import BYTES, LINE_EVERY_SEC, FileBars, Meter, progress_bar, rate_text, working
+from condistill.utils.progress import (
+    BYTES,
+    LINE_EVERY_SEC,
+    FileBars,
+    Meter,
+    _WorkLine,
+    progress_bar,
+    rate_text,
+    working,
+)
 
 
 class Clock:
@@ -228,4 +240,34 @@ def test_a_terminal_shows_one_bar_and_work_inside_it_as_nothing_more(tmp_path: P
             read(1)
         advance(2)
     assert "2/2" in received.getvalue()
+    assert not progress._ACTIVE
+
+
+def test_a_spinner_and_a_bar_that_begin_at_once_are_never_both_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, is_starting = Console(file=io.StringIO(), force_terminal=True, width=120), threading.Event()
+    started: list[Progress] = []
+    add_task, start = Progress.add_task, Progress.start
+
+    def slow_add(self: Progress, *args: Any, **options: Any) -> Any:
+        is_starting.set()
+        time.sleep(0.05)
+        return add_task(self, *args, **options)
+
+    def note_start(self: Progress) -> None:
+        started.append(self)
+        start(self)
+
+    monkeypatch.setattr(Progress, "add_task", slow_add)
+    monkeypatch.setattr(Progress, "start", note_start)
+    work = _WorkLine(terminal, "loading", 0.0)
+    work.tick()
+    work._next = 0.0
+    spinning = threading.Thread(target=work.tick)
+    spinning.start()
+    assert is_starting.wait(5)
+    with progress_bar(terminal, "cache", 1, unit="images") as advance:
+        advance(1)
+        spinning.join()
+    work.close()
+    assert len(started) == 1
     assert not progress._ACTIVE

@@ -39,7 +39,21 @@ _RATE_OVER_SEC = 60.0
 _SHOW_AFTER_SEC = 2.0
 """Work that may be short is shown once it has taken this long."""
 _ACTIVE: set[int] = set()
-"""The consoles that show a bar; rich allows one at a time."""
+"""The consoles that show a bar or a spinner; rich allows one at a time."""
+_ACTIVE_LOCK = threading.Lock()
+
+
+def _claim(console: Console) -> bool:
+    """Reserve a console for a bar or a spinner, and return whether it was free; any thread may call this."""
+    with _ACTIVE_LOCK:
+        is_free = console.is_terminal and id(console) not in _ACTIVE
+        if is_free:
+            _ACTIVE.add(id(console))
+        return is_free
+
+
+def _release(console: Console) -> None:
+    _ACTIVE.discard(id(console))
 
 
 class Meter:
@@ -164,7 +178,7 @@ def _shown(console: Console, description: str, meter: Meter, *, quiet: bool) -> 
     """Yield a function that shows the meter with a note: as a bar in a terminal, else as lines."""
     if quiet:
         yield lambda _note: None
-    elif console.is_terminal and id(console) not in _ACTIVE:
+    elif _claim(console):
         with _bar(console, description, meter) as show:
             yield show
     else:
@@ -175,6 +189,7 @@ def _shown(console: Console, description: str, meter: Meter, *, quiet: bool) -> 
 
 @contextmanager
 def _bar(console: Console, description: str, meter: Meter) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows the meter with a note, on a console that was claimed; it is released afterwards."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -182,13 +197,12 @@ def _bar(console: Console, description: str, meter: Meter) -> Iterator[Callable[
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    _ACTIVE.add(id(console))
     try:
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(printable(description), total=meter.total, note="")
             yield lambda note: progress.update(task, completed=meter.done, note=printable(note))
     finally:
-        _ACTIVE.discard(id(console))
+        _release(console)
 
 
 class _MeterColumn(ProgressColumn):
@@ -280,7 +294,7 @@ class _WorkLine:
         self._next = elapsed + LINE_EVERY_SEC
         if self._is_first:
             print_line(self._console, self._text)
-        elif self._console.is_terminal and id(self._console) not in _ACTIVE:
+        elif _claim(self._console):
             self._spin()
         else:
             print_line(self._console, f"{self._text}: {duration(elapsed, 2)} so far")
@@ -292,14 +306,13 @@ class _WorkLine:
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         self._spinner = Progress(*columns, console=self._console, transient=True)
         self._spinner.add_task(printable(self._text), total=None)
-        _ACTIVE.add(id(self._console))
         self._spinner.start()
 
     def close(self) -> None:
         """Remove the spinner."""
         if self._spinner:
             self._spinner.stop()
-            _ACTIVE.discard(id(self._console))
+            _release(self._console)
 
 
 class FileBars:
@@ -330,12 +343,13 @@ class FileBars:
                 meter.add(n)
                 now = self._clock()
                 spent = self._spent + now - began
-                if self._quiet or spent < _SHOW_AFTER_SEC or (id(self._console) in _ACTIVE and not show):
+                if self._quiet or spent < _SHOW_AFTER_SEC:
                     return
-                if self._console.is_terminal:
-                    show = show or stack.enter_context(_bar(self._console, description, meter))
+                if show is None and _claim(self._console):
+                    show = stack.enter_context(_bar(self._console, description, meter))
+                if show is not None:
                     show("")
-                elif now - self._last_line >= LINE_EVERY_SEC:
+                elif not self._console.is_terminal and now - self._last_line >= LINE_EVERY_SEC:
                     self._last_line = now
                     print_line(self._console, f"{description}: {meter.line()}")
 
