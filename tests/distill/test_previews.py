@@ -22,6 +22,7 @@ from condistill.distill.previews import (
     PreviewFolder,
     PreviewModels,
     Previews,
+    preview_prompts,
     preview_steps,
 )
 from condistill.distill.stopwatch import Stopwatch, train_sec
@@ -257,3 +258,7 @@ def test_a_tracker_of_another_kind_gets_the_image_without_a_layout() -> None:
     tracker = SimpleNamespace(name="wandb", log_images=lambda *_, **options: calls.append(options))
     track_image(SimpleNamespace(trackers=[tracker]), "preview", np.zeros((2, 2, 3), np.uint8), step=3)
     assert calls == [{"step": 3}]
+
+
+def test_a_preview_of_a_quick_run_shows_one_prompt_of_each_split() -> None:
+    assert (preview_prompts(quick=True), preview_prompts(quick=False)) == (1, 2)

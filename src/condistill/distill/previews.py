@@ -31,8 +31,8 @@ from condistill.utils.atomic import atomic_file
 from condistill.utils.randomness import Stream, image_noise, image_seed
 from condistill.utils.record import Record, RecordFile
 
-PREVIEW_PROMPTS = 2
-"""Prompts of each split."""
+PREVIEW_PROMPTS, QUICK_PROMPTS = 2, 1
+"""Prompts of each split, and those in a quick run."""
 PREVIEW_STEPS = 8
 """Sampling steps, unless the model is trained for a number of its own, or samples in fewer."""
 FOLDER_NAME = "previews"
@@ -65,6 +65,11 @@ class _PreviewSteps(Sequence[int]):
             return [self[number] for number in range(*index.indices(len(self)))]
         index += len(self) if index < 0 else 0
         return self._last if index == len(self) - 1 else self._before_last[index]
+
+
+def preview_prompts(*, quick: bool) -> int:
+    """Return how many prompts of each split a preview shows."""
+    return QUICK_PROMPTS if quick else PREVIEW_PROMPTS
 
 
 def preview_steps(settings: DistillSettings, *, quick: bool = False) -> Sequence[int]:

@@ -27,10 +27,10 @@ from condistill.distill.deriving import derive_variant, initial_denoiser, prepar
 from condistill.distill.history import HISTORY_NAME, HistoryRecord, read_history
 from condistill.distill.previews import (
     FOLDER_NAME,
-    PREVIEW_PROMPTS,
     PreviewFolder,
     PreviewModels,
     Previews,
+    preview_prompts,
     preview_steps,
 )
 from condistill.distill.stopwatch import TIME_NAME, Stopwatch, train_sec
@@ -292,12 +292,13 @@ def _train(run: Run, name: str, trainer: Trainer, previews: Previews) -> nn.Modu
 def _previews(run: Run, name: str, prompts: Prompts) -> Previews:
     """Return the previews of a variant: their prompts and noise depend on the seed of the recipe alone."""
     recipe = run.recipe
+    count = preview_prompts(quick=recipe.quick)
 
     def choose() -> list[tuple[str, str]]:
         chosen = []
         for number, split in enumerate(prompts.splits):
             rng = generator(recipe.seed, Stream.PREVIEWS, number, 2)
-            chosen += [(split, prompt) for prompt in prompts.choose(split, PREVIEW_PROMPTS, rng)]
+            chosen += [(split, prompt) for prompt in prompts.choose(split, count, rng)]
         return chosen
 
     models = PreviewModels.of(planned_sampling(recipe, recipe.variants[name].teacher), planned_sampling(recipe, name))

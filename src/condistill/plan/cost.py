@@ -13,7 +13,7 @@ from diffusers import ModelMixin
 from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
 from condistill.distill.checkpoints import checkpoint_bytes, checkpoints_kept
-from condistill.distill.previews import PREVIEW_PROMPTS, PREVIEW_STEPS, preview_steps
+from condistill.distill.previews import PREVIEW_STEPS, preview_prompts, preview_steps
 from condistill.evaluate.references import REFERENCE_PROMPTS
 from condistill.pipelines.sampling import planned_sampling
 from condistill.plan.candidates import Candidate, teacher_inputs
@@ -259,7 +259,7 @@ def preview_hours(
     times = len(preview_steps(settings, quick=recipe.quick))
     if not times:
         return 0.0
-    prompts = _splits(recipe) * PREVIEW_PROMPTS
+    prompts = _splits(recipe) * preview_prompts(quick=recipe.quick)
     decode_sec = hardware.seconds(decode_macs(skeleton), dtype)
     seconds = 0.0
     for variant, model, kind, count in (
