@@ -80,8 +80,11 @@ def test_a_quick_run_takes_a_moment_and_its_last_lines_say_what_it_is(
     assert "Quick run: a test of the set-up, not a student to use." in text
     assert f"then `condistill run {recipe}`" in second
     assert third == "the quick run can be deleted: runs/tiny-quick"
-    again = call("run", recipe, "--quick")[1]
+    again = call("run", recipe, "--quick", "-s", "cache.size=4")[1]
     assert "planned on" not in again  # every student is trained
+    assert again.startswith("warning: cache.size=4: a quick run uses 2 instead\n")
+    of_a_quick_recipe = call("run", out / "recipe.yaml", "--quick", "-o", out)[1]
+    assert "next: write a recipe without --quick" in of_a_quick_recipe
 
 
 @pytest.mark.slow

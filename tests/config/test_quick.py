@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from recipes import BASE
 
-from condistill.config.quick import SAMPLING_STEPS, quick_recipe
+from condistill.config.quick import SAMPLING_STEPS, quick_recipe, without_effect
 from condistill.config.recipe import Recipe
 from condistill.miniature.demo import demo_recipe
 
@@ -69,3 +69,13 @@ def test_a_classifier_gets_the_images_that_it_needs() -> None:
 )
 def test_the_recipes_of_the_repository_have_a_quick_form(path: Path) -> None:
     assert quick_recipe(Recipe.load(path)).quick
+
+
+def test_an_override_without_effect_is_pointed_out() -> None:
+    overrides = ["cache.size=4", "distill.steps=1", "seed=3", "evaluate={seeds: [3, 4]}", "distill.micro_batch_size=8"]
+    recipe = Recipe.parse(BASE, overrides)
+    assert list(without_effect(overrides, recipe, quick_recipe(recipe))) == [
+        "cache.size=4: a quick run uses 2 instead",
+        "evaluate={seeds: [3, 4]}: a quick run uses {batch_size: 2, grid: 1, prompts_per_split: 1, seeds: [3]} instead",
+        "distill.micro_batch_size=8: a quick run uses 2 instead",
+    ]

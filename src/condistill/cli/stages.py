@@ -36,16 +36,25 @@ def _run_until(stage: str, recipe: Path, overrides: Sequence[str] | None, out: P
     from condistill.config.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())  # reports mistakes before anything heavy is imported
-    name = recipe.stem
+    name, is_quick = recipe.stem, loaded.quick
     if options.quick:
-        from condistill.config.quick import quick_recipe
-
-        loaded = quick_recipe(loaded, processes=int(os.environ.get("WORLD_SIZE", "1")))
+        loaded = _quick(loaded, overrides or ())
         name += "-quick"
     path = _compress(loaded, stage, out or Path("runs") / name, options)
     if loaded.quick and not options.dry_run and stage == "report":
-        _say_quick(recipe, path, by_option=options.quick)
+        _say_quick(recipe, path, by_option=not is_quick)
     return path
+
+
+def _quick(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return the quick recipe of a recipe; say which overrides it replaced."""
+    from condistill.config.quick import quick_recipe, without_effect
+
+    quick = quick_recipe(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    if os.environ.get("RANK", "0") == "0":
+        for line in without_effect(overrides, recipe, quick):
+            say(f"warning: {line}")
+    return quick
 
 
 def _compress(recipe: Recipe, stage: str, out: Path, options: _Options, *, show_cost: bool = True) -> Path:
@@ -78,7 +87,11 @@ def _show_cost(run: Run, *, ask: bool) -> None:
 
 
 def _say_quick(recipe: Path, out: Path, *, by_option: bool) -> None:
-    """Say what comes after a finished quick run; the report has said what it is worth."""
+    """Say what comes after a finished quick run; the report has said what it is worth.
+
+    Args:
+        by_option: whether only the option made it quick, so that the recipe itself is that of the real run.
+    """
     if os.environ.get("RANK", "0") != "0":
         return
     if by_option:

@@ -7,12 +7,12 @@ its denoiser takes about six seconds. Few-step settings stay too, since a studen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from condistill.config.recipe import Recipe
 from condistill.config.sections import FEWEST_CLASSIFIED
-from condistill.config.yaml_tree import merge
+from condistill.config.yaml_tree import flow, merge, split_change
 
 CACHED = 2
 """Cached latents."""
@@ -41,6 +41,24 @@ def quick_recipe(recipe: Recipe, *, processes: int = 1) -> Recipe:
         quick = _quick_training(recipe.variant(name)[1].model_dump(by_alias=True), processes)
         variant["distill"] = merge(variant["distill"], _difference(merge(data["distill"], variant["distill"]), quick))
     return Recipe.from_dict({**data, "quick": True}, source="the quick recipe")
+
+
+def without_effect(overrides: Sequence[str], recipe: Recipe, quick: Recipe) -> Iterator[str]:
+    """Yield a line for every override of a recipe, `key=value`, that its quick recipe replaced."""
+    given, used = recipe.model_dump(by_alias=True), quick.model_dump(by_alias=True)
+    for change in overrides:
+        key, _ = split_change(change, "an override")
+        before, after = _setting(given, key), _setting(used, key)
+        if key != "quick" and before != after and after is not None:
+            shown = flow(_difference(before, after) if isinstance(before, Mapping) else after)
+            yield f"{change}: a quick run uses {shown} instead"
+
+
+def _setting(data: Any, key: str) -> Any:
+    """Return the setting with a dotted key, or nothing."""
+    for part in key.split("."):
+        data = data.get(part) if isinstance(data, Mapping) else None
+    return data
 
 
 def _at_most(settings: Mapping[str, Any], **limits: int) -> dict[str, Any]:
