@@ -15,7 +15,9 @@ from condistill.errors import CondistillError
 
 @command
 def init(
-    teacher: Annotated[str, typer.Argument(help="Diffusers pipeline directory or hub name.", show_default=False)],
+    teacher: Annotated[
+        str, typer.Argument(help="Pipeline directory, hub name, or one safetensors file.", show_default=False)
+    ],
     prompts: Annotated[
         list[Path], typer.Option("--prompts", "-p", help="Prompt file: txt, csv, jsonl or parquet. Can be repeated.")
     ],
@@ -35,10 +37,7 @@ def init(
     ] = None,
     count: Annotated[int, typer.Option(help="Number of devices.", min=1, max=10**6)] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Write a recipe that tests the set-up in minutes.")] = False,
-    variant: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="NAME", help="Variant of the weight files, such as fp16."),
-    ] = None,
+    variant: Variant = None,
     resolution: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="Height and width of the images in pixels. Default: the pipeline's own.", min=1, max=2**14),

@@ -13,6 +13,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("condistill demo", "condistill demo --out runs/short -s distill.steps=300"),
     "init": (
         "condistill init ./my-pipeline --prompts prompts.txt",
+        "condistill init model.safetensors -p prompts.txt --budget 48h --device rtx-4090",
         "condistill init org/model -p a.parquet -p b.csv -o recipe.yaml",
     ),
     "validate": ("condistill validate recipe.yaml", "condistill validate recipe.yaml -s student.preset=c-small"),
