@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from condistill.utils.text import printable, shorten
+from condistill.utils.text import first_line, printable, shorten
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,10 @@ def test_long_text_loses_its_middle() -> None:
     assert shorten("x" * 100) == "x" * 100
     short = shorten("a" * 200 + "b" * 200, 21)
     assert short == "aaaaaaaaa...bbbbbbbbb"
+
+
+@pytest.mark.parametrize(
+    ("message", "line"), [("", "ValueError"), ("\n  a file\nis gone", "a file"), (" \n", "ValueError")]
+)
+def test_the_first_line_of_an_exception_shows_something(message: str, line: str) -> None:
+    assert first_line(ValueError(message)) == line

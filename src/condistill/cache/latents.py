@@ -18,6 +18,7 @@ from condistill.errors import CondistillError, CorruptError
 from condistill.utils.atomic import atomic_file
 from condistill.utils.hashing import hash_file
 from condistill.utils.record import Record, RecordFile
+from condistill.utils.text import first_line
 
 MANIFEST_NAME = "manifest.json"
 _CHECKSUM = b"condistill.sha256"
@@ -104,7 +105,7 @@ def read_shard(path: Path, *, verify: bool = False) -> tuple[NDArray[Any], Any]:
                 raise pa.ArrowInvalid("its content differs from its checksum")
     except (OSError, pa.ArrowException, ValueError, LookupError) as error:
         raise CorruptError(
-            f"the cache shard {path} is corrupt ({str(error).splitlines()[0]}); delete it and {_REMEDY}"
+            f"the cache shard {path} is corrupt ({first_line(error)}); delete it and {_REMEDY}"
         ) from error
     return latents, prompts
 

@@ -53,7 +53,7 @@ from condistill.utils.format import significant
 from condistill.utils.hashing import key_of
 from condistill.utils.malloc import release_freed_memory
 from condistill.utils.randomness import Stream, generator
-from condistill.utils.text import shorten
+from condistill.utils.text import first_line, shorten
 
 NAME = "distill"
 _REWRITTEN = ("README.md", SAMPLING_NAME)
@@ -101,7 +101,7 @@ class DistilledVariant:
         try:
             denoiser = kind.from_pretrained(path, use_safetensors=True, torch_dtype=family.dtype)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = first_line(error)
             raise CondistillError(
                 f"the student at {path} cannot be loaded ({reason}); delete {self.pipeline}, and the same command "
                 "makes it again from the last checkpoint"
@@ -313,7 +313,7 @@ def _preview(run: Run, name: str, trainer: Trainer, previews: Previews) -> None:
         with Image.open(file) as image:
             track_image(run.accelerator, "preview", np.asarray(image.convert("RGB")), step=step)
     except Exception as error:
-        reason = shorten(str(error).partition("\n")[0] or type(error).__name__, 200)
+        reason = shorten(first_line(error), 200)
         run.say(f"warning: {name}: no preview of step {step:,}: {reason}; the training goes on", style="yellow")
     else:
         run.say(f"{name}: preview of step {step:,}: {file}")

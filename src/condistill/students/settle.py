@@ -27,6 +27,7 @@ from condistill.students.target import meet_target
 from condistill.teachers.family import Family
 from condistill.utils.atomic import atomic_file
 from condistill.utils.distributed import on_main_process
+from condistill.utils.text import first_line
 
 SETTINGS_NAME = "student_settings.json"
 IMPORTANCE_NAME = "channel_importance.safetensors"
@@ -83,7 +84,7 @@ def _compute_once(file: Path, accelerator: Accelerator, write: Callable[[Path], 
     try:
         return read(file)
     except (ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CorruptError(f"{file} is corrupt ({reason}); delete it and run again to compute it again") from error
 
 

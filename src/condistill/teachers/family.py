@@ -19,7 +19,7 @@ from condistill.teachers.configs import checked_count, checked_factor, unusable
 from condistill.teachers.defaults import DefaultSampling, Origin, default_sampling
 from condistill.teachers.noise.schedule import NoiseSchedule, is_of_consistency_model
 from condistill.teachers.traits import CallExample, GuidanceSpec, LayerList
-from condistill.utils.text import shorten
+from condistill.utils.text import first_line, shorten
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
@@ -139,7 +139,7 @@ class Family(ABC):
         try:
             type(scheduler).from_config(scheduler.config).set_timesteps(num_inference_steps, **mu)
         except Exception as error:  # schedulers raise many kinds of exceptions
-            reason = shorten(str(error).partition("\n")[0], 200)
+            reason = shorten(first_line(error), 200)
             raise CondistillError(
                 f"{type(scheduler).__name__} (scheduler/scheduler_config.json) cannot sample with "
                 f"{num_inference_steps} steps: {reason}; its config has {scheduler.config.get('num_train_timesteps')} "

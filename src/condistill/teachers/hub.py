@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from condistill.errors import CondistillError
+from condistill.utils.text import first_line
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_SEC = 10.0
@@ -55,12 +56,12 @@ def hub_commit(name: str, revision: str | None) -> HubCommit:
         ) from error
     except Exception as error:  # the errors of several HTTP libraries mean the same: no answer
         if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code < 500:
-            raise CondistillError(f"the hub refuses {name!r}: {str(error).splitlines()[0]}") from error
+            raise CondistillError(f"the hub refuses {name!r}: {first_line(error)}") from error
         commit = _cached_commit(name, revision)
         if commit is None:
             raise CondistillError(
                 f"teacher.pipeline {name!r} is no directory here, and the hub cannot be reached "
-                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); check the name or the "
+                f"({first_line(error)}); check the name or the "
                 "network, or give a pipeline directory"
             ) from error
         return HubCommit(commit, is_reachable=False)

@@ -30,6 +30,7 @@ from condistill.teachers.noise.schedule import check_no_consistency_model
 from condistill.teachers.prepare import original_files, prepare_teacher, prepared_settings
 from condistill.teachers.registry import family_of_pipeline
 from condistill.utils.hashing import hash_file
+from condistill.utils.text import first_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -113,7 +114,7 @@ def _load(settings: TeacherSettings, device: torch.device) -> Family:
             **load_options(location, settings),
         )
     except Exception as error:  # a damaged file can raise any exception; tokenizers raise plain ones
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = first_line(error)
         if "tiktoken" in reason:  # transformers asks for tiktoken if it cannot read a SentencePiece file
             reason = "its tokenizer is a SentencePiece file that cannot be read; pip install sentencepiece protobuf"
         raise CondistillError(f"the teacher {location} cannot be loaded: {reason}") from error

@@ -19,6 +19,7 @@ from condistill.teachers.registry import family_of_pipeline
 from condistill.teachers.replaced import read_scheduler, read_vae_config, vae_directory
 from condistill.teachers.single_file import config_directory
 from condistill.teachers.variants import choose_variant, names_in_directory, names_in_repository
+from condistill.utils.text import first_line
 
 _SHOWN = 3
 _FILES = (".safetensors", ".gguf")
@@ -126,7 +127,7 @@ def read_index(settings: TeacherSettings) -> tuple[Path | str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise CondistillError(
             f"teacher.pipeline {location!r} on the hub has no {INDEX_NAME} that can be read, so it is no diffusers "
-            f"pipeline: {str(error).splitlines()[0]}"
+            f"pipeline: {first_line(error)}"
         ) from error
     index = _checked_index(index, f"the {INDEX_NAME} of {location}")
     variant_of(settings, location, index)

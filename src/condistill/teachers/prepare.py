@@ -14,6 +14,7 @@ from torch import nn
 
 from condistill.config.sections import TeacherSettings
 from condistill.errors import CondistillError
+from condistill.teachers.component import load_component
 from condistill.teachers.defaults import SAMPLING_NAME
 from condistill.teachers.family import Family
 from condistill.teachers.files import INDEX_NAME, PipelineFiles, pipeline_files, without_variant
@@ -34,6 +35,7 @@ from condistill.teachers.source import teacher_files
 from condistill.utils.atomic import remove
 from condistill.utils.format import byte_size
 from condistill.utils.quiet import quiet_libraries
+from condistill.utils.text import first_line
 
 _WORK_NAME = ".pipeline.partial"
 """Directory in which a pipeline is made; an unfinished one is not taken for results."""
@@ -206,8 +208,7 @@ def _download(base: TeacherSettings, family: type[Family], say: Callable[[str], 
     try:
         kind.download(location, variant=variant, use_safetensors=True, **load_options(location, base))
     except Exception as error:  # the errors of several HTTP libraries
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CondistillError(f"the teacher {location} cannot be downloaded: {reason}") from error
+        raise CondistillError(f"the teacher {location} cannot be downloaded: {first_line(error)}") from error
 
 
 class _Models(Mapping[str, Any]):
@@ -237,21 +238,8 @@ def _load_model(files: PipelineFiles, name: str) -> Any:
     Raises:
         CondistillError: it cannot be loaded.
     """
-    import diffusers
-    import transformers
-
-    library, class_name = files.index[name]
-    kind = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), class_name, None)
-    if kind is None:
-        raise CondistillError(f"the teacher's {name} is a {library}.{class_name}, to which no LoRA can be added")
     dtype = getattr(torch, files.dtype(name))
-    key = "dtype" if library == "transformers" else "torch_dtype"
-    options: dict[str, Any] = {key: dtype, "variant": files.variant, "use_safetensors": True}
-    try:
-        return kind.from_pretrained(files.directory, subfolder=name, **options)
-    except Exception as error:  # a damaged file can raise any exception
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CondistillError(f"the teacher's {name} cannot be loaded: {reason}") from error
+    return load_component(files.directory, name, files.index[name], dtype, variant=files.variant)
 
 
 def _read_loras(

@@ -17,10 +17,12 @@ from torch import nn
 from condistill.config.sections import SHIPPED_CONFIGS
 from condistill.errors import CondistillError
 from condistill.teachers.clip_tokenizer import VOCABULARY_NAME, write_vocabulary
+from condistill.teachers.component import load_component
 from condistill.teachers.conversion import check_shapes, converted_shapes
 from condistill.teachers.files import INDEX_NAME, weight_files
 from condistill.teachers.header import Header, check_weights_are_whole, read_header, shapes, what_it_is
 from condistill.teachers.replaced import read_vae_config
+from condistill.utils.text import first_line
 
 SHIPPED = Path(str(resources.files("condistill.teachers"))) / "shipped"
 """Directory of the configs and the vocabulary that come with condistill."""
@@ -75,9 +77,7 @@ def read_pipeline_header(file: Path) -> Header:
     """
     header = read_header(file, setting=_SETTING)
     check_weights_are_whole(header, setting=_SETTING)
-    is_pipeline = any(
-        name.startswith(("model.diffusion_model.", "double_blocks.0.", "joint_blocks.0.")) for name in header.tensors
-    )
+    is_pipeline = any(name.startswith(_DENOISERS) for name in header.tensors)
     if not is_pipeline and (what := what_it_is(header)):
         raise CondistillError(f"{_SETTING} {file} is {what}")
     return header
@@ -257,14 +257,13 @@ def load_file(
     header = read_pipeline_header(file)
     found = check_parts(header, configs, index, models, replaced={*given})
     dtype = _DTYPES[next(iter(header.dtypes()))]
-    elsewhere = {name: _load_component(configs, name, index[name], dtype) for name, is_in in found.items() if not is_in}
+    elsewhere = {name: load_component(configs, name, index[name], dtype) for name, is_in in found.items() if not is_in}
     try:
         pipeline = kind.from_single_file(
             str(file), config=str(configs), local_files_only=True, torch_dtype=dtype, **elsewhere, **given
         )
     except Exception as error:  # a file that is not what it seems can raise any exception
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CondistillError(f"{_SETTING} {file} cannot be loaded: {reason}") from error
+        raise CondistillError(f"{_SETTING} {file} cannot be loaded: {first_line(error)}") from error
     for name, model in pipeline.components.items():
         if isinstance(model, nn.Module):
             tie_again(name, model, file)
@@ -281,18 +280,6 @@ def tie_again(name: str, model: nn.Module, file: Path) -> None:
         model.tie_weights()  # type: ignore[operator]
     if empty := next((key for key, weight in model.named_parameters() if weight.is_meta), None):
         raise CondistillError(f"{_SETTING} {file} has no {empty} of the {name}; download or save it again")
-
-
-def _load_component(configs: Path, name: str, entry: Any, dtype: torch.dtype) -> Any:
-    """Load a model from the directory of the configs."""
-    import diffusers
-    import transformers
-
-    library, class_name = entry
-    kind = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
-    key = "dtype" if library == "transformers" else "torch_dtype"
-    options: dict[str, Any] = {key: dtype, "use_safetensors": True}
-    return kind.from_pretrained(configs, subfolder=name, **options)
 
 
 def check_vae_file(file: Path, model: nn.Module, config_file: str) -> torch.dtype:

@@ -25,6 +25,7 @@ from condistill.teachers.replaced import build_scheduler, read_vae_config, vae_d
 from condistill.teachers.single_file import check_parts, check_vae_file, read_pipeline_header
 from condistill.utils.meta import matmul_parameters, parameters
 from condistill.utils.quiet import quiet_libraries
+from condistill.utils.text import first_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
@@ -169,7 +170,7 @@ class _Builder:
                     config, kind = cls.load_config(self.location, **place), cls
             except (OSError, ValueError) as error:
                 raise CondistillError(
-                    f"the config of the teacher's {name} cannot be read: {str(error).splitlines()[0]}"
+                    f"the config of the teacher's {name} cannot be read: {first_line(error)}"
                 ) from error
         with using_config(file, kind, config):
             check_sizes(kind, config, file)

@@ -9,6 +9,7 @@ from condistill.errors import CondistillError
 from condistill.teachers.files import INDEX_NAME, PipelineFiles
 from condistill.teachers.hub import hub_commit
 from condistill.teachers.locate import read_index, variant_of
+from condistill.utils.text import first_line
 
 
 def teacher_files(settings: TeacherSettings) -> PipelineFiles:
@@ -32,6 +33,6 @@ def _snapshot(name: str, commit: str) -> Path:
         return Path(hf_hub_download(name, INDEX_NAME, revision=commit, local_files_only=True)).parent
     except (OSError, ValueError) as error:
         raise CondistillError(
-            f"the files of the teacher {name} are not in the local cache of the hub ({str(error).splitlines()[0]}); "
+            f"the files of the teacher {name} are not in the local cache of the hub ({first_line(error)}); "
             "load it again, or give its directory as teacher.pipeline"
         ) from error

@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message that shows something; of an empty message, the class's name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def shorten(text: str, length: int = 100) -> str:
     """Return text of at most `length` characters; the middle of a longer one is replaced by `...`."""
     half = (length - 3) // 2

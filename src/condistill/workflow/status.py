@@ -22,6 +22,7 @@ from condistill.run.status import STATUS_NAME, RunStatus
 from condistill.utils.format import duration, significant
 from condistill.utils.progress import clock_text, rate_text
 from condistill.utils.record import Record, RecordFile
+from condistill.utils.text import first_line
 
 _SILENT_SEC = 60.0
 """A command writes its status every 10 seconds; one that has not for this long may hang, or its host may be gone."""
@@ -118,7 +119,7 @@ def _recipe(path: Path, warnings: list[str]) -> Recipe | None:
     try:
         return Recipe.load(path / RECIPE_NAME)
     except CondistillError as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         warnings.append(f"the stages are not known: {reason}")
         return None
 
