@@ -19,7 +19,7 @@ from condistill.students.scores.calibration import Calibration
 from condistill.students.settle import settle_student
 from condistill.teachers.family import Family
 from condistill.utils.meta import parameters
-from condistill.utils.weights import hold_weights
+from condistill.utils.weights import hold_weights, is_cast
 
 _ALONE: Any = SimpleNamespace(num_processes=1, is_main_process=True)
 """In place of an accelerator where only the main process works."""
@@ -65,9 +65,8 @@ def initial_denoiser(run: Run, name: str, teacher: nn.Module, directory: Path, c
 
 def cast_weights(denoiser: nn.Module, dtype: torch.dtype) -> None:
     """Give a denoiser weights of this dtype, except in layers that diffusers keeps in float32."""
-    kept = getattr(denoiser, "_keep_in_fp32_modules", None) or ()
     for name, tensor in (*denoiser.named_parameters(), *denoiser.named_buffers()):
-        if tensor.is_floating_point() and not any(part in name for part in kept):
+        if is_cast(denoiser, name, tensor):
             tensor.data = tensor.detach().to(dtype)
 
 

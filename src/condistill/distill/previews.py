@@ -30,6 +30,7 @@ from condistill.teachers.family import Family
 from condistill.utils.atomic import atomic_file
 from condistill.utils.randomness import Stream, image_noise, image_seed
 from condistill.utils.record import Record, RecordFile
+from condistill.utils.weights import is_cast
 
 PREVIEW_PROMPTS, QUICK_PROMPTS = 2, 1
 """Prompts of each split, and those in a quick run."""
@@ -308,7 +309,6 @@ def _saved_weights(denoiser: nn.Module, average: EMAModel | None, dtype: torch.d
 
     Nothing is copied where the dtype is the same: the tensors of the average take the place of the weights.
     """
-    kept = getattr(denoiser, "_keep_in_fp32_modules", None) or ()
     parameters = list(denoiser.named_parameters())
     averages = [weight.data for _, weight in parameters] if average is None else average.shadow_params
     new = {name: value for (name, _), value in zip(parameters, averages, strict=True)}
@@ -318,9 +318,7 @@ def _saved_weights(denoiser: nn.Module, average: EMAModel | None, dtype: torch.d
         for name, tensor in (*parameters, *denoiser.named_buffers()):
             originals.append((tensor, tensor.data))
             value = new.get(name, tensor.data).detach()
-            if value.is_floating_point() and not any(part in name for part in kept):
-                value = value.to(dtype)
-            tensor.data = value
+            tensor.data = value.to(dtype) if is_cast(denoiser, name, value) else value
         yield
     finally:
         for tensor, data in originals:

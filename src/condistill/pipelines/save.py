@@ -16,6 +16,7 @@ from condistill.teachers.family import Family
 from condistill.teachers.files import INDEX_NAME, PipelineFiles, without_variant
 from condistill.utils.atomic import atomic_directory, write_text
 from condistill.utils.tensor_file import largest, write_tensors
+from condistill.utils.weights import is_cast
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -84,13 +85,8 @@ def save_denoiser(denoiser: Any, directory: Path, dtype: torch.dtype) -> None:
         dtype: of the file, except for layers that diffusers keeps in float32. The denoiser does not change.
     """
     denoiser.save_config(directory)
-    kept = getattr(denoiser, "_keep_in_fp32_modules", None) or ()
     tensors: dict[str, Tensor] = denoiser.state_dict()
-    dtypes = {
-        name: dtype
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not any(part in name for part in kept)
-    }
+    dtypes = {name: dtype for name, tensor in tensors.items() if is_cast(denoiser, name, tensor)}
     sizes = {name: tensor.numel() * dtypes.get(name, tensor.dtype).itemsize for name, tensor in tensors.items()}
     files = _files_of_weights(sizes)
     for file, names in files.items():

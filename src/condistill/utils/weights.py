@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def is_cast(module: nn.Module, name: str, tensor: Tensor) -> bool:
+    """Return whether a weight changes when a model gets another dtype: diffusers keeps some layers in float32.
+
+    Args:
+        name: of the weight in the model.
+    """
+    kept = getattr(module, "_keep_in_fp32_modules", None) or ()
+    return tensor.is_floating_point() and not any(part in name for part in kept)
 
 
 @torch.no_grad()
