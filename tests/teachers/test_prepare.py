@@ -144,6 +144,17 @@ def test_an_autoencoder_in_one_file_replaces_that_of_the_pipeline(
     assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
 
 
+def test_an_autoencoder_of_a_variant_only_replaces_that_of_the_pipeline(
+    vae: Path, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    model = AutoencoderKL.from_pretrained(vae)
+    model.save_pretrained(tmp_path / "vae", variant="fp16", max_shard_size="200KB")
+    out = made(TeacherSettings(pipeline=str(tiny_pipeline_dir), vae=str(tmp_path / "vae")), tmp_path / "out")
+    assert not list(out.rglob("*fp16*"))
+    loaded = AutoencoderKL.from_pretrained(out, subfolder="vae").state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
+
+
 def inputs(pipeline: Path, **settings: Any) -> dict[str, Any]:
     return teacher_inputs(TeacherSettings(pipeline=str(pipeline), **settings), "cpu")
 

@@ -157,6 +157,14 @@ def test_a_given_autoencoder_makes_that_of_the_file_needless(
     assert all(torch.equal(loaded[name], tensor) for name, tensor in pipeline.vae.state_dict().items())
 
 
+def test_an_autoencoder_of_a_variant_only_replaces_that_of_the_file(
+    pipeline: Any, file: Path, configs: Path, tmp_path: Path
+) -> None:
+    pipeline.vae.save_pretrained(tmp_path / "vae", variant="fp16", max_shard_size="200KB")
+    loaded = load_teacher(settings(file, configs, vae=str(tmp_path / "vae"))).pipeline.vae.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in pipeline.vae.state_dict().items())
+
+
 def test_shapes_that_do_not_fit_the_configs_are_refused_with_both_files(
     tensors: dict[str, Tensor], configs: Path, tmp_path: Path
 ) -> None:

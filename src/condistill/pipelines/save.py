@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from condistill.errors import CondistillError
 from condistill.teachers.family import Family
-from condistill.teachers.files import INDEX_NAME, PipelineFiles, without_variant
+from condistill.teachers.files import INDEX_NAME, PipelineFiles, place_without_variant
 from condistill.utils.atomic import atomic_directory, write_text
 from condistill.utils.tensor_file import largest, write_tensors
 from condistill.utils.weights import is_cast
@@ -152,23 +152,12 @@ def _save_components(
         if is_copied and (teacher.weights(name) or not isinstance(component, nn.Module)):
             for file in files:
                 target = directory / file.relative_to(teacher.directory)
-                _copy(file, target.with_name(without_variant(file.name, teacher.variant)), teacher.variant)
+                place_without_variant(file, target, teacher.variant, place=shutil.copyfile)
         else:
             if name != denoiser_name:
                 component.save_pretrained(directory / name)
             index[name] = [index[name][0], type(component).__name__]
     write_text(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
-
-
-def _copy(file: Path, target: Path, variant: str | None) -> None:
-    """Copy a file; an index of sharded weights names its shards without the variant."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.name.endswith(".safetensors.index.json") and target.name != file.name:
-        index = json.loads(file.read_text(encoding="utf-8"))
-        names = {weight: without_variant(shard, variant) for weight, shard in index["weight_map"].items()}
-        write_text(target, json.dumps({**index, "weight_map": names}, indent=2) + "\n")
-    else:
-        shutil.copyfile(file, target)
 
 
 def _remove_places(file: Path) -> None:

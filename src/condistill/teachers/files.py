@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -158,6 +158,26 @@ def has_variant(directory: Path, variant: str) -> bool:
 def without_variant(name: str, variant: str | None) -> str:
     """Return the name of a file without its variant: `model.safetensors` for `model.fp16.safetensors`."""
     return re.sub(rf"\.{re.escape(variant)}(?=[.-])", "", name, count=1) if variant else name
+
+
+def place_without_variant(
+    file: Path, target: Path, variant: str | None, *, place: Callable[[Path, Path], object]
+) -> None:
+    """Add a file to a pipeline that has no variant; an index of shards then names them without it.
+
+    Args:
+        target: where it belongs, with its own name.
+        variant: that its name loses.
+        place: copies or links a file to a path.
+    """
+    target = target.with_name(without_variant(target.name, variant))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.name.endswith(".safetensors.index.json") or target.name == file.name:
+        place(file, target)
+        return
+    index = json.loads(file.read_text(encoding="utf-8"))
+    names = {weight: without_variant(shard, variant) for weight, shard in index["weight_map"].items()}
+    target.write_text(json.dumps({**index, "weight_map": names}, indent=2) + "\n", encoding="utf-8")
 
 
 def weight_files(directory: Path, library: str, variant: str | None) -> list[Path]:

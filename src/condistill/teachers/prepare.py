@@ -17,7 +17,7 @@ from condistill.errors import CondistillError
 from condistill.teachers.component import load_component
 from condistill.teachers.defaults import SAMPLING_NAME
 from condistill.teachers.family import Family
-from condistill.teachers.files import INDEX_NAME, PipelineFiles, pipeline_files, without_variant
+from condistill.teachers.files import INDEX_NAME, PipelineFiles, pipeline_files, place_without_variant
 from condistill.teachers.locate import family_class, is_file, load_options, read_index, variant_of
 from condistill.teachers.lora import LoraLayer, fuse, read_lora
 from condistill.teachers.replaced import (
@@ -72,7 +72,7 @@ def original_files(settings: TeacherSettings) -> dict[str, Path]:
         files[f"teacher.scheduler file {SCHEDULER_CONFIG}"] = scheduler_file(settings.scheduler)
     if settings.vae is not None:
         folder = vae_directory(settings.vae)
-        for file in [Path(settings.vae)] if folder is None else [folder / "config.json", *vae_weights(folder)]:
+        for file in [Path(settings.vae)] if folder is None else [folder / "config.json", *vae_weights(folder)[0]]:
             files[f"teacher.vae file {file.name}"] = file
     return files
 
@@ -144,11 +144,8 @@ def _replaced_vae(settings: TeacherSettings, configs: Path) -> Any:
     folder = vae_directory(settings.vae)
     if folder is None:
         return load_vae_file(Path(settings.vae), configs)
-    return _load_model(PipelineFiles(folder.parent, {folder.name: _vae_entry(folder)}), folder.name)
-
-
-def _vae_entry(folder: Path) -> list[str]:
-    return ["diffusers", read_vae_config(folder)["_class_name"]]
+    entry = ["diffusers", read_vae_config(folder)["_class_name"]]
+    return _load_model(PipelineFiles(folder.parent, {folder.name: entry}, vae_weights(folder)[1]), folder.name)
 
 
 def _assemble(settings: TeacherSettings, out: Path, say: Callable[[str], None]) -> None:
@@ -175,11 +172,10 @@ def _assemble(settings: TeacherSettings, out: Path, say: Callable[[str], None]) 
         _write_vae(settings, files, out / "vae")
     for name, of_component in files.by_component.items():
         for file in of_component if name and name not in written else ():
-            target = out / file.relative_to(files.directory)
-            _link(file, target.with_name(without_variant(file.name, files.variant)), files.variant)
+            place_without_variant(file, out / file.relative_to(files.directory), files.variant, place=_link)
     (out / INDEX_NAME).write_text(json.dumps(dict(index), indent=2) + "\n", encoding="utf-8")
     if (files.directory / SAMPLING_NAME).is_file():
-        _link(files.directory / SAMPLING_NAME, out / SAMPLING_NAME, None)
+        _link(files.directory / SAMPLING_NAME, out / SAMPLING_NAME)
 
 
 def _write_vae(settings: TeacherSettings, files: PipelineFiles, out: Path) -> None:
@@ -188,15 +184,9 @@ def _write_vae(settings: TeacherSettings, files: PipelineFiles, out: Path) -> No
     if folder is None:
         load_vae_file(Path(settings.vae), files.directory).save_pretrained(out)
         return
-    for file in [folder / "config.json", *vae_weights(folder)]:
-        variant = next(
-            (name for name in file.name.split(".")[1:-1] if name.partition("-")[0] not in _PLAIN_PARTS), None
-        )
-        variant = variant.partition("-")[0] if variant else None
-        _link(file, out / without_variant(file.name, variant), variant)
-
-
-_PLAIN_PARTS = ("safetensors", "index", "json")
+    weights, variant = vae_weights(folder)
+    for file in (folder / "config.json", *weights):
+        place_without_variant(file, out / file.name, variant, place=_link)
 
 
 def _download(base: TeacherSettings, family: type[Family], say: Callable[[str], None]) -> None:
@@ -265,15 +255,8 @@ def _fuse(layers: list[LoraLayer], components: Mapping[str, Any]) -> None:
                 )
 
 
-def _link(file: Path, target: Path, variant: str | None) -> None:
-    """Link a file, or copy it where the disk has no hard links; an index of shards names them without the variant."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if variant and file.name.endswith(".json") and ".safetensors." in file.name:
-        target = target.with_name(f"{file.name.partition('.safetensors.')[0]}.safetensors.index.json")
-        index = json.loads(file.read_text(encoding="utf-8"))
-        names = {weight: without_variant(shard, variant) for weight, shard in index["weight_map"].items()}
-        target.write_text(json.dumps({**index, "weight_map": names}, indent=2) + "\n", encoding="utf-8")
-        return
+def _link(file: Path, target: Path) -> None:
+    """Link a file, or copy it where the disk has no hard links."""
     source = file.resolve()  # a file of the hub's cache is a link
     try:
         os.link(source, target)

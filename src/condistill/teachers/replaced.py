@@ -79,7 +79,7 @@ def vae_directory(setting: str) -> Path | None:
         return None
     for folder in (path, path / "vae"):
         if (folder / "config.json").is_file():
-            if not vae_weights(folder):
+            if not vae_weights(folder)[0]:
                 raise CondistillError(f"teacher.vae {folder} has no weights in safetensors; save it again as such")
             return folder
     raise CondistillError(
@@ -88,12 +88,12 @@ def vae_directory(setting: str) -> Path | None:
     )
 
 
-def vae_weights(folder: Path) -> list[Path]:
-    """Return the weights in the directory of an autoencoder, of the only variant if none has no variant."""
-    if files := weight_files(folder, "diffusers", None):
-        return files
-    variants = sorted(variants_in(file.name for file in folder.iterdir()))
-    return next((found for name in variants if (found := weight_files(folder, "diffusers", name))), [])
+def vae_weights(folder: Path) -> tuple[list[Path], str | None]:
+    """Return the weights in the directory of an autoencoder, and their variant: none, or the first if all have one."""
+    for variant in (None, *sorted(variants_in(file.name for file in folder.iterdir()))):
+        if files := weight_files(folder, "diffusers", variant):
+            return files, variant
+    return [], None
 
 
 def read_vae_config(folder: Path) -> dict[str, Any]:
