@@ -135,3 +135,25 @@ def test_another_scale_or_a_damaged_file_makes_the_teacher_again(
     expected = load_teacher(TeacherSettings(pipeline=str(tiny_pipeline_dir), loras=loras)).denoiser.state_dict()
     teacher = load(out / "teacher").unet.state_dict()
     assert all(torch.equal(teacher[name], weight) for name, weight in expected.items())
+
+
+@pytest.mark.slow
+def test_a_run_never_changes_the_files_of_the_teacher_that_its_directory_links_to(
+    tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    teacher = shutil.copytree(tiny_pipeline_dir, tmp_path / "mine")
+    EulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
+
+    def contents() -> dict[Path, Any]:
+        files = {file: file.stat() for file in teacher.rglob("*") if file.is_file()}
+        return {file: (file.read_bytes(), stat.st_mtime_ns, stat.st_mode) for file, stat in files.items()}
+
+    before = contents()
+    out, _ = run(tmp_path, teacher, f"teacher.scheduler={tmp_path / 'scheduler'}", until="distill")
+    assert (out / "teacher" / "vae" / "config.json").samefile(teacher / "vae" / "config.json")
+    (out / "teacher" / "vae" / "config.json").unlink()
+    shutil.rmtree(out / "pipelines")
+    run(tmp_path, teacher, f"teacher.scheduler={tmp_path / 'scheduler'}", until="distill")
+    run(tmp_path, teacher, until="cache", update=True)
+    shutil.rmtree(out)
+    assert contents() == before

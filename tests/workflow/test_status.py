@@ -259,3 +259,9 @@ def test_what_one_thread_notes_is_kept_while_another_writes(tmp_path: Path, monk
     writer.close(None)
     sign_of_life.join()
     assert RunStatus.read(tmp_path / STATUS_NAME, remedy="").state == "finished"
+
+
+def test_the_report_as_json_cannot_command_a_terminal() -> None:
+    text = to_json(RunReport(path="runs/\x9b31m\u202eé", state="finished"))
+    assert text.isascii()
+    assert json.loads(text)["path"] == "runs/\x9b31m\u202eé"

@@ -263,6 +263,6 @@ def _part_line(part: Part) -> str:
 
 
 def to_json(report: RunReport) -> str:
-    """Return a report as JSON."""
+    """Return a report as JSON, in ASCII: a label or a path can hold characters that command a terminal."""
     content: Any = report.model_dump(mode="json", exclude_none=True)
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    return json.dumps(content, indent=2)
