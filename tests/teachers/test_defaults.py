@@ -67,7 +67,9 @@ def test_a_distilled_teacher_is_recognised_by_its_name(name: str, steps: int, ti
         assert name in sampling.reason
 
 
-@pytest.mark.parametrize("name", ["hyperrealism", "turbocharged", "my-model", "two-step-guide", "0steps"])
+@pytest.mark.parametrize(
+    "name", ["hyperrealism", "turbocharged", "hyper-realistic-v3", "my-model", "two-step-guide", "0steps"]
+)
 def test_other_names_are_no_sign_of_a_distilled_teacher(name: str, tiny_family: Family) -> None:
     with coming_from(tiny_family, name) as sampling:
         assert numbers(sampling) == (50, 7.5)

@@ -25,7 +25,10 @@ NO_GUIDANCE = 1.0
 """The guidance scale with which every pipeline evaluates its denoiser once per step, without the empty prompt."""
 FEW_STEPS = 4
 """Steps of a distilled teacher whose name has no number of steps."""
-_DISTILLED = re.compile(r"(?<![a-z])(turbo|lightning|lcm|tcd|hyper|schnell|sprint|dmd2?|pcm)(?![a-z])")
+_DISTILLED = re.compile(
+    r"(?<![a-z])(turbo|lightning|lcm|tcd|schnell|sprint|dmd2?|pcm)(?![a-z])"
+    r"|(?<![a-z])(hyper[-_ ]?(?:sd|flux))"  # not "hyper-realistic"
+)
 _STEPS = re.compile(r"(?<!\d)(\d{1,2})[ _-]?steps?(?![a-z])")
 _OTHERWISE = {"num_inference_steps": 50, "guidance_scale": 7.5}
 """What is used for a pipeline whose call has no default."""
@@ -150,4 +153,4 @@ def _signs_of_distillation(
         yield f"its denoiser has {guidance.config_key}: false, as that of FLUX.1-schnell"
     for name in origin.names:
         if found := _DISTILLED.search(name.lower()):
-            yield f"{found[1]!r} in the name {shorten(name, 80)}"
+            yield f"{found[0]!r} in the name {shorten(name, 80)}"
