@@ -7,7 +7,7 @@ A whole run, and its parts:
     compress            turn a teacher and prompts into a student, from a recipe or from a pipeline in memory
     Recipe              everything that a run depends on, read from YAML or a dict
     StudentSettings     how a student is made smaller than its teacher
-    load_teacher        load a teacher as its family, from a directory or the hub
+    load_teacher        load a teacher as its family: a directory, a hub name, one file, or a pipeline in memory
     derive_student      return a smaller denoiser with its teacher's weights, before training
     PromptPool          a memory-mapped list of distinct prompts, of any size
     LatentCache         the latents that the teacher generated, memory-mapped, with their prompts
