@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from single_file import tensors_of, write_configs, write_file
 from torch import nn
 
 import condistill
@@ -54,6 +55,16 @@ def test_a_pipeline_and_prompts_become_a_recipe_with_usual_settings(recipe_of_ca
     assert recipe.cache.size == len(PROMPTS) // 2
     assert (recipe.distill.steps, recipe.distill.batch_size, recipe.distill.micro_batch_size) == (50_000, 256, 8)
     assert recipe.evaluate.prompts_per_split == len(PROMPTS)
+
+
+def test_one_safetensors_file_becomes_a_recipe(
+    recipe_of_call: RecipeOf, tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_file(tensors_of(tiny_family.pipeline), tmp_path / "mine.safetensors")
+    configs = write_configs(tiny_family.pipeline, tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_of_call("mine.safetensors", settings={"teacher.config": "configs"})
+    assert (recipe.teacher.pipeline, recipe.teacher.config) == (str(file), str(configs))
 
 
 @pytest.mark.parametrize(("name", "sampled"), [("org/model", (50, 7.5)), ("org/model-turbo", (4, 1.0))])

@@ -86,7 +86,7 @@ def compress(
         compress(pipeline, prompts=prompts, student="b-small", out="runs/mine")
 
     Args:
-        teacher: a recipe, a pipeline of diffusers, or the directory or hub name of one.
+        teacher: a recipe; a pipeline of diffusers; or its directory, its hub name, or one safetensors file.
         out: the run directory; students are in `<out>/pipelines`, by default `random_conditioning`.
         prompts: texts, or the path of a prompt file, or the paths of several.
         student: as in `derive_student`. Default: "b-base" for a U-Net, half of the layers for a transformer.
