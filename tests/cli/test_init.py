@@ -83,6 +83,8 @@ def test_a_run_accepts_what_init_writes_for_every_family_and_its_plan_agrees(
 ) -> None:
     builder, options, expected = FAMILIES[name]
     lines: list[str] = []
+    if name == "dit":
+        prompts.write_text("1\n2\n3\n4\n5\n6\n7\ngoldfish\n", encoding="utf-8")
     goal = Goal("2h", "rtx-4090")
     path = write_recipe(str(teacher(builder, **options)), [prompts], tmp_path / "new.yaml", goal=goal, say=lines.append)
     recipe = accepted(path)

@@ -12,6 +12,7 @@ import torch
 from loras import write_lora
 from rich.console import Console
 from runs import tiny_recipe
+from tiny import TINY
 
 from condistill import cli
 from condistill.config.recipe import Recipe
@@ -19,7 +20,7 @@ from condistill.errors import CondistillError
 from condistill.evaluate.generate import Round
 from condistill.plan import make_plan
 from condistill.run.directory import RunMark
-from condistill.teachers.skeleton import Skeleton
+from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.workflow import preflight as checks
 from condistill.workflow.compress import compress
 from condistill.workflow.preflight import check_inputs, check_space, examine, preflight, recipe_warnings
@@ -232,3 +233,18 @@ def test_a_teacher_in_a_folder_that_the_run_would_move_is_refused_before_it_is_m
     with pytest.raises(CondistillError, match=r"teacher.pipeline: .* lies in .*, which this run writes; choose anoth"):
         compress(recipe, tmp_path / "run", update=True, console=Console(quiet=True))
     assert (teacher / "model_index.json").is_file()
+
+
+def test_prompts_that_the_teacher_cannot_read_are_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    TINY["dit"].build().save_pretrained(tmp_path / "teacher")
+    sections = {"student": {"depth": 0.5}, "prompts": {"files": [str(tmp_path / "prompts.txt")]}}
+    recipe = Recipe.from_dict({"teacher": {"pipeline": str(tmp_path / "teacher")}, **sections})
+    skeleton = teacher_skeleton(recipe.teacher)
+    (tmp_path / "prompts.txt").write_text("goldfish\n\n  tench  \n3\n", encoding="utf-8")
+    assert examine(recipe, skeleton).students
+    (tmp_path / "prompts.txt").write_text("goldfish\na red star\n", encoding="utf-8")
+    with pytest.raises(CondistillError, match="'a red star' is not a label of this teacher, nor a number"):
+        examine(recipe, skeleton)
+    with pytest.raises(CondistillError, match="'a red star' is not a label"):
+        compress(recipe, tmp_path / "out")
+    assert not (tmp_path / "out" / "prompts").exists()

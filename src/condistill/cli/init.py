@@ -33,7 +33,7 @@ from condistill.utils.format import duration
 from condistill.utils.hardware import default_device
 from condistill.utils.home import resolve_path
 from condistill.utils.quiet import quiet_libraries
-from condistill.workflow.preflight import preflight
+from condistill.workflow.preflight import check_first_prompts, preflight
 
 _COMMENT_COLUMN, _LINE_LENGTH = 39, 120
 _NEAR = 2
@@ -92,6 +92,7 @@ def write_recipe(
     counts = count_and_describe(files, column, say)
     with quiet_libraries():
         skeleton = teacher_skeleton(settings)
+        check_first_prompts(files, column, skeleton.family)
         if warning := long_prompts_warning(files, column, skeleton.family, location):
             say(f"warning: {warning}")
         case = Case(skeleton, Hardware(device, goal.count), base_settings(settings, skeleton, files, column))

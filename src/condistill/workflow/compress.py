@@ -21,6 +21,7 @@ from condistill.utils.distributed import decide, on_main_process
 from condistill.utils.quiet import quiet_libraries
 from condistill.utils.registry import load_plugins
 from condistill.workflow.preflight import (
+    check_first_prompts,
     check_inputs,
     check_places,
     check_processes,
@@ -142,6 +143,7 @@ def _run_stages(run: Run, stages: Sequence[Stage], *, update: bool, before_train
         with run.working("checking the recipe against the teacher's configs", after_sec=2.0):
             skeleton = teacher_skeleton(run.recipe.teacher)
             students = preflight(run.recipe, skeleton)  # before anything is written
+            check_first_prompts(run.recipe.prompts.every_file, run.recipe.prompts.column, skeleton.family)
         on_main_process(run.accelerator, lambda: check_space(run, students, skeleton))
         on_main_process(run.accelerator, lambda: before_training(run))
     on_main_process(run.accelerator, lambda: _name_directories(run, stages))

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from condistill.evaluate.metrics.classifier import choose_classifier
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.lengths import long_prompts
 from condistill.prompts.readers import check_column, read_prompts
+from condistill.prompts.text import clean_prompt
 from condistill.prompts.words import has_word
 from condistill.run.context import Run
 from condistill.students.derive import Student
@@ -38,6 +40,9 @@ from condistill.teachers.skeleton import Skeleton
 from condistill.utils.distributed import on_main_process
 from condistill.utils.format import byte_size
 from condistill.utils.meta import parameters
+
+_MOST_READ = 20_000
+"""Prompts that are checked before the pool is built."""
 
 
 def check_inputs(recipe: Recipe) -> type[Family]:
@@ -105,6 +110,16 @@ def preflight(recipe: Recipe, skeleton: Skeleton, *, on_refusal: OnRefusal = ref
     return students
 
 
+def check_first_prompts(files: Sequence[str], column: str | None, family: Family) -> None:
+    """Check that the teacher can use the first prompts, without its weights; most families read any text.
+
+    Raises:
+        CondistillError: names a prompt that cannot be encoded.
+    """
+    texts = chain.from_iterable(read_prompts(file, column=column) for file in files)  # read only where it matters
+    family.check_prompts(clean_prompt(text)[0] for text in islice(texts, _MOST_READ))
+
+
 @dataclass(frozen=True)
 class Findings:
     """What `condistill validate` and `plan` report about a recipe."""
@@ -129,6 +144,7 @@ def examine(recipe: Recipe, skeleton: Skeleton) -> Findings:
         refused.append(f"{name}: `condistill run` will refuse this: {error}")
 
     students = preflight(recipe, skeleton, on_refusal=note)
+    check_first_prompts(recipe.prompts.every_file, recipe.prompts.column, skeleton.family)
     return Findings(students, tuple(refused), (*recipe_warnings(recipe), *_tracker_warnings(recipe)))
 
 
