@@ -224,9 +224,8 @@ def test_a_run_with_a_pipeline_resumes_with_the_same_call_and_refuses_another_pi
     out = tmp_path / "run"
 
     def call(**changes: Any) -> Path:
-        return compress(
-            pipeline, prompts=PROMPTS, student=0.5, out=out, steps=2, batch_size=2, settings=KNOBS, **changes
-        )
+        arguments = {"prompts": PROMPTS, "student": 0.5, "steps": 2, "batch_size": 2, "settings": KNOBS, **changes}
+        return compress(pipeline, out=out, **arguments)
 
     unet = pipeline.unet
     pipeline.unet = torch.compile(unet)  # the same weights, under other names
@@ -243,6 +242,10 @@ def test_a_run_with_a_pipeline_resumes_with_the_same_call_and_refuses_another_pi
     assert "done already" in capsys.readouterr().err
     assert json.loads((out / "metrics.json").read_text(encoding="utf-8"))["models"]
     condistill.compress(Recipe.load(out / "recipe.yaml"), out)  # the command line can resume it too
+    files = sorted(out.glob("prompts-*"))
+    with pytest.raises(CondistillError, match="--update"):
+        call(prompts=["a red star", "a moon", "a heart"])
+    assert sorted(out.glob("prompts-*")) == files
     with torch.no_grad():
         pipeline.unet.conv_in.bias += 1
     weights = (out / "teacher" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()

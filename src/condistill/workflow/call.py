@@ -111,14 +111,20 @@ def compress(
     with quiet_libraries():
         load_plugins()
         given, recipe, skeleton = _resolve(teacher, Path(out), prompts, student, _changes(settings, chosen))
-    return run_recipe(
-        recipe,
-        Path(out),
-        until=until,
-        update=update,
-        console=console,
-        begin=lambda run: given.keep(run, skeleton, update=update),
-    )
+    is_known = given.prompts is None or Path(given.prompt_file(Path(out))).is_file()
+    try:
+        return run_recipe(
+            recipe,
+            Path(out),
+            until=until,
+            update=update,
+            console=console,
+            begin=lambda run: given.keep(run, skeleton, update=update),
+        )
+    except CondistillError:
+        if not is_known:
+            given.forget(Path(out))
+        raise
 
 
 def _refuse(arguments: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from condistill.errors import CondistillError
 from condistill.run.context import Run
-from condistill.run.directory import MARK_NAME
+from condistill.run.directory import MARK_NAME, RECIPE_NAME
 from condistill.teachers.registry import family_of_pipeline
 from condistill.teachers.skeleton import Skeleton
 from condistill.utils.atomic import write_text
@@ -78,6 +78,12 @@ class Given:
         if directory is not None and not is_kept:
             run.say(f"teacher: saving the pipeline to {directory.path}")
             run.fill(directory, self._save)
+
+    def forget(self, out: Path) -> None:
+        """Remove the prompts of a call that was refused: its run directory is one of other prompts."""
+        recipe, file = out / RECIPE_NAME, Path(self.prompt_file(out))
+        if recipe.is_file() and file.name not in recipe.read_text(encoding="utf-8"):
+            file.unlink(missing_ok=True)
 
     def _begin(self, run: Run, skeleton: Skeleton, *, is_kept: bool, update: bool) -> None:
         """Check the recipe, make the run directory and write the prompts."""
