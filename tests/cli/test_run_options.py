@@ -50,13 +50,13 @@ def call(capsys: pytest.CaptureFixture[str]) -> Lines:
 def test_a_long_run_is_confirmed_on_a_terminal_and_nothing_is_written_before(
     recipe: Path, call: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[float] = []
+    confirmed: list[float] = []
     monkeypatch.setattr(cost, "_is_interactive", lambda: True)
-    monkeypatch.setattr(cost, "_confirmed", lambda planned: asked.append(planned.hours))
+    monkeypatch.setattr(cost, "_confirmed", lambda planned: confirmed.append(planned.hours))
     code, text = call("run", recipe)
     assert code == 1
-    assert len(asked) == 1
-    assert asked[0] > cost.LONG_HOURS
+    assert len(confirmed) == 1
+    assert confirmed[0] > cost.LONG_HOURS
     assert "planned on cpu" in text
     assert "memory: " in text
     assert "nothing was started; a shorter recipe: `condistill init` with --budget and --device" in text
@@ -96,7 +96,7 @@ def test_neither_yes_nor_a_pipe_is_asked(recipe: Path, call: Lines, monkeypatch:
         raise StartedError
 
     monkeypatch.setattr("condistill.run.context.Run.open_directory", start)
-    monkeypatch.setattr(cost, "_confirmed", lambda _: pytest.fail("it was asked"))
+    monkeypatch.setattr(cost, "_confirmed", lambda _: pytest.fail("there was a question"))
     for interactive, options in ((False, []), (True, ["--yes"])):
         monkeypatch.setattr(cost, "_is_interactive", lambda value=interactive: value)
         assert "StartedError" in call("run", recipe, *options)[1]

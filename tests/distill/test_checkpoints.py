@@ -137,12 +137,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     damage(path)
     with pytest.raises(CorruptError, match=reason):
         load_checkpoint(path)
-    said: list[str] = []
-    found, loaded = newest_whole(tmp_path, said.append)
+    printed_lines: list[str] = []
+    found, loaded = newest_whole(tmp_path, printed_lines.append)
     assert found == tmp_path / "step-00000002"
     assert loaded is not None
     assert loaded[0] == 2
-    (line,) = said
+    (line,) = printed_lines
     assert line.startswith(f"warning: the checkpoint {path} is damaged (")
     assert line.endswith("it is removed: resuming from step-00000002")
     assert names(tmp_path) == ["step-00000002"]
@@ -150,9 +150,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
 
 def test_without_a_whole_checkpoint_a_training_starts_again_and_says_so(tmp_path: Path) -> None:
     cut(save_checkpoint(tmp_path, 4, {"a": {"b": torch.ones(100)}}))
-    said: list[str] = []
-    assert newest_whole(tmp_path, said.append) == (None, None)
-    assert said[0].endswith("it is removed: training starts at step 0")
+    printed_lines: list[str] = []
+    assert newest_whole(tmp_path, printed_lines.append) == (None, None)
+    assert printed_lines[0].endswith("it is removed: training starts at step 0")
 
 
 def test_the_checksum_of_a_checkpoint_is_known_without_reading_it(tmp_path: Path) -> None:

@@ -192,9 +192,9 @@ def test_a_damaged_grid_or_record_is_left_out(tiny_family: Family, student: Stud
 def test_a_preview_that_fails_is_a_warning_and_leaves_the_weights(
     tiny_family: Family, student: Student, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    printed_lines: list[str] = []
     run = SimpleNamespace(
-        accelerator=SimpleNamespace(trackers=[]), say=lambda text, **_: said.append(text), recipe=None
+        accelerator=SimpleNamespace(trackers=[]), say=lambda text, **_: printed_lines.append(text), recipe=None
     )
     with torch.no_grad():
         next(iter(student.denoiser.parameters())).fill_(float("nan"))
@@ -204,7 +204,7 @@ def test_a_preview_that_fails_is_a_warning_and_leaves_the_weights(
     with pytest.raises(CondistillError):
         previews.make(1500, student.denoiser, None)
     stage._preview(run, "small", trainer, previews)
-    (line,) = said
+    (line,) = printed_lines
     assert line.startswith("warning: small: no preview of step 1,500: the autoencoder decodes latents to NaN")
     assert line.endswith("; the training goes on")
     assert [weight.data_ptr() for weight in student.denoiser.parameters()] == before

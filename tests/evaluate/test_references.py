@@ -49,11 +49,11 @@ def generated(tiny_family: Family, tmp_path: Path) -> Any:
     return latents[list(ROUND.head(1).numbers)]
 
 
-def references(family: Family, folder: Path, said: list[str] | None = None) -> References:
+def references(family: Family, folder: Path, printed_lines: list[str] | None = None) -> References:
     def directory(name: str) -> StageDir:
         return StageDir(folder, name, lambda: {"name": name})
 
-    say: Callable[[str], Any] = (said if said is not None else []).append
+    say: Callable[[str], Any] = (printed_lines if printed_lines is not None else []).append
     return References(
         family,
         ROUND.head(1),
@@ -93,9 +93,9 @@ def test_a_reference_that_is_not_finite_is_a_warning(tiny_family: Family, genera
     with torch.no_grad():
         for weight in broken.parameters():
             weight.fill_(float("nan"))
-    said: list[str] = []
-    record = references(tiny_family, tmp_path, said).record(generated, {"small": lambda: broken}, SAMPLING)
+    printed_lines: list[str] = []
+    record = references(tiny_family, tmp_path, printed_lines).record(generated, {"small": lambda: broken}, SAMPLING)
     assert record.untrained == {"small": {}}
     assert record.other_seed
-    (line,) = said
+    (line,) = printed_lines
     assert line.startswith("warning: no reference small.untrained: small.untrained generated latents that are not")

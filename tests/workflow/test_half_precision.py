@@ -122,19 +122,19 @@ def test_the_evaluation_is_of_the_weights_as_they_are_on_disk(run: HalfRun) -> N
 
 
 def test_the_default_dtype_holds_every_weight(run: HalfRun) -> None:
-    said: list[str] = []
+    printed_lines: list[str] = []
     settings = TeacherSettings(pipeline=str(run.teacher.directory), variant=run.teacher.variant)
     family = load_teacher(settings)
     recipe = SimpleNamespace(teacher=settings, variant=lambda _: (None, DistillSettings()))
-    tiny: Any = SimpleNamespace(recipe=recipe, family=family, say=said.append)
+    tiny: Any = SimpleNamespace(recipe=recipe, family=family, say=printed_lines.append)
     dtype = run.teacher.dtype("unet")
     assert stage._save_dtype(tiny, "student", family.denoiser) == dtype
-    assert not said
+    assert not printed_lines
     with torch.no_grad():
         family.denoiser.conv_in.bias[0] = 1e6
     assert stage._save_dtype(tiny, "student", family.denoiser) == ("float32" if dtype == "float16" else dtype)
-    assert len(said) == (dtype == "float16")
-    assert all("conv_in.bias is too large for float16" in line for line in said)
+    assert len(printed_lines) == (dtype == "float16")
+    assert all("conv_in.bias is too large for float16" in line for line in printed_lines)
 
 
 def test_a_damaged_student_is_named_with_a_cure(run: HalfRun, tmp_path: Path) -> None:

@@ -199,12 +199,12 @@ def test_more_clusters_than_prompts_are_refused_before_the_cache(recipe_of: Reci
 
 
 def test_a_split_with_too_few_prompts_is_refused_or_warned_of(recipe_of: RecipeOf) -> None:
-    said: list[str] = []
+    printed_lines: list[str] = []
     rounds = [Round(0, ["a", "b", "c"], {"seen": slice(0, 2), "unseen": slice(2, 3), "all": slice(0, 3)})]
-    run: Any = SimpleNamespace(say=lambda text, **_: said.append(text))
+    run: Any = SimpleNamespace(say=lambda text, **_: printed_lines.append(text))
     run.recipe = recipe_of("miniature", WIDTH, evaluate={"prompts_per_split": 2})
     checks._check_rounds(run, rounds)
-    assert said == [
+    assert printed_lines == [
         "warning: evaluate.prompts_per_split is 2, and the split unseen has 1 prompts, which are all evaluated"
     ]
     run.recipe = recipe_of("miniature", WIDTH, evaluate={"prompts_per_split": 2, "classifier": "miniature"})
