@@ -37,6 +37,7 @@ RECIPE: dict[str, Any] = {
     "student": {"width": 0.5},
     "distill": {
         "steps": 100,
+        "preview_every": 0,
         "batch_size": 8,
         "optimizer": {"ema_decay": 0.9},
         "logging": {"checkpoint_every": 10, "log_every": 5},

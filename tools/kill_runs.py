@@ -40,6 +40,7 @@ RECIPE: dict[str, Any] = {
     "student": {"width": 0.5},
     "distill": {
         "steps": 12,
+        "preview_every": 6,
         "batch_size": 4,
         "optimizer": {"ema_decay": 0.9, "learning_rate": 1.0e-3},
         "logging": {"checkpoint_every": 3, "log_every": 2},

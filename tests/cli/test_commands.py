@@ -7,10 +7,8 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -473,26 +471,6 @@ def test_ctrl_c_explains_how_to_resume(
     monkeypatch.setattr(importlib.import_module("condistill.workflow.compress"), "compress", stop)
     result = call("run", recipe)
     assert (result.code, result.err) == (130, f"{INTERRUPTED}\n")
-
-
-@pytest.mark.slow
-def test_a_run_stopped_with_ctrl_c_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    import kill
-
-    recipe, out = kill.prepare(tmp_path), tmp_path / "stopped"
-    kill.run_uninterrupted(recipe, tmp_path / "uninterrupted")
-    process = kill.start(recipe, out)
-    checkpoints = out / "distill" / "plain" / "checkpoints"
-    assert any(list(checkpoints.glob("step-*")) for _ in kill.progress(process, out))
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
-    log = kill.log_of(out).read_text(encoding="utf-8")
-    steps = [int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*")]
-    assert log.splitlines()[-1] == INTERRUPTED.replace("finished work", f"the checkpoint of step {max(steps)}")
-    assert "Traceback" not in log
-    kill.finish(kill.start(recipe, out), out)
-    assert kill.differences(out, tmp_path / "uninterrupted") == []
 
 
 def test_ctrl_c_while_libraries_are_imported_leaves_no_traceback(recipe: Path) -> None:
