@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import tiny
+from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
@@ -28,6 +29,7 @@ COST = SimpleNamespace(hours=1, training={"random_conditioning": SimpleNamespace
 def test_what_init_writes_runs_unchanged_with_quick(
     one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # other tests have accelerators without bf16
     kind = tiny.TINY[family]
     kind.build().save_pretrained(tmp_path / "teacher", safe_serialization=True)
     lines = kind.prompts if family == "dit" else tiny.WORDS

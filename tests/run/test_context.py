@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from diffusers import EulerDiscreteScheduler
 from rich.console import Console
 from runs import tiny_recipe
@@ -48,3 +49,11 @@ def test_the_files_of_a_teacher_and_the_links_to_them_are_read_once(
             assert run.teacher.pipeline == str(tmp_path / "run" / "teacher")
     weights = [path for path in read if path.suffix == ".safetensors"]
     assert len(weights) == len({path.parent.name for path in weights}) > 0
+
+
+def test_runs_of_one_process_may_differ_in_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    for precision in ("no", "bf16", "no"):
+        recipe = Recipe.parse(BASE, [f"distill.mixed_precision='{precision}'"])
+        with Run(recipe, tmp_path / "run", console=Console(quiet=True)) as run:
+            assert run.accelerator.mixed_precision == precision

@@ -39,16 +39,21 @@ class Run:
         self.console = console
         self.directory = RunDir(out, say=self.say, reading=FileBars(console, "checksums").reading)
         self.status = StatusWriter(out)
+        self._owns_state = False
         self._results: dict[str, Any] = {}
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Release the run directory."""
+        """Release the run directory, and the state of accelerate, so that the next run may have another precision."""
         if self.accelerator.is_main_process:
             self.status.close(error)
             self.directory.close()
+        if self._owns_state:
+            from accelerate.state import AcceleratorState
+
+            AcceleratorState._reset_state()
 
     def claim_directory(self) -> None:
         """Lock the run directory, if it exists; nothing is written.
@@ -203,6 +208,7 @@ class Run:
                 support them.
         """
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
         settings = [self.recipe.variant(name)[1] for name in self.recipe.variants]
         if len({(s.mixed_precision, s.logging.tracker) for s in settings}) > 1:
@@ -213,6 +219,7 @@ class Run:
                 f"distill.logging.tracker is {tracker!r}, which is not installed: pip install {tracker}"
             )
         start_processes()
+        self._owns_state = not AcceleratorState._shared_state
         try:
             return Accelerator(
                 mixed_precision=precision,
