@@ -44,12 +44,12 @@ def speed_records(
     denoisers: Mapping[str, nn.Module],
     sampling: Mapping[str, Sampling],
     *,
-    on_image: Callable[[], object] = lambda: None,
+    on_image: Callable[..., object] = lambda **_: None,
 ) -> dict[str, SpeedRecord]:
     """Measure time and memory of one image with every model, the teacher among them, on the family's device.
 
     Args:
-        on_image: called after each timed image.
+        on_image: see `time_images`.
     """
     peaks = {name: peak_memory(family, denoiser) for name, denoiser in denoisers.items()}  # a warm-up as well
     times = time_images(family, denoisers, sampling, on_image=on_image)

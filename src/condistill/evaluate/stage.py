@@ -269,7 +269,7 @@ def _records(
     """Return scores and costs of every model."""
     recipe, family = run.recipe, run.family
     with run.progress("evaluate: timing", fewest_images(denoisers, sampling), unit="images") as advance:
-        speed = speed_records(family, denoisers, sampling, on_image=lambda: advance(1))
+        speed = speed_records(family, denoisers, sampling, on_image=lambda left_out=False: advance(1, found=left_out))
     files = {TEACHER: teacher_files(run.teacher)}
     files |= {name: PipelineFiles.read(variant.pipeline) for name, variant in variants.items()}
     train_sec = {name: variant.train_sec(recipe.variant(name)[1].steps) for name, variant in variants.items()}

@@ -45,7 +45,7 @@ def time_images(
     denoisers: Mapping[str, nn.Module],
     sampling: Mapping[str, Sampling],
     *,
-    on_image: Callable[[], object] = lambda: None,
+    on_image: Callable[..., object] = lambda **_: None,
 ) -> dict[str, Timing]:
     """Time the generation of one latent at batch size 1 with every model.
 
@@ -55,7 +55,8 @@ def time_images(
     same shapes that are sampled alike share their times: they differ in their weights only.
 
     Args:
-        on_image: called after each image, at least as often as `fewest_images` returns, also where fewer are timed.
+        on_image: called after each image, and with `left_out=True` for each that is not timed because images are slow;
+            at least as often as `fewest_images` returns.
     """
     noise = torch.from_numpy(image_noise(0, Stream.EVALUATION_NOISE, 0, family.latent_shape))[None]
     groups = _alike(denoisers, sampling)
@@ -81,7 +82,7 @@ def time_images(
     if sum(first.values()) >= SLOW_SECONDS:
         again = {name: seconds(name) for name in [*times][::-1]}
         for _ in range((MIN_ROUNDS - 1) * len(times)):
-            on_image()
+            on_image(left_out=True)
         return {name: Timing.of([first[group], again[group]]) for name, group in groups.items()}
     for rounds in range(MAX_ROUNDS):
         if rounds >= MIN_ROUNDS and sum(map(sum, times.values())) >= MAX_SECONDS:
