@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
 def step_of(teacher: Any, **settings: Any) -> SyntheticStep:
     distill = DistillSettings.model_validate({"batch_size": 4, **settings})
     student = derive_student(teacher, StudentSettings(width=0.5))
-    return SyntheticStep(teacher, student, distill, example_inputs(teacher, size=(2, 2)), MicroBatch.of(distill))
+    return SyntheticStep(teacher, student, distill, example_inputs(teacher), MicroBatch.of(distill))
 
 
 def planned(half: torch.dtype | None = None, **settings: Any) -> int:

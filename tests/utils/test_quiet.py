@@ -57,5 +57,6 @@ def test_a_command_prints_only_lines_of_condistill(tiny_pipeline_dir: Path, tmp_
     command = [sys.executable, "-m", "condistill", "distill", str(recipe), "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == ""
-    starts = ("condistill ", "prompts of ", "prompts: ", "warning: ", "teacher: ", "cache: ", "random_conditioning: ")
+    starts = ("planned on ", "memory: ", "condistill ", "prompts of ", "prompts: ", "warning: ", "teacher: ", "cache: ")
+    starts += ("random_conditioning: ",)
     assert [line for line in done.stderr.splitlines() if not line.startswith(starts)] == []

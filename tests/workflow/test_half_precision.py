@@ -65,7 +65,7 @@ def run(request: Any, tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPath
 def snippet(document: Path) -> str:
     """Return the Python block of a document that loads a pipeline."""
     blocks = re.findall(r"^```python\n(.*?)^```$", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    (block,) = [block for block in blocks if "DiffusionPipeline" in block]
+    (block,) = [block for block in blocks if "torch_dtype" in block]
     return str(block)
 
 
@@ -126,7 +126,7 @@ def test_the_default_dtype_holds_every_weight(run: HalfRun) -> None:
     settings = TeacherSettings(pipeline=str(run.teacher.directory), variant=run.teacher.variant)
     family = load_teacher(settings)
     recipe = SimpleNamespace(teacher=settings, variant=lambda _: (None, DistillSettings()))
-    tiny: Any = SimpleNamespace(recipe=recipe, family=family, say=printed_lines.append)
+    tiny: Any = SimpleNamespace(recipe=recipe, teacher=settings, family=family, say=printed_lines.append)
     dtype = run.teacher.dtype("unet")
     assert stage._save_dtype(tiny, "student", family.denoiser) == dtype
     assert not printed_lines
