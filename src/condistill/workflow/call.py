@@ -111,11 +111,25 @@ def compress(
     with quiet_libraries():
         load_plugins()
         given, recipe, skeleton = _resolve(teacher, Path(out), prompts, student, _changes(settings, chosen))
-    is_known = given.prompts is None or Path(given.prompt_file(Path(out))).is_file()
+    return _run(given, recipe, skeleton, Path(out), until=until, update=update, console=console)
+
+
+def _run(
+    given: Given,
+    recipe: Recipe,
+    skeleton: Skeleton,
+    out: Path,
+    *,
+    until: str,
+    update: bool,
+    console: Console | None,
+) -> Path:
+    """Run a recipe of objects, which are kept in the run directory; prompts of a refused call are not."""
+    is_known = given.prompts is None or Path(given.prompt_file(out)).is_file()
     try:
         return run_recipe(
             recipe,
-            Path(out),
+            out,
             until=until,
             update=update,
             console=console,
@@ -123,7 +137,7 @@ def compress(
         )
     except CondistillError:
         if not is_known:
-            given.forget(Path(out))
+            given.forget(out)
         raise
 
 

@@ -34,8 +34,13 @@ _NOT_CONTENT = {
     *("architectures", "dtype", "torch_dtype"),  # saving sets them
 }
 """Keys of configs that say by what a component was loaded or saved, and from where."""
-_OF_THE_LAST_CALL = {"padding", "truncation"}
-"""Keys of a tokenizer's file that each of its calls sets."""
+_OF_THE_LAST_CALL = {
+    "tokenizer.json": {"padding", "truncation"},
+    "tokenizer_config.json": {"max_length", "pad_to_multiple_of", "pad_token_type_id", "stride", "truncation_strategy"},
+}
+"""Keys of a tokenizer's files that each of its calls sets."""
+_SIDES = ("padding_side", "truncation_side")
+"""Keys of a tokenizer's config that saving adds with their default, right."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +191,9 @@ def _content(file: Path) -> bytes:
     if file.suffix != ".json":
         return file.read_bytes()
     data = _without_origin(json.loads(file.read_text(encoding="utf-8")))
-    if file.name == "tokenizer.json":
-        data = {key: value for key, value in data.items() if key not in _OF_THE_LAST_CALL}
+    if of_the_last_call := _OF_THE_LAST_CALL.get(file.name):
+        kept = {key: value for key, value in data.items() if key not in of_the_last_call}
+        data = {key: value for key, value in kept.items() if (key in _SIDES, value) != (True, "right")}
     return json.dumps(data, sort_keys=True).encode()
 
 
