@@ -31,6 +31,13 @@ README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
 RUNS_A_RECIPE = {"README.md", "docs/getting-started.md", "docs/plan.md", "docs/runs.md", "docs/sweep.md"}
+STARTS_COMMANDS = {
+    "CONTRIBUTING.md",
+    "docs/fine-tune-lora.md",
+    "docs/miniature.md",
+    "docs/recipe.md",
+    "docs/students.md",
+}
 SHELL = ("bash", "console", "sh")
 NOT_RUN = ("demo",)  # it takes ten minutes and has a test of its own
 KNOBS = {
@@ -143,7 +150,7 @@ def documents_with_code() -> list[Any]:
     for name in NAMES:
         lines = [words for _, block in blocks(name, *SHELL) for words in shell_lines(block)]
         if blocks(name, "python") or any(condistill_arguments(words) for words in lines):
-            marks = [pytest.mark.slow] if name in RUNS_A_RECIPE else []
+            marks = [pytest.mark.slow] if name in RUNS_A_RECIPE | STARTS_COMMANDS else []
             found.append(pytest.param(name, marks=marks))
     return found
 

@@ -270,6 +270,7 @@ def test_sample_uses_the_resolution_of_the_student(call: Call, tiny_pipeline_dir
         assert image.size == (32, 32)
 
 
+@pytest.mark.slow
 def test_a_wrong_variant_is_named_by_every_command(
     call: Call, recipe: Path, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:
@@ -357,6 +358,7 @@ def test_a_teacher_with_only_pickle_weights_is_refused(call: Call, recipe: Path,
     )
 
 
+@pytest.mark.slow
 def test_a_prompt_file_without_prompts_is_refused(call: Call, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n  \n", encoding="utf-8")
     assert_error(call("run", recipe, "-o", tmp_path / "run"), "there are no prompts in prompts.txt (2 empty ones)")
