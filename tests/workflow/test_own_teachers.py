@@ -47,6 +47,12 @@ def load(folder: Path) -> Any:
     return DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
 
 
+def write_style(pipeline: Any, folder: Path) -> None:
+    """Write a LoRA for the attentions of a pipeline, `style.safetensors`."""
+    layers = matrices(pipeline.unet, attention_layers(pipeline.unet))
+    write_lora(folder / "style.safetensors", peft_names("unet", layers))
+
+
 @pytest.mark.slow
 def test_a_run_of_one_file_converts_it_once_and_its_student_loads_in_diffusers(pipeline: Any, tmp_path: Path) -> None:
     file = write_file(tensors_of(pipeline), tmp_path / "mine.safetensors")
@@ -71,8 +77,7 @@ def test_a_run_of_one_file_converts_it_once_and_its_student_loads_in_diffusers(p
 def test_a_run_with_a_lora_and_other_parts_names_them_and_uses_them(
     pipeline: Any, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:
-    layers = matrices(pipeline.unet, attention_layers(pipeline.unet))
-    write_lora(tmp_path / "style.safetensors", peft_names("unet", layers))
+    write_style(pipeline, tmp_path)
     EulerDiscreteScheduler.from_config(pipeline.scheduler.config).save_pretrained(tmp_path / "euler")
     vae = str(Path(tiny_pipeline_dir) / "vae")
     overrides = (
@@ -108,8 +113,7 @@ def test_a_run_of_a_folder_with_one_variant_only_needs_no_setting(pipeline: Any,
 def test_another_scale_or_a_damaged_file_makes_the_teacher_again(
     pipeline: Any, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:
-    layers = matrices(pipeline.unet, attention_layers(pipeline.unet))
-    write_lora(tmp_path / "style.safetensors", peft_names("unet", layers))
+    write_style(pipeline, tmp_path)
 
     def again(scale: float, **options: Any) -> tuple[Path, str]:
         return run(

@@ -83,6 +83,11 @@ def user_path(text: str) -> Path:
         raise CondistillError(f"{text}: the home directory of this user is unknown; write the whole path") from error
 
 
+def out_option(help: str) -> Any:
+    """Return the option `--out` of a command, which takes a path."""
+    return typer.Option("--out", "-o", parser=user_path, metavar="PATH", help=help)
+
+
 def pipeline_name(text: str) -> str:
     """Return the name of a pipeline that is not empty.
 
@@ -129,13 +134,7 @@ Overrides = Annotated[
 ]
 Out = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(
-        "--out",
-        "-o",
-        parser=user_path,
-        metavar="PATH",
-        help="Run directory. Default: `runs/NAME` for a recipe file `NAME.yaml`.",
-    ),
+    out_option("Run directory. Default: `runs/NAME` for a recipe file `NAME.yaml`."),
 ]
 Update = Annotated[
     bool,

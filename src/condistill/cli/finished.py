@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from condistill.cli.app import Configs, PipelineName, Revision, Variant, command, say, user_path
+from condistill.cli.app import Configs, PipelineName, Revision, Variant, command, out_option, say, user_path
 from condistill.errors import CondistillError
 
 
@@ -17,9 +17,7 @@ def sample(
     pipeline: PipelineName,
     prompt: Annotated[str, typer.Argument(help="Prompt of the image.", show_default=False)],
     *,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", parser=user_path, metavar="PATH", help="Image file to write.")
-    ] = Path("sample.png"),
+    out: Annotated[Path, out_option("Image file to write.")] = Path("sample.png"),
     seed: Annotated[int, typer.Option(help="Seed of the starting noise.", min=0, max=2**63 - 1)] = 0,
     steps: Annotated[
         Optional[int],  # noqa: UP045

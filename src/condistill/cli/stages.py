@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from condistill.cli.app import DryRun, Out, Overrides, RecipePath, Update, command, console, say, user_path
+from condistill.cli.app import DryRun, Out, Overrides, RecipePath, Update, command, console, out_option, say
 from condistill.errors import CondistillError
 
 if TYPE_CHECKING:
@@ -103,9 +103,7 @@ def _say_quick(recipe: Path, out: Path, *, by_option: bool) -> None:
 
 @command
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", parser=user_path, metavar="PATH", help="Run directory.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[Path, out_option("Run directory.")] = Path("runs/demo"),
     overrides: Overrides = None,
     update: Update = False,
     dry_run: DryRun = False,
@@ -237,13 +235,7 @@ def sweep(
     overrides: Overrides = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--out",
-            "-o",
-            parser=user_path,
-            metavar="PATH",
-            help="Sweep directory. Default: `runs/NAME-sweep` for a recipe file `NAME.yaml`.",
-        ),
+        out_option("Sweep directory. Default: `runs/NAME-sweep` for a recipe file `NAME.yaml`."),
     ] = None,
     update: Update = False,
     equal_forwards: Annotated[

@@ -1,7 +1,7 @@
 """Previews: images of the student during its training, below its teacher's of the same prompts from the same noise.
 
-They are cheap, with few prompts and few steps, and they change nothing: the training goes on with the same weights and
-random states as without them, to the last bit, and its time does not count them.
+They are cheap, with few prompts and few steps, and they change nothing: the training continues with the same weights
+and random states as without them, to the last bit, and its time does not count them.
 """
 
 from __future__ import annotations

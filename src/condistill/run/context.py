@@ -162,7 +162,7 @@ class Run:
 
     @contextmanager
     def working(self, text: str, *, after_sec: float = 0.0) -> Iterator[None]:
-        """Show on the main process that work of unknown length goes on; see `utils.progress.working`."""
+        """Show on the main process that work of unknown length is still running; see `utils.progress.working`."""
         is_main = self.accelerator.is_main_process
         if is_main:
             self.status.begin(text)

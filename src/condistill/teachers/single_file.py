@@ -34,7 +34,7 @@ _KINDS = {
     "inpainting_v2": "sd-2-inpaint",
     "xl_base": "sdxl",
 }
-"""The shipped configs of the kinds that diffusers tells apart by names and shapes."""
+"""The shipped configs of the kinds that diffusers distinguishes by names and shapes."""
 _UNSHIPPED = {
     "sd3": "Stable Diffusion 3",
     "sd35_medium": "Stable Diffusion 3.5 medium",

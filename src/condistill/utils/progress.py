@@ -257,7 +257,9 @@ class _Lines:
 
 @contextmanager
 def working(console: Console, text: str, *, quiet: bool = False, after_sec: float = 0.0) -> Iterator[None]:
-    """Show that work of unknown length goes on: a line when it begins, and then a spinner or a line every 10 seconds.
+    """Show that work of unknown length is still running.
+
+    There is a line when it begins, and then a spinner, or a line every 10 seconds.
 
     Args:
         text: the work, such as "teacher: loading ./model".

@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from condistill.config.recipe import TEACHER
 from condistill.errors import CondistillError
 from condistill.run.context import Run
 from condistill.run.directory import MARK_NAME, RECIPE_NAME
@@ -28,7 +29,6 @@ from condistill.utils.atomic import write_text
 from condistill.utils.distributed import decide, on_main_process
 from condistill.workflow.preflight import preflight
 
-TEACHER_FOLDER = "teacher"
 _NOT_CONTENT = {
     *("_diffusers_version", "_name_or_path", "name_or_path", "transformers_version"),
     *("architectures", "dtype", "torch_dtype"),  # saving sets them
@@ -39,8 +39,8 @@ _OF_THE_LAST_CALL = {
     "tokenizer_config.json": {"max_length", "pad_to_multiple_of", "pad_token_type_id", "stride", "truncation_strategy"},
 }
 """Keys of a tokenizer's files that each of its calls sets."""
-_SIDES = ("padding_side", "truncation_side")
-"""Keys of a tokenizer's config that saving adds with their default, right."""
+_ADDED_BY_SAVING = (("padding_side", "right"), ("truncation_side", "right"))
+"""Settings of a tokenizer that saving adds to its config after a call; they are the defaults."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Given:
 
     def teacher(self, out: Path) -> str:
         """Return where a run in the directory `out` keeps the pipeline."""
-        return str(out.resolve() / TEACHER_FOLDER)
+        return str(out.resolve() / TEACHER)
 
     def prompt_file(self, out: Path) -> str:
         """Return where a run in the directory `out` keeps the prompts; other prompts have another file."""
@@ -76,7 +76,7 @@ class Given:
         directory = None
         if self.pipeline is not None:
             pipeline = self.pipeline
-            directory = run.stage(TEACHER_FOLDER, lambda: _contents(pipeline))
+            directory = run.stage(TEACHER, lambda: _contents(pipeline))
         with run.working("teacher: hashing the weights of the pipeline", after_sec=2.0):
             is_kept = directory is None or decide(run.accelerator, directory.is_done)
         on_main_process(run.accelerator, lambda: self._begin(run, skeleton, is_kept=is_kept, update=update))
@@ -192,8 +192,11 @@ def _content(file: Path) -> bytes:
         return file.read_bytes()
     data = _without_origin(json.loads(file.read_text(encoding="utf-8")))
     if of_the_last_call := _OF_THE_LAST_CALL.get(file.name):
-        kept = {key: value for key, value in data.items() if key not in of_the_last_call}
-        data = {key: value for key, value in kept.items() if (key in _SIDES, value) != (True, "right")}
+        data = {
+            key: value
+            for key, value in data.items()
+            if key not in of_the_last_call and (key, value) not in _ADDED_BY_SAVING
+        }
     return json.dumps(data, sort_keys=True).encode()
 
 
