@@ -34,6 +34,7 @@ RUNS_A_RECIPE = {"README.md", "docs/getting-started.md", "docs/plan.md", "docs/r
 STARTS_COMMANDS = {
     "CONTRIBUTING.md",
     "docs/fine-tune-lora.md",
+    "docs/method.md",
     "docs/miniature.md",
     "docs/recipe.md",
     "docs/students.md",

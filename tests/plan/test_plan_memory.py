@@ -62,6 +62,7 @@ def test_checkpointing_features_and_half_precision_change_the_peak_as_they_shoul
     assert planned(micro_batch_size=2) < 0.6 * whole
 
 
+@pytest.mark.slow
 def test_gradients_are_among_the_peak() -> None:
     step = step_of(build_on_meta(UNet2DConditionModel, CONFIG))
     assert training_peak(step, None) > parameters(step.trained.denoiser) * 4

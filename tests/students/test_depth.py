@@ -20,17 +20,18 @@ from condistill.utils.meta import parameters
 KEEP = {"transformer_blocks": (0, 1, 4)}
 
 
-@pytest.fixture(autouse=True)
-def _known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="module")
+def _known() -> Iterator[None]:
     """Shapes are found with the inputs of these tests, for every kind of transformer, and forgotten."""
 
     def example_inputs(denoiser: Any, size: tuple[int, int], text_length: int) -> dict[str, Any]:
         return inputs_of(denoiser, size, device="meta")
 
     family = SimpleNamespace(example_inputs=example_inputs)
-    monkeypatch.setattr("condistill.profiling.shapes.family_of", lambda _: family)
     _output_shapes.cache_clear()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("condistill.profiling.shapes.family_of", lambda _: family)
+        yield
     _output_shapes.cache_clear()
 
 

@@ -110,6 +110,7 @@ def test_settings_without_effect_are_warned_of(recipe_of: RecipeOf) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_loras_in_the_folder_of_the_teacher_that_are_not_used_are_pointed_out(
     recipe_of: RecipeOf, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:
