@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 
-from condistill.evaluate.metrics.frechet import Moments, frechet_distance
+from condistill.evaluate.metrics.frechet import frechet_distance
 from condistill.evaluate.metrics.metric import (
     CLASSIFIER_FEATURES,
+    EMPTY,
     REFERENCE_FEATURES,
+    Context,
     Metric,
     Samples,
     Score,
     register_metric,
 )
+from condistill.evaluate.metrics.moments import Moments
 
 
 @register_metric
@@ -25,7 +28,8 @@ class FrechetClassifier(Metric):
     direction = "lower"
     needs = (CLASSIFIER_FEATURES, REFERENCE_FEATURES)
 
-    def __init__(self) -> None:
+    def __init__(self, context: Context = EMPTY) -> None:
+        super().__init__(context)
         self._generated, self._true = Moments(), Moments()
 
     def update(self, samples: Samples) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from condistill.evaluate.metrics.metric import PERCENT, Metric, Samples, Score
+from condistill.evaluate.metrics.metric import EMPTY, PERCENT, Context, Metric, Samples, Score
 
 AnyMean = TypeVar("AnyMean", bound="MeanMetric")
 
@@ -17,7 +17,8 @@ AnyMean = TypeVar("AnyMean", bound="MeanMetric")
 class MeanMetric(Metric):
     """The mean over images and evaluation seeds; its spread is the standard deviation over the seeds."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: Context = EMPTY) -> None:
+        super().__init__(context)
         self._sums: dict[int, float] = {}
         self._counts: dict[int, int] = {}
 

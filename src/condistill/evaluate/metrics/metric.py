@@ -8,13 +8,15 @@ label, notation and direction, and name no metric themselves.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from condistill.errors import CondistillError
+from condistill.evaluate.metrics.moments import Moments
 from condistill.utils.format import significant
 from condistill.utils.record import Record
 from condistill.utils.registry import Registry
@@ -32,6 +34,24 @@ CLASSIFIER_FEATURES = "classifier_features"
 """Feature: the classifier's feature vectors of the images, float64 `[N, D]`."""
 REFERENCE_FEATURES = "reference_features"
 """Feature: the classifier's feature vectors of true images of the same prompts, float64 `[N, D]`."""
+INCEPTION = "inception"
+"""Feature: the pooled features of Inception-v3, float32 `[N, 2048]`."""
+INCEPTION_LOGITS = "inception_logits"
+"""Feature: the logits of Inception-v3 without their bias, float32 `[N, 1008]`."""
+DINOV2 = "dinov2"
+"""Feature: the class token of a DINOv2 network after its last norm, float32 `[N, D]`."""
+CLIP_IMAGE = "clip_image"
+"""Feature: the image embeddings of a CLIP or SigLIP network, of norm 1, float32 `[N, D]`."""
+CLIP_SCORE = "clip_score"
+"""Feature: the cosine of the image's and the prompt's embedding of the same network, float32 `[N]`."""
+
+
+def of_teacher(feature: str) -> str:
+    """Return the name of the same feature of the teacher's images: same prompts, same noise.
+
+    It is not available for the teacher itself.
+    """
+    return f"teacher_{feature}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,9 @@ class Score(Record):
     value: float
     spread: float | None = None
     """Standard deviation over the evaluation seeds; None for one seed, or where the metric has none."""
+    low: float | None = None
+    high: float | None = None
+    """Ends of the 95 % interval over the prompts; None where the metric has none."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +102,39 @@ class Samples:
     prompts: Sequence[str]
     features: Mapping[str, NDArray[Any]]
     """By name, each with N rows; they are extracted once and shared by all metrics."""
+    numbers: Sequence[int] = ()
+    """The position of each sample among all samples of its seed; it tells equal prompts apart."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def part(self, rows: slice) -> Samples:
         """Return some of the samples."""
-        return Samples(self.seed, self.prompts[rows], {name: values[rows] for name, values in self.features.items()})
+        features = {name: values[rows] for name, values in self.features.items()}
+        return Samples(self.seed, self.prompts[rows], features, self.numbers[rows])
+
+
+@dataclass(frozen=True)
+class ReferenceSet:
+    """One feature of the reference images of a split: of real images, or of the teacher's."""
+
+    moments: Moments
+    """Count, mean and covariance."""
+    features: NDArray[np.float32] | None = None
+    """`[M, D]`, perhaps mapped from a file; None where only the moments are known, as from a statistics file."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a metric may know besides its samples."""
+
+    reference: Mapping[str, ReferenceSet] = field(default_factory=dict)
+    """By feature, the reference images of the split; empty without reference images."""
+    seed: int = 0
+    """Of random numbers, such as those of a bootstrap."""
+
+
+EMPTY = Context()
 
 
 class Metric(ABC):
@@ -106,6 +155,16 @@ class Metric(ABC):
     """The largest possible value; the report plots bars for a metric that has one."""
     is_detail: ClassVar[bool] = False
     """Whether the metric is shown in the folded table of details only."""
+    reference: ClassVar[Literal["none", "moments", "features"]] = "none"
+    """What it reads of the reference images, in the first feature that it needs."""
+
+    def __init__(self, context: Context = EMPTY) -> None:
+        """Begin without samples.
+
+        Args:
+            context: holds at least what `reference` names.
+        """
+        self.context = context
 
     @abstractmethod
     def update(self, samples: Samples) -> None:
@@ -118,6 +177,23 @@ class Metric(ABC):
     @abstractmethod
     def compute(self) -> Score | None:
         """Return the result over all samples; None for too few samples, or if the result is not finite."""
+
+    def values(self) -> dict[tuple[int, int], float]:
+        """Return the value of each image by its seed and number; empty for a metric of a set of images.
+
+        Two models are compared by their differences image by image: same prompt, same noise.
+        """
+        return {}
+
+    @classmethod
+    def is_available(cls, features: Collection[str], reference: Mapping[str, ReferenceSet]) -> bool:
+        """Return whether these features, and the reference images, are all that it needs."""
+        if not set(cls.needs) <= set(features):
+            return False
+        if cls.reference == "none":
+            return True
+        known = reference.get(cls.needs[0])
+        return known is not None and (cls.reference == "moments" or known.features is not None)
 
     @classmethod
     def predicate(cls, value: float, prompts: str) -> str:
