@@ -18,13 +18,13 @@ def test_an_evaluation_reads_as_it_was_written(tmp_path: Path) -> None:
     evaluation.write(tmp_path / METRICS_NAME)
     assert Evaluation.load(tmp_path) == evaluation
     held = json.loads((tmp_path / METRICS_NAME).read_text(encoding="utf-8"))
-    assert held["format"] == 4
+    assert held["format"] == 5
     assert held["models"]["teacher"]["scores"] == {"all": {"all_correct": {"value": 0.9, "spread": 0.01}}}
 
 
 def test_the_first_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / METRICS_NAME).write_text('{"format": 1, "models": {}}', encoding="utf-8")
-    with pytest.raises(CondistillError, match=r"has format 1, .* reads format 4; run `condistill evaluate RECIPE`"):
+    with pytest.raises(CondistillError, match=r"has format 1, .* reads format 5; run `condistill evaluate RECIPE`"):
         Evaluation.load(tmp_path)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from condistill.config.sections import EvaluateSettings
+from condistill.config.evaluate import EvaluateSettings
 from condistill.errors import CondistillError
 from condistill.evaluate.generate import Round, choose_rounds, generate_round
 from condistill.pipelines.sampling import Sampling

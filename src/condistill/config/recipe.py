@@ -11,13 +11,13 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from condistill.config.distill import ConsistencySettings, DistillSettings
+from condistill.config.evaluate import EvaluateSettings
 from condistill.config.messages import listed, mistakes, variant_mistakes
 from condistill.config.sections import (
     MAX_VARIANTS,
     MINIATURE,
     SHIPPED_CONFIGS,
     CacheSettings,
-    EvaluateSettings,
     PromptSettings,
     Seed,
     Settings,

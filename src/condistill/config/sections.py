@@ -210,35 +210,6 @@ class StudentSettings(Settings):
         return self
 
 
-class EvaluateSettings(Settings):
-    prompts_per_split: Count = 100
-    """Random prompts of the seen and of the unseen split each; `all` is both together."""
-    num_inference_steps: SolverSteps | None = None
-    """Empty: as in the cache."""
-    guidance_scale: Annotated[float, Field(ge=0)] | None = None
-    """Empty: as in the cache."""
-    batch_size: Batch = 8
-    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1, max_length=1000)] = (0,)
-    """One whole evaluation per seed, each with its own prompts and noise; spreads are over these."""
-    classifier: Literal["none", "miniature"] = "none"
-    """`miniature`: classifies every attribute of every image; only for the miniature's world."""
-    grid: Shown = 6
-    """Prompts per split whose images the report shows."""
-
-    @model_validator(mode="after")
-    def _check_images(self) -> EvaluateSettings:
-        if twice := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
-            raise ValueError(
-                f"seeds has {twice[0]} twice, and an evaluation with the same seed is the same; remove one"
-            )
-        if self.classifier != "none" and self.prompts_per_split * len(self.seeds) < FEWEST_CLASSIFIED:
-            raise ValueError(
-                f"prompts_per_split is {self.prompts_per_split}, and classifier {self.classifier!r} needs "
-                f"{FEWEST_CLASSIFIED} images of every split; raise it to {FEWEST_CLASSIFIED} or more"
-            )
-        return self
-
-
 class VariantSettings(Settings):
     """The changes of one student to the recipe's `student` and `distill`, and its teacher."""
 

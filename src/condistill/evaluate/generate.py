@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from condistill.cache.latents import is_shard, read_shard, write_shard
+from condistill.config.evaluate import EvaluateSettings
 from condistill.config.recipe import TEACHER
-from condistill.config.sections import EvaluateSettings
 from condistill.errors import CondistillError
 from condistill.pipelines.sampling import Sampling
 from condistill.teachers.family import Family

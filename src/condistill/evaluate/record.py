@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from condistill.config.recipe import SPLITS, TEACHER
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics import METRICS, Metric, Score
@@ -93,10 +95,50 @@ class ReferenceRecord(Record):
     """By student, of its weights before the training."""
 
 
+class NetworkRecord(Record):
+    """A network whose features metrics read."""
+
+    source: str
+    """The path or hub name, as the recipe gives it."""
+    sha256: str
+    """Of its weights."""
+    resize: str
+    """How an image becomes its input, such as `bicubic to 224 px`."""
+
+
+class ReferenceImagesRecord(Record):
+    """The images that the sets of generated images are compared with."""
+
+    source: str
+    """A folder, a statistics file, or `teacher`."""
+    images: int
+    sha256: str
+    """Of the file names and their contents; empty for the teacher's images."""
+
+
+class Comparison(Record):
+    """The mean difference of two models over the same prompts and noise: `one` minus `other`."""
+
+    metric: str
+    split: str
+    one: str
+    other: str
+    difference: float
+    low: float
+    high: float
+    """Ends of the 95 % interval over the prompts."""
+    images: int
+
+    @property
+    def separates(self) -> bool:
+        """Whether the interval excludes that there is no difference."""
+        return self.low > 0 or self.high < 0
+
+
 class Evaluation(RecordFile):
     """`metrics.json`: how teacher and students were evaluated, and every figure."""
 
-    format: Literal[4] = 4
+    format: Literal[5] = 5
     quick: bool = False
     """Whether the run is a test of the set-up, whose students are not for use."""
     classifier: str
@@ -115,6 +157,13 @@ class Evaluation(RecordFile):
     """The teacher first, then the students in the order of the recipe."""
     references: ReferenceRecord | None = None
     """None where no metric is a distance to the teacher."""
+    networks: dict[str, NetworkRecord] = Field(default_factory=dict)
+    """By name."""
+    reference_images: ReferenceImagesRecord | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    """Of every metric with a value per image: each student with the teacher, and the students with one another."""
+    groups: dict[str, dict[str, dict[str, dict[str, Score]]]] = Field(default_factory=dict)
+    """Scores of some prompts: by kind (`concept`, `source`), group, model and metric; empty where none is known."""
 
     @property
     def teacher(self) -> ModelRecord:
@@ -143,6 +192,18 @@ class Evaluation(RecordFile):
     def of_other_seed(self, split: str, metric: type[Metric]) -> Score | None:
         """Return the distance between images of the teacher from different noise, if it was measured."""
         return self.references.other_seed.get(split, {}).get(metric.name) if self.references else None
+
+    def comparison(self, one: str, other: str, split: str, metric: type[Metric]) -> Comparison | None:
+        """Return the difference of two models, `one` minus `other`, if it was measured."""
+        for found in self.comparisons:
+            if (found.metric, found.split) != (metric.name, split):
+                continue
+            if (found.one, found.other) == (one, other):
+                return found
+            if (found.one, found.other) == (other, one):
+                turned = {"difference": -found.difference, "low": -found.high, "high": -found.low}
+                return found.model_copy(update={"one": one, "other": other, **turned})
+        return None
 
     @property
     def metrics(self) -> list[type[Metric]]:
@@ -182,13 +243,25 @@ class GridEntry(Record):
     """File name by model."""
     correct: dict[str, bool]
     """By model, whether the classifier found every attribute correct; empty without a classifier."""
+    split: str = ""
+    seed: int = 0
+    values: dict[str, float] = Field(default_factory=dict)
+    """By student, the value of the metric that ranked the prompt."""
 
 
 class Grid(RecordFile):
     """`grid.json`: the images that the report shows."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     splits: dict[str, tuple[GridEntry, ...]]
+    """The first prompts of each split, which are random."""
+    ranked_by: str | None = None
+    """The metric that ranks the prompts of `worst` and `best`; None where no metric compares images with the teacher's.
+    """
+    worst: tuple[GridEntry, ...] = ()
+    """The prompts with the largest mean disagreement with the teacher over all students, the largest first."""
+    best: tuple[GridEntry, ...] = ()
+    """The prompts with the smallest, the smallest first."""
 
     @classmethod
     def load(cls, directory: Path) -> Grid:
