@@ -44,10 +44,12 @@ miniature: $(INSTALLED)  ## train the embedded miniature again, from scratch; ho
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,track]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,track,studio]"
+	$(BIN)/python -m pip install -c constraints.txt --no-deps torch-fidelity  # its torchvision has no build for the pinned torch
 	@touch $@
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install -c constraints-lowest.txt -e ".[dev,track]"
+	$(LOWEST)/bin/python -m pip install --no-deps torch-fidelity==0.4.0
 	@touch $@
