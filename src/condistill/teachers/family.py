@@ -18,6 +18,7 @@ from condistill.teachers.condition import Condition, mean_token_embedding
 from condistill.teachers.configs import checked_count, checked_factor, unusable
 from condistill.teachers.defaults import DefaultSampling, Origin, default_sampling
 from condistill.teachers.noise.schedule import NoiseSchedule, is_of_consistency_model
+from condistill.teachers.pixels import decode_in_slices
 from condistill.teachers.traits import CallExample, GuidanceSpec, LayerList
 from condistill.utils.text import first_line, shorten
 
@@ -54,6 +55,8 @@ class Family(ABC):
     """Further packages that some pipelines of the family need: those whose tokenizer is a SentencePiece file."""
     origin: Origin = Origin()
     """Where the teacher comes from; set by what loads it."""
+    _device: torch.device | None = None
+    """The device, while the denoiser is elsewhere."""
 
     def __init__(self, pipeline: DiffusionPipeline, *, resolution: int | None = None) -> None:
         """Take a pipeline of one of `pipeline_classes`, and freeze its models.
@@ -153,8 +156,24 @@ class Family(ABC):
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = next(self.denoiser.parameters()).device
+        """The device of the pipeline, also while the denoiser waits on the host."""
+        device: torch.device = self._device or next(self.denoiser.parameters()).device
         return device
+
+    @contextmanager
+    def denoiser_on_host(self) -> Iterator[None]:
+        """Keep the denoiser in the memory of the host for a while; nothing moves if the device is a CPU."""
+        denoiser, device = self.denoiser, self.device
+        if device.type == "cpu":
+            yield
+            return
+        denoiser.to("cpu")
+        self._device = device
+        try:
+            yield
+        finally:
+            denoiser.to(device)
+            self._device = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -294,11 +313,16 @@ class Family(ABC):
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Return the images `[B, H, W, 3]` of latents."""
+        """Return the images `[B, H, W, 3]` of latents; `PIXELS_AT_ONCE` bounds the memory that this needs."""
         vae = self.pipeline.vae
-        scaled = latents.to(self.device, vae.dtype) / vae.config.scaling_factor
         shift = getattr(vae.config, "shift_factor", None)
-        return to_pixels(vae.decode(scaled if shift is None else scaled + shift, return_dict=False)[0])
+
+        def decode(part: Tensor) -> Tensor:
+            scaled = part.to(self.device, vae.dtype) / vae.config.scaling_factor
+            images: Tensor = vae.decode(scaled if shift is None else scaled + shift, return_dict=False)[0]
+            return images
+
+        return decode_in_slices(latents, decode, self.image_size)
 
     @contextmanager
     def using(self, denoiser: nn.Module, scheduler: SchedulerMixin | None = None) -> Iterator[DiffusionPipeline]:
@@ -371,18 +395,3 @@ class Family(ABC):
 def dtype_of(module: nn.Module) -> torch.dtype:
     """Return the dtype of a module's parameters."""
     return next(module.parameters()).dtype
-
-
-def to_pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Return images `[B, 3, H, W]` in [-1, 1] as uint8 `[B, H, W, 3]`.
-
-    Raises:
-        CondistillError: a number is NaN, which would be a black pixel.
-    """
-    if images.isnan().any():
-        dtype = str(images.dtype).removeprefix("torch.")
-        remedy = "check its weights" if dtype == "float32" else "set teacher.dtype: float32"
-        raise CondistillError(f"the autoencoder decodes latents to NaN in {dtype}; {remedy}")
-    clamped = images.float().clamp(-1, 1)
-    pixels: NDArray[np.uint8] = ((clamped + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return pixels

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from condistill.evaluate.models import EvaluatedModel
+from condistill.pipelines.sampling import Sampling
+from condistill.run.stage_directory import StageDir
+from condistill.teachers.family import Family
+
+
+def test_a_model_without_a_loader_is_the_denoiser_of_its_pipeline(tiny_family: Family, tmp_path: Path) -> None:
+    def model(**options: object) -> EvaluatedModel:
+        directory = StageDir(tmp_path, "latents", dict)
+        return EvaluatedModel("one", lambda: tiny_family, Sampling(1, 1.0), directory, **options)  # type: ignore[arg-type]
+
+    with model().loaded() as (family, denoiser):
+        assert family is tiny_family
+        assert denoiser is tiny_family.denoiser
+    other = nn.Linear(1, 1)
+    with model(load=lambda _: other).loaded() as (_, denoiser):
+        assert denoiser is other
+    with model().decoding() as family:
+        assert family.device.type == "cpu"
