@@ -61,6 +61,10 @@ class EvaluateSettings(Settings):
     resize_filter: ResizeFilter = "bicubic"
     prompt_files: Words = ()
     """Prompts to evaluate; empty: prompts of the text pool."""
+    prompt_column: str | None = Field(default=None, min_length=1)
+    """Column of the prompts in `prompt_files` that are tables; not needed if only one column can be text."""
+    category_column: str | None = Field(default=None, min_length=1)
+    """Column of `prompt_files` with the category of each prompt, by which scores are shown too."""
     keywords: Words = ()
     """Words, or files with one word per line, that make a prompt of `prompt_files` unseen; empty:
     `prompts.unseen_words`."""
@@ -68,6 +72,16 @@ class EvaluateSettings(Settings):
     """Prompts for which `diversity_seeds` images each are generated, to measure how much they differ; only with
     `networks.dinov2`."""
     diversity_seeds: Annotated[int, Field(ge=2, le=1000)] = 4
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> EvaluateSettings:
+        chosen = [name for name in ("prompt_column", "category_column", "keywords") if getattr(self, name)]
+        if chosen and not self.prompt_files:
+            raise ValueError(
+                f"{chosen[0]} is about the prompts of prompt_files, which is empty; name the files, or leave out "
+                f"{' and '.join(chosen)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_images(self) -> EvaluateSettings:
