@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from condistill.errors import CondistillError
 from condistill.prompts.text import clean_prompt
-from condistill.prompts.words import has_word
+from condistill.prompts.words import find_words, has_word
 
 
 @pytest.mark.parametrize(
@@ -123,3 +123,18 @@ def test_a_word_is_found_in_every_form_of_itself(word: str) -> None:
             assert has_word(f"a {form} b", [word])
         except CondistillError:
             assert not clean_prompt(word)[0] or not word.isprintable()
+
+
+def test_the_words_that_a_prompt_contains_are_found_in_their_order() -> None:
+    words = ("polar bear", "cat", "étoile", "bear")
+    assert find_words("two Polar  bears and a CAT", words) == ["polar bear", "cat", "bear"]
+    assert find_words("une e\u0301toile", words) == ["étoile"]
+    assert find_words("a category", words) == find_words("a cat", ()) == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(["cat", "fox", "bear", "catfish", "a", "étoile"]), max_size=6))
+def test_each_word_is_found_as_it_is_found_alone(parts: list[str]) -> None:
+    words = [f"w{number}" for number in range(20)] + ["cat", "fox", "étoile"]
+    prompt = " ".join(parts)
+    assert find_words(prompt, words) == [word for word in words if has_word(prompt, [word])]

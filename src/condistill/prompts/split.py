@@ -68,5 +68,10 @@ class Prompts:
 
     def choose(self, split: str, n: int, rng: np.random.Generator) -> list[str]:
         """Return `n` random, distinct prompts of a split, or all of them if the split has fewer."""
+        return self.pool.take(self.choose_indices(split, n, rng))
+
+    def choose_indices(self, split: str, n: int, rng: np.random.Generator) -> list[int]:
+        """Return the indices into the pool of the prompts that `choose` returns."""
         indices = {"seen": self.seen, "unseen": self.unseen, "all": np.arange(len(self.pool))}[split]
-        return self.pool.take(rng.choice(indices, min(n, len(indices)), replace=False).tolist())
+        chosen: list[int] = rng.choice(indices, min(n, len(indices)), replace=False).tolist()
+        return chosen

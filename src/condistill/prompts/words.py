@@ -52,6 +52,19 @@ def has_word(prompt: str, words: Sequence[str]) -> bool:
     return any(pattern.search(form) for form in _forms(prompt))
 
 
+def find_words(prompt: str, words: Sequence[str]) -> list[str]:
+    """Return those of several words or phrases that a prompt contains, in their order; see `has_word`.
+
+    Raises:
+        CondistillError: a word is empty.
+    """
+    if not has_word(prompt, words):
+        return []
+    forms = [prompt] if prompt.isascii() else [*_forms(prompt)]
+    patterns = _patterns(tuple(words), prompt.isascii())
+    return [word for word, pattern in zip(words, patterns, strict=True) if any(map(pattern.search, forms))]
+
+
 def _forms(text: str) -> set[str]:
     """Return a text in its canonical and in its compatible form, both in one case.
 
@@ -64,6 +77,12 @@ def _forms(text: str) -> set[str]:
 def _fold(text: str) -> str:
     folded = unicodedata.normalize("NFC", text.casefold()).replace(_DOTTED_I, "i")
     return folded.translate(_ALIKE)
+
+
+@lru_cache(maxsize=16)
+def _patterns(words: tuple[str, ...], ascii_only: bool) -> tuple[re.Pattern[str], ...]:
+    """Return the pattern of each word; there may be more of them than `_pattern` remembers."""
+    return tuple(_pattern((word,), ascii_only) for word in words)
 
 
 @lru_cache(maxsize=64)
