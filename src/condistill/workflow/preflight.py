@@ -25,6 +25,7 @@ from condistill.distill.loss_terms import active_terms
 from condistill.errors import CondistillError
 from condistill.evaluate.generate import Round, choose_rounds
 from condistill.evaluate.metrics.classifier import choose_classifier
+from condistill.evaluate.prompt_sets import FilePrompts, check_prompt_files, open_prompt_set
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.lengths import long_prompts
 from condistill.prompts.readers import check_column, read_prompts
@@ -57,6 +58,7 @@ def check_inputs(recipe: Recipe) -> type[Family]:
     check_column(settings.every_file, settings.column)
     for name in settings.every_file:
         next(iter(read_prompts(name, column=settings.column)), None)
+    check_prompt_files(recipe.evaluate)
     return family_class(recipe.teacher, index)
 
 
@@ -278,7 +280,10 @@ def check_prompts(run: Run) -> None:
             if choice and choice.interpolate:
                 _check_blend(name, family)
         _check_clusters(recipe, len(prompts.pool))
-        rounds = choose_rounds(recipe.evaluate, prompts.choose, prompts.splits)
+        evaluated = open_prompt_set(run)
+        if isinstance(evaluated, FilePrompts):
+            family.check_prompts(evaluated)
+        rounds = choose_rounds(recipe.evaluate, evaluated.choose, evaluated.splits)
         _check_rounds(run, rounds)
         choose_classifier(recipe.evaluate.classifier, [prompt for each in rounds for prompt in each.prompts])
 
