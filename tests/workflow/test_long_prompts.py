@@ -29,6 +29,7 @@ def test_a_run_warns_of_prompts_that_are_longer_than_the_teacher_reads(
         recipe=recipe_of("miniature", {"width": 0.5}, evaluate={"prompts_per_split": 2}),
         family=tiny_family,
         accelerator=None,
+        once=lambda _, make: make(),
         say=lambda text, **_: lines.append(text),
     )
     preflight.check_prompts(run)
