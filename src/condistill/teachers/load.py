@@ -66,6 +66,7 @@ def load_teacher(
     device: torch.device | str = "cpu",
     only_sampled: bool = False,
     say: Callable[[str], None] | None = None,
+    components: Mapping[str, Any] | None = None,
 ) -> Family:
     """Return a teacher as its family. Only safetensors are loaded, and remote code is never run.
 
@@ -74,6 +75,8 @@ def load_teacher(
             `miniature`; or the `teacher` section of a recipe.
         only_sampled: whether it only generates images; a consistency model can, but cannot teach.
         say: called with a line for the user before each long part of the conversion of a file, or of adding LoRAs.
+        components: models that are in memory already, by their names in the pipeline; a directory or a hub name is
+            loaded without them.
 
     Raises:
         CondistillError: the pipeline cannot be loaded, or no family supports it.
@@ -83,18 +86,18 @@ def load_teacher(
     if not isinstance(teacher, TeacherSettings):
         family = family_of_pipeline(type(teacher).__name__)(teacher).to(device)
     elif is_plain(teacher):
-        family = _load(teacher, torch.device(device))
+        family = _load(teacher, torch.device(device), components or {})
     else:
         with tempfile.TemporaryDirectory(prefix="condistill-") as folder:
             prepare_teacher(teacher, Path(folder), say=say or (lambda _: None))
-            family = _load(prepared_settings(teacher, Path(folder)), torch.device(device))
+            family = _load(prepared_settings(teacher, Path(folder)), torch.device(device), {})
         family.origin = origin_of(teacher, read_index(teacher)[0])
     if not only_sampled:
         check_no_consistency_model(family.pipeline.scheduler)
     return family
 
 
-def _load(settings: TeacherSettings, device: torch.device) -> Family:
+def _load(settings: TeacherSettings, device: torch.device, components: Mapping[str, Any]) -> Family:
     """Load a teacher that is a directory or a hub name."""
     location, index = read_index(settings)
     family = family_class(settings, index)
@@ -107,6 +110,7 @@ def _load(settings: TeacherSettings, device: torch.device) -> Family:
     try:
         pipeline = family.pipeline_type(index["_class_name"]).from_pretrained(
             location,
+            **components,
             **dict.fromkeys(absent),  # diffusers loads Stable Diffusion 3 without T5 only if T5 is passed as None
             torch_dtype=choose_dtype(settings.dtype, device),
             use_safetensors=True,
