@@ -1,4 +1,4 @@
-"""Teachers on the Hugging Face Hub: the commit that a name stands for."""
+"""Models on the Hugging Face Hub: the commit that a name stands for, and its files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,21 @@ class HubCommit(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def hub_commit(name: str, revision: str | None) -> HubCommit:
+def hub_commit(
+    name: str,
+    revision: str | None,
+    *,
+    setting: str = "teacher.pipeline",
+    revision_setting: str = "teacher.revision",
+    directory: str = "a pipeline directory",
+) -> HubCommit:
     """Return the commit of a repository, from the hub, or from the local cache where the hub cannot be reached.
 
     Args:
         revision: a branch, a tag or a commit; None: the main branch.
+        setting: of the recipe, which has the name; for messages.
+        revision_setting: of the recipe, which has the revision; for messages.
+        directory: what the setting may be instead; for messages.
 
     Raises:
         CondistillError: there is no such repository or revision, or the hub cannot be reached and the local cache has
@@ -46,12 +56,12 @@ def hub_commit(name: str, revision: str | None) -> HubCommit:
         commit = HfApi().model_info(name, revision=revision, timeout=_TIMEOUT_SEC).sha
         return HubCommit(str(commit), is_reachable=True)
     except HFValidationError as error:
-        raise CondistillError(f"teacher.pipeline {name!r} is neither a directory nor a valid hub name") from error
+        raise CondistillError(f"{setting} {name!r} is neither a directory nor a valid hub name") from error
     except RevisionNotFoundError as error:
-        raise CondistillError(f"teacher.revision {revision!r} does not exist in {name} on the hub") from error
+        raise CondistillError(f"{revision_setting} {revision!r} does not exist in {name} on the hub") from error
     except RepositoryNotFoundError as error:
         raise CondistillError(
-            f"teacher.pipeline {name!r} is neither a directory here nor a public repository on the hub; correct the "
+            f"{setting} {name!r} is neither a directory here nor a public repository on the hub; correct the "
             "name, or run `hf auth login` if it is private"
         ) from error
     except Exception as error:  # the errors of several HTTP libraries mean the same: no answer
@@ -60,9 +70,8 @@ def hub_commit(name: str, revision: str | None) -> HubCommit:
         commit = _cached_commit(name, revision)
         if commit is None:
             raise CondistillError(
-                f"teacher.pipeline {name!r} is no directory here, and the hub cannot be reached "
-                f"({first_line(error)}); check the name or the "
-                "network, or give a pipeline directory"
+                f"{setting} {name!r} is no directory here, and the hub cannot be reached ({first_line(error)}); check "
+                f"the name or the network, or give {directory}"
             ) from error
         return HubCommit(commit, is_reachable=False)
 
