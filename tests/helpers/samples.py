@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 from condistill.evaluate.metrics.metric import (
     ALL_CORRECT,
     CLASSIFIER_FEATURES,
+    EMPTY,
     IMAGES,
     LATENTS,
     REFERENCE_FEATURES,
     TEACHER_LATENTS,
+    Context,
     Metric,
     Samples,
     Score,
@@ -30,7 +32,7 @@ def random_samples(seed: int, count: int) -> Samples:
         REFERENCE_FEATURES: rng.normal(size=(count, 6)) + 1,
         **{attribute: rng.random(count) < 0.5 for attribute in (*ATTRIBUTES, ALL_CORRECT)},
     }
-    return Samples(seed, [f"prompt {i}" for i in range(count)], features)
+    return Samples(seed, [f"prompt {i}" for i in range(count)], features, range(count))
 
 
 class Brightness(Metric):
@@ -42,7 +44,8 @@ class Brightness(Metric):
     direction = "higher"
     needs = (IMAGES,)
 
-    def __init__(self) -> None:
+    def __init__(self, context: Context = EMPTY) -> None:
+        super().__init__(context)
         self.pixels: list[NDArray[np.uint8]] = []
 
     def update(self, samples: Samples) -> None:

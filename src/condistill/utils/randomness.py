@@ -22,6 +22,7 @@ class Stream(IntEnum):
     PROMPT_CHOICE = 6
     CALIBRATION = 7
     PREVIEWS = 8
+    BOOTSTRAP = 20
     OTHER_EVALUATION_NOISE = 9
 
 

@@ -15,14 +15,14 @@ every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 SEEDS = (0, 1, 2)
 
 
-def result(metric: Metric) -> tuple[float, float]:
-    """Return value and spread; a spread that the metric does not have is 0."""
+def result(metric: Metric) -> tuple[float, ...]:
+    """Return value, spread and interval; what the metric does not have is 0."""
     score = metric.compute()
     assert score is not None
-    return score.value, score.spread or 0.0
+    return score.value, score.spread or 0.0, score.low or 0.0, score.high or 0.0
 
 
-def computed_at_once(kind: type[Metric], samples: list[Samples]) -> tuple[float, float]:
+def computed_at_once(kind: type[Metric], samples: list[Samples]) -> tuple[float, ...]:
     metric = kind()
     for part in samples:
         metric.update(part)

@@ -14,6 +14,7 @@ class AllCorrect(ShareMetric):
     label = "Correct"
     description = "images with every attribute of the prompt correct"
     needs = (ALL_CORRECT,)
+    aspect = "text"
 
     @classmethod
     def predicate(cls, value: float, prompts: str) -> str:

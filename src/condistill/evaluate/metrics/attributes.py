@@ -16,6 +16,7 @@ def attribute_metric(attribute: str) -> type[ShareMetric]:
         description = f"images with the {attribute} of the prompt correct"
         needs = (attribute,)
         is_detail = True
+        aspect = "text"
 
     return AttributeCorrect
 

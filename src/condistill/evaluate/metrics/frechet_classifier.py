@@ -27,6 +27,8 @@ class FrechetClassifier(Metric):
     description = "distance to true images of the same prompts, in the features of the classifier"
     direction = "lower"
     needs = (CLASSIFIER_FEATURES, REFERENCE_FEATURES)
+    aspect = "images"
+    is_partial = True
 
     def __init__(self, context: Context = EMPTY) -> None:
         super().__init__(context)

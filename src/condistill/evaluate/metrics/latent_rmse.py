@@ -20,6 +20,7 @@ class LatentRmse(MeanMetric):
     description = "distance to the teacher's latents from the same noise"
     direction = "lower"
     needs = (LATENTS, TEACHER_LATENTS)
+    aspect = "teacher"
 
     def per_image(self, samples: Samples) -> NDArray[Any]:
         difference = (samples.features[LATENTS] - samples.features[TEACHER_LATENTS]).astype(np.float64)

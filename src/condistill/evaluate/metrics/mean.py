@@ -5,22 +5,28 @@ from __future__ import annotations
 import math
 import statistics
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
-from condistill.evaluate.metrics.metric import EMPTY, PERCENT, Context, Metric, Samples, Score
+from condistill.evaluate.metrics.intervals import Interval, mean_interval, seed_weights, share_interval
+from condistill.evaluate.metrics.metric import EMPTY, PERCENT, Context, ImageKey, Metric, Samples, Score
+from condistill.evaluate.metrics.rows import OrderedRows, Rows
 
 AnyMean = TypeVar("AnyMean", bound="MeanMetric")
 
 
 class MeanMetric(Metric):
-    """The mean over images and evaluation seeds; its spread is the standard deviation over the seeds."""
+    """The mean over images and evaluation seeds, and its 95 % interval over prompts.
+
+    Its spread is the standard deviation over the seeds.
+    """
 
     def __init__(self, context: Context = EMPTY) -> None:
         super().__init__(context)
-        self._sums: dict[int, float] = {}
-        self._counts: dict[int, int] = {}
+        self._rows = Rows()
 
     @abstractmethod
     def per_image(self, samples: Samples) -> NDArray[Any]:
@@ -28,23 +34,21 @@ class MeanMetric(Metric):
 
     def update(self, samples: Samples) -> None:
         if len(samples):
-            self._add(samples.seed, float(self.per_image(samples).sum()), len(samples))
+            self._rows.add(samples, np.asarray(self.per_image(samples), np.float64))
 
     def merge(self: AnyMean, other: AnyMean) -> None:
-        for seed, total in other._sums.items():
-            self._add(seed, total, other._counts[seed])
+        self._rows.merge(other._rows)
 
     def compute(self) -> Score | None:
         """Return the mean of the seeds' means, so that every seed counts alike."""
-        means = [total / self._counts[seed] for seed, total in self._sums.items()]
-        if not means or not all(map(math.isfinite, means)):
-            return None
-        spread = statistics.stdev(means) if len(means) > 1 else None
-        return Score(value=statistics.fmean(means), spread=spread)
+        return mean_score(self._rows.ordered(), self.interval) if len(self._rows) else None
 
-    def _add(self, seed: int, total: float, count: int) -> None:
-        self._sums[seed] = self._sums.get(seed, 0.0) + total
-        self._counts[seed] = self._counts.get(seed, 0) + count
+    def values(self) -> dict[ImageKey, float]:
+        return image_values(self._rows.ordered()) if len(self._rows) else {}
+
+    def interval(self, rows: OrderedRows) -> Interval | None:
+        """Return the 95 % interval of the mean over prompts; None where there are too few."""
+        return mean_interval(rows.values, seed_weights(rows.seeds), rows.clusters, seed=self.context.seed)
 
 
 class ShareMetric(MeanMetric):
@@ -57,7 +61,31 @@ class ShareMetric(MeanMetric):
     def per_image(self, samples: Samples) -> NDArray[Any]:
         return samples.features[self.name]
 
+    def interval(self, rows: OrderedRows) -> Interval | None:
+        return share_interval(rows.values, seed_weights(rows.seeds), rows.clusters)
+
     @classmethod
     def sampling_error(cls, value: float, images: int) -> float | None:
         """Return the standard error of a share: sqrt(p (1 - p) / n)."""
         return math.sqrt(value * (1 - value) / images) if images else None
+
+
+def mean_score(rows: OrderedRows, interval: Callable[[OrderedRows], Interval | None]) -> Score | None:
+    """Return the mean of values `[N]` with spread and interval; None where a value is not finite.
+
+    Args:
+        interval: a function that returns the interval of the rows.
+    """
+    means = [float(rows.values[rows.seeds == seed].mean()) for seed in np.unique(rows.seeds)]
+    if not all(map(math.isfinite, means)):
+        return None
+    spread = statistics.stdev(means) if len(means) > 1 else None
+    value, ends = statistics.fmean(means), interval(rows)
+    if ends is None:
+        return Score(value=value, spread=spread)
+    return Score(value=value, spread=spread, low=min(ends[0], value), high=max(ends[1], value))
+
+
+def image_values(rows: OrderedRows) -> dict[ImageKey, float]:
+    """Return the value of each image by its seed and number; images without a number are left out."""
+    return {key: float(value) for key, value in zip(rows.keys, rows.values, strict=True) if key is not None}

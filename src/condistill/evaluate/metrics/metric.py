@@ -44,6 +44,17 @@ CLIP_IMAGE = "clip_image"
 """Feature: the image embeddings of a CLIP or SigLIP network, of norm 1, float32 `[N, D]`."""
 CLIP_SCORE = "clip_score"
 """Feature: the cosine of the image's and the prompt's embedding of the same network, float32 `[N]`."""
+PICKSCORE = "pickscore"
+"""Feature: the score that PickScore gives an image and its prompt, float32 `[N]`."""
+HPSV2 = "hpsv2"
+"""Feature: the score that HPSv2 gives an image and its prompt, float32 `[N]`."""
+
+ImageKey = tuple[int, int]
+"""Evaluation seed and number of an image."""
+Aspect = Literal["text", "teacher", "images", "variety"]
+"""What a metric judges: agreement with the prompts (`text`), agreement with the teacher's images of the same noise
+(`teacher`), a set of images against a reference set (`images`), or how much images differ from one another (`variety`).
+"""
 
 
 def of_teacher(feature: str) -> str:
@@ -157,6 +168,14 @@ class Metric(ABC):
     """Whether the metric is shown in the folded table of details only."""
     reference: ClassVar[Literal["none", "moments", "features"]] = "none"
     """What it reads of the reference images, in the first feature that it needs."""
+    over_seeds: ClassVar[bool] = False
+    """Whether it compares several images of each prompt. Its samples are those of `evaluate.diversity_prompts` and
+    `diversity_seeds`, and its score belongs to the split `all`."""
+    aspect: ClassVar[Aspect | None] = None
+    """What it judges; None: something else."""
+    is_partial: ClassVar[bool] = False
+    """Whether it can rank a worse model first, so that it is shown with metrics of other aspects or with a sentence
+    that says which are missing."""
 
     def __init__(self, context: Context = EMPTY) -> None:
         """Begin without samples.
@@ -178,7 +197,7 @@ class Metric(ABC):
     def compute(self) -> Score | None:
         """Return the result over all samples; None for too few samples, or if the result is not finite."""
 
-    def values(self) -> dict[tuple[int, int], float]:
+    def values(self) -> dict[ImageKey, float]:
         """Return the value of each image by its seed and number; empty for a metric of a set of images.
 
         Two models are compared by their differences image by image: same prompt, same noise.
@@ -206,9 +225,14 @@ class Metric(ABC):
         return None
 
     @classmethod
+    def caution(cls, images: int) -> str:  # noqa: ARG003
+        """Return a sentence on what not to conclude from a value over this many images; empty if there are enough."""
+        return ""
+
+    @classmethod
     def is_distance_to_teacher(cls) -> bool:
-        """Return whether the metric compares a student's latents or images with its teacher's, and needs no more."""
-        return TEACHER_LATENTS in cls.needs and {LATENTS, TEACHER_LATENTS, IMAGES}.issuperset(cls.needs)
+        """Return whether the metric compares each image or latent of a student with its teacher's of the same noise."""
+        return any(of_teacher(feature) in cls.needs for feature in cls.needs)
 
     @classmethod
     def oriented(cls, value: float) -> float:

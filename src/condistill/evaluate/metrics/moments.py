@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,9 +17,10 @@ class Moments:
         self.scatter: NDArray[np.float64] = np.zeros((0, 0))
         """Sum of the outer products of the features' deviations from their mean."""
 
-    def update(self, features: NDArray[np.float64]) -> None:
-        """Add features `[N, D]`."""
+    def update(self, features: NDArray[np.floating[Any]]) -> None:
+        """Add features `[N, D]`; sums are float64."""
         if len(features):
+            features = features.astype(np.float64)
             mean = features.mean(0)
             deviations = features - mean
             self._add(len(features), mean, deviations.T @ deviations)
