@@ -16,8 +16,8 @@ from condistill.evaluate.record import (
     SpeedRecord,
 )
 
-Scores = Mapping[str, Mapping[str, float | tuple[float, float]]]
-"""By split and metric, a value or a value with its spread."""
+Scores = Mapping[str, Mapping[str, float | tuple[float, float] | Score]]
+"""By split and metric, a value, a value with its spread, or a whole score."""
 
 
 def build_model(scores: Scores, *, share: float = 0.27, train_sec: float | None = 12.5) -> ModelRecord:
@@ -33,13 +33,7 @@ def build_model(scores: Scores, *, share: float = 0.27, train_sec: float | None 
         )
     on_disk = {"weight_bytes": int(27e6 * share), "pipeline_bytes": int(5e6 + 27e6 * share)}
     return ModelRecord(
-        scores={
-            split: {
-                name: Score(value=score[0], spread=score[1]) if isinstance(score, tuple) else Score(value=score)
-                for name, score in of_split.items()
-            }
-            for split, of_split in scores.items()
-        },
+        scores={split: {name: _score(score) for name, score in of_split.items()} for split, of_split in scores.items()},
         sampling=SamplingRecord(num_inference_steps=25, guidance_scale=3.0, denoiser_evaluations=50),
         size=SizeRecord(parameters=int(6978372 * share), macs=int(123e6 * share), **on_disk),
         speed=SpeedRecord(
@@ -51,6 +45,12 @@ def build_model(scores: Scores, *, share: float = 0.27, train_sec: float | None 
         ),
         compute=compute,
     )
+
+
+def _score(given: float | tuple[float, float] | Score) -> Score:
+    if isinstance(given, Score):
+        return given
+    return Score(value=given[0], spread=given[1]) if isinstance(given, tuple) else Score(value=given)
 
 
 def build_evaluation(scores: Mapping[str, Scores], **changes: Any) -> Evaluation:

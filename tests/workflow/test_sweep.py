@@ -16,6 +16,7 @@ from rich.console import Console
 from condistill import cli
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
+from condistill.evaluate.metrics import Score
 from condistill.evaluate.record import METRICS_NAME, Evaluation, ModelRecord
 from condistill.profiling.forwards import SampleCost
 from condistill.workflow.sweep import run_sweep
@@ -226,6 +227,20 @@ def test_a_single_seed_has_no_deviation_and_a_seed_without_a_figure_is_counted_o
         run_sweep(Sweep(recipe, seeds=seeds), out, console=Console(file=io.StringIO()))
         rows = markdown_table((out / "sweep.md").read_text(encoding="utf-8"))
         assert rows["random_conditioning"]["Latent RMSE, all"] == cell
+
+
+def test_a_single_seed_shows_the_intervals_over_the_prompts_and_keeps_them(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_runs(monkeypatch, lambda _: {"all": {"latent_rmse": Score(value=0.3, low=0.284, high=0.3113)}})
+    for seeds, cell in (((0,), "0.300 (0.284 to 0.311)"), (SEEDS, "0.300 ± 0")):
+        out = tmp_path / str(len(seeds))
+        run_sweep(Sweep(recipe, seeds=seeds), out, console=Console(file=io.StringIO()))
+        text = (out / "sweep.md").read_text(encoding="utf-8")
+        assert markdown_table(text)["random_conditioning"]["Latent RMSE, all"] == cell
+        assert ("95 % interval over the prompts" in text) == (len(seeds) == 1)
+        model = json.loads((out / "sweep.json").read_text(encoding="utf-8"))["models"]["random_conditioning"]
+        assert model["intervals"]["0"] == {"all": {"latent_rmse": [0.284, 0.3113]}}
 
 
 def test_a_failed_sweep_keeps_the_table_of_the_finished_runs(

@@ -41,19 +41,26 @@ class Column:
     """Writes a number with this many significant digits."""
     always_spread: bool = False
     """Whether a spread of 0 is shown; counts that are the same for all seeds have none."""
+    interval: Callable[[ModelRecord], tuple[float, float] | None] = lambda _: None
+    """Returns the 95 % interval over the prompts, which is shown where there is one seed."""
 
     def values(self, models: Mapping[int, ModelRecord]) -> list[float]:
         """Return the figure of every seed that has it."""
         return [value for model in models.values() if (value := self.read(model)) is not None]
 
     def cell(self, models: Mapping[int, ModelRecord]) -> str:
-        """Return `mean ± standard deviation` over seeds, and how many seeds have the figure where not all do."""
+        """Return `mean ± standard deviation` over seeds, and how many seeds have the figure where not all do.
+
+        The figure of a single seed has its 95 % interval over the prompts instead: `value (low to high)`.
+        """
         values = self.values(models)
         if not values:
             return "-"
         text = self.write(statistics.fmean(values), 3)
         if len(values) > 1 and (self.always_spread or min(values) < max(values)):
             text += f" ± {self.write(statistics.stdev(values), 2)}"
+        elif len(models) == 1 and (ends := self.interval(next(iter(models.values())))):
+            text += f" ({' to '.join(self.write(end, 3) for end in ends)})"
         return text if len(values) == len(models) else f"{text} ({len(values)} of {len(models)} seeds)"
 
 
@@ -89,8 +96,13 @@ def _score_column(split: str, metric: type[Metric]) -> Column:
         score = model.score(split, metric)
         return score.value if score else None
 
+    def interval(model: ModelRecord) -> tuple[float, float] | None:
+        score = model.score(split, metric)
+        return (score.low, score.high) if score and score.low is not None and score.high is not None else None
+
     unit = f" {metric.notation.unit}" if metric.notation.unit else ""
-    return Column(f"{metric.label}{unit}, {split}", read, metric.notation.number, always_spread=True)
+    heading = f"{metric.label}{unit}, {split}"
+    return Column(heading, read, metric.notation.number, always_spread=True, interval=interval)
 
 
 def _score_columns(rows: Rows) -> list[Column]:
@@ -160,7 +172,7 @@ def _markdown(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> str:
         f"**{len(done)} of {total} runs are done.**" if len(done) < total else "",
         f"Command: `{sweep.command(out)}`",
         *(fact if len(facts) == 1 else f"{fact} In {', '.join(folders)}." for fact, folders in facts.items()),
-        f"Seeds: {seeds}. Figures are mean ± standard deviation over seeds; forwards are counted in samples.",
+        f"Seeds: {seeds}. {_reading(measured(done))} Forwards are counted in samples.",
         "\n".join([head, "|---" * head.count(" | ") + "|---|", *lines]),
         "![The scores of the first metric](sweep.svg)",
         "The changes of every case, and its student at one seed:",
@@ -171,6 +183,16 @@ def _markdown(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> str:
         ),
     ]
     return printable("\n\n".join(filter(None, paragraphs)) + "\n")
+
+
+def _reading(rows: Rows) -> str:
+    """Return a sentence on how the figures of the table are written."""
+    if any(len(models) > 1 for models in rows.values()):
+        return "Figures are mean ± standard deviation over seeds."
+    columns = _score_columns(rows)
+    if any(column.interval(model) for column in columns for models in rows.values() for model in models.values()):
+        return "Figures have their 95 % interval over the prompts; the spread over seeds needs several --seeds."
+    return "Figures are of one seed."
 
 
 def write_sweep(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> None:
@@ -190,7 +212,10 @@ def write_sweep(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> No
 
 
 def _summary(models: Mapping[int, ModelRecord]) -> dict[str, Any]:
-    """Return mean and standard deviation over seeds of every figure, by group and name, and the figures themselves."""
+    """Return mean and standard deviation over seeds of every figure, by group and name, and the figures themselves.
+
+    `intervals` has the 95 % interval of every score that has one, by seed, split and metric.
+    """
     seeds = {seed: model.figures() for seed, model in models.items()}
     summary: dict[str, Any] = {"mean": {}, "std": {}, "seeds": seeds}
     places = [(group, name) for groups in seeds.values() for group, named in groups.items() for name in named]
@@ -199,4 +224,16 @@ def _summary(models: Mapping[int, ModelRecord]) -> dict[str, Any]:
         summary["mean"].setdefault(group, {})[name] = statistics.fmean(values)
         if len(values) > 1:
             summary["std"].setdefault(group, {})[name] = statistics.stdev(values)
-    return summary
+    return summary | {"intervals": {seed: _intervals(model) for seed, model in models.items()}}
+
+
+def _intervals(model: ModelRecord) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the intervals of the scores of a model, by split and metric."""
+    return {
+        split: {
+            name: (score.low, score.high)
+            for name, score in scores.items()
+            if score.low is not None and score.high is not None
+        }
+        for split, scores in model.scores.items()
+    }
