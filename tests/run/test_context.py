@@ -13,7 +13,7 @@ from runs import tiny_recipe
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.run.context import Run
+from condistill.run.context import Run, RunProtocol
 from condistill.utils import hashing
 
 BASE = "teacher: {pipeline: miniature}\nprompts: {files: [miniature]}\nstudent: {preset: b-base}\n"
@@ -57,3 +57,15 @@ def test_runs_of_one_process_may_differ_in_precision(tmp_path: Path, monkeypatch
         recipe = Recipe.parse(BASE, [f"distill.mixed_precision='{precision}'"])
         with Run(recipe, tmp_path / "run", console=Console(quiet=True)) as run:
             assert run.accelerator.mixed_precision == precision
+
+
+def test_an_evaluation_by_a_protocol_has_its_own_folder_and_leaves_the_recipe(tmp_path: Path) -> None:
+    base, of_protocol = Recipe.parse(BASE), Recipe.parse(BASE, ["evaluate.resize=256"])
+    protocol = RunProtocol("coco-30k", base)
+    with Run(of_protocol, tmp_path / "run", console=Console(quiet=True), protocol=protocol) as run:
+        run.open_directory()
+        assert run.stage("cache", dict).path == run.path / "cache"
+        assert run.stage("evaluation/latents/a", dict).path == run.path / "evaluations" / "coco-30k" / "latents" / "a"
+        assert run.results == run.path / "evaluations" / "coco-30k"
+    assert Recipe.load(run.path / "recipe.yaml") == base
+    assert Run(base, tmp_path / "run", console=Console(quiet=True)).results == tmp_path / "run"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -27,15 +28,32 @@ from condistill.utils.progress import FileBars, progress_bar, working
 from condistill.utils.terminal import print_line
 from condistill.utils.weights import hold_weights
 
+PROTOCOLS = "evaluations"
+"""The folder of evaluations by protocols in a run directory."""
+_EVALUATION = "evaluation/"
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunProtocol:
+    """Another evaluation of a run than its recipe's, whose results have a folder of their own."""
+
+    name: str
+    recipe: Recipe
+    """The recipe of the run without the protocol, which is kept in the run directory."""
 
 
 class Run:
     """One run of a recipe. The accelerator and the teacher are made when they are first needed."""
 
-    def __init__(self, recipe: Recipe, out: Path, *, console: Console) -> None:
-        """Describe a run in the run directory `out`; nothing is written before `open_directory`."""
+    def __init__(self, recipe: Recipe, out: Path, *, console: Console, protocol: RunProtocol | None = None) -> None:
+        """Describe a run in the run directory `out`; nothing is written before `open_directory`.
+
+        Args:
+            protocol: whose evaluation the recipe has, instead of its own.
+        """
         self.recipe = recipe
+        self.protocol = protocol
         self.console = console
         self.directory = RunDir(out, say=self.say, reading=FileBars(console, "checksums").reading)
         self.status = StatusWriter(out)
@@ -77,7 +95,7 @@ class Run:
 
         def open_and_settle() -> None:
             self.directory.settle_changes(update=update)
-            self.directory.create(self.recipe)
+            self.directory.create(self.protocol.recipe if self.protocol else self.recipe)
             self.status.open()
 
         on_main_process(self.accelerator, open_and_settle)
@@ -133,6 +151,11 @@ class Run:
         """The run directory."""
         return self.directory.path
 
+    @property
+    def results(self) -> Path:
+        """Where `metrics.json` and the report are: the run directory, or the folder of the protocol."""
+        return self.path / PROTOCOLS / self.protocol.name if self.protocol else self.path
+
     def say(self, text: str, *, style: str = "", everywhere: bool = False) -> None:
         """Print one line on the main process.
 
@@ -173,10 +196,13 @@ class Run:
         """Return the directory of a stage.
 
         Args:
-            name: its path in the run directory, such as `cache` or `distill/small`.
+            name: its path in the run directory, such as `cache` or `distill/small`. With a protocol, a path that begins
+                with `evaluation` is in the folder of the protocol instead.
             inputs: returns the settings and inputs that the result depends on, by name, and nothing else. Called on
                 the main process, the first time only.
         """
+        if self.protocol and name.startswith(_EVALUATION):
+            name = f"{PROTOCOLS}/{self.protocol.name}/{name.removeprefix(_EVALUATION)}"
         return self.directory.stage(name, inputs)
 
     def fill(self, directory: StageDir, work: Callable[[Path], object]) -> None:

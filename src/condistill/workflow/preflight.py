@@ -31,7 +31,7 @@ from condistill.prompts.lengths import long_prompts
 from condistill.prompts.readers import check_column, read_prompts
 from condistill.prompts.text import clean_prompt
 from condistill.prompts.words import has_word
-from condistill.run.context import Run
+from condistill.run.context import PROTOCOLS, Run
 from condistill.students.derive import Student
 from condistill.students.variants import OnRefusal, cannot_be_made, check_guidance, derive_variants, refuse
 from condistill.teachers.family import Family
@@ -62,7 +62,7 @@ def check_inputs(recipe: Recipe) -> type[Family]:
     return family_class(recipe.teacher, index)
 
 
-_WRITTEN = ("prompts", "cache", "distill", "evaluation", "pipelines")
+_WRITTEN = ("prompts", "cache", "distill", "evaluation", PROTOCOLS, "pipelines")
 
 
 def check_places(recipe: Recipe, out: Path) -> None:
