@@ -5,6 +5,7 @@ typer shows the Python type of a value where an option names no such word, and t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -87,8 +88,8 @@ class Command(TyperCommand):
         return _without_types(super().get_params(ctx))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Return the parts of the line of usage: `RECIPE`, not `{RECIPE}`, for a value that is required."""
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        """Return the parts of the line of usage: `RECIPE` and `RUN...`, not `{RECIPE}` and `{RUN}...`."""
+        return [re.sub(r"^\{(.*)\}(\.{3})?$", r"\1\2", piece) for piece in super().collect_usage_pieces(ctx)]
 
 
 class Group(TyperGroup):
