@@ -92,7 +92,7 @@ def test_the_help_of_every_command_shows_an_example(call: Call, name: str) -> No
 
 def test_every_command_has_examples() -> None:
     assert set(cli_texts.EXAMPLES) == set(COMMANDS)
-    assert len(COMMANDS) == 15
+    assert len(COMMANDS) == 16
 
 
 @pytest.mark.parametrize(("name", "line"), EXAMPLES)

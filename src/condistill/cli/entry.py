@@ -16,7 +16,8 @@ import typer
 
 import condistill.cli.finished
 import condistill.cli.recipes
-import condistill.cli.stages  # noqa: F401 - these modules register the commands
+import condistill.cli.stages
+import condistill.cli.studio  # noqa: F401 - these modules register the commands
 from condistill.cli.app import Interrupted, app, console, say
 from condistill.cli.texts import error_message, usage_message
 from condistill.utils.distributed import OtherProcessError

@@ -45,6 +45,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'condistill sample runs/recipe/pipelines/random_conditioning "a red fox"',
         'condistill sample miniature "a small red star" -o star.png',
     ),
+    "studio": (
+        "condistill studio runs/demo",
+        "condistill studio runs/small runs/large org/model",
+        "condistill studio runs/recipe --host 0.0.0.0 --port 8000",
+    ),
     "doctor": ("condistill doctor",),
 }
 """Examples by command; the help of each command ends with its own."""

@@ -23,7 +23,6 @@ from torch import nn
 from condistill.errors import CondistillError
 from condistill.profiling.memory import peak_bytes
 from condistill.studio.loading import LoadedModel, Models
-from condistill.utils.format import significant
 from condistill.utils.quiet import quiet_libraries
 from condistill.utils.randomness import Stream, image_noise, image_seed
 from condistill.utils.text import first_line, shorten
@@ -252,5 +251,5 @@ def describe(request: ImageRequest) -> str:
     if request.steps is not None:
         chosen.append(f"{request.steps} steps")
     if request.guidance is not None:
-        chosen.append(f"guidance {significant(request.guidance)}")
+        chosen.append(f"guidance {request.guidance:g}")
     return f"{shorten(' '.join(request.prompt.split()), 80)!r}, {', '.join(chosen)}"

@@ -1,0 +1,131 @@
+"""Follow a run: what its last command does, the losses of its students, and their newest previews.
+
+It reads the files that the run writes for other terminals. Nothing is locked, and no model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from condistill.distill.history import HISTORY_NAME, read_history
+from condistill.distill.previews import FOLDER_NAME, PreviewFolder
+from condistill.errors import CondistillError
+from condistill.studio.chart import Curve, loss_chart
+from condistill.studio.markup import gallery, picture, status, text
+from condistill.utils.progress import clock_text, rate_text
+from condistill.utils.text import first_line
+from condistill.workflow.status import Part, RunReport, read_status
+
+
+class LiveRun:
+    """A run that is followed. Files that did not change are not read again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._curves: dict[Path, tuple[tuple[int, int], Curve]] = {}
+        self._previews: dict[Path, tuple[tuple[int, int], str]] = {}
+
+    def html(self) -> str:
+        """Return the state of the run as HTML; one that cannot be read is a message."""
+        try:
+            report = read_status(self.path)
+        except CondistillError as error:
+            return status(str(error), is_error=True)
+        return "".join(
+            [
+                f"<h2>{text(self.path)}</h2>",
+                _now(report),
+                loss_chart(dict(self.curves())),
+                *self._all_previews(),
+                _parts(report),
+            ]
+        )
+
+    def curves(self) -> Iterator[tuple[str, Curve]]:
+        """Yield the name and the losses of every student whose training has begun."""
+        for file in sorted((self.path / "distill").glob(f"*/checkpoints/{HISTORY_NAME}")):
+            stamp = _stamp(file)
+            if stamp is None:
+                continue
+            if file not in self._curves or self._curves[file][0] != stamp:
+                curve = [(record.step, record.loss) for record in read_history(file)]
+                self._curves[file] = (stamp, curve)
+            yield file.parent.parent.name, self._curves[file][1]
+
+    def _all_previews(self) -> Iterator[str]:
+        for path in sorted((self.path / "distill").glob(f"*/{FOLDER_NAME}")):
+            yield self._preview(path)
+
+    def _preview(self, path: Path) -> str:
+        """Return the newest grid of a student: each prompt with the teacher's image and the student's."""
+        folder, name = PreviewFolder(path), path.parent.name
+        grids = folder.grids()
+        if not grids:
+            return ""
+        step, file = max(grids.items())
+        stamp = _stamp(file)
+        if stamp is None:
+            return ""
+        if file not in self._previews or self._previews[file][0] != stamp:
+            self._previews = {known: entry for known, entry in self._previews.items() if known.parent != path}
+            self._previews[file] = (stamp, _grid(folder, name, step))
+        return self._previews[file][1]
+
+
+def _grid(folder: PreviewFolder, name: str, step: int) -> str:
+    rows, record = folder.rows(step), folder.record()
+    if rows is None or record is None:
+        return ""
+    pairs = [
+        (
+            '<span class="pair">'
+            + picture(teacher, f"teacher: {prompt.prompt}")
+            + picture(student, f"{name} after {step:,} steps: {prompt.prompt}")
+            + "</span>",
+            f"{prompt.prompt} ({prompt.split})",
+        )
+        for teacher, student, prompt in zip(*rows, record.prompts, strict=True)
+    ]
+    title = f"{text(name)} after {step:,} steps (right), and the teacher (left)"
+    return f"<h3>{title}</h3>{gallery(pairs, wide=True)}"
+
+
+def _now(report: RunReport) -> str:
+    """Return what the run does now, with its progress and the time that is left."""
+    parts = [f"{report.state}" + (f", {report.process}" if report.process else "")]
+    now, progress = report.now, None
+    if now is not None and report.state == "running":
+        parts.append(now.label if now.label.startswith(now.stage) else f"{now.stage} {now.label}")
+        if now.total:
+            progress = (now.done, now.total)
+            parts.append(f"{now.done:,} of {now.total:,} {now.unit}")
+        if now.rate is not None:
+            parts.append(rate_text(now.rate, now.unit))
+        if now.left_sec is not None:
+            parts.append(f"{clock_text(now.left_sec)} left of this part")
+    elif now is not None and now.reason:
+        parts.append(first_line(Exception(now.reason)))
+    warnings = "".join(status(f"warning: {warning}", is_error=True) for warning in report.warnings)
+    return status("; ".join(part for part in parts if part.strip()), progress=progress) + warnings
+
+
+def _parts(report: RunReport) -> str:
+    lines = "".join(f"<li>{text(_part(part))}</li>" for part in report.parts)
+    return f"<h3>Stages</h3><ul>{lines}</ul>" if lines else ""
+
+
+def _part(part: Part) -> str:
+    name = f"{part.stage} {part.name}".rstrip()
+    if part.is_done:
+        return f"{name}: done"
+    return f"{name}: {part.done:,} of {part.total:,} {part.unit}" if part.total else f"{name}: to do"
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Return what changes with a file; None where it has gone."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
