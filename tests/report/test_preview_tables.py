@@ -15,7 +15,7 @@ def test_a_table_has_the_teacher_and_a_row_per_time(tmp_path: Path) -> None:
     (table,) = preview_tables({"small": folder, "other": PreviewFolder(tmp_path / "b")})
     assert table.name == "small"
     assert [row.label for row in table.rows] == ["teacher", "step 0", "step 500"]
-    assert all(uri.startswith("data:image/png;base64,") for row in table.rows for uri in row.uris)
+    assert all(uri.startswith("data:image/webp;base64,") for row in table.rows for uri in row.uris)
     assert table.prompts == [("seen", "<b>a seen prompt</b>"), ("unseen", "<b>a unseen prompt</b>")]
 
 
@@ -34,6 +34,6 @@ def test_a_damaged_grid_is_left_out_and_large_images_are_compressed(tmp_path: Pa
     folder.file(0).write_bytes(b"damaged")
     (table,) = preview_tables({"small": folder})
     assert [row.label for row in table.rows] == ["teacher", "step 500"]
-    assert table.rows[0].uris[0].startswith("data:image/jpeg;base64,")
+    assert table.rows[0].uris[0].startswith("data:image/webp;base64,")
     folder.file(500).write_bytes(b"")
     assert preview_tables({"small": folder}) == []

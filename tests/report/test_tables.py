@@ -99,7 +99,7 @@ def test_a_card_compares_a_student_with_its_teacher_and_the_baseline() -> None:
     table = card_scores(build_evaluation(SCORES), "small")
     assert table.columns == ("teacher", "plain distillation", "this student")
     assert [(row.label, row.cells) for row in table.rows] == [
-        ("Correct, unseen prompts", ("88 %", "23 %", "67 %")),
+        ("Correct, unseen prompts", ("88 %", "23 %", "67 % ± 2.0")),
         ("Latent RMSE, unseen prompts", ("–", "0.700", "0.420")),
     ]
     assert table.notes == (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from condistill.config.recipe import QUICK_LABEL, Recipe
@@ -37,12 +37,16 @@ def usual_training(student: StudentSettings) -> UsualTraining:
     return BK_SDM if removes_layers and not narrows and student.weights == "teacher" else PAPER
 
 
-def cautions(recipe: Recipe) -> list[str]:
-    """Return one sentence for each thing to know before the students of a recipe are judged."""
-    return [f"{QUICK_LABEL[:1].upper()}{QUICK_LABEL[1:]}."] * recipe.quick + list(_short_trainings(recipe))
+def cautions(recipe: Recipe, names: Mapping[str, str] | None = None) -> list[str]:
+    """Return one sentence for each thing to know before the students of a recipe are judged.
+
+    Args:
+        names: by variant, the name under which its student is shown, where it is another one.
+    """
+    return [f"{QUICK_LABEL[:1].upper()}{QUICK_LABEL[1:]}."] * recipe.quick + list(_short_trainings(recipe, names or {}))
 
 
-def _short_trainings(recipe: Recipe) -> Iterator[str]:
+def _short_trainings(recipe: Recipe, shown: Mapping[str, str]) -> Iterator[str]:
     """Yield a sentence per length of training that is shorter than the published ones.
 
     The miniature is small enough to be distilled in minutes, so its students are left out, unless the run is quick.
@@ -54,7 +58,7 @@ def _short_trainings(recipe: Recipe) -> Iterator[str]:
         student, distill = recipe.variant(name)
         usual = usual_training(student)
         if distill.steps * distill.batch_size < usual.samples:
-            names.setdefault((distill.steps, distill.batch_size, usual), []).append(name)
+            names.setdefault((distill.steps, distill.batch_size, usual), []).append(shown.get(name, name))
     for (steps, batch_size, usual), trained in names.items():
         samples = steps * batch_size
         verb = "was" if len(trained) == 1 else "were"

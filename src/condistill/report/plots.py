@@ -1,4 +1,4 @@
-"""Loss curves and score plots as SVG. matplotlib is used without global state; equal input gives equal bytes."""
+"""Loss curves and the plot of a sweep as SVG. matplotlib is used without global state; equal input, equal bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condistill.distill.history import HistoryRecord
+from condistill.utils.format import significant
 
 Array = NDArray[np.float64]
 History = Sequence[HistoryRecord]
 """The records of a training history, in the order of their steps."""
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B")
+COLOURS = ("#0072B2", "#C65200", "#008560", "#BC5690", "#98700A")
 COLOURS_DARK = ("#56B4E9", "#EE8052", "#2BBF94", "#DE9CC0", "#F0BC4A")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 _POINTS = 160
 _SIZE_INCHES = (5.0, 3.3)
 
@@ -31,12 +33,21 @@ class Ink:
 
     text: str
     line: str
+    teacher: str
     colours: tuple[str, ...]
     shades: tuple[float, float]
 
 
-LIGHT = Ink(text="#4a5158", line="#d9dde1", colours=COLOURS, shades=(0.0, 0.88))
-DARK = Ink(text="#b3bac2", line="#353b42", colours=COLOURS_DARK, shades=(0.22, 1.0))
+LIGHT = Ink(text="#4a5158", line="#d9dde1", teacher="#68727b", colours=COLOURS, shades=(0.0, 0.58))
+DARK = Ink(text="#b3bac2", line="#353b42", teacher="#939da6", colours=COLOURS_DARK, shades=(0.36, 1.0))
+
+
+def shades_of(ink: Ink, count: int) -> list[str]:
+    """Return the colours of tenths of the noise level, or of another number of parts, from clean to noise."""
+    import matplotlib as mpl
+    from matplotlib.colors import to_hex
+
+    return [to_hex(shade) for shade in mpl.colormaps["viridis"](np.linspace(*ink.shades, count))]
 
 
 def bins_of(history: History) -> tuple[Array, Array]:
@@ -54,6 +65,19 @@ def _steps(history: History) -> Array:
     return np.array([float(record.step) for record in history])
 
 
+def describe_loss(steps: Array, losses: Array) -> str:
+    """Return what a curve shows, for readers who do not see it: `0.52 at step 50, 0.031 at step 500`.
+
+    Args:
+        losses: one per step; NaN where it is missing.
+    """
+    known = np.flatnonzero(np.isfinite(losses))
+    if not known.size:
+        return "no loss"
+    places = dict.fromkeys((int(known[0]), int(known[-1])))
+    return ", ".join(f"{significant(float(losses[i]))} at step {steps[i]:,.0f}" for i in places)
+
+
 def limits_of(histories: Sequence[History]) -> tuple[float, float] | None:
     """Return the lowest and highest loss that `loss_by_noise` plots for several histories, for a common axis."""
     plotted = [_thin(*bins_of(history))[1].ravel() for history in histories]
@@ -64,7 +88,6 @@ def limits_of(histories: Sequence[History]) -> tuple[float, float] | None:
 
 def loss_by_noise(history: History, *, limits: tuple[float, float] | None = None, ink: Ink = LIGHT) -> bytes | None:
     """Plot one line per tenth of the noise level, coloured from clean to noise; None without a loss to plot."""
-    import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
@@ -72,19 +95,18 @@ def loss_by_noise(history: History, *, limits: tuple[float, float] | None = None
     if not np.isfinite(losses).any():
         return None
     count = losses.shape[1]
-    shades = mpl.colormaps["viridis"](np.linspace(*ink.shades, count))
-    figure, axes = _axes(ink)
+    shades = shades_of(ink, count)
+    figure, axes = loss_axes(ink)
     for column in range(count):
         _line(axes, steps, losses[:, column], color=shades[column], linewidth=1.4)
-    if limits:
-        axes.set_ylim(limits[0] / 1.3, limits[1] * 1.3)
+    _set_limits(axes, steps, limits)
     scale = ScalarMappable(BoundaryNorm(np.linspace(0, 1, count + 1), count), ListedColormap(shades))
     bar = figure.colorbar(scale, ax=axes, ticks=[0, 0.5, 1], pad=0.02, aspect=28)
     bar.ax.set_yticklabels(["clean", "0.5", "noise"])
     bar.ax.tick_params(which="both", length=0, colors=ink.text)
     bar.outline.set_visible(False)
     _label(axes, "output loss")
-    return _svg(figure)
+    return svg_bytes(figure)
 
 
 def total_loss(
@@ -95,8 +117,8 @@ def total_loss(
     Args:
         colours: for each name, its index in the palette.
     """
-    figure, axes = _axes(ink)
-    lines = 0
+    figure, axes = loss_axes(ink)
+    lines, last = 0, np.zeros(1)
     for position, (name, history) in enumerate(histories.items()):
         steps, losses = _thin(*total_of(history))
         if not np.isfinite(losses).any():
@@ -105,12 +127,13 @@ def total_loss(
         style = {"color": ink.colours[index % len(ink.colours)], "linestyle": _DASHES[index % len(_DASHES)]}
         # An unescaped dollar sign would start math text.
         _line(axes, steps, losses, label=name.replace("$", r"\$"), linewidth=1.8, **style)
-        lines += 1
+        lines, last = lines + 1, np.append(last, steps)
     if not lines:
         return None
+    _set_limits(axes, last)
     _label(axes, "total loss")
     axes.legend(frameon=False, labelcolor=ink.text, handlelength=2.6, loc="upper right")
-    return _svg(figure)
+    return svg_bytes(figure)
 
 
 def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, ink: Ink = LIGHT) -> bytes:
@@ -120,7 +143,7 @@ def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, ink: Ink = LIGHT)
         rows: by label and name of the series, the values over seeds.
     """
     rows = {label: row for label, row in rows.items() if any(row.values())}
-    figure, axes = _axes(ink)
+    figure, axes = loss_axes(ink)
     figure.set_size_inches(7, 1.3 + 0.45 * len(rows))
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     for number, name in enumerate(names):
@@ -134,13 +157,14 @@ def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, ink: Ink = LIGHT)
             label=name,
         )
     axes.set_yscale("linear")
+    axes.set_xlim(*roomy(*axes.get_xlim()))
     axes.set_yticks(range(len(rows)), [label.replace("$", r"\$") for label in rows])
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_xlabel("")
     axes.grid(axis="both", color=ink.line, linewidth=0.7)
     if names:
         figure.legend(frameon=False, labelcolor=ink.text, loc="outside lower center", ncols=len(names))
-    return _svg(figure, transparent=False)
+    return svg_bytes(figure, transparent=False)
 
 
 def _positive(loss: float | None) -> float:
@@ -163,8 +187,35 @@ def _thin(steps: Array, losses: Array) -> tuple[Array, Array]:
 def _line(axes: Any, steps: Array, losses: Array, **style: Any) -> None:
     """Plot the finite points; a single point gets a marker, since a line would not show it."""
     finite_losses = np.isfinite(losses)
+    if not finite_losses.any():
+        return
     marker = "o" if finite_losses.sum() == 1 else ""
     axes.plot(steps[finite_losses], losses[finite_losses], marker=marker, markersize=4, **style)
+
+
+def roomy(low: float, high: float, *, least: float = 0.2) -> tuple[float, float]:
+    """Return limits of a linear axis that span at least a share of the larger one, with the same middle.
+
+    A single point would otherwise get an axis that shows its last digits only.
+    """
+    middle, half = (low + high) / 2, least * max(abs(low), abs(high)) / 2
+    if high - low >= 2 * half:
+        return low, high
+    return middle - half, middle + half
+
+
+def _set_limits(axes: Any, steps: Array, losses: tuple[float, float] | None = None) -> None:
+    """Let the steps begin at 0, and let the logarithmic axis of losses span at least a factor of 4."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = (losses[0] / 1.3, losses[1] * 1.3) if losses else axes.get_ylim()
+    if high < 4 * low:
+        middle = math.sqrt(low * high)
+        low, high = middle / 2, 2 * middle
+    axes.set_ylim(low, high)
+    axes.set_xlim(0, 1.03 * max(float(steps.max(initial=0.0)), 1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
 def _label(axes: Any, text: str) -> None:
@@ -178,13 +229,30 @@ def _label(axes: Any, text: str) -> None:
     axes.set_ylabel(text)
 
 
-def _axes(ink: Ink) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-    axes = figure.add_subplot()
+def loss_axes(ink: Ink) -> tuple[Any, Any]:
+    """Return an empty figure and its axes, for losses over training steps."""
+    figure, axes = new_axes(ink, _SIZE_INCHES)
     axes.set_yscale("log")
     axes.set_xlabel("training step")
+    return figure, axes
+
+
+def new_axes(
+    ink: Ink, size: tuple[float, float], margins: tuple[float, float, float, float] | None = None
+) -> tuple[Any, Any]:
+    """Return an empty figure of this width and height in inches, and its axes, in the colours of a page.
+
+    Args:
+        margins: left, bottom, right and top ends of the axes as shares of the figure; None: as the labels need it,
+            which takes twice as long.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout=None if margins else "constrained")
+    if margins:
+        left, bottom, right, top = margins
+        figure.subplots_adjust(left=left, bottom=bottom, right=right, top=top)
+    axes = figure.add_subplot()
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -197,7 +265,8 @@ def _axes(ink: Ink) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any, *, transparent: bool = True) -> bytes:
+def svg_bytes(figure: Any, *, transparent: bool = True) -> bytes:
+    """Return a figure as an SVG file whose letters are outlines."""
     import matplotlib as mpl
 
     settings = {"svg.hashsalt": "condistill", "svg.fonttype": "path"}

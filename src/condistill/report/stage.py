@@ -9,7 +9,9 @@ from condistill.evaluate import stage as evaluate_stage
 from condistill.pipelines.card import PipelineParts, model_card
 from condistill.pipelines.sampling import SAMPLING_NAME, planned_sampling
 from condistill.report.cautions import cautions
-from condistill.report.html import ReportInputs, write_report
+from condistill.report.figures import FOLDER_NAME
+from condistill.report.html import write_report
+from condistill.report.inputs import ReportInputs, labelled, student_labels
 from condistill.report.tables import card_scores, card_sizes
 from condistill.report.verdict import verdict
 from condistill.run.context import Run
@@ -58,21 +60,23 @@ def _write(run: Run) -> None:
         )
         write_text(variant.pipeline / "README.md", card)
         write_text(variant.pipeline / SAMPLING_NAME, planned_sampling(recipe, name).to_json())
-    inputs = ReportInputs(
-        title=run.path.resolve().name,
-        recipe=recipe,
-        evaluation=evaluation,
-        grid=finished.grid(),
-        grid_folder=finished.grid_folder,
-        students=students,
-        histories={name: variant.history(run.say) for name, variant in variants.items()},
-        previews={name: variant.previews() for name, variant in variants.items()},
+    inputs = labelled(
+        ReportInputs(
+            title=run.path.resolve().name,
+            recipe=recipe,
+            evaluation=evaluation,
+            grid=finished.grid(),
+            grid_folder=finished.grid_folder,
+            students=students,
+            histories={name: variant.history(run.say) for name, variant in variants.items()},
+            previews={name: variant.previews() for name, variant in variants.items()},
+        )
     )
-    path = write_report(open(run), inputs)
-    sentence, detail = verdict(evaluation)
+    path = write_report(open(run), inputs, plots=run.path / FOLDER_NAME)
+    sentence, detail = verdict(inputs.evaluation)
     run.say(f"\n{sentence}", style="bold")
     run.say(detail)
-    for caution in cautions(recipe):
+    for caution in cautions(recipe, student_labels(recipe)):
         run.say(caution, style="yellow")
     run.say(f"report: {path}")
     for variant in variants.values():

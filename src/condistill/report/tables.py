@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 
 from condistill.config.recipe import TEACHER
 from condistill.config.sections import MINIATURE
-from condistill.evaluate.metrics import Metric
+from condistill.evaluate.metrics import Metric, Score
 from condistill.evaluate.record import Evaluation, ModelRecord
 from condistill.pipelines.card import ScoreRow, ScoreTable
-from condistill.report.compare import need_the_same_memory, score_alike, take_as_long
-from condistill.report.verdict import PROMPTS, closer_than_before
+from condistill.report.agreement import closer_than_before
+from condistill.report.compare import need_the_same_memory, take_as_long
+from condistill.report.evidence import PROMPTS, difference, main_metrics, missing_companions
+from condistill.report.pictures import HEADINGS
+from condistill.report.scatter import interval_text
 from condistill.utils.format import byte_size, duration, percent, quantity, si_quantity, times_as_fast
 
-HEADINGS = {"seen": "Seen prompts", "unseen": "Unseen prompts", "all": "All prompts"}
 MINIATURE_NOTE = "Miniature figures, from a small classifier of rendered scenes: not FID on MS-COCO."
 MISSING = "–"
 
@@ -118,7 +120,7 @@ def _score_values(evaluation: Evaluation, split: str, metric: type[Metric]) -> d
 
 
 def _score_groups(evaluation: Evaluation, *, details: bool) -> list[Group]:
-    """Return the metrics that are, or are not, details: per split, each score with its spread over seeds."""
+    """Return the metrics that are, or are not, details: per split, each score with its interval or its spread."""
     groups = []
     for split in evaluation.splits:
         rows: list[Row] = []
@@ -128,12 +130,14 @@ def _score_groups(evaluation: Evaluation, *, details: bool) -> list[Group]:
 
             def spread(name: str, split: str = split, metric: type[Metric] = metric) -> str:
                 score = evaluation.score(name, split, metric)
-                return "" if score is None or score.spread is None else metric.notation.spread(score.spread)
+                if score is None:
+                    return ""
+                spread = "" if score.spread is None else metric.notation.spread(score.spread)
+                return interval_text(metric, score) or spread
 
             def are_equal(one: str, other: str, split: str = split, metric: type[Metric] = metric) -> bool:
-                pair = [evaluation.score(name, split, metric) for name in (one, other)]
-                images, seeds = evaluation.images_per_split.get(split, 0), len(evaluation.seeds)
-                return all(pair) and score_alike(metric, *filter(None, pair), images=images, seeds=seeds)
+                found = difference(evaluation, one, other, split, metric)
+                return found is not None and not found.is_clear
 
             style = Style(metric.notation.text, higher=metric.direction == "higher", are_equal=are_equal)
             scored = _row(metric.label, _score_values(evaluation, split, metric), style, spread)
@@ -285,20 +289,28 @@ def card_sizes(evaluation: Evaluation, name: str) -> dict[str, tuple[int, int]]:
     }
 
 
+def _with_error(metric: type[Metric], score: Score | None) -> str:
+    """Return a score with its 95 % interval, or else with its spread over seeds."""
+    if score is None:
+        return MISSING
+    spread = "" if score.spread is None else f" {metric.notation.spread(score.spread)}"
+    return metric.notation.text(score.value) + (interval_text(metric, score, " ({})") or spread)
+
+
 def card_scores(evaluation: Evaluation, name: str) -> ScoreTable:
     """Return the scores of one student for its model card, next to its teacher's and those of plain distillation."""
     headings = {TEACHER: "teacher", name: "this student"}
     if evaluation.baseline not in (None, name):
         headings = {TEACHER: "teacher", str(evaluation.baseline): "plain distillation", name: "this student"}
-    metrics = [metric for metric in evaluation.metrics if not metric.is_detail]
+    metrics = main_metrics(evaluation)
     rows = []
     for split in evaluation.splits:
         for metric in metrics:
             values = [evaluation.score(model, split, metric) for model in headings]
             if any(values):
-                cells = tuple(metric.notation.text(value.value) if value else MISSING for value in values)
+                cells = tuple(_with_error(metric, value) for value in values)
                 rows.append(ScoreRow(f"{metric.label}, {PROMPTS[split]}", cells))
     notes = [MINIATURE_NOTE] if evaluation.classifier == MINIATURE else []
-    notes += [closer_than_before(evaluation, name)]
+    notes += [closer_than_before(evaluation, name), missing_companions(evaluation)]
     notes += [*metric_notes(metrics), f"Measured on {evaluation.images_per_split['all']} images in total."]
     return ScoreTable(tuple(headings.values()), tuple(rows), tuple(filter(None, notes)))

@@ -1,16 +1,34 @@
-"""The result of a run in one sentence: computed from the scores, never chosen to look good."""
+"""The result of a run in a few sentences: computed from the scores, never chosen to look good.
+
+The first sentence has the quality of a student, by the most telling metric that was measured, and its size. The rest
+has its agreement with the teacher, what the evidence does not separate, the time of an image, and what is not known.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from condistill.config.recipe import TEACHER
 from condistill.evaluate.metrics import Metric, Score
 from condistill.evaluate.record import Evaluation
-from condistill.report.compare import score_alike, take_as_long
+from condistill.report.agreement import Agreement, closer_than_before
+from condistill.report.compare import take_as_long
+from condistill.report.evidence import (
+    PROMPTS,
+    Difference,
+    agreement_metrics,
+    difference,
+    hardest_split,
+    is_of_sets,
+    missing_companions,
+    quality_metrics,
+)
 from condistill.utils.format import duration, percent
 
-PROMPTS = {"seen": "seen prompts", "unseen": "unseen prompts", "all": "all prompts"}
+CHEAPER = 0.95
+"""Multiply-accumulates for an image, as a share of another student's, from which on a student counts as cheaper."""
 
 
 def gap_closed(baseline: float, student: float, teacher: float) -> float | None:
@@ -23,79 +41,79 @@ def gap_closed(baseline: float, student: float, teacher: float) -> float | None:
 
 
 def subject(evaluation: Evaluation) -> str:
-    """Return the student that the verdict is about: the best on the hardest split that is not the baseline."""
+    """Return the student that the verdict is about: the cheapest of those that no student is clearly better than.
+
+    The baseline is left out. Students are compared on the hardest split, by quality and, without it, by agreement.
+    """
+    best = best_student(evaluation)
+    equals = [best, *_not_separated(evaluation, best)]
+    cheapest = min(equals, key=lambda name: _work(evaluation, name))
+    return cheapest if _work(evaluation, cheapest) < CHEAPER * _work(evaluation, best) else best
+
+
+def best_student(evaluation: Evaluation) -> str:
+    """Return the student with the best score on the hardest split that is not the baseline."""
     students = [name for name in evaluation.students if name != evaluation.baseline] or evaluation.students
     split = hardest_split(evaluation)
+    metrics = [*quality_metrics(evaluation), *agreement_metrics(evaluation)]
 
     def rank(name: str) -> list[float]:
-        scores = [(metric, evaluation.score(name, split, metric)) for metric in _main_metrics(evaluation)]
+        scores = [(metric, evaluation.score(name, split, metric)) for metric in metrics]
         return [metric.oriented(score.value) if score else -math.inf for metric, score in scores]
 
     return max(students, key=rank)
 
 
-def hardest_split(evaluation: Evaluation) -> str:
-    """Return `unseen` where unseen prompts were evaluated, and else `all`."""
-    return next((split for split in ("unseen", "all", "seen") if split in evaluation.splits), "all")
+def _not_separated(evaluation: Evaluation, best: str) -> list[str]:
+    """Return the other students that the evidence does not separate from the best, in quality and in agreement."""
+    metrics = [*quality_metrics(evaluation)[:1], *agreement_metrics(evaluation)[:1]]
+    found = []
+    for name in evaluation.students:
+        differences = [difference(evaluation, best, name, hardest_split(evaluation), metric) for metric in metrics]
+        known = [each for each in differences if each is not None]
+        if name not in (best, evaluation.baseline) and known and not any(d.is_clear and d.is_better for d in known):
+            found.append(name)
+    return found
+
+
+def _work(evaluation: Evaluation, name: str) -> float:
+    """Return the multiply-accumulates of one image."""
+    model = evaluation.models[name]
+    return float(model.size.macs) * model.sampling.denoiser_evaluations
 
 
 def verdict(evaluation: Evaluation) -> tuple[str, str]:
-    """Return one sentence on the result, and a short second line (empty where nothing is to be added)."""
-    sentence, detail = _verdict(evaluation)
-    closeness = closer_than_before(evaluation, subject(evaluation))
-    return sentence, f"{detail} {closeness}".strip()
+    """Return one sentence on the result, and the sentences that belong to it (empty where nothing is to be added)."""
+    headline, sentences = verdict_sentences(evaluation)
+    return headline, " ".join(sentences)
 
 
-def closer_than_before(evaluation: Evaluation, name: str) -> str:
-    """Return a sentence that compares a student's distance to its teacher with two references; empty without them.
-
-    The references are the student before its training, and two images of the teacher from different noise.
-    """
-    split = hardest_split(evaluation)
-    for metric in _main_metrics(evaluation):
-        now = evaluation.score(name, split, metric)
-        before = evaluation.before_training(name, split, metric)
-        if now is not None and before is not None:
-            break
-    else:
-        return ""
-    write, oriented = metric.notation.text, metric.oriented
-    figures = f"{metric.label} {write(now.value)} against {write(before.value)} on {PROMPTS[split]}"
-    if oriented(now.value) > oriented(before.value):
-        less = f", {percent(1 - now.value / before.value)} less" if before.value else ""
-        sentence = f"{name} is closer to its teacher than before training: {figures}{less}"
-    else:
-        sentence = f"{name} is no closer to its teacher than before training: {figures}"
-    other = evaluation.of_other_seed(split, metric)
-    if other is None:
-        return f"{sentence}."
-    apart = f"two images of the teacher from different seeds differ by {write(other.value)}"
-    if oriented(now.value) < oriented(other.value):
-        apart += ", so its images differ more from the teacher's than the teacher's do from each other"
-    return f"{sentence}; {apart}."
-
-
-def _verdict(evaluation: Evaluation) -> tuple[str, str]:
-    """Return the sentence on the result, and the lines on seen prompts, time and metric."""
+def verdict_sentences(evaluation: Evaluation) -> tuple[str, list[str]]:
+    """Return one sentence on the result, and the sentences that belong to it."""
+    if not evaluation.students:
+        return "There is no student to judge: only the teacher was evaluated.", []
     name, split = subject(evaluation), hardest_split(evaluation)
-    metric = next((m for m in _main_metrics(evaluation) if evaluation.score(name, split, m)), None)
+    metric = next((m for m in quality_metrics(evaluation) if evaluation.score(name, split, m)), None)
+    time, agreement = _time_line(evaluation, name), _agreement(evaluation, name)
     if metric is None:
-        return f"{name} {_size_and_time(evaluation, name)}.", _time_line(evaluation, name)
-    headline = _Comparison.of(evaluation, name, split, metric)
-    lines = [_time_line(evaluation, name)]
-    if headline.teacher is None:
-        sentence = _without_teacher(evaluation, headline)
-        if evaluation.classifier == "none":
-            lines.append(f"No classifier was used. {metric.label}: {metric.description}.")
-    else:
-        sentence = _with_teacher(evaluation, headline, headline.teacher)
-        if split == "unseen" and evaluation.score(name, "seen", metric):
-            lines.insert(0, _seen_line(_Comparison.of(evaluation, name, "seen", metric)))
-    return sentence, " ".join(lines)
+        headline = _without_quality(evaluation, name)
+        return headline, [*agreement, time, _not_measured(evaluation), *_separation(evaluation, name)]
+    scores = _Scores.of(evaluation, name, split, metric)
+    is_seen_too = split == "unseen" and evaluation.score(name, "seen", metric) is not None
+    missing = missing_companions(evaluation) if is_of_sets(metric) else ""
+    return _with_quality(evaluation, scores), [
+        *([_seen_line(_Scores.of(evaluation, name, "seen", metric))] if is_seen_too else []),
+        *_interval(scores),
+        time,
+        *agreement,
+        *_other_metrics(evaluation, name, split, metric),
+        *([missing] if missing else []),
+        *_separation(evaluation, name),
+    ]
 
 
 @dataclass(frozen=True)
-class _Comparison:
+class _Scores:
     """One metric on one split: the score of a student, of the baseline and of the teacher."""
 
     name: str
@@ -106,21 +124,28 @@ class _Comparison:
     baseline: Score | None
     """None without a baseline, or if the student is the baseline."""
     teacher: Score | None
-    """None where the metric is a distance to the teacher."""
-    images: int
-    """Images per model on the split, over all seeds."""
-    seeds: int
+    to_baseline: Difference | None
+    to_teacher: Difference | None
+    baseline_to_teacher: Difference | None
 
     @classmethod
-    def of(cls, evaluation: Evaluation, name: str, split: str, metric: type[Metric]) -> _Comparison:
+    def of(cls, evaluation: Evaluation, name: str, split: str, metric: type[Metric]) -> _Scores:
         """Read the scores of a student that has one."""
         student = evaluation.score(name, split, metric)
         assert student is not None
-        other = evaluation.baseline if evaluation.baseline != name else None
-        baseline = evaluation.score(other, split, metric)
-        teacher = evaluation.teacher.score(split, metric)
-        images, seeds = evaluation.images_per_split.get(split, 0), len(evaluation.seeds)
-        return cls(name, split, metric, student, other or "", baseline, teacher, images, seeds)
+        other = evaluation.baseline if evaluation.baseline not in (None, name) else None
+        return cls(
+            name,
+            split,
+            metric,
+            student,
+            other or "",
+            evaluation.score(other, split, metric),
+            evaluation.score(TEACHER, split, metric),
+            difference(evaluation, name, other, split, metric) if other else None,
+            difference(evaluation, name, TEACHER, split, metric),
+            difference(evaluation, other, TEACHER, split, metric) if other else None,
+        )
 
     def against(self) -> str:
         """Return the scores of baseline and teacher as the end of a sentence; empty if neither has one."""
@@ -133,43 +158,32 @@ class _Comparison:
         """Return the student's score as a sentence without its subject."""
         return self.metric.predicate(self.student.value, PROMPTS[self.split])
 
-    def is_worse_than_baseline(self) -> bool:
-        """Return whether the baseline has the better score."""
-        oriented = self.metric.oriented
-        return self.baseline is not None and oriented(self.student.value) < oriented(self.baseline.value)
 
-    def is_close(self, one: Score, other: Score | None) -> bool:
-        """Return whether another model's score is too close to one to call."""
-        return other is not None and score_alike(self.metric, one, other, images=self.images, seeds=self.seeds)
-
-
-def _main_metrics(evaluation: Evaluation) -> list[type[Metric]]:
-    return [metric for metric in evaluation.metrics if not metric.is_detail]
-
-
-def _with_teacher(evaluation: Evaluation, scores: _Comparison, teacher: Score) -> str:
-    """Return the sentence on a metric that the teacher has a score of."""
-    share = _share_of_parameters(evaluation, scores.name)
-    size = f", at {percent(share)} of the parameters"
+def _with_quality(evaluation: Evaluation, scores: _Scores) -> str:
+    """Return the first sentence where the quality of images was measured."""
+    size = f", at {percent(_share_of_parameters(evaluation, scores.name))} of the parameters"
     sentence = f"{scores.name} {scores.predicate()}{scores.against()}"
-    if scores.is_close(scores.student, scores.baseline):
+    to_baseline = scores.to_baseline
+    if to_baseline and not to_baseline.is_clear:
         return f"{sentence}: too close to {scores.baseline_name} to call{size}."
-    if scores.is_worse_than_baseline():
+    if to_baseline and not to_baseline.is_better:
         return f"{scores.name} does worse than {scores.baseline_name}: it {scores.predicate()}{scores.against()}{size}."
-    outcome = _outcome(scores, teacher)
-    return f"{sentence}: {outcome}{size}."
+    outcome = _outcome(scores)
+    return f"{sentence}{f': {outcome}' if outcome else ''}{size}."
 
 
-def _outcome(scores: _Comparison, teacher: Score) -> str:
-    """Return how a student that is no worse than the baseline compares with its teacher."""
-    if scores.baseline is None:
-        return _against_teacher(scores, teacher)
-    oriented, reaches_teacher = scores.metric.oriented, scores.is_close(scores.student, teacher)
-    values = (scores.baseline.value, scores.student.value, teacher.value)
-    closed = gap_closed(*map(oriented, values))
+def _outcome(scores: _Scores) -> str:
+    """Return how a student that is no worse than the baseline compares with its teacher; empty without its score."""
+    if scores.teacher is None or scores.to_teacher is None:
+        return ""
+    if scores.baseline is None or scores.baseline_to_teacher is None:
+        return _against_teacher(scores, scores.teacher, scores.to_teacher)
+    reaches_teacher = not scores.to_teacher.is_clear
+    values = (scores.baseline.value, scores.student.value, scores.teacher.value)
+    closed = gap_closed(*map(scores.metric.oriented, values))
     if closed is None:
         return f"{scores.baseline_name} already reaches the teacher, so there was no gap to close"
-    if scores.is_close(scores.baseline, teacher):
+    if not scores.baseline_to_teacher.is_clear:
         return f"{scores.baseline_name} reaches the teacher within the error, so there was no gap to close"
     if closed > 1:
         return "it closes the whole gap" + ("" if reaches_teacher else " and is better than its teacher")
@@ -177,27 +191,79 @@ def _outcome(scores: _Comparison, teacher: Score) -> str:
     return f"it closes {percent(closed)} of the gap{rest}"
 
 
-def _against_teacher(scores: _Comparison, teacher: Score) -> str:
+def _against_teacher(scores: _Scores, teacher: Score, to_teacher: Difference) -> str:
     """Return how a student compares with its teacher where there is no baseline."""
-    student, best = scores.metric.oriented(scores.student.value), scores.metric.oriented(teacher.value)
-    if scores.is_close(scores.student, teacher):
+    student, best = scores.student.value, teacher.value
+    if not to_teacher.is_clear:
         return "as good as its teacher" + (", within the error" if student != best else "")
-    if student > best:
+    if to_teacher.is_better:
         return "better than its teacher"
-    if scores.metric.direction == "higher":
+    if scores.metric.direction == "higher" and best > 0 and student >= 0:
         return f"it keeps {percent(student / best)} of that"
     return "worse than its teacher"
 
 
-def _without_teacher(evaluation: Evaluation, scores: _Comparison) -> str:
-    """Return the sentence on a metric that compares a student with its teacher, and which the teacher has not."""
-    outcome = ""
-    if scores.is_close(scores.student, scores.baseline):
-        outcome = ", too close to call"
-    elif scores.is_worse_than_baseline():
-        outcome = ", which is better"
-    size_and_time = _size_and_time(evaluation, scores.name)
-    return f"{scores.name} {size_and_time}; it {scores.predicate()}{scores.against()}{outcome}."
+def _without_quality(evaluation: Evaluation, name: str) -> str:
+    """Return the first sentence where no metric says how good an image is: the agreement in words, and the size."""
+    size = _size_and_time(evaluation, name)
+    found = Agreement.of(evaluation, name)
+    if found is None or not found.words:
+        return f"{name} {size}; how good its images are was not measured."
+    return f"{name} {found.words} and {size}; how good its images are was not measured."
+
+
+def _agreement(evaluation: Evaluation, name: str) -> list[str]:
+    """Return the agreement with the teacher as a sentence; none where it was not measured."""
+    found = Agreement.of(evaluation, name)
+    return [found.sentence()] if found else []
+
+
+def _not_measured(evaluation: Evaluation) -> str:
+    """Return what is missing to judge the quality of images, and what to do."""
+    if evaluation.networks:
+        return "No metric of the quality of images was measured; judge by the pictures, the worst prompts first."
+    return (
+        "No classifier and no network was given, so nothing but the distance to the teacher was measured: judge by the "
+        "pictures, the worst prompts first, and name networks in `evaluate.networks`."
+    )
+
+
+def _interval(scores: _Scores) -> Iterator[str]:
+    """Yield the differences that were measured image by image, with their intervals."""
+    pairs = ((scores.baseline_name, scores.to_baseline), ("the teacher", scores.to_teacher))
+    known = [f"to {name} {each.text}" for name, each in pairs if each is not None and each.text]
+    if known:
+        yield f"Difference {'; '.join(known)}."
+
+
+def _other_metrics(evaluation: Evaluation, name: str, split: str, headline: type[Metric]) -> Iterator[str]:
+    """Yield a sentence with the other metrics of quality."""
+    parts = []
+    for metric in quality_metrics(evaluation):
+        score, best = evaluation.score(name, split, metric), evaluation.score(TEACHER, split, metric)
+        if metric is headline or score is None:
+            continue
+        of_teacher = f" (teacher {metric.notation.text(best.value)})" if best else ""
+        parts.append(f"{metric.label} {metric.notation.text(score.value)}{of_teacher}")
+    if parts:
+        yield f"Also on {PROMPTS[split]}: {', '.join(parts)}."
+
+
+def _separation(evaluation: Evaluation, name: str) -> Iterator[str]:
+    """Yield what the evidence does not separate: the other students that may be as good, and which is cheapest."""
+    best = best_student(evaluation)
+    equals = _not_separated(evaluation, best)
+    others = [each for each in dict.fromkeys([best, *equals]) if each != name]
+    if not others:
+        return
+    metric = next(iter([*quality_metrics(evaluation), *agreement_metrics(evaluation)]))
+    found = difference(evaluation, name, others[0], hardest_split(evaluation), metric)
+    detail = f" ({metric.label}: difference to {others[0]} {found.text})" if found and found.text else ""
+    shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+    yield f"The evidence does not separate {name} from {shown}{detail}."
+    if name != best:
+        share = percent(_work(evaluation, name) / _work(evaluation, best))
+        yield f"{name} is the cheapest of them, with {share} of the multiply-accumulates of {best} for an image."
 
 
 def _share_of_parameters(evaluation: Evaluation, name: str) -> float:
@@ -212,7 +278,7 @@ def _size_and_time(evaluation: Evaluation, name: str) -> str:
     return f"has {share} of the teacher's parameters and generates an image in {time} of its time"
 
 
-def _seen_line(scores: _Comparison) -> str:
+def _seen_line(scores: _Scores) -> str:
     return f"On {PROMPTS[scores.split]}: {scores.metric.notation.text(scores.student.value)}{scores.against()}."
 
 
@@ -222,3 +288,6 @@ def _time_line(evaluation: Evaluation, name: str) -> str:
         return f"An image takes as long as with the teacher, {duration(teacher.speed.sec_per_image, 2)}."
     times = [duration(model.speed.sec_per_image, 2) for model in (student, teacher)]
     return f"An image takes {times[0]} instead of {times[1]}."
+
+
+__all__ = ["PROMPTS", "closer_than_before", "gap_closed", "hardest_split", "subject", "verdict"]
