@@ -1,6 +1,7 @@
 """Networks whose features metrics read, one file each, and their registry."""
 
 # ruff: noqa: F401
+import condistill.evaluate.networks.clip
 import condistill.evaluate.networks.dinov2
 import condistill.evaluate.networks.inception
 from condistill.evaluate.networks.network import NETWORKS, LocatedNetwork, Network, features_of, register_network
