@@ -64,7 +64,8 @@ class Towers:
 
     def cosines(self, images: Tensor, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the cosine of each image's embedding and that of its text, float32 `[N]`."""
-        return (images * self.embed_texts(texts)).sum(1).numpy()
+        cosines: NDArray[np.float32] = (images * self.embed_texts(texts)).sum(1).numpy()
+        return cosines
 
 
 def _normalised(output: Any) -> Tensor:
