@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from condistill.errors import CondistillError
 from condistill.evaluate.networks.files import Published, find_place
@@ -71,8 +72,7 @@ class Towers:
 def _normalised(output: Any) -> Tensor:
     """Return embeddings of norm 1; versions of transformers return them alone or with other outputs."""
     found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
-    embeddings = found.float().cpu()
-    return embeddings / embeddings.norm(dim=1, keepdim=True)
+    return normalize(found.float().cpu(), dim=1)
 
 
 class TextImageNetwork(Network):
