@@ -83,7 +83,10 @@ def test_a_student_that_was_its_teacher_had_no_distance_and_other_noise_gives_on
 
 
 def test_only_distances_to_the_teacher_have_references() -> None:
-    assert [name for name, metric in METRICS.items() if metric.is_distance_to_teacher()] == ["latent_rmse"]
+    assert [name for name, metric in METRICS.items() if metric.is_distance_to_teacher()] == [
+        "dinov2_distance",
+        "latent_rmse",
+    ]
 
 
 def test_a_reference_that_is_not_finite_is_a_warning(tiny_family: Family, generated: Any, tmp_path: Path) -> None:

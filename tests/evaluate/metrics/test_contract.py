@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
-from samples import Brightness, random_samples
+from samples import Brightness, random_context, random_samples
 
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics import METRICS, Metric, register_metric
@@ -13,6 +15,7 @@ from condistill.evaluate.metrics.metric import PERCENT, PLAIN, Notation, Samples
 
 every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 SEEDS = (0, 1, 2)
+CONTEXT = random_context()
 
 
 def result(metric: Metric) -> tuple[float, ...]:
@@ -23,7 +26,7 @@ def result(metric: Metric) -> tuple[float, ...]:
 
 
 def computed_at_once(kind: type[Metric], samples: list[Samples]) -> tuple[float, ...]:
-    metric = kind()
+    metric = kind(CONTEXT)
     for part in samples:
         metric.update(part)
     return result(metric)
@@ -35,9 +38,9 @@ def test_pieces_and_merged_instances_give_the_result_of_one_update(metric: type[
     expected = computed_at_once(metric, samples)
     in_pieces = computed_at_once(metric, [s.part(slice(i, i + 5)) for s in samples for i in (0, 5, 10)])
     assert in_pieces == pytest.approx(expected, rel=1e-9)
-    merged = metric()
+    merged = metric(CONTEXT)
     for rows in (slice(0, 1), slice(1, 9), slice(9, 12)):
-        other = metric()
+        other = metric(CONTEXT)
         for each in samples:
             other.update(each.part(rows))
         merged.merge(other)
@@ -46,21 +49,21 @@ def test_pieces_and_merged_instances_give_the_result_of_one_update(metric: type[
 
 @every_metric
 def test_merging_leaves_the_other_instance_as_it_was(metric: type[Metric]) -> None:
-    first, second = metric(), metric()
-    first.update(random_samples(0, 8))
-    second.update(random_samples(1, 8))
+    first, second = metric(CONTEXT), metric(CONTEXT)
+    first.update(random_samples(0, 12))
+    second.update(random_samples(1, 12))
     before = result(second)
     first.merge(second)
-    first.update(random_samples(2, 8))
+    first.update(random_samples(2, 12))
     assert result(second) == before
 
 
 @every_metric
 def test_samples_that_do_not_exist_change_nothing(metric: type[Metric]) -> None:
-    filled, empty = metric(), metric()
-    filled.update(random_samples(0, 8))
+    filled, empty = metric(CONTEXT), metric(CONTEXT)
+    filled.update(random_samples(0, 12))
     before = result(filled)
-    filled.update(random_samples(1, 8).part(slice(0, 0)))
+    filled.update(random_samples(1, 12).part(slice(0, 0)))
     filled.merge(empty)
     assert result(filled) == before
     empty.merge(filled)
@@ -69,8 +72,9 @@ def test_samples_that_do_not_exist_change_nothing(metric: type[Metric]) -> None:
 
 @every_metric
 def test_without_a_sample_there_is_no_result(metric: type[Metric]) -> None:
-    assert metric().compute() is None
-    one = metric()
+    assert metric(CONTEXT).compute() is None
+    assert metric(CONTEXT).values() == {}
+    one = metric(CONTEXT)
     one.update(random_samples(0, 1))
     score = one.compute()
     assert score is None or math.isfinite(score.value)
@@ -78,18 +82,67 @@ def test_without_a_sample_there_is_no_result(metric: type[Metric]) -> None:
 
 @every_metric
 def test_one_seed_has_no_spread(metric: type[Metric]) -> None:
-    one = metric()
-    one.update(random_samples(0, 8))
+    one = metric(CONTEXT)
+    one.update(random_samples(0, 12))
     score = one.compute()
     assert score is not None
     assert score.spread is None
 
 
 @every_metric
+def test_samples_in_any_order_give_the_same_values_and_nearly_the_same_result(metric: type[Metric]) -> None:
+    whole, other = metric(CONTEXT), metric(CONTEXT)
+    samples = [random_samples(seed, 12) for seed in SEEDS]
+    for each in samples:
+        whole.update(each)
+    order = np.random.Generator(np.random.Philox(5)).permutation(12)
+    for each in reversed(samples):
+        features = {name: values[order] for name, values in each.features.items()}
+        other.update(Samples(each.seed, [each.prompts[row] for row in order], features, order.tolist()))
+    assert other.values() == whole.values()
+    assert result(other) == pytest.approx(result(whole), rel=1e-9)
+
+
+@every_metric
+def test_the_interval_contains_the_value_and_values_have_its_mean(metric: type[Metric]) -> None:
+    one = metric(CONTEXT)
+    one.update(random_samples(0, 40))
+    score = one.compute()
+    assert score is not None
+    assert (score.low is None) == (score.high is None)
+    if score.low is not None and score.high is not None:
+        assert score.low < score.value < score.high
+    if values := one.values():
+        assert score.value == pytest.approx(np.mean(list(values.values())), rel=1e-9)
+        assert score.low is not None
+
+
+@every_metric
 def test_a_metric_needs_only_the_features_it_names(metric: type[Metric]) -> None:
-    samples = random_samples(0, 8)
+    samples = random_samples(0, 12)
     only = Samples(samples.seed, samples.prompts, {name: samples.features[name] for name in metric.needs})
     assert computed_at_once(metric, [only]) == computed_at_once(metric, [samples])
+
+
+@every_metric
+def test_a_metric_is_available_only_with_what_it_reads(metric: type[Metric]) -> None:
+    features = random_samples(0, 1).features
+    assert metric.is_available(features, CONTEXT.reference)
+    assert not metric.is_available(set(features) - {metric.needs[-1]}, CONTEXT.reference)
+    assert metric.is_available(features, {}) == (metric.reference == "none")
+    of_file = {name: replace(images, features=None) for name, images in CONTEXT.reference.items()}
+    assert metric.is_available(features, of_file) == (metric.reference != "features")
+
+
+@every_metric
+def test_a_metric_of_sets_of_images_is_partial_and_cautious_with_few_images(metric: type[Metric]) -> None:
+    assert metric.aspect in ("text", "teacher", "images", "variety")
+    if metric.aspect in ("images", "variety"):
+        assert metric.is_partial
+    assert metric.caution(1_000_000) == ""
+    assert not metric.caution(10).endswith(".")
+    if metric.reference == "moments":
+        assert f"{metric.label} of 200 images is too large" in metric.caution(200)
 
 
 @every_metric

@@ -51,6 +51,13 @@ class MeanMetric(Metric):
         return mean_interval(rows.values, seed_weights(rows.seeds), rows.clusters, seed=self.context.seed)
 
 
+class FeatureMean(MeanMetric):
+    """The mean of a feature that is one number per image, `[N]`: the first that the metric needs."""
+
+    def per_image(self, samples: Samples) -> NDArray[Any]:
+        return samples.features[self.needs[0]]
+
+
 class ShareMetric(MeanMetric):
     """The share of images for which the feature of the metric's own name, bool `[N]`, is true."""
 

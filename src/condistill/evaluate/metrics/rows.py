@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,10 @@ class OrderedRows:
     numbers: Sequence[int | None]
     """The position of each row among all samples of its seed; None where it is not known."""
     prompts: Sequence[str]
+
+    def with_values(self, values: NDArray[Any]) -> OrderedRows:
+        """Return the same rows with other values."""
+        return replace(self, values=values)
 
     @property
     def clusters(self) -> NDArray[np.int64]:

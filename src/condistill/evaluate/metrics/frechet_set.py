@@ -1,0 +1,50 @@
+"""Fréchet distances between the set of generated images and the reference images."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from condistill.evaluate.metrics.frechet import frechet_distance
+from condistill.evaluate.metrics.metric import EMPTY, Context, Metric, Samples, Score
+from condistill.evaluate.metrics.moments import Moments
+
+ENOUGH = 10_000
+"""Images from which on the bias of a Fréchet distance in 2,048 features is small against differences of models."""
+
+
+class FrechetMetric(Metric):
+    """The Fréchet distance in the feature that it needs, over the images of all seeds of a split; no spread."""
+
+    direction = "lower"
+    reference = "moments"
+    aspect = "images"
+    is_partial = True
+    label: ClassVar[str]
+
+    def __init__(self, context: Context = EMPTY) -> None:
+        super().__init__(context)
+        self._moments = Moments()
+
+    def update(self, samples: Samples) -> None:
+        self._moments.update(samples.features[self.needs[0]])
+
+    def merge(self, other: FrechetMetric) -> None:
+        self._moments.merge(other._moments)
+
+    def compute(self) -> Score | None:
+        """Return the distance; None for fewer than two images, or where it is not finite."""
+        reference = self.context.reference.get(self.needs[0])
+        if reference is None or min(self._moments.count, reference.moments.count) < 2:
+            return None
+        distance = frechet_distance(self._moments, reference.moments)
+        return Score(value=distance) if math.isfinite(distance) else None
+
+    @classmethod
+    def caution(cls, images: int) -> str:
+        if images >= ENOUGH:
+            return ""
+        return (
+            f"{cls.label} of {images:,} images is too large by an amount that depends on their number: compare it only "
+            f"with values over as many images, and trust differences from {ENOUGH:,} images on"
+        )
