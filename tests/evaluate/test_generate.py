@@ -8,10 +8,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from condistill.config.evaluate import EvaluateSettings
+from condistill.cache.latents import write_shard
 from condistill.errors import CondistillError
-from condistill.evaluate.generate import Round, choose_rounds, generate_round
+from condistill.evaluate.batches import LATENTS_NAME, BatchFiles, begin_batches, finish_batches
+from condistill.evaluate.generate import Watch, generate_latents
+from condistill.evaluate.models import EvaluatedModel
+from condistill.evaluate.rounds import Round
 from condistill.pipelines.sampling import Sampling
+from condistill.run.stage_directory import StageDir
 from condistill.teachers.family import Family
 from condistill.utils.randomness import Stream, image_noise
 
@@ -19,69 +23,30 @@ PROMPTS = ["a red circle", "a blue square", "a green moon"]
 ROUND = Round(4, PROMPTS, {"seen": slice(0, 2), "unseen": slice(2, 3), "all": slice(0, 3)})
 
 
-def settings_of(**changes: Any) -> EvaluateSettings:
-    return EvaluateSettings.model_validate({"prompts_per_split": 2, "batch_size": 2, **changes})
+def model_of(folder: Path, family: Family, name: str = "student", inputs: int = 0) -> EvaluatedModel:
+    directory = StageDir(folder, f"latents/{name}", lambda: {"inputs": inputs})
+    return EvaluatedModel(name, lambda: family, Sampling(1, 2.0), directory)
 
 
-# prompts
-
-
-def choose(split: str, n: int, rng: np.random.Generator) -> list[str]:
-    return [f"{split} {i}" for i in rng.choice(100, n, replace=False)]
-
-
-def test_every_seed_has_its_own_prompts_of_every_split() -> None:
-    rounds = choose_rounds(settings_of(seeds=(0, 1), prompts_per_split=3), choose, ("seen", "unseen"))
-    assert [each.seed for each in rounds] == [0, 1]
-    for each in rounds:
-        assert each.splits == {"seen": slice(0, 3), "unseen": slice(3, 6), "all": slice(0, 6)}
-        assert [prompt.split()[0] for prompt in each.prompts] == ["seen"] * 3 + ["unseen"] * 3
-        assert [each.count(split) for split in each.splits] == [3, 3, 6]
-    assert rounds[0].prompts != rounds[1].prompts
-
-
-def test_the_prompts_of_a_seed_depend_on_the_seed_alone() -> None:
-    alone = choose_rounds(settings_of(seeds=(1,)), choose, ("seen", "unseen"))
-    among = choose_rounds(settings_of(seeds=(0, 1, 2)), choose, ("seen", "unseen"))
-    assert alone[0] == among[1]
-
-
-def test_a_split_with_too_few_prompts_uses_all_of_them() -> None:
-    def choose_few(split: str, _n: int, _rng: np.random.Generator) -> list[str]:
-        return ["one"] if split == "unseen" else ["a", "b"]
-
-    (only,) = choose_rounds(settings_of(), choose_few, ("seen", "unseen"))
-    assert only.splits["unseen"] == slice(2, 3)
-    assert only.splits["all"] == slice(0, 3)
-
-
-def test_the_parts_of_a_round_do_not_overlap() -> None:
-    assert list(ROUND.parts) == ["seen", "unseen"]
-    assert list(Round(0, PROMPTS, {"all": slice(0, 3)}).parts) == ["all"]
-
-
-# latents
-
-
-def generated(path: Path, family: Family, batch_size: int = 2) -> NDArray[np.float32]:
-    return generate_round(
-        path, family, family.denoiser, ROUND, model=path.stem, batch_size=batch_size, sampling=Sampling(1, 2.0)
-    )
+def generated(folder: Path, family: Family, batch_size: int = 2, **options: Any) -> NDArray[np.float32]:
+    watch = options.pop("watch", Watch())
+    model = model_of(folder, family, **options)
+    begin_batches(model.latents, batch_size)
+    generate_latents(model, [ROUND], batch_size=batch_size, watch=watch)
+    finish_batches(model.latents, [ROUND])
+    return BatchFiles.of(model.latents).read(ROUND, range(3))[LATENTS_NAME]
 
 
 def test_every_model_starts_from_the_noise_of_the_row(
     tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noises: dict[int, list[torch.Tensor]] = {}
-
     def sample(_denoiser: Any, _prompts: Any, noise: torch.Tensor, **_: Any) -> torch.Tensor:
-        noises.setdefault(batch_size, []).append(noise)
         return noise
 
     monkeypatch.setattr(tiny_family, "sample", sample)
     for batch_size in (1, 2, 3):
-        generated(tmp_path / f"model-{batch_size}.arrow", tiny_family, batch_size)
-        for i, noise in enumerate(torch.cat(noises[batch_size])):
+        latents = generated(tmp_path / str(batch_size), tiny_family, batch_size)
+        for i, noise in enumerate(latents):
             np.testing.assert_array_equal(noise, image_noise(4, Stream.EVALUATION_NOISE, i, (4, 8, 8)))
 
 
@@ -90,15 +55,78 @@ def test_the_latents_are_those_of_the_pipeline(tiny_family: Family, tmp_path: Pa
     expected = tiny_family.sample(
         tiny_family.denoiser, PROMPTS, torch.from_numpy(noise), num_inference_steps=1, guidance_scale=2.0
     )
-    np.testing.assert_allclose(generated(tmp_path / "student.arrow", tiny_family), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(generated(tmp_path, tiny_family), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_finished_round_is_not_generated_again(
+def counting(monkeypatch: pytest.MonkeyPatch, family: Family, counts: list[int], fail_at: int = -1) -> None:
+    """Let a family return noise, note the size of each batch, and be interrupted at the batch of a number."""
+
+    def sample(_denoiser: Any, prompts: Any, noise: torch.Tensor, **_: Any) -> torch.Tensor:
+        if len(counts) == fail_at:
+            raise KeyboardInterrupt
+        counts.append(len(prompts))
+        return noise
+
+    monkeypatch.setattr(family, "sample", sample)
+
+
+def test_an_interrupted_round_loses_one_batch_at_most_and_keeps_the_size_of_its_files(
     tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = generated(tmp_path / "student.arrow", tiny_family)
+    counts: list[int] = []
+    counting(monkeypatch, tiny_family, counts, fail_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        generated(tmp_path, tiny_family)
+    counting(monkeypatch, tiny_family, counts)
+    found: list[int] = []
+    watch = Watch(on_found=lambda count, _model: found.append(count))
+    resumed = generated(tmp_path, tiny_family, 1, watch=watch)
+    assert (counts, found) == ([2, 1], [2])
+    np.testing.assert_array_equal(resumed, generated(tmp_path / "at once", tiny_family, 3))
+
+
+def test_a_damaged_file_is_named_and_made_again_and_no_other(
+    tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    counting(monkeypatch, tiny_family, counts)
+    before = generated(tmp_path, tiny_family)
+    first = tmp_path / "latents" / "student" / "seed-4" / "batch-00000.safetensors"
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(data)
+    damaged: list[Path] = []
+    again = generated(tmp_path, tiny_family, watch=Watch(on_damaged=damaged.append))
+    assert (counts, damaged) == ([2, 1, 2], [first])
+    np.testing.assert_array_equal(again, before)
+
+
+def test_latents_that_an_earlier_version_left_are_used(
+    tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiny_family, "sample", None)
-    np.testing.assert_array_equal(generated(tmp_path / "student.arrow", tiny_family), first)
+    latents = np.random.Generator(np.random.Philox(0)).standard_normal((3, 4, 8, 8), dtype=np.float32)
+    model = model_of(tmp_path, tiny_family)
+    folder = model.latents.begin()
+    write_shard(folder / "seed-4.arrow", latents, PROMPTS)
+    np.testing.assert_array_equal(generated(tmp_path, tiny_family), latents)
+    assert model.latents.is_done()
+
+
+def test_results_of_other_inputs_that_cost_little_are_replaced(
+    tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    counting(monkeypatch, tiny_family, counts)
+    generated(tmp_path, tiny_family)
+    with pytest.raises(CondistillError, match="has files that this run did not make"):
+        generated(tmp_path, tiny_family, inputs=1)
+    model = model_of(tmp_path, tiny_family, inputs=1)
+    model.latents.is_costly = False
+    begin_batches(model.latents, 2)
+    assert not list(model.latents.path.rglob("batch-*"))
+    generated(tmp_path, tiny_family, inputs=1)
+    assert counts == [2, 1, 2, 1]
 
 
 @pytest.mark.parametrize(("model", "remedy"), [("teacher", "teacher.dtype"), ("mine", "a lower .*learning_rate")])
@@ -112,5 +140,5 @@ def test_latents_that_are_not_finite_are_refused_with_the_name_of_the_model_and_
 
     monkeypatch.setattr(tiny_family, "sample", sample)
     with pytest.raises(CondistillError, match=rf"^{model} generated .*not finite for 1 of 2 prompt.*{remedy}"):
-        generated(tmp_path / f"{model}.arrow", tiny_family)
-    assert not [*tmp_path.iterdir()]
+        generated(tmp_path, tiny_family, name=model)
+    assert not list(tmp_path.rglob("batch-*"))

@@ -2,50 +2,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from condistill.errors import CondistillError
-from condistill.evaluate.generate import Round
-from condistill.evaluate.measure import Measurement, PictureGrid, Scores
+from condistill.evaluate.mapped import Order
+from condistill.evaluate.measure import Measured, Measurement, Scores, Subject
 from condistill.evaluate.metrics.frechet import Moments, frechet_distance
 from condistill.evaluate.metrics.metric import LATENTS as LATENT_FEATURES
 from condistill.evaluate.metrics.metric import METRICS, Metric, Samples, Score
-from condistill.teachers.family import Family
+from condistill.evaluate.reference_sets import TeacherSets
+from condistill.evaluate.rounds import Round
 
 SPLITS = {"seen": slice(0, 2), "unseen": slice(2, 6), "all": slice(0, 6)}
 ROUNDS = [Round(seed, [f"prompt {i}" for i in range(6)], SPLITS) for seed in (7, 8)]
 
 
-class BrightnessClassifier:
-    """Calls every attribute correct where the first pixel is bright; two features per image."""
-
-    attributes = ("shape", "all_correct")
-
-    def __init__(self) -> None:
-        self.classified = 0
-
-    def classify(
-        self, images: NDArray[np.uint8], _prompts: Sequence[str]
-    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:
-        self.classified += len(images)
-        first = images[:, 0, 0, 0].astype(np.float64)
-        return {"shape": first > 150, "all_correct": first > 100}, np.stack([first, first**2], 1)
-
-    def reference(self, prompts: Sequence[str], *, seed: int) -> NDArray[np.float64]:
-        return np.random.Generator(np.random.Philox(seed)).normal(size=(len(prompts), 2))
+TRUE_FEATURES = [np.random.Generator(np.random.Philox(r.seed)).normal(size=(6, 2)) for r in ROUNDS]
 
 
-def decode(latents: torch.Tensor) -> NDArray[np.uint8]:
-    """Fill an image with the first number of its latents."""
-    first = latents[:, :1, :1, :1].numpy().astype(np.uint8)
-    return np.broadcast_to(first, (len(latents), 2, 2, 3))
+def classify(latents: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """Return features of images that are filled with the first number of their latents."""
+    first = latents[:, 0, 0, 0].astype(np.uint8).astype(np.float64)
+    return {"shape": first > 150, "all_correct": first > 100, "classifier_features": np.stack([first, first**2], 1)}
 
 
 def random_latents() -> dict[str, list[NDArray[np.float32]]]:
@@ -58,9 +41,25 @@ def random_latents() -> dict[str, list[NDArray[np.float32]]]:
 LATENTS = random_latents()
 
 
-def measured(batch_size: int = 4, **changes: Any) -> dict[str, Scores]:
-    options: dict[str, Any] = {"classifier": BrightnessClassifier(), **changes}
-    return Measurement(ROUNDS, decode, batch_size=batch_size, **options).measure(LATENTS)
+def subject(name: str, latents: Sequence[NDArray[np.float32]], rounds: Sequence[Round] = ROUNDS) -> Subject:
+    """Return a model with the features of its images in the order of mapped arrays."""
+    order, features = Order(rounds), [classify(each) for each in latents]
+    mapped = {key: np.empty((order.count, *array.shape[1:]), array.dtype) for key, array in features[0].items()}
+    for number, each in enumerate(rounds):
+        for place, inside in order.places(number, range(len(each.prompts))):
+            for key, array in mapped.items():
+                array[place] = features[number][key][inside]
+    return Subject(name, lambda number, rows: latents[number][rows.start : rows.stop], mapped)
+
+
+def measured(latents: dict[str, list[NDArray[np.float32]]] | None = None) -> dict[str, Scores]:
+    measurement = Measurement(ROUNDS, true_features=TRUE_FEATURES)
+    subjects = {name: subject(name, each) for name, each in (latents or LATENTS).items()}
+    teacher = subjects["teacher"]
+    return {
+        name: measurement.measure(each, None if name == "teacher" else teacher).scores
+        for name, each in subjects.items()
+    }
 
 
 def test_the_distance_to_the_teacher_is_the_mean_over_images_with_its_spread_over_seeds() -> None:
@@ -87,57 +86,61 @@ def test_correct_attributes_are_shares_of_images() -> None:
 
 def test_the_frechet_distance_is_over_the_images_of_all_seeds_of_a_split() -> None:
     scores = measured()
-    classifier = BrightnessClassifier()
     for split, rows in SPLITS.items():
         generated, true = Moments(), Moments()
-        for number, seed in enumerate((7, 8)):
-            images = decode(torch.from_numpy(LATENTS["student"][number]))
-            generated.update(classifier.classify(images, [])[1][rows])
-            true.update(classifier.reference(["p"] * 6, seed=seed)[rows])
+        for number in range(2):
+            generated.update(classify(LATENTS["student"][number])["classifier_features"][rows])
+            true.update(TRUE_FEATURES[number][rows])
         expected = frechet_distance(generated, true)
         assert scores["student"][split]["frechet_classifier"].value == pytest.approx(expected)
 
 
-def test_scores_do_not_depend_on_the_batch_size() -> None:
-    for batch_size in (1, 6, 100):
-        other = measured(batch_size)
+def test_scores_do_not_depend_on_how_many_rows_are_measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = measured()
+    for rows in (1, 3):
+        monkeypatch.setattr("condistill.evaluate.mapped.ROWS_AT_ONCE", rows)
         for name, splits in measured().items():
             for split, scores in splits.items():
-                assert {n: s.value for n, s in other[name][split].items()} == pytest.approx(
-                    {n: s.value for n, s in scores.items()}, rel=1e-9
+                assert {n: s.value for n, s in scores.items()} == pytest.approx(
+                    {n: s.value for n, s in expected[name][split].items()}, rel=1e-9
                 )
 
 
-def test_every_image_is_decoded_and_classified_once() -> None:
-    classifier = BrightnessClassifier()
-    measured(classifier=classifier)
-    assert classifier.classified == 2 * 2 * 6
+def test_models_of_other_latents_have_no_distance_of_latents() -> None:
+    measurement = Measurement(ROUNDS)
+    teacher = subject("teacher", LATENTS["teacher"])
+    larger = subject("larger", [np.zeros((6, 4, 4, 4), np.float32)] * 2)
+    elsewhere = replace(subject("elsewhere", LATENTS["student"]), latent_space="another autoencoder")
+    for model in (larger, elsewhere):
+        assert "latent_rmse" not in measurement.measure(model, teacher).scores["all"]
 
 
-def test_without_a_classifier_nothing_is_decoded_and_one_seed_has_no_spread() -> None:
-    def refuse(_: torch.Tensor) -> NDArray[np.uint8]:
-        raise AssertionError("an image was decoded")
+def test_without_features_only_latents_are_measured_and_one_seed_has_no_spread() -> None:
+    def constant(value: float) -> Subject:
+        return Subject("model", lambda _, rows: np.full((len(rows), 4, 2, 2), value, np.float32))
 
-    latents = {name: [np.full((6, 4, 2, 2), value, np.float32)] for name, value in (("teacher", 1), ("student", 4))}
-    scores = Measurement(ROUNDS[:1], refuse, batch_size=2).measure(latents)
-    assert scores["teacher"] == {split: {} for split in SPLITS}
+    measurement = Measurement(ROUNDS[:1])
+    assert measurement.measure(constant(1)).scores == {split: {} for split in SPLITS}
+    scores = measurement.measure(constant(4), constant(1)).scores
     for split in SPLITS:
-        assert list(scores["student"][split]) == ["latent_rmse"]
-        assert scores["student"][split]["latent_rmse"].value == 3.0
-        assert scores["student"][split]["latent_rmse"].spread is None
+        assert list(scores[split]) == ["latent_rmse"]
+        assert scores[split]["latent_rmse"].value == 3.0
+        assert scores[split]["latent_rmse"].spread is None
 
 
 def test_a_result_that_is_not_finite_is_left_out() -> None:
     latents = {name: [array.copy() for array in arrays] for name, arrays in LATENTS.items()}
     latents["student"][0][3] = np.nan
-    scores = Measurement(ROUNDS, decode, batch_size=4).measure(latents)["student"]
+    teacher = Subject("teacher", lambda number, rows: latents["teacher"][number][rows.start : rows.stop])
+    student = Subject("student", lambda number, rows: latents["student"][number][rows.start : rows.stop])
+    scores = Measurement(ROUNDS).measure(student, teacher).scores
     assert list(scores["seen"]) == ["latent_rmse"]
     assert scores["unseen"] == scores["all"] == {}
 
 
 class Undefined(Metric):
     name = "undefined"
-    needs = frozenset({LATENT_FEATURES})
+    needs = (LATENT_FEATURES,)
 
     def update(self, samples: Samples) -> None:
         pass
@@ -155,40 +158,36 @@ def test_a_metric_of_a_plugin_that_is_not_a_number_is_refused_by_name(monkeypatc
         measured()
 
 
-def test_decoded_images_do_not_depend_on_the_batch_size(tiny_family: Family, tmp_path: Path) -> None:
-    latents = np.random.Generator(np.random.Philox(0)).standard_normal((6, 4, 8, 8), dtype=np.float32)
-    images = []
-    for batch_size in (1, 6):
-        grid = PictureGrid(tmp_path / str(batch_size), ROUNDS[0], per_split=1)
-        Measurement(ROUNDS[:1], tiny_family.decode, batch_size=batch_size, grid=grid).scores("teacher", [latents])
-        images.append(
-            [np.asarray(Image.open(file)).astype(int) for file in sorted((tmp_path / str(batch_size)).iterdir())]
-        )
-    assert images[0][0].shape == (64, 64, 3)
-    assert np.abs(np.array(images[0]) - np.array(images[1])).max() <= 1
+class ToReference(Undefined):
+    name = "to_reference"
+    needs = ("classifier_features",)
+    reference = "features"
+
+    def merge(self, other: Metric) -> None:
+        assert self.context.reference is not other.context.reference
+
+    def compute(self) -> Score | None:
+        return Score(value=float(self.context.reference["classifier_features"].moments.count))
+
+    def values(self) -> dict[tuple[int, int], float]:
+        return {(7, 0): 2.0}
 
 
-# the grid
-
-
-def test_the_grid_has_an_image_of_every_model_for_some_prompts_of_every_split(tmp_path: Path) -> None:
-    grid = PictureGrid(tmp_path / "grid", ROUNDS[0], per_split=1)
-    measured(grid=grid)
-    record = grid.record()
-    assert list(record.splits) == ["seen", "unseen"]
-    (seen,), (unseen,) = record.splits.values()
-    assert (seen.prompt, unseen.prompt) == ("prompt 0", "prompt 2")
-    for name in ("teacher", "student"):
-        first = LATENTS[name][0][2, 0, 0, 0].astype(np.uint8)
-        assert (np.asarray(Image.open(tmp_path / "grid" / unseen.images[name])) == first).all()
-        assert unseen.correct[name] == bool(first > 100)
-    assert len(list((tmp_path / "grid").iterdir())) == 4
-
-
-def test_without_splits_and_classifier_the_grid_shows_all_prompts_without_marks(tmp_path: Path) -> None:
-    only = Round(0, ["a", "b", "c"], {"all": slice(0, 3)})
-    grid = PictureGrid(tmp_path, only, per_split=6)
-    Measurement([only], decode, batch_size=2, grid=grid).scores("teacher", [np.zeros((3, 4, 2, 2), np.float32)])
-    (entries,) = grid.record().splits.values()
-    assert [entry.prompt for entry in entries] == ["a", "b", "c"]
-    assert [entry.correct for entry in entries] == [{}, {}, {}]
+def test_a_metric_has_the_teachers_images_of_its_split_as_the_reference_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METRICS, "_entries", {"to_reference": ToReference})
+    teacher = subject("teacher", LATENTS["teacher"])
+    measurement = Measurement(ROUNDS)
+    sets = TeacherSets(measurement.order, ROUNDS, teacher.features)
+    found: Measured = measurement.measure(subject("student", LATENTS["student"]), teacher, reference=sets)
+    assert {split: scores["to_reference"].value for split, scores in found.scores.items()} == {
+        "seen": 4.0,
+        "unseen": 8.0,
+        "all": 12.0,
+    }
+    assert found.values == {"to_reference": {(7, 0): 2.0}}
+    features = [classify(each)["classifier_features"] for each in LATENTS["teacher"]]
+    expected = np.concatenate([each[2:] for each in features])
+    moments = sets["unseen"]["classifier_features"].moments
+    np.testing.assert_allclose(moments.mean, expected.mean(0))
+    np.testing.assert_allclose(moments.covariance, np.cov(expected.T))
+    assert measurement.measure(teacher).scores["all"] == {}  # the teacher has no score against itself

@@ -17,7 +17,7 @@ from tiny import TINY
 from condistill import cli
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.evaluate.generate import Round
+from condistill.evaluate.rounds import Round
 from condistill.plan import make_plan
 from condistill.run.directory import RunMark
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton

@@ -1,74 +1,62 @@
-"""Metrics of generated latents. Images stream through once, in batches; every feature is extracted once."""
+"""Metrics of generated images, from files of latents and features; only a few rows are in memory at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import ValidationError
 
-from condistill.config.recipe import TEACHER
 from condistill.errors import CondistillError
-from condistill.evaluate.generate import ALL, Round
-from condistill.evaluate.metrics.classifier import ImageClassifier
+from condistill.evaluate.mapped import Order, Piece
 from condistill.evaluate.metrics.metric import (
-    ALL_CORRECT,
-    CLASSIFIER_FEATURES,
     IMAGES,
     LATENTS,
     METRICS,
     REFERENCE_FEATURES,
     TEACHER_LATENTS,
+    Context,
     Metric,
+    ReferenceSet,
     Samples,
     Score,
+    of_teacher,
 )
-from condistill.evaluate.record import Grid, GridEntry
+from condistill.evaluate.rounds import ALL, Round
 
-Decode = Callable[[torch.Tensor], NDArray[np.uint8]]
-"""Latents `[N, C, h, w]` to images uint8 `[N, H, W, 3]`."""
-LatentsByRound = Sequence[NDArray[np.float32]]
 Scores = dict[str, dict[str, Score]]
 """By split and by the name of the metric."""
+Values = dict[tuple[int, int], float]
+"""The values of a metric by the seed and the number of an image."""
+Kinds = Iterable[type[Metric]]
+NO_REFERENCE: Mapping[str, Mapping[str, ReferenceSet]] = {}
 
 
-class PictureGrid:
-    """The images that the report shows: of every model, the first prompts of every split of the first round."""
+@dataclass(frozen=True)
+class Subject:
+    """What is measured of a model."""
 
-    def __init__(self, directory: Path, first: Round, *, per_split: int) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
-        self._round = first
-        self._rows = {
-            row: split for split, rows in first.parts.items() for row in range(rows.start, rows.stop)[:per_split]
-        }
-        self._images: dict[int, dict[str, str]] = {row: {} for row in self._rows}
-        self._correct: dict[int, dict[str, bool]] = {row: {} for row in self._rows}
+    name: str
+    latents: Callable[[int, range], NDArray[np.float32]]
+    """Returns the latents of some rows of the round of this number."""
+    features: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """By name, of all rows in the order of `Order`."""
+    images: Callable[[int, range], NDArray[np.uint8]] | None = None
+    """Decodes some rows; None: metrics of the images themselves are left out."""
+    latent_space: str = ""
+    """See `EvaluatedModel.latent_space`."""
 
-    def rows(self, round_: Round, start: int, stop: int) -> list[int]:
-        """Return the rows of a batch that are shown."""
-        return [row for row in range(start, stop) if row in self._rows] if round_ is self._round else []
 
-    def add(self, model: str, row: int, image: NDArray[np.uint8], *, correct: bool | None) -> None:
-        """Write one image, and note whether the classifier found it correct (None: it was not classified)."""
-        file = f"{self._rows[row]}-{row:04d}-{model}.png"
-        Image.fromarray(image).save(self._directory / file)
-        self._images[row][model] = file
-        if correct is not None:
-            self._correct[row][model] = correct
+@dataclass(frozen=True)
+class Measured:
+    """The results of one model."""
 
-    def record(self) -> Grid:
-        """Return which files belong to which prompt."""
-        splits: dict[str, list[GridEntry]] = {split: [] for split in self._round.parts}
-        for row, split in self._rows.items():
-            prompt = self._round.prompts[row]
-            splits[split].append(GridEntry(prompt=prompt, images=self._images[row], correct=self._correct[row]))
-        return Grid(splits={split: tuple(entries) for split, entries in splits.items()})
+    scores: Scores
+    values: dict[str, Values]
+    """By metric that has a value per image, over all splits."""
 
 
 class Measurement:
@@ -77,114 +65,116 @@ class Measurement:
     def __init__(
         self,
         rounds: Sequence[Round],
-        decode: Decode,
         *,
-        batch_size: int,
-        classifier: ImageClassifier | None = None,
-        grid: PictureGrid | None = None,
-        on_images: Callable[[int, str], None] = lambda _count, _model: None,
+        true_features: Sequence[NDArray[np.float64]] = (),
+        seed: int = 0,
+        on_images: Callable[[int, str], object] = lambda _count, _model: None,
     ) -> None:
         """Describe the measurement.
 
         Args:
-            decode: of latents.
-            batch_size: images that are decoded and classified at once.
-            on_images: called with the number of images of every batch that was measured, and the model.
+            true_features: by round, the classifier's features of true images of its prompts; empty: it has none.
+            seed: of random numbers of metrics.
+            on_images: called with the number of images of every piece that was measured, and the model.
         """
+        self.order = Order(rounds)
         self._rounds, self._on_images = rounds, on_images
-        self._decode = decode
-        self._batch_size = batch_size
-        self._classifier = classifier
-        self._grid = grid
-        self._references = [classifier.reference(r.prompts, seed=r.seed) for r in rounds] if classifier else []
+        self._true_features, self._seed = true_features, seed
 
-    def measure(self, latents: Mapping[str, LatentsByRound]) -> dict[str, Scores]:
-        """Return the scores of the teacher and of every student, from the latents of each."""
-        teacher = latents[TEACHER]
-        return {
-            name: self.scores(name, of_model, None if name == TEACHER else teacher)
-            for name, of_model in latents.items()
-        }
-
-    def scores(
+    def measure(
         self,
-        model: str,
-        latents: LatentsByRound,
-        teacher_latents: LatentsByRound | None = None,
+        subject: Subject,
+        teacher: Subject | None = None,
         *,
-        kinds: Iterable[type[Metric]] | None = None,
-    ) -> Scores:
+        reference: Mapping[str, Mapping[str, ReferenceSet]] = NO_REFERENCE,
+        kinds: Kinds | None = None,
+    ) -> Measured:
         """Return the result of every metric whose features are available; a metric without a result is left out.
 
         Args:
-            latents: the latents that the model generated in every round, each `[N, C, h, w]`.
-            teacher_latents: the teacher's latents; None for the teacher itself.
+            teacher: None for the teacher itself, and for models that have none.
+            reference: by split, the reference images that the model's are compared with; empty: none.
             kinds: the metrics to compute; None: all that are registered.
         """
-        available = self._available(has_teacher=teacher_latents is not None)
-        chosen = METRICS.values() if kinds is None else kinds
-        metrics = [metric for metric in chosen if available.issuperset(metric.needs)]
-        needs_images = self._classifier is not None or any(IMAGES in metric.needs for metric in metrics)
-        by_split = {split: [metric() for metric in metrics] for split in self._rounds[0].parts}
-        for number, round_ in enumerate(self._rounds):
-            for start in range(0, len(round_.prompts), self._batch_size):
-                rows = slice(start, min(start + self._batch_size, len(round_.prompts)))
-                shown = self._grid.rows(round_, rows.start, rows.stop) if self._grid else []
-                features: dict[str, NDArray[Any]] = {LATENTS: latents[number][rows]}
-                if teacher_latents is not None:
-                    features[TEACHER_LATENTS] = teacher_latents[number][rows]
-                if needs_images or shown:
-                    features |= self._image_features(number, rows, features[LATENTS])
-                samples = Samples(round_.seed, round_.prompts[rows], features)
-                self._show(model, samples, shown, start)
-                for split, of_split in round_.parts.items():
-                    inside = slice(max(of_split.start - start, 0), max(of_split.stop - start, 0))
-                    for metric in by_split[split]:
-                        metric.update(samples.part(inside))
-                self._on_images(len(samples), model)
-        return _results(model, by_split, metrics)
+        available = self._available(subject, teacher)
+        chosen = [kind for kind in METRICS.values() if not over_seeds(kind)] if kinds is None else list(kinds)
+        of_all = reference.get(ALL, {})
+        metrics = [kind for kind in chosen if kind.is_available(available, of_all)]
+        needed = {name for kind in metrics for name in kind.needs}
+        by_split = {split: self._begin(metrics, reference.get(split, {})) for split in self._rounds[0].parts}
+        for piece in self.order.pieces():
+            samples = self._samples(piece, needed, subject, teacher)
+            for metric in by_split[piece.split]:
+                metric.update(samples)
+            self._on_images(len(samples), subject.name)
+        merged = self._begin(metrics, of_all)
+        for metrics_of_split in by_split.values():
+            for whole, metric in zip(merged, metrics_of_split, strict=True):
+                whole.merge(metric)
+        return Measured(
+            {split: _results(subject.name, each) for split, each in {**by_split, ALL: merged}.items()},
+            {metric.name: values for metric in merged if (values := metric.values())},
+        )
 
-    def _available(self, *, has_teacher: bool) -> set[str]:
+    def _begin(self, kinds: Sequence[type[Metric]], reference: Mapping[str, ReferenceSet]) -> list[Metric]:
+        return [kind(Context(reference=reference, seed=self._seed)) for kind in kinds]
+
+    def _available(self, subject: Subject, teacher: Subject | None) -> set[str]:
         """Return the names of the features that a model has."""
-        available = {LATENTS, IMAGES}
-        if has_teacher:
-            available.add(TEACHER_LATENTS)
-        if self._classifier is not None:
-            available |= {*self._classifier.attributes, CLASSIFIER_FEATURES, REFERENCE_FEATURES}
+        available = {LATENTS, *subject.features}
+        if subject.images is not None:
+            available.add(IMAGES)
+        if self._true_features:
+            available.add(REFERENCE_FEATURES)
+        if teacher is not None:
+            available |= {of_teacher(name) for name in teacher.features}
+            if teacher.latent_space == subject.latent_space and _shape(teacher) == _shape(subject):
+                available.add(TEACHER_LATENTS)
+            if teacher.images is not None:
+                available.add(of_teacher(IMAGES))
         return available
 
-    def _image_features(self, number: int, rows: slice, latents: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """Decode a batch of a round, and classify its images."""
-        images = self._decode(torch.from_numpy(latents.copy()))
-        features: dict[str, NDArray[Any]] = {IMAGES: images}
-        if self._classifier is not None:
-            correct, classifier_features = self._classifier.classify(images, self._rounds[number].prompts[rows])
-            references = self._references[number][rows]
-            features |= {**correct, CLASSIFIER_FEATURES: classifier_features, REFERENCE_FEATURES: references}
-        return features
+    def _samples(self, piece: Piece, needed: set[str], subject: Subject, teacher: Subject | None) -> Samples:
+        """Return the features of some rows that metrics need."""
+        round_, number, rows = self._rounds[piece.round_number], piece.round_number, piece.rows
+        features: dict[str, NDArray[Any]] = {}
+        for name in needed:
+            if name == REFERENCE_FEATURES:
+                features[name] = self._true_features[number][rows.start : rows.stop]
+            elif (found := _feature(subject, name, piece)) is not None:
+                features[name] = found
+            elif teacher is not None:
+                own = next(each for each in (LATENTS, IMAGES, *teacher.features) if of_teacher(each) == name)
+                of_teachers = _feature(teacher, own, piece)
+                assert of_teachers is not None
+                features[name] = of_teachers
+        numbers = [round_.number(row) for row in rows]
+        return Samples(round_.seed, round_.prompts[rows.start : rows.stop], features, numbers)
 
-    def _show(self, model: str, samples: Samples, shown: Sequence[int], start: int) -> None:
-        """Add the rows of a batch that are shown to the grid."""
-        flags = samples.features.get(ALL_CORRECT)
-        for row in shown:
-            correct = None if flags is None else bool(flags[row - start])
-            assert self._grid is not None
-            self._grid.add(model, row, samples.features[IMAGES][row - start], correct=correct)
+
+def over_seeds(kind: type[Metric]) -> bool:
+    """Return whether a metric is measured over several images of each prompt, in rounds of their own."""
+    return bool(getattr(kind, "over_seeds", False))
 
 
-def _results(model: str, by_split: Mapping[str, Sequence[Metric]], metrics: Sequence[type[Metric]]) -> Scores:
-    """Return the results of a model on every split, and on all splits together."""
-    of_all = [metric() for metric in metrics]
-    for of_split in by_split.values():
-        for merged, metric in zip(of_all, of_split, strict=True):
-            merged.merge(metric)
-    results = {
-        split: {metric.name: _compute(metric, model) for metric in of_split}
-        for split, of_split in {**by_split, ALL: of_all}.items()
-    }
-    return {
-        split: {name: score for name, score in scores.items() if score is not None} for split, scores in results.items()
-    }
+def _shape(subject: Subject) -> tuple[int, ...]:
+    """Return the shape of the first latents of a model."""
+    return subject.latents(0, range(1)).shape
+
+
+def _feature(subject: Subject, name: str, piece: Piece) -> NDArray[Any] | None:
+    """Return a feature of some rows of a model; None if it has no such feature."""
+    if name == LATENTS:
+        return subject.latents(piece.round_number, piece.rows)
+    if name == IMAGES and subject.images is not None:
+        return subject.images(piece.round_number, piece.rows)
+    found = subject.features.get(name)
+    return None if found is None else found[piece.mapped]
+
+
+def _results(model: str, metrics: Sequence[Metric]) -> dict[str, Score]:
+    results = {metric.name: _compute(metric, model) for metric in metrics}
+    return {name: score for name, score in results.items() if score is not None}
 
 
 def _compute(metric: Metric, model: str) -> Score | None:

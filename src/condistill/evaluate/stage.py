@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from condistill.config.recipe import TEACHER, Recipe
 from condistill.distill import stage as distill_stage
-from condistill.distill.stage import DistilledVariant
-from condistill.evaluate.costs import compute_record, sampling_record, size_record, speed_records
-from condistill.evaluate.generate import Round, choose_rounds, generate_round
-from condistill.evaluate.measure import Measurement, PictureGrid, Scores
+from condistill.evaluate.costs import IMAGES_PER_STUDENT, Kind, Speeds, compute_record, sampling_record, size_record
+from condistill.evaluate.engine import Engine
+from condistill.evaluate.features import classifier_source, network_source
+from condistill.evaluate.grid import PictureGrid
+from condistill.evaluate.measure import Scores
 from condistill.evaluate.metrics import METRICS
-from condistill.evaluate.metrics.classifier import choose_classifier
+from condistill.evaluate.metrics.classifier import ImageClassifier, choose_classifier
+from condistill.evaluate.networks.network import NETWORKS, LocatedNetwork
+from condistill.evaluate.prompt_sets import open_prompt_set
 from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord, ReferenceRecord
-from condistill.evaluate.references import OTHER_SEED, REFERENCE_PROMPTS, References, reference_names, untrained
-from condistill.pipelines.sampling import Sampling, planned_sampling
-from condistill.profiling.timing import fewest_images
-from condistill.prompts import stage as prompts_stage
+from condistill.evaluate.results import Job, Measuring, Results
+from condistill.evaluate.rounds import choose_rounds
+from condistill.evaluate.run_tasks import (
+    OTHER_SEED,
+    diversity_tasks,
+    latents_of,
+    latents_of_reference,
+    latents_of_several_seeds,
+    measures_diversity,
+    model_tasks,
+    reference_names,
+    reference_tasks,
+    untrained,
+)
+from condistill.pipelines.sampling import planned_sampling
 from condistill.run.context import Run
 from condistill.run.stage_directory import StageDir
 from condistill.teachers.files import PipelineFiles
@@ -32,6 +44,7 @@ from condistill.teachers.source import teacher_files
 from condistill.utils.atomic import write_text
 from condistill.utils.distributed import on_main_process
 from condistill.utils.hardware import device_name
+from condistill.utils.malloc import release_freed_memory
 
 NAME = "evaluate"
 _GRID_FOLDER = "grid"
@@ -71,49 +84,37 @@ def _figures(run: Run) -> StageDir:
 
 def _figure_inputs(run: Run) -> dict[str, Any]:
     formats = [kind.model_fields["format"].default for kind in (Evaluation, Grid)]
-    return {
-        **{name: _latents(run, name).key for name in (TEACHER, *run.recipe.variants)},
-        **{name: _reference(run, name).key for name in reference_names(run.recipe)},
+    settings = run.recipe.evaluate
+    models = (TEACHER, *run.recipe.variants)
+    inputs = {
+        **{name: latents_of(run, name).key for name in models},
+        **{name: latents_of_reference(run, name).key for name in reference_names(run.recipe)},
         "variants": list(run.recipe.variants),
-        "evaluate.classifier": run.recipe.evaluate.classifier,
-        "evaluate.grid": run.recipe.evaluate.grid,
+        "evaluate.classifier": settings.classifier,
+        "evaluate.grid": settings.grid,
         "metrics": list(METRICS),
         "formats": formats,
     }
+    if measures_diversity(run.recipe):
+        inputs |= {f"{name} from several seeds": latents_of_several_seeds(run, name).key for name in models}
+    if networks := _networks(run):
+        inputs |= {f"evaluate.networks.{name}": located.inputs(_hash_of(run)) for name, located in networks.items()}
+        inputs |= {"evaluate.resize": settings.resize, "evaluate.resize_filter": settings.resize_filter}
+    return inputs
 
 
-def _latents(run: Run, name: str) -> StageDir:
-    """Return the directory of the latents that a model generates."""
-    return run.stage(f"evaluation/latents/{name}", lambda: _latent_inputs(run, name))
+def _networks(run: Run) -> dict[str, LocatedNetwork]:
+    """Return the networks of the recipe, which are found but not loaded."""
+
+    def locate() -> dict[str, LocatedNetwork]:
+        sources = run.recipe.evaluate.networks.model_dump(exclude_none=True)
+        return {name: NETWORKS[name].locate(source) for name, source in sources.items()}
+
+    return run.once("evaluate/networks", locate)
 
 
-def _reference(run: Run, name: str) -> StageDir:
-    """Return the directory of the latents of a reference model; they cost little."""
-    directory = run.stage(f"evaluation/latents/{name}", lambda: _reference_inputs(run, name))
-    directory.is_costly = False
-    return directory
-
-
-def _reference_inputs(run: Run, name: str) -> dict[str, Any]:
-    model = TEACHER if name == OTHER_SEED else next(each for each in run.recipe.variants if untrained(each) == name)
-    return {**_latent_inputs(run, model), "reference": name, "prompts": REFERENCE_PROMPTS}
-
-
-def _latent_inputs(run: Run, name: str) -> dict[str, Any]:
-    settings, sampling = run.recipe.evaluate, planned_sampling(run.recipe, None if name == TEACHER else name)
-    model = (
-        run.teacher_inputs
-        if name == TEACHER
-        else {f"{distill_stage.NAME}/{name}": distill_stage.variant_key(run, name)}
-    )
-    return {
-        prompts_stage.NAME: prompts_stage.key(run),
-        **model,
-        "evaluate.prompts_per_split": settings.prompts_per_split,
-        "evaluate.seeds": list(settings.seeds),
-        "evaluate.num_inference_steps": sampling.num_inference_steps,
-        "evaluate.guidance_scale": sampling.guidance_scale,
-    }
+def _hash_of(run: Run) -> Any:
+    return run.directory.hashes.of
 
 
 def key(run: Run) -> str:
@@ -123,18 +124,20 @@ def key(run: Run) -> str:
 
 def is_done(run: Run) -> bool:
     """Return whether the figures, the images of the report and the latents exist."""
-    latents = [_latents(run, name).is_done() for name in (TEACHER, *run.recipe.variants)]
+    latents = [latents_of(run, name).is_done() for name in (TEACHER, *run.recipe.variants)]
     return _figures(run).is_done() and all(latents)
 
 
 def make(run: Run) -> None:
-    """Measure teacher and students, on the main process."""
+    """Generate images and extract their features in every process, and measure them on the main process."""
+    job, classifier = _job(run)
+    job.engine.run()
 
     def measure() -> None:
         path = _figures(run).begin_again()
-        _evaluate(run, path)
-        images = FinishedEvaluation(path).images()
-        _figures(run).finish([path / METRICS_NAME, path / GRID_NAME, *images])
+        _evaluate(run, job, classifier, path)
+        files = [path / METRICS_NAME, path / GRID_NAME, *FinishedEvaluation(path).images()]
+        _figures(run).finish(files)
 
     on_main_process(run.accelerator, measure)
 
@@ -160,126 +163,86 @@ def _replaces_prompts(recipe: Recipe, name: str) -> bool:
     return recipe.variant(name)[1].conditioning.probability.replaces_prompts
 
 
-def _evaluate(run: Run, directory: Path) -> None:
-    """Generate, measure, and write the figures and the images of the report to `directory`."""
-    recipe, settings, family = run.recipe, run.recipe.evaluate, run.family
-    variants, prompts = distill_stage.open(run), prompts_stage.open(run)
+def _job(run: Run) -> tuple[Job, ImageClassifier | None]:
+    """Return the models to measure, and the classifier."""
+    settings, prompts, variants = run.recipe.evaluate, open_prompt_set(run), distill_stage.open(run)
     rounds = choose_rounds(settings, prompts.choose, prompts.splits)
     classifier = choose_classifier(settings.classifier, [prompt for each in rounds for prompt in each.prompts])
-    sampling = {name or TEACHER: planned_sampling(recipe, name) for name in (None, *variants)}
-    denoisers: dict[str, nn.Module] = {TEACHER: family.denoiser}
-    with run.working("evaluate: loading the students", after_sec=2.0):
-        denoisers |= {name: variant.load(family) for name, variant in variants.items()}
-    latents = _generate(run, denoisers, sampling, rounds)
-    references = _measure_references(run, variants, latents[TEACHER][0], sampling, rounds[0])
-    grid = PictureGrid(directory / _GRID_FOLDER, rounds[0], per_split=settings.grid)
-    total = len(denoisers) * sum(len(each.prompts) for each in rounds)
-    with run.progress("evaluate: decoding and measuring", total, unit="images") as advance:
-        scores = Measurement(
-            rounds,
-            family.decode,
-            batch_size=settings.batch_size,
-            classifier=classifier,
-            grid=grid,
-            on_images=advance,
-        ).measure(latents)
-    grid.record().write(directory / GRID_NAME)
+    sources = [network_source(located, _hash_of(run)) for located in _networks(run).values()]
+    if classifier is not None:
+        sources.append(classifier_source(settings.classifier, classifier))
+    models = model_tasks(run, variants, rounds, sources)
+    references = reference_tasks(run, variants, rounds[0], sources)
+    diversity = diversity_tasks(run, models, sources)
+    engine = Engine(run, settings, [*models, *references, *diversity.values()])
+    return Job(engine, rounds, models, references, diversity), classifier
+
+
+def _evaluate(run: Run, job: Job, classifier: ImageClassifier | None, directory: Path) -> None:
+    """Measure, and write the figures and the images of the report to `directory`."""
+    recipe, settings, rounds = run.recipe, run.recipe.evaluate, job.rounds
+    sampling = planned_sampling(recipe, None)
+    if classifier is not None:
+        job = replace(job, true_features=[classifier.reference(each.prompts, seed=each.seed) for each in rounds])
+    with run.progress("evaluate: measuring", job.images, unit="images") as advance:
+        job = replace(job, on_images=lambda count, model: advance(count, note=model))
+        results = Measuring(job, directory).results(
+            lambda ranking: PictureGrid(directory / _GRID_FOLDER, rounds, settings.grid, ranking)
+        )
+    results.grid.write(directory / GRID_NAME)
     Evaluation(
         quick=recipe.quick,
         classifier=settings.classifier,
         baseline=baseline(recipe),
         seeds=settings.seeds,
         images_per_split={split: sum(each.count(split) for each in rounds) for split in rounds[0].splits},
-        num_inference_steps=sampling[TEACHER].num_inference_steps,
-        guidance_scale=sampling[TEACHER].guidance_scale,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
         device=device_name(),
-        dtype=str(family.dtype).removeprefix("torch."),
+        dtype=str(run.family.dtype).removeprefix("torch."),
         torch=torch.__version__,
-        models=_records(run, variants, denoisers, sampling, scores),
-        references=references,
+        models=_records(run, results.scores),
+        references=_reference_record(run, job, results),
+        networks={name: located.record(_hash_of(run)) for name, located in _networks(run).items()},
+        comparisons=results.comparisons,
     ).write(directory / METRICS_NAME)
 
 
-def _measure_references(
-    run: Run,
-    variants: Mapping[str, DistilledVariant],
-    teacher_latents: NDArray[Any],
-    sampling: Mapping[str, Sampling],
-    first: Round,
-) -> ReferenceRecord:
-    """Measure what the distances to the teacher are compared with.
-
-    Args:
-        teacher_latents: the teacher's latents of the first round.
-    """
-    head = first.head(REFERENCE_PROMPTS)
-    total = len(reference_names(run.recipe)) * len(head.prompts)
-    with run.progress("evaluate: references", total, unit="images") as advance:
-        return References(
-            run.family,
-            head,
-            run.family.decode,
-            run.recipe.evaluate.batch_size,
-            directory=lambda name: _reference(run, name),
-            say=partial(run.say, style="yellow"),
-            on_images=advance,
-        ).record(
-            teacher_latents[list(head.numbers)],
-            {name: variant.initial for name, variant in variants.items()},
-            sampling,
-        )
+def _reference_record(run: Run, job: Job, results: Results) -> ReferenceRecord:
+    """Return what the distances to the teacher are compared with."""
+    (head,) = job.references[0].rounds
+    return ReferenceRecord(
+        images_per_split={split: head.count(split) for split in head.splits},
+        other_seed=results.references.get(OTHER_SEED, {}),
+        untrained={name: results.references.get(untrained(name), {}) for name in run.recipe.variants},
+    )
 
 
-def _generate(
-    run: Run, denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling], rounds: Sequence[Round]
-) -> dict[str, list[NDArray[Any]]]:
-    """Return the latents of every model and round; they are kept in one directory per model."""
-    latents: dict[str, list[NDArray[Any]]] = {name: [] for name in denoisers}
-    total = len(denoisers) * sum(len(each.prompts) for each in rounds)
-    with run.progress("evaluate", total, unit="images") as advance:
-        for name, denoiser in denoisers.items():
-            directory = _latents(run, name)
-            is_done = directory.is_done()
-            folder = directory.path if is_done else directory.begin()
-            for each in rounds:
-                generated = generate_round(
-                    folder / f"seed-{each.seed}.arrow",
-                    run.family,
-                    denoiser,
-                    each,
-                    model=name,
-                    batch_size=run.recipe.evaluate.batch_size,
-                    sampling=sampling[name],
-                    on_images=partial(advance, note=name),
-                    on_found=partial(advance, note=name, found=True),
-                )
-                latents[name].append(generated)
-            if not is_done:
-                directory.finish()
-    return latents
-
-
-def _records(
-    run: Run,
-    variants: Mapping[str, DistilledVariant],
-    denoisers: Mapping[str, nn.Module],
-    sampling: Mapping[str, Sampling],
-    scores: Mapping[str, Scores],
-) -> dict[str, ModelRecord]:
-    """Return scores and costs of every model."""
-    recipe, family = run.recipe, run.family
-    with run.progress("evaluate: timing", fewest_images(denoisers, sampling), unit="images") as advance:
-        speed = speed_records(family, denoisers, sampling, on_image=lambda left_out=False: advance(1, found=left_out))
-    files = {TEACHER: teacher_files(run.teacher)}
-    files |= {name: PipelineFiles.read(variant.pipeline) for name, variant in variants.items()}
+def _records(run: Run, scores: Mapping[str, Scores]) -> dict[str, ModelRecord]:
+    """Return scores and costs of every model; one student at a time is in memory, with the teacher."""
+    recipe, family, variants = run.recipe, run.family, distill_stage.open(run)
+    sampling = {name or TEACHER: planned_sampling(recipe, name) for name in (None, *variants)}
     train_sec = {name: variant.train_sec(recipe.variant(name)[1].steps) for name, variant in variants.items()}
-    return {
-        name: ModelRecord(
-            scores=scores[name],
-            sampling=sampling_record(sampling[name], denoiser),
-            size=size_record(denoiser, family, files[name]),
-            speed=speed[name],
-            compute=compute_record(recipe, name, denoisers, train_sec) if name in variants else None,
-        )
-        for name, denoiser in denoisers.items()
-    }
+    kinds = {TEACHER: Kind.of(family.denoiser)}
+    records: dict[str, ModelRecord] = {}
+    total = len(variants) * IMAGES_PER_STUDENT
+    with run.progress("evaluate: timing", total, unit="images") as advance:
+        speeds = Speeds(family, sampling[TEACHER], on_image=lambda left_out=False: advance(1, found=left_out))
+
+        def record(name: str, denoiser: nn.Module, files: PipelineFiles) -> ModelRecord:
+            is_teacher = name == TEACHER
+            return ModelRecord(
+                scores=scores[name],
+                sampling=sampling_record(sampling[name], denoiser),
+                size=size_record(denoiser, family, files),
+                speed=speeds.of_teacher() if is_teacher else speeds.of_student(denoiser, sampling[name]),
+                compute=None if is_teacher else compute_record(recipe, name, kinds, train_sec),
+            )
+
+        for name, variant in variants.items():
+            denoiser = variant.load(family)
+            kinds[name] = Kind.of(denoiser)
+            records[name] = record(name, denoiser, PipelineFiles.read(variant.pipeline))
+            del denoiser
+            release_freed_memory()
+        return {TEACHER: record(TEACHER, family.denoiser, teacher_files(run.teacher)), **records}

@@ -14,7 +14,7 @@ from condistill.config.distill import DistillSettings
 from condistill.config.recipe import Recipe
 from condistill.distill.checkpoints import checkpoint_bytes, checkpoints_kept
 from condistill.distill.previews import PREVIEW_STEPS, preview_prompts, preview_steps
-from condistill.evaluate.references import REFERENCE_PROMPTS
+from condistill.evaluate.run_tasks import REFERENCE_PROMPTS
 from condistill.pipelines.sampling import planned_sampling
 from condistill.plan.candidates import Candidate, teacher_inputs
 from condistill.plan.devices import Hardware

@@ -100,14 +100,13 @@ def fewest_images(denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sam
 def _alike(denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling]) -> dict[str, str]:
     """Return for every model the first one that has the same shapes and is sampled alike."""
     first: dict[Any, str] = {}
-    shapes = {
-        name: tuple((key, tensor.shape, tensor.dtype) for key, tensor in denoiser.state_dict().items())
-        for name, denoiser in denoisers.items()
-    }
-    return {
-        name: first.setdefault((type(denoiser), shapes[name], sampling[name]), name)
-        for name, denoiser in denoisers.items()
-    }
+    return {name: first.setdefault((shapes_of(denoiser), sampling[name]), name) for name, denoiser in denoisers.items()}
+
+
+def shapes_of(denoiser: nn.Module) -> Any:
+    """Return what the time of an image depends on of a denoiser: its class, and names, shapes and dtypes of weights."""
+    tensors = denoiser.state_dict().items()
+    return type(denoiser), tuple((key, tensor.shape, tensor.dtype) for key, tensor in tensors)
 
 
 def median_seconds(

@@ -164,7 +164,7 @@ class Family(ABC):
     def denoiser_on_host(self) -> Iterator[None]:
         """Keep the denoiser in the memory of the host for a while; nothing moves if the device is a CPU."""
         denoiser, device = self.denoiser, self.device
-        if device.type == "cpu":
+        if device.type == "cpu" or self._device is not None:
             yield
             return
         denoiser.to("cpu")

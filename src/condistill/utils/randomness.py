@@ -24,6 +24,7 @@ class Stream(IntEnum):
     PREVIEWS = 8
     BOOTSTRAP = 20
     OTHER_EVALUATION_NOISE = 9
+    DIVERSITY_NOISE = 10
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

@@ -23,9 +23,9 @@ from condistill.distill import stage as distill_stage
 from condistill.distill.checkpoints import checkpoint_bytes, checkpoints_kept
 from condistill.distill.loss_terms import active_terms
 from condistill.errors import CondistillError
-from condistill.evaluate.generate import Round, choose_rounds
 from condistill.evaluate.metrics.classifier import choose_classifier
 from condistill.evaluate.prompt_sets import FilePrompts, check_prompt_files, open_prompt_set
+from condistill.evaluate.rounds import Round, choose_rounds
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.lengths import long_prompts
 from condistill.prompts.readers import check_column, read_prompts

@@ -13,10 +13,10 @@ from evaluations import build_evaluation
 from samples import Brightness
 
 from condistill.config.recipe import Recipe
-from condistill.evaluate.generate import Round
-from condistill.evaluate.measure import Measurement
+from condistill.evaluate.measure import Measurement, Subject
 from condistill.evaluate.metrics import register_metric
 from condistill.evaluate.record import METRICS_NAME, Evaluation, Grid
+from condistill.evaluate.rounds import Round
 from condistill.report import ReportInputs, verdict, write_report
 from condistill.report.tables import card_scores
 from condistill.workflow.sweep_table import measured, table
@@ -29,12 +29,16 @@ def evaluation(own_registries: None, tmp_path: Path) -> Evaluation:
     """The evaluation of latents that a teacher and a student generated, read from `metrics.json`."""
     register_metric(Brightness)
 
-    def decode(latents: Any) -> Any:
-        return np.broadcast_to(latents[:, :1, :1, :1].numpy().astype(np.uint8), (len(latents), 2, 2, 3))
+    def model(value: int) -> Subject:
+        return Subject(
+            "model",
+            lambda _, rows: np.full((len(rows), 4, 2, 2), value, np.float32),
+            images=lambda _, rows: np.full((len(rows), 2, 2, 3), value, np.uint8),
+        )
 
-    rounds = [Round(0, ["a", "b"], {"all": slice(0, 2)})]
-    latents = {name: [np.full((2, 4, 2, 2), value, np.float32)] for name, value in (("teacher", 40), ("small", 60))}
-    scores = Measurement(rounds, decode, batch_size=2).measure(latents)
+    measurement = Measurement([Round(0, ["a", "b"], {"all": slice(0, 2)})])
+    teacher, small = model(40), model(60)
+    scores = {"teacher": measurement.measure(teacher).scores, "small": measurement.measure(small, teacher).scores}
     assert "brightness" in scores["teacher"]["all"]
     values = {
         model: {split: {name: score.value for name, score in named.items()} for split, named in splits.items()}

@@ -18,7 +18,7 @@ from condistill.distill.objective import Objective
 from condistill.distill.states import Sample
 from condistill.distill.student import StudentForward
 from condistill.errors import CondistillError
-from condistill.evaluate.costs import compute_record
+from condistill.evaluate.costs import Kind, compute_record
 from condistill.profiling.macs import macs
 from condistill.profiling.memory import peak_memory
 from condistill.students.derive import Student
@@ -198,7 +198,7 @@ def test_a_cache_of_a_teacher_without_guidance_takes_one_evaluation_per_step(sch
     cache = {"size": 10, "num_inference_steps": 4, "guidance_scale": 3.5}
     recipe = Recipe.model_validate(sections | {"cache": cache})
     name = "random_conditioning"
-    cost = compute_record(recipe, name, {"teacher": schnell.denoiser}, train_sec={name: 0.0})
+    cost = compute_record(recipe, name, {"teacher": Kind.of(schnell.denoiser)}, train_sec={name: 0.0})
     assert cost.cache_forwards == 40
 
 
