@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from condistill.config.evaluate import EvaluateSettings
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.evaluate.prompt_sets import FilePrompts, read_keywords
-from condistill.evaluate.protocols import Protocol, load_protocol, protocol_names
+from condistill.evaluate.protocols import (
+    Protocol,
+    evaluate_settings,
+    load_protocol,
+    protocol_names,
+    protocol_of_prompts,
+)
 from condistill.prompts.words import has_word
 
 RECIPE = {
@@ -46,9 +53,10 @@ def test_four_protocols_come_with_the_package() -> None:
 
 
 def test_the_protocol_of_the_paper_has_its_settings() -> None:
+    given = ("evaluate.prompt_files=[captions.txt]", "evaluate.reference=coco.npz")
     protocol = load_protocol("coco-30k")
-    settings = recipe_with(protocol, "evaluate.prompt_files=[captions.txt]", "evaluate.reference=coco.npz").evaluate
-    protocol.check(settings)
+    protocol.check(Recipe.parse(json.dumps(RECIPE)).evaluate, given)
+    settings = recipe_with(protocol, *given).evaluate
     assert (settings.prompts_per_split, settings.num_inference_steps, settings.guidance_scale) == (30_000, 25, 7.5)
     assert (settings.resize, settings.resize_filter) == (256, "bicubic")
     assert settings.networks.clip == "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
@@ -58,17 +66,47 @@ def test_the_protocol_of_the_paper_has_its_settings() -> None:
 
 
 def test_the_prompts_and_the_reference_of_the_recipe_are_not_those_of_a_protocol() -> None:
-    protocol = load_protocol("coco-30k")
-    with pytest.raises(CondistillError, match="the protocol coco-30k needs what the recipe does not give") as refused:
-        protocol.check(Recipe.parse(json.dumps({**RECIPE, "evaluate": {}}), protocol.overrides()).evaluate)
+    with pytest.raises(CondistillError, match="the protocol coco-30k needs what is not given") as refused:
+        load_protocol("coco-30k").check(Recipe.parse(json.dumps(RECIPE)).evaluate, ["evaluate.batch_size=2"])
     lines = str(refused.value).splitlines()[1:]
-    assert [line.split(":")[0].strip() for line in lines] == [
-        "evaluate.prompt_files",
-        "evaluate.reference",
-        "evaluate.networks.inception",
-    ]
+    assert [line.split(":")[0].strip() for line in lines] == ["evaluate.prompt_files", "evaluate.reference"]
     assert lines[0].endswith("one per image; add --prompts FILE")
-    assert lines[2].endswith("add -s evaluate.networks.inception=PATH")
+    assert recipe_with(load_protocol("coco-30k")).evaluate.reference is None
+
+
+def test_a_network_that_neither_recipe_nor_command_names_is_missing() -> None:
+    with pytest.raises(CondistillError, match=r"networks\.inception: .*; add -s evaluate\.networks\.inception=PATH"):
+        load_protocol("coco-30k").with_prompts(["a.txt"]).check(EvaluateSettings(), ["evaluate.reference=x.npz"])
+
+
+def test_settings_without_a_recipe_are_those_of_the_protocol_and_the_command(tmp_path: Path) -> None:
+    protocol = load_protocol("prompt-set").with_prompts([str(tmp_path / "a.csv")])
+    settings = evaluate_settings(protocol, ["evaluate.batch_size=2", "evaluate.networks.clip=org/clip"])
+    assert (settings.prompt_files, settings.category_column) == ((str(tmp_path / "a.csv"),), "Category")
+    assert (settings.batch_size, settings.networks.clip) == (2, "org/clip")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "change", "message"),
+    [
+        (None, "distill.steps=3", "-s takes settings of evaluate only, and got distill"),
+        (None, "evaluate=3", "evaluate is a section"),
+        (None, "evaluate.seed=3", "evaluate.seed is not a setting; did you mean 'seeds'"),
+        (None, "evaluate.prompt_column=a", "prompt_column is about the prompts of prompt_files, which is empty"),
+        ("prompt-set", "evaluate.batch_size=3", "the protocol prompt-set needs what is not given"),
+    ],
+)
+def test_settings_without_a_recipe_that_cannot_be_used_are_refused(
+    protocol: str | None, change: str, message: str
+) -> None:
+    with pytest.raises(CondistillError, match=message):
+        evaluate_settings(load_protocol(protocol) if protocol else None, [change])
+
+
+def test_prompt_files_are_an_evaluation_with_the_name_of_the_first() -> None:
+    protocol = protocol_of_prompts(["/x/My prompts.txt", "/x/b.txt"])
+    assert (protocol.name, protocol.description) == ("My-prompts", "the prompts of My prompts.txt, b.txt")
+    assert recipe_with(protocol).evaluate.prompt_files == ("/x/My prompts.txt", "/x/b.txt")
 
 
 def test_captions_with_animals_are_the_unseen_split(tmp_path: Path) -> None:

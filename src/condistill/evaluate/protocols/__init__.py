@@ -7,8 +7,8 @@ stay as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from condistill.config.evaluate import EvaluateSettings
 from condistill.config.messages import listed, mistakes
 from condistill.config.yaml_text import MAX_CHARACTERS, check_data, load_yaml
-from condistill.config.yaml_tree import flow
+from condistill.config.yaml_tree import flow, override
 from condistill.errors import CondistillError, nearest, system_message
 from condistill.utils.home import resolve_path
 
@@ -48,22 +48,26 @@ class Protocol:
         }
         return [f"evaluate.{key}={flow(value)}" for key, value in [*emptied.items(), *_leaves(self.evaluate)]]
 
-    def check(self, settings: EvaluateSettings) -> None:
-        """Check that the user gave what the protocol needs.
+    def with_prompts(self, files: Sequence[str]) -> Protocol:
+        """Return the protocol with the prompts of these files; without files, the protocol as it is."""
+        return replace(self, evaluate={**self.evaluate, "prompt_files": list(files)}) if files else self
+
+    def check(self, own: EvaluateSettings, overrides: Sequence[str]) -> None:
+        """Check that the user gives what the protocol needs.
+
+        Args:
+            own: the settings of the recipe, from which networks are taken.
+            overrides: those of the command, `key=value`.
 
         Raises:
             CondistillError: names everything that is missing.
         """
-        data = settings.model_dump()
-        missing = [
-            f"  evaluate.{name}: {what}; add {_how(name)}"
-            for name, what in self.needs.items()
-            if not _value(data, name)
-        ]
+        networks, changed = own.model_dump(), {change.partition("=")[0].strip() for change in overrides}
+        given = {name for name in self.needs if f"evaluate.{name}" in changed or name in self.evaluate}
+        given |= {name for name in self.needs if "." in name and _value(networks, name)}
+        missing = [f"  evaluate.{name}: {what}; add {_how(name)}" for name, what in self.needs.items() if name not in given]
         if missing:
-            raise CondistillError(
-                f"the protocol {self.name} needs what the recipe does not give:\n" + "\n".join(missing)
-            )
+            raise CondistillError(f"the protocol {self.name} needs what is not given:\n" + "\n".join(missing))
 
 
 def protocol_names() -> list[str]:
@@ -93,6 +97,40 @@ def load_protocol(name: str) -> Protocol:
             f"the protocol file {path.name} names a folder of results; use letters, digits, - and _ in its name"
         )
     return _read(path)
+
+
+def protocol_of_prompts(files: Sequence[str]) -> Protocol:
+    """Return the evaluation of some prompt files, whose name is that of the first."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(files[0]).stem).strip("-_")[:80] or "prompts"
+    return Protocol(name, f"the prompts of {', '.join(Path(file).name for file in files)}", {"prompt_files": files})
+
+
+def evaluate_settings(protocol: Protocol | None, overrides: Sequence[str]) -> EvaluateSettings:
+    """Return the settings of an evaluation without a recipe: the defaults, those of a protocol, and overrides.
+
+    Paths in the overrides start at the working directory.
+
+    Raises:
+        CondistillError: an override is about another section, the settings have mistakes, or the protocol needs more.
+    """
+    data: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for change in [*(protocol.overrides() if protocol else ()), *overrides]:
+        override(data, places, change)
+    if others := sorted(data.keys() - {"evaluate"}):
+        raise CondistillError(
+            f"pipelines are evaluated without a recipe, so -s takes settings of evaluate only, and got {others[0]}; "
+            "leave it out"
+        )
+    section = data.get("evaluate", {})
+    if not isinstance(section, dict):
+        raise CondistillError("evaluate is a section; give one of its settings, such as evaluate.batch_size=4")
+    if protocol is not None:
+        protocol.check(EvaluateSettings(), overrides)
+    found = [*check_data(data, places), *mistakes(EvaluateSettings, section, places, ("evaluate",)).values()]
+    if found:
+        raise CondistillError(listed(found, "the evaluation"))
+    return EvaluateSettings.model_validate(_resolved(section, Path.cwd()))
 
 
 def _folder() -> Any:
