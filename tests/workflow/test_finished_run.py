@@ -7,7 +7,7 @@ from runs import Run
 
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.record import Evaluation
-from condistill.evaluate.references import OTHER_SEED, untrained
+from condistill.evaluate.run_tasks import OTHER_SEED, untrained
 
 
 @pytest.mark.slow
