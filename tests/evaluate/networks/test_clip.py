@@ -44,6 +44,7 @@ def _without(source: Path, folder: Path, *names: str) -> Path:
     return Path(shutil.copytree(source, folder, ignore=lambda _, found: [name for name in found if name in names]))
 
 
+@pytest.mark.slow
 def test_clip_equals_transformers_and_does_not_depend_on_the_batch(clip: Path) -> None:
     from transformers import CLIPModel, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -78,8 +79,8 @@ def test_siglip_equals_transformers_with_texts_of_the_length_it_was_trained_on(s
     assert ClipNetwork.locate(str(siglip)).resize == "bilinear to 28 px"
 
 
-def test_reference_images_have_no_prompts(clip: Path) -> None:
-    assert set(_features(clip, None)) == {CLIP_IMAGE}
+def test_reference_images_have_no_prompts(siglip: Path) -> None:
+    assert set(_features(siglip, None)) == {CLIP_IMAGE}
 
 
 @pytest.mark.slow
@@ -138,9 +139,9 @@ def test_code_of_a_tokenizer_does_not_run(siglip: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_config_that_does_not_fit_is_refused_before_loading(
-    clip: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+    siglip: Path, tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
-    other = _without(clip, tmp_path / "other", "model.safetensors")
+    other = _without(siglip, tmp_path / "other", "model.safetensors")
     (other / "model.safetensors").write_bytes(b"never read")
     (other / "config.json").write_text(json.dumps({**json.loads((other / "config.json").read_text()), **changes}))
     with pytest.raises(CondistillError, match=reason):

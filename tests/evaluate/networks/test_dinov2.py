@@ -103,7 +103,7 @@ def test_a_config_changes_the_inputs(directory: Path, tmp_path: Path) -> None:
 
 def test_missing_weights_are_not_replaced_by_random_numbers(directory: Path, tmp_path: Path) -> None:
     other = _copy(directory, tmp_path / "more_layers", num_hidden_layers=3)
-    with pytest.raises(CondistillError, match=r"the weights in .* lack encoder\.layer\.2\..* and \d+ others"):
+    with pytest.raises(CondistillError, match=r"the weights lack encoder\.layer\.2\..* and \d+ others"):
         Dinov2Network.locate(str(other)).load(CPU)
 
 

@@ -3,7 +3,9 @@
 # ruff: noqa: F401
 import condistill.evaluate.networks.clip
 import condistill.evaluate.networks.dinov2
+import condistill.evaluate.networks.hpsv2
 import condistill.evaluate.networks.inception
+import condistill.evaluate.networks.pickscore
 from condistill.evaluate.networks.network import NETWORKS, LocatedNetwork, Network, features_of, register_network
 from condistill.evaluate.networks.resize import resize
 

@@ -102,18 +102,8 @@ def model_type(directory: Path, allowed: Mapping[str, str], published: Published
     return str(kind)
 
 
-def load_model(
-    located: LocatedNetwork,
-    class_name: str,
-    setting: str,
-    *,
-    dtype: torch.dtype,
-    state: dict[str, Tensor] | None = None,
-) -> Any:
-    """Return a model of a class of transformers, in evaluation mode.
-
-    Args:
-        state: the weights; by default those of the located files.
+def load_model(located: LocatedNetwork, class_name: str, setting: str, *, dtype: torch.dtype) -> Any:
+    """Return a model of a class of transformers with the located weights, in evaluation mode.
 
     Raises:
         CondistillError: the files cannot be read, or lack weights of the model.
@@ -121,26 +111,58 @@ def load_model(
     import transformers
 
     directory, model_class = located.configs[0].parent, getattr(transformers, class_name)
-    if state is None and any(file.suffix != ".safetensors" for file in located.weights):
-        state = {name: value for file in located.weights for name, value in read_weights(file, setting).items()}
-    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
+    source = f"{setting}: {directory}"
     try:
         with quiet_libraries():
             config = model_class.config_class.from_pretrained(directory, local_files_only=True)
-            if state is None:
-                local = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-                model, info = model_class.from_pretrained(directory, config=config, **local, **options)
-            else:
-                model, info = model_class.from_pretrained(None, config=config, state_dict=state, **options)
+            if any(file.suffix != ".safetensors" for file in located.weights):
+                parts = (read_weights(file, setting) for file in located.weights)
+                return build_model(class_name, config, {k: v for part in parts for k, v in part.items()}, source, dtype)
+            model, info = model_class.from_pretrained(
+                directory,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except CondistillError:
+        raise
     except Exception as error:  # transformers, safetensors and json raise many kinds for a damaged file
-        raise CondistillError(
-            f"{setting}: {directory} cannot be loaded as a {class_name} ({first_line(error)}); download it again"
-        ) from error
-    check_complete(directory, setting, class_name, info["missing_keys"])
+        raise _cannot_be_loaded(source, class_name, error) from error
+    _check_complete(source, class_name, info["missing_keys"])
     return model.eval().requires_grad_(False)
 
 
-def check_complete(source: Path, setting: str, class_name: str, missing: set[str]) -> None:
+def build_model(class_name: str, config: Any, state: dict[str, Tensor], source: str, dtype: torch.dtype) -> Any:
+    """Return a model of a class of transformers with these weights, in evaluation mode.
+
+    Args:
+        source: the setting and the file, for messages.
+
+    Raises:
+        CondistillError: the weights do not fit, or are not all.
+    """
+    import transformers
+
+    model_class = getattr(transformers, class_name)
+    try:
+        with quiet_libraries():
+            model, info = model_class.from_pretrained(
+                None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+            )
+    except Exception as error:  # a config of one's own, or weights of other shapes
+        raise _cannot_be_loaded(source, class_name, error) from error
+    _check_complete(source, class_name, info["missing_keys"])
+    return model.eval().requires_grad_(False)
+
+
+def _cannot_be_loaded(source: str, class_name: str, error: Exception) -> CondistillError:
+    return CondistillError(f"{source} cannot be loaded as a {class_name} ({first_line(error)}); download it again")
+
+
+def _check_complete(source: str, class_name: str, missing: set[str]) -> None:
     """Check that no weight of a model is missing, since transformers would replace it by random numbers.
 
     Raises:
@@ -149,6 +171,6 @@ def check_complete(source: Path, setting: str, class_name: str, missing: set[str
     if missing:
         more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise CondistillError(
-            f"{setting}: the weights in {source} lack {sorted(missing)[0]}{more}, so they are not those of a whole "
-            f"{class_name}; give the model as published"
+            f"{source}: the weights lack {sorted(missing)[0]}{more}, so they are not those of a whole {class_name}; "
+            "give the model as published"
         )
