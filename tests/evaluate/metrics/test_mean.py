@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from condistill.evaluate.metrics.intervals import mean_interval
 from condistill.evaluate.metrics.mean import MeanMetric, ShareMetric
 from condistill.evaluate.metrics.metric import Context, Samples, Score
 
@@ -129,3 +130,10 @@ def test_equal_images_of_a_prompt_count_as_one_in_a_share() -> None:
     assert width(four) == pytest.approx(width(one), rel=0.05)
     apart = computed(*(samples(flags, seed=seed) for seed in range(4)), kind=GivenShare)
     assert width(apart) == pytest.approx(width(one) / 2, rel=0.05)
+
+
+def test_thirty_thousand_prompts_have_the_interval_of_the_normal_distribution() -> None:
+    values = np.random.Generator(np.random.Philox(6)).normal(size=30_000)
+    low, high = mean_interval(values, np.full(30_000, 1 / 30_000), np.arange(30_000), seed=0) or (0.0, 0.0)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(30_000), rel=0.08)
+    assert low < values.mean() < high

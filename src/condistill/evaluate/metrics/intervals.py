@@ -19,6 +19,9 @@ LEVEL = 0.95
 RESAMPLES = 2000
 _BLOCK = 1 << 21
 """Random numbers that are in memory at once."""
+_GROUPS = 4096
+"""More clusters are put into so many groups, whose variance is known within 2 %, so that 30,000 prompts take no longer.
+"""
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _SMALL_T = (12.706, 4.303, 3.182, 2.776)
 """The 97.5 % points of Student's t for 1 to 4 degrees of freedom."""
@@ -52,6 +55,9 @@ def mean_interval(
     mean = sums.sum() / masses.sum()
     sums = sums - mean * masses  # resampled deviations, whose rounding errors do not grow with the mean
     rng = generator(seed, Stream.BOOTSTRAP)
+    if count > _GROUPS:
+        groups = rng.permutation(count) % _GROUPS
+        sums, masses, count = np.bincount(groups, sums), np.bincount(groups, masses), _GROUPS
     deviations = np.empty(RESAMPLES)
     rows = max(1, _BLOCK // count)
     for start in range(0, RESAMPLES, rows):
