@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from condistill.evaluate.metrics import Metric, Score
+from condistill.evaluate.metrics.intervals import standard_error
 from condistill.evaluate.record import ModelRecord
 
 TOLERANCE = 0.05
@@ -39,10 +40,21 @@ def need_the_same_memory(one: ModelRecord, other: ModelRecord) -> bool:
 def score_alike(metric: type[Metric], one: Score, other: Score, *, images: int, seeds: int) -> bool:
     """Return whether two scores differ by two standard errors of the difference or less.
 
-    The standard error follows from the number of images, or from the spread if that is larger. The spread is over
-    evaluation seeds, so the error of their mean is smaller by the square root of their number.
+    The standard error of a score follows from its interval or else from the number of images, or from the spread if
+    that is larger. The spread is over evaluation seeds, so the error of their mean is smaller by the square root of
+    their number. A score with none of them, such as FID of one seed, counts as exact.
+
+    The errors are taken as independent. Where two models were compared image by image (`Evaluation.comparison`), that
+    comparison decides instead: it needs far fewer images.
     """
     scores = (one, other)
-    sampling = math.hypot(*(metric.sampling_error(score.value, images) or 0.0 for score in scores))
+    sampling = math.hypot(*(_sampling_error(metric, score, images) for score in scores))
     spread = math.hypot(*(score.spread or 0.0 for score in scores)) / math.sqrt(seeds)
     return abs(one.value - other.value) <= 2 * max(sampling, spread)
+
+
+def _sampling_error(metric: type[Metric], score: Score, images: int) -> float:
+    """Return the standard error of a score over its images; 0 where it is not known."""
+    if score.low is not None and score.high is not None:
+        return standard_error((score.low, score.high))
+    return metric.sampling_error(score.value, images) or 0.0
