@@ -50,6 +50,7 @@ def test_every_model_gets_an_image_with_its_time_and_memory(engine: Engine) -> N
         assert (image.steps, image.guidance) == (2, 3.0)
 
 
+@pytest.mark.slow
 def test_an_image_equals_that_of_the_command_sample(engine: Engine, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -86,6 +87,7 @@ def test_pipelines_share_the_models_whose_files_are_equal(engine: Engine) -> Non
     assert first.unet is not second.unet
 
 
+@pytest.mark.slow
 def test_a_part_with_other_weights_is_not_shared(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -113,10 +113,15 @@ def working_texts(ticket: Ticket, models: int) -> Iterator[str]:
     yield f"Step {done + 1} of {total}." if name else ""
 
 
-def ending_text(ticket: Ticket, seconds: float) -> str:
-    """Return how a request ended."""
+def ending_text(ticket: Ticket, seconds: float, request: ImageRequest | None = None) -> str:
+    """Return how a request ended.
+
+    Args:
+        request: whose images are shown from now on; None: it has decoded latents.
+    """
     if ticket.error:
         return ticket.error
     if ticket.is_cancelled:
         return f"Stopped; {len(ticket.results)} image(s) were finished."
-    return f"Finished after {clock_text(seconds) if seconds >= 60 else duration(seconds)}."
+    shown = "" if request is None else f": {request.prompt}, seed {request.seed}"
+    return f"Finished after {clock_text(seconds) if seconds >= 60 else duration(seconds)}{shown}"

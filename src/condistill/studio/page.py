@@ -20,6 +20,10 @@ POLL_SEC = 0.1
 FOLLOW_EVERY_SEC = 2.0
 _USUAL_STEPS, _USUAL_GUIDANCE = 25, 5.0
 _READ_OUT = "element.setAttribute('aria-live', 'polite'); element.setAttribute('role', 'status')"
+_KEPT_SESSIONS = 64
+"""gradio keeps what every session was shown last, images included; a session that is forgotten loses nothing else."""
+_SHOW_LINE_SEC = 0.02
+"""How much longer a request waits, for each one before it, until it looks again at the line."""
 _FREE: Any = {"concurrency_limit": None, "show_progress": "hidden"}
 """The line of the desk is the only one: gradio runs every event at once, and shows no cover over the outputs."""
 
@@ -49,6 +53,7 @@ def build_page(desk: Desk) -> gr.Blocks:
                 with gr.Tab("Follow") as follow_tab:
                     _follow_tab(desk, follow_tab)
     page.queue(default_concurrency_limit=None, api_open=False)
+    page.state_session_capacity = _KEPT_SESSIONS
     return page
 
 
@@ -76,7 +81,7 @@ def _generate_tab(desk: Desk) -> None:
             return
         shown: dict[str, str] = {}
         try:
-            async for text in _follow(desk, ticket, len(wanted.models)):
+            async for text in _follow(desk, ticket, wanted):
                 now = {name: empty_figure(name, "") for name in wanted.models} | dict(ticket.results)
                 yield [text, *(now[m.name] if now.get(m.name) != shown.get(m.name) else gr.skip() for m in models)]
                 shown = now
@@ -151,11 +156,11 @@ def _given(value: object) -> object:
     return "" if value is None else value
 
 
-async def _follow(desk: Desk, ticket: Ticket, models: int = 0) -> AsyncIterator[str]:
+async def _follow(desk: Desk, ticket: Ticket, request: ImageRequest | None = None) -> AsyncIterator[str]:
     """Yield the status of a request as HTML whenever it changes, and at last how it ended.
 
     Args:
-        models: that the request is for; 0: it decodes latents.
+        request: None: it decodes latents.
     """
     before, started = "", time.monotonic()
     while not ticket.is_done:
@@ -163,8 +168,8 @@ async def _follow(desk: Desk, ticket: Ticket, models: int = 0) -> AsyncIterator[
             now = status("Stopping.")
         elif not ticket.is_running:
             now = status(waiting_text(desk.line.ahead(ticket), len(desk.line)))
-        elif models:
-            text, note = working_texts(ticket, models)
+        elif request is not None:
+            text, note = working_texts(ticket, len(request.models))
             behind = len(desk.line) - 1
             note += f" {behind} request(s) wait." if behind > 0 else ""
             now = status(text, progress=ticket.step[1:] if note else None, note=note)
@@ -173,8 +178,8 @@ async def _follow(desk: Desk, ticket: Ticket, models: int = 0) -> AsyncIterator[
         if now != before:
             before = now
             yield now
-        await asyncio.sleep(POLL_SEC)
-    yield status(ending_text(ticket, time.monotonic() - started), is_error=bool(ticket.error))
+        await asyncio.sleep(POLL_SEC + _SHOW_LINE_SEC * desk.line.ahead(ticket))
+    yield status(ending_text(ticket, time.monotonic() - started, request), is_error=bool(ticket.error))
 
 
 def _run_choice(runs: list[str]) -> gr.Dropdown:
