@@ -7,6 +7,7 @@ from typing import Any
 
 from condistill.evaluate.metrics import Score
 from condistill.evaluate.record import (
+    Comparison,
     ComputeRecord,
     Evaluation,
     ModelRecord,
@@ -89,3 +90,11 @@ def build_references(split: str = "unseen", *, other_seed: float | None, **untra
         other_seed=scores(other_seed),
         untrained={name: scores(value) for name, value in untrained.items()},
     )
+
+
+def build_comparison(
+    metric: str, one: str, other: str, *, difference: float, half: float, split: str = "all", images: int = 200
+) -> Comparison:
+    """Return a difference of two models, `one` minus `other`, whose 95 % interval is `half` wide on both sides."""
+    ends = {"low": difference - half, "high": difference + half}
+    return Comparison(metric=metric, split=split, one=one, other=other, difference=difference, images=images, **ends)

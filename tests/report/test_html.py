@@ -176,6 +176,7 @@ def test_every_model_and_split_is_shown_with_its_images(whole: tuple[str, _Page]
         "Scores",
         "Score against cost",
         "Training",
+        "What to do next",
         "How the figures were made",
     ]
 

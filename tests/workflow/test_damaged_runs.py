@@ -49,6 +49,7 @@ ALWAYS = (
     "status.json",
     "metrics.json",
     "report.html",
+    ".svg",
     "recipe.yaml",
     "run.lock",
 )

@@ -18,8 +18,11 @@ from condistill.config.sections import MINIATURE
 from condistill.distill.history import BINS
 from condistill.pipelines.record import StudentRecord
 from condistill.report.cautions import cautions
+from condistill.report.evidence import missing_companions
 from condistill.report.figures import Figures, make_figures, palette_of
+from condistill.report.groups import group_tables
 from condistill.report.inputs import ReportInputs, labelled
+from condistill.report.next_steps import next_steps
 from condistill.report.pictures import Album, album
 from condistill.report.plots import DARK, LIGHT, shades_of
 from condistill.report.previews import preview_tables
@@ -120,9 +123,11 @@ def _content(inputs: ReportInputs, figures: Figures, palette: Mapping[str, int |
         "scores": scores(evaluation),
         "costs": costs(evaluation),
         "details": details(evaluation),
+        "groups": group_tables(evaluation),
+        "next_steps": [(part.title if inputs.runs else "", next_steps(part)) for part in inputs.parts],
         "notes": [
             *metric_notes(metric for metric in evaluation.metrics if not metric.is_detail),
-            *filter(None, [reference_note(evaluation)]),
+            *filter(None, [reference_note(evaluation), missing_companions(evaluation)]),
         ],
         "score_charts": score_charts(evaluation, colours),
         "score_plots": figures.scores,

@@ -46,7 +46,7 @@ def subject(evaluation: Evaluation) -> str:
     The baseline is left out. Students are compared on the hardest split, by quality and, without it, by agreement.
     """
     best = best_student(evaluation)
-    equals = [best, *_not_separated(evaluation, best)]
+    equals = [best, *not_separated(evaluation, best)]
     cheapest = min(equals, key=lambda name: _work(evaluation, name))
     return cheapest if _work(evaluation, cheapest) < CHEAPER * _work(evaluation, best) else best
 
@@ -64,7 +64,7 @@ def best_student(evaluation: Evaluation) -> str:
     return max(students, key=rank)
 
 
-def _not_separated(evaluation: Evaluation, best: str) -> list[str]:
+def not_separated(evaluation: Evaluation, best: str) -> list[str]:
     """Return the other students that the evidence does not separate from the best, in quality and in agreement."""
     metrics = [*quality_metrics(evaluation)[:1], *agreement_metrics(evaluation)[:1]]
     found = []
@@ -252,7 +252,7 @@ def _other_metrics(evaluation: Evaluation, name: str, split: str, headline: type
 def _separation(evaluation: Evaluation, name: str) -> Iterator[str]:
     """Yield what the evidence does not separate: the other students that may be as good, and which is cheapest."""
     best = best_student(evaluation)
-    equals = _not_separated(evaluation, best)
+    equals = not_separated(evaluation, best)
     others = [each for each in dict.fromkeys([best, *equals]) if each != name]
     if not others:
         return
