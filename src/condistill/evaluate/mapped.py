@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from condistill.evaluate.batches import Arrays, BatchFiles
 from condistill.evaluate.rounds import ALL, Round
 
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE = 128
 """Rows that are measured at once. Results do not depend on the batch size of generation, to the last digit."""
 
 

@@ -19,6 +19,7 @@ from condistill.evaluate.metrics.metric import (
     REFERENCE_FEATURES,
     TEACHER_LATENTS,
     Context,
+    ImageKey,
     Metric,
     ReferenceSet,
     Samples,
@@ -29,7 +30,7 @@ from condistill.evaluate.rounds import ALL, Round
 
 Scores = dict[str, dict[str, Score]]
 """By split and by the name of the metric."""
-Values = dict[tuple[int, int], float]
+Values = dict[ImageKey, float]
 """The values of a metric by the seed and the number of an image."""
 Kinds = Iterable[type[Metric]]
 NO_REFERENCE: Mapping[str, Mapping[str, ReferenceSet]] = {}
@@ -97,7 +98,7 @@ class Measurement:
             kinds: the metrics to compute; None: all that are registered.
         """
         available = self._available(subject, teacher)
-        chosen = [kind for kind in METRICS.values() if not over_seeds(kind)] if kinds is None else list(kinds)
+        chosen = [kind for kind in METRICS.values() if not kind.over_seeds] if kinds is None else list(kinds)
         of_all = reference.get(ALL, {})
         metrics = [kind for kind in chosen if kind.is_available(available, of_all)]
         needed = {name for kind in metrics for name in kind.needs}
@@ -150,11 +151,6 @@ class Measurement:
                 features[name] = of_teachers
         numbers = [round_.number(row) for row in rows]
         return Samples(round_.seed, round_.prompts[rows.start : rows.stop], features, numbers)
-
-
-def over_seeds(kind: type[Metric]) -> bool:
-    """Return whether a metric is measured over several images of each prompt, in rounds of their own."""
-    return bool(getattr(kind, "over_seeds", False))
 
 
 def _shape(subject: Subject) -> tuple[int, ...]:

@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from condistill.config.recipe import TEACHER
 from condistill.evaluate.engine import Engine, Task
 from condistill.evaluate.grid import PictureGrid, Ranking
-from condistill.evaluate.measure import Measured, Measurement, Scores, Subject, over_seeds
+from condistill.evaluate.image_values import ImageValues
+from condistill.evaluate.measure import Measured, Measurement, Scores, Subject
 from condistill.evaluate.metrics.metric import ALL_CORRECT, IMAGES, METRICS, Metric, ReferenceSet, of_teacher
-from condistill.evaluate.record import Comparison, Grid
+from condistill.evaluate.record import Grid
 from condistill.evaluate.reference_sets import TeacherSets
 from condistill.evaluate.rounds import ALL, Round
 from condistill.utils.atomic import partial_path, remove
 
-Groups = Mapping[str, Mapping[str, set[tuple[int, int]]]]
-"""By kind and group, the seed and number of every image."""
 References = Mapping[str, Mapping[str, ReferenceSet]]
 """By split and feature."""
 
@@ -48,7 +47,7 @@ class Job:
     @property
     def images(self) -> int:
         """Images that `on_images` is called with in all."""
-        of_seeds = any(map(over_seeds, METRICS.values()))
+        of_seeds = any(kind.over_seeds for kind in METRICS.values())
         tasks = [*self.models, *self.references, *(self.diversity.values() if of_seeds else ())]
         return sum(task.images for task in tasks)
 
@@ -60,7 +59,7 @@ class Results:
     models: dict[str, Measured]
     references: dict[str, Scores]
     """By reference, its distances to the teacher."""
-    comparisons: tuple[Comparison, ...]
+    values: ImageValues
     grid: Grid
 
     @property
@@ -109,7 +108,8 @@ class Measuring:
             self._show(pictures)
         finally:
             remove(self._mapped)
-        return Results(models, references, (), pictures.record())
+        values = ImageValues(self.job.rounds, {name: measured.values for name, measured in models.items()})
+        return Results(models, references, values, pictures.record())
 
     @cached_property
     def _measurement(self) -> Measurement:
@@ -134,12 +134,13 @@ class Measuring:
         else:
             with self._opened(task) as subject:
                 measured = self._measurement.measure(subject, None if is_teacher else teacher, reference=reference)
-        kinds = [kind for kind in METRICS.values() if over_seeds(kind)]
+        kinds = [kind for kind in METRICS.values() if kind.over_seeds]
         if kinds and (extra := self.job.diversity.get(task.model.name)) is not None:
             measurement = Measurement(extra.rounds, seed=self._first.seed, on_images=self.job.on_images)
             with self._opened(extra) as subject:
                 found = measurement.measure(subject, kinds=kinds)
-            measured.scores.setdefault(ALL, {}).update(found.scores.get(ALL, {}))
+            measured.scores[ALL].update(found.scores[ALL])
+            measured.values.update(found.values)
         return measured
 
     def _opened(self, task: Task) -> AbstractContextManager[Subject]:

@@ -17,7 +17,6 @@ from condistill.distill import stage as distill_stage
 from condistill.distill.stage import DistilledVariant
 from condistill.evaluate.engine import Task
 from condistill.evaluate.features import FeatureSource
-from condistill.evaluate.measure import over_seeds
 from condistill.evaluate.metrics.metric import METRICS, of_teacher
 from condistill.evaluate.models import EvaluatedModel
 from condistill.evaluate.prompt_sets import prompt_set_inputs
@@ -181,7 +180,7 @@ def diversity_tasks(run: Run, tasks: Sequence[Task], sources: Sequence[FeatureSo
                 stream=Stream.DIVERSITY_NOISE,
             ),
             rounds,
-            reading(sources, {name for kind in METRICS.values() if over_seeds(kind) for name in kind.needs}),
+            reading(sources, {name for kind in METRICS.values() if kind.over_seeds for name in kind.needs}),
         )
         for task in tasks
     }

@@ -16,11 +16,12 @@ from condistill.evaluate.costs import IMAGES_PER_STUDENT, Kind, Speeds, compute_
 from condistill.evaluate.engine import Engine
 from condistill.evaluate.features import classifier_source, network_source
 from condistill.evaluate.grid import PictureGrid
+from condistill.evaluate.image_values import IMAGES_NAME, Groups, ImageValues
 from condistill.evaluate.measure import Scores
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.metrics.classifier import ImageClassifier, choose_classifier
 from condistill.evaluate.networks.network import NETWORKS, LocatedNetwork
-from condistill.evaluate.prompt_sets import open_prompt_set
+from condistill.evaluate.prompt_sets import groups_of, open_prompt_set
 from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord, ReferenceRecord
 from condistill.evaluate.results import Job, Measuring, Results
 from condistill.evaluate.rounds import choose_rounds
@@ -65,14 +66,20 @@ class FinishedEvaluation:
         return Grid.load(self.directory)
 
     @property
+    def image_values(self) -> Path:
+        """The table of the values of every image."""
+        return self.directory / IMAGES_NAME
+
+    @property
     def grid_folder(self) -> Path:
         """The folder of the images that the report shows."""
         return self.directory / _GRID_FOLDER
 
     def images(self) -> list[Path]:
         """Return the files of the images that the report shows."""
-        rows = [entry for entries in self.grid().splits.values() for entry in entries]
-        return [self.grid_folder / name for row in rows for name in row.images.values()]
+        grid = self.grid()
+        rows = [*(entry for entries in grid.splits.values() for entry in entries), *grid.worst, *grid.best]
+        return [self.grid_folder / name for name in dict.fromkeys(name for row in rows for name in row.images.values())]
 
 
 def _figures(run: Run) -> StageDir:
@@ -136,7 +143,7 @@ def make(run: Run) -> None:
     def measure() -> None:
         path = _figures(run).begin_again()
         _evaluate(run, job, classifier, path)
-        files = [path / METRICS_NAME, path / GRID_NAME, *FinishedEvaluation(path).images()]
+        files = [path / METRICS_NAME, path / GRID_NAME, path / IMAGES_NAME, *FinishedEvaluation(path).images()]
         _figures(run).finish(files)
 
     on_main_process(run.accelerator, measure)
@@ -190,6 +197,7 @@ def _evaluate(run: Run, job: Job, classifier: ImageClassifier | None, directory:
             lambda ranking: PictureGrid(directory / _GRID_FOLDER, rounds, settings.grid, ranking)
         )
     results.grid.write(directory / GRID_NAME)
+    results.values.write(directory / IMAGES_NAME)
     Evaluation(
         quick=recipe.quick,
         classifier=settings.classifier,
@@ -204,8 +212,16 @@ def _evaluate(run: Run, job: Job, classifier: ImageClassifier | None, directory:
         models=_records(run, results.scores),
         references=_reference_record(run, job, results),
         networks={name: located.record(_hash_of(run)) for name, located in _networks(run).items()},
-        comparisons=results.comparisons,
+        comparisons=tuple(results.values.comparisons()),
+        groups=results.values.groups(_groups(run, results.values)),
     ).write(directory / METRICS_NAME)
+
+
+def _groups(run: Run, values: ImageValues) -> Groups:
+    """Return the groups of the prompts."""
+    return groups_of(
+        open_prompt_set(run), ((seed, number, prompt) for (seed, number), prompt in values.prompts.items())
+    )
 
 
 def _reference_record(run: Run, job: Job, results: Results) -> ReferenceRecord:
