@@ -126,7 +126,7 @@ def test_a_file_with_code_is_refused_and_the_code_does_not_run(installed: None, 
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 no zip"])
+@pytest.mark.parametrize("content", [b"", b"no weights", b"text", b"PK\x03\x04 no zip"])
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
 def test_a_file_that_holds_no_weights_is_refused(installed: None, tmp_path: Path, name: str, content: bytes) -> None:
     file = tmp_path / name
