@@ -47,3 +47,33 @@ def test_the_files_of_the_teacher_are_relative_to_the_folder_of_the_recipe(
     assert Recipe.load(path, ["teacher.config=sd-1"]).teacher.config == "sd-1"
     (tmp_path / "moved.yaml").write_text(recipe.to_yaml())
     assert Recipe.load(tmp_path / "moved.yaml") == recipe
+
+
+def test_the_files_of_the_evaluation_are_relative_to_the_folder_of_the_recipe(tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    (folder / "models" / "dinov2").mkdir(parents=True)
+    path = folder / "recipe.yaml"
+    networks = "{inception: ../inception.pth, dinov2: models/dinov2, clip: openai/clip, hpsv2: ~/hps.pt}"
+    files = "prompt_files: [a.csv], keywords: [words.txt, dog]"
+    path.write_text(f"{BASE}evaluate: {{reference: coco, {files}, networks: {networks}}}\n")
+    recipe = Recipe.load(path)
+    evaluate = recipe.evaluate
+    assert evaluate.reference == str(folder / "coco")
+    assert evaluate.prompt_files == (str(folder / "a.csv"),)
+    assert evaluate.keywords == (str(folder / "words.txt"), "dog")
+    assert evaluate.networks.model_dump(exclude_none=True) == {
+        "inception": str(tmp_path / "inception.pth"),
+        "dinov2": str(folder / "models" / "dinov2"),
+        "clip": "openai/clip",
+        "hpsv2": str(Path.home() / "hps.pt"),
+    }
+    (tmp_path / "moved.yaml").write_text(recipe.to_yaml())
+    assert Recipe.load(tmp_path / "moved.yaml") == recipe
+
+
+@pytest.mark.parametrize("evaluate", ["networks: [a/b]", "networks: {clip: 3}", "reference: [a]", "keywords: {a: b}"])
+def test_values_of_another_kind_are_reported_and_not_resolved(evaluate: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{BASE}evaluate: {{{evaluate}}}\n")
+    with pytest.raises(CondistillError, match=r"evaluate\.\w+"):
+        Recipe.load(path)

@@ -279,12 +279,14 @@ def _check_data(data: Mapping[str, Any], places: Mapping[str, str], source: str)
         raise RecipeError(listed(found, source))
 
 
-_FILE_LISTS = {"prompts": ("files", "cached_files", "unseen_files")}
+_FILE_LISTS = {"prompts": ("files", "cached_files", "unseen_files"), "evaluate": ("prompt_files",)}
 """Settings that list files, by section."""
+_WORD_FILE = ".txt"
+"""The ending of an entry of `evaluate.keywords` that is a file of words."""
 
 
 def resolve_files(data: dict[str, Any], folder: Path) -> None:
-    """Make file names absolute, and the teacher if it is on the disk; they are relative to the recipe's folder.
+    """Make file names absolute, and models that are on the disk; they are relative to the recipe's folder.
 
     Raises:
         CondistillError: a path starts with `~NAME`, and there is no such user.
@@ -295,12 +297,12 @@ def resolve_files(data: dict[str, Any], folder: Path) -> None:
             for key in keys:
                 if isinstance(settings.get(key), list):
                     settings[key] = [resolve_file(name, folder) for name in settings[key]]
+    if isinstance(data.get("evaluate"), dict):
+        _resolve_evaluation(data["evaluate"], folder)
     teacher = data.get("teacher")
-    if isinstance(teacher, dict) and isinstance(teacher.get("pipeline"), str):
-        name = teacher["pipeline"]
-        if name.startswith((".", "/", "~")) or os.path.exists(folder / name):  # noqa: PTH110 - false for any bad name
-            teacher["pipeline"] = resolve_file(name, folder)
     if isinstance(teacher, dict):
+        if "pipeline" in teacher:
+            teacher["pipeline"] = _resolve_model(teacher["pipeline"], folder)
         for key in ("vae", "scheduler"):
             if key in teacher:
                 teacher[key] = resolve_file(teacher[key], folder)
@@ -311,6 +313,28 @@ def resolve_files(data: dict[str, Any], folder: Path) -> None:
         for lora in loras if isinstance(loras, list) else ():
             if isinstance(lora, dict) and "path" in lora:
                 lora["path"] = resolve_file(lora["path"], folder)
+
+
+def _resolve_evaluation(evaluate: dict[str, Any], folder: Path) -> None:
+    """Make the names of networks, reference images and files of words absolute."""
+    networks, keywords = evaluate.get("networks"), evaluate.get("keywords")
+    if isinstance(networks, dict):
+        evaluate["networks"] = {name: _resolve_model(source, folder) for name, source in networks.items()}
+    if "reference" in evaluate:
+        evaluate["reference"] = resolve_file(evaluate["reference"], folder)
+    if isinstance(keywords, list):
+        is_file = [isinstance(entry, str) and entry.lower().endswith(_WORD_FILE) for entry in keywords]
+        evaluate["keywords"] = [
+            resolve_file(entry, folder) if file else entry for entry, file in zip(keywords, is_file, strict=True)
+        ]
+
+
+def _resolve_model(name: Any, folder: Path) -> Any:
+    """Return the absolute path of a model that is on the disk; a hub name is unchanged."""
+    is_name = isinstance(name, str) and name
+    if is_name and (name.startswith((".", "/", "~")) or os.path.exists(folder / name)):  # noqa: PTH110 - never raises
+        return resolve_file(name, folder)
+    return name
 
 
 def resolve_file(name: Any, folder: Path) -> Any:

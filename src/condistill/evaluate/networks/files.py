@@ -84,7 +84,7 @@ class HubPlace(Place):
 
     @property
     def title(self) -> str:
-        return self.name
+        return self.name if self.commit.is_reachable else f"{self.name} in the local cache (the hub cannot be reached)"
 
     @cached_property
     def commit(self) -> HubCommit:
