@@ -101,3 +101,28 @@ def test_doctor_works_in_a_directory_that_was_deleted(monkeypatch: pytest.Monkey
     monkeypatch.setattr(doctor, "devices", dict)  # torch reads the current directory too
     _, output = check_installation()
     assert "unknown: No such file or directory" in output
+
+
+def test_doctor_shows_whether_the_packages_of_the_evaluation_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed_version", lambda _: "1.0")
+    monkeypatch.setattr(doctor, "evaluation_fault", lambda: None)
+    _, output = check_installation()
+    assert re.search(r"^torch-fidelity \(optional\) +1\.0 *$", output, re.MULTILINE)
+    assert "condistill[eval]" not in output
+    monkeypatch.setattr(doctor, "evaluation_fault", lambda: "operator torchvision::nms does not exist")
+    can_run, output = check_installation()
+    assert can_run
+    assert all(word in output for word in ("1.0, cannot be imported", "torchvision::nms"))
+    assert "condistill[eval]" in output
+    monkeypatch.setattr(doctor, "installed_version", lambda package: None if package in doctor.EVALUATION else "1.0")
+    _, output = check_installation()
+    assert re.search(r"^torch-fidelity \(optional\) +- +pip install 'condistill\[eval\]'", output, re.MULTILINE)
+
+
+def test_the_fault_of_the_evaluation_is_that_of_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "torch_fidelity.feature_extractor_inceptionv3"
+    monkeypatch.setitem(sys.modules, "torch_fidelity", object())
+    monkeypatch.setitem(sys.modules, module, object())
+    assert doctor.evaluation_fault() is None
+    monkeypatch.setitem(sys.modules, module, None)
+    assert module in (doctor.evaluation_fault() or "")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +17,17 @@ from loras import write_lora
 from condistill import cli
 from condistill.cli import init
 from condistill.cli.init import Goal, write_recipe
+from condistill.config.evaluate import NetworkSettings
 from condistill.config.quick import quick_recipe
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
+from condistill.evaluate.networks import NETWORKS
 from condistill.plan import ladder, make_plan
 from condistill.plan.fit import Choice
 from condistill.plan.ladder import Memory
 from condistill.students.derive import Student
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
-from condistill.utils.format import duration
+from condistill.utils.format import byte_size, duration
 from condistill.workflow.preflight import preflight
 
 if TYPE_CHECKING:
@@ -121,6 +124,24 @@ def without_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["sd14", "sd21", "sdxl", "sd35_medium", "flux_dev", "pixart_sigma", "sana_1600m"])
 def test_a_run_accepts_what_init_writes_for_published_teachers(prompts: Path, tmp_path: Path, name: str) -> None:
     accepted(write_recipe(str(DATA / name), [prompts], tmp_path / "new.yaml", goal=Goal(device="h200", quick=True)))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_costs")
+def test_the_networks_of_the_evaluation_are_listed_with_their_sizes_as_a_comment(
+    tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path
+) -> None:
+    path = write_recipe(str(tiny_pipeline_dir), [prompts], tmp_path / "new.yaml")
+    text = path.read_text(encoding="utf-8")
+    assert Recipe.load(path).evaluate.networks == NetworkSettings()
+    used = re.sub(r"(?m)^  # ( *)(networks|inception|dinov2|clip|pickscore|hpsv2):", r"  \1\2:", text)
+    networks = Recipe.parse(used).evaluate.networks
+    assert networks.model_dump() == {name: network.usual for name, network in NETWORKS.items()}
+    for network in NETWORKS.values():
+        assert f"{network.usual} " in text
+        assert f"# {byte_size(network.weights_bytes)}: {network.serves}" in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+    assert "networks:" not in write_recipe("miniature", [prompts], tmp_path / "own.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

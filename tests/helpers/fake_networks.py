@@ -26,6 +26,8 @@ class FakeNetwork(Network):
 
     name = "dinov2"
     features = (DINOV2,)
+    usual = "fake.txt"
+    serves = "nothing"
     published = "fake.txt of nobody"
     weights_bytes = 3
     loads: ClassVar[list[str]] = []

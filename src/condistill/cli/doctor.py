@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import platform
 import shutil
@@ -13,6 +14,7 @@ from rich.table import Table
 from condistill import __version__
 from condistill.utils.format import byte_size
 from condistill.utils.terminal import cell, print_line
+from condistill.utils.text import first_line
 
 REQUIRED = (
     "torch",
@@ -33,7 +35,14 @@ REQUIRED = (
     "matplotlib",
 )
 NOT_INSTALLED = "-"
-OPTIONAL = {"tensorboard": "pip install 'condistill[track]'", "wandb": "pip install 'condistill[wandb]'"}
+OPTIONAL = {
+    "tensorboard": "pip install 'condistill[track]'",
+    "wandb": "pip install 'condistill[wandb]'",
+    "gradio": "pip install 'condistill[studio]'",
+}
+EVALUATION = ("torch-fidelity", "torchvision")
+"""Packages of the extra `eval`, for `evaluate.networks.inception`."""
+INSTALL_EVALUATION = "pip install 'condistill[eval]', and a torchvision made for your torch (https://pytorch.org)"
 
 
 def installed_version(package: str) -> str | None:
@@ -51,10 +60,10 @@ def check_installation(console: Console) -> bool:
     table.add_column("found")
     table.add_column("how to install", overflow="fold")
 
-    def add(component: str, found: str | None, how: str = "") -> None:
-        """Add a row; `how` to install the component is shown only if it is not found."""
+    def add(component: str, found: str | None, how: str = "", *, show_how: bool = False) -> None:
+        """Add a row; `how` to install the component is shown if it is not found, or if it must be."""
         shown = "[red]missing[/]" if found is None else cell(found)
-        table.add_row(cell(component), shown, cell(how) if found in (None, NOT_INSTALLED) else "")
+        table.add_row(cell(component), shown, cell(how) if show_how or found in (None, NOT_INSTALLED) else "")
 
     add("condistill", __version__)
     add("Python", platform.python_version())
@@ -63,6 +72,11 @@ def check_installation(console: Console) -> bool:
         add(package, version, f"pip install {package}")
     for package, how in OPTIONAL.items():
         add(f"{package} (optional)", installed_version(package) or NOT_INSTALLED, how)
+    how = "" if (broken := evaluation_fault()) is None else INSTALL_EVALUATION
+    for package in EVALUATION:
+        version = installed_version(package)
+        fault = f", cannot be imported: {broken}" if version and broken and package == EVALUATION[0] else ""
+        add(f"{package} (optional)", (version or NOT_INSTALLED) + fault, how, show_how=bool(fault))
     found_devices = devices()
     for name, description in found_devices.items():
         add(name, description)
@@ -111,6 +125,18 @@ def _free_space() -> str:
         return byte_size(shutil.disk_usage(Path.cwd()).free)
     except OSError as error:  # the directory was deleted, or cannot be read
         return f"unknown: {error.strerror}"
+
+
+def evaluation_fault() -> str | None:
+    """Return why torch-fidelity cannot be imported; None if it can.
+
+    It is imported, since a torchvision made for another torch is found only then.
+    """
+    try:
+        importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    except Exception as error:  # a torchvision for another torch raises RuntimeError and others
+        return first_line(error)
+    return None
 
 
 def devices() -> dict[str, str]:

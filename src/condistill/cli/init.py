@@ -20,6 +20,7 @@ from condistill.config.quick import quick_recipe
 from condistill.config.recipe import Recipe, resolve_files
 from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError
+from condistill.evaluate.networks import NETWORKS
 from condistill.plan.budget import parse_budget
 from condistill.plan.devices import PRESENT, Hardware, find_device
 from condistill.plan.fit import Fit, fit
@@ -29,7 +30,7 @@ from condistill.teachers.load import family_class, read_index
 from condistill.teachers.locate import teacher_warnings
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.atomic import write_text
-from condistill.utils.format import duration
+from condistill.utils.format import byte_size, duration
 from condistill.utils.hardware import default_device
 from condistill.utils.home import resolve_path
 from condistill.utils.quiet import quiet_libraries
@@ -190,7 +191,7 @@ class Writer:
         family = case.skeleton.family
         template = resources.files("condistill.cli").joinpath("recipe.yaml.j2").read_text(encoding="utf-8")
         environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-        environment.filters["yaml"] = _one_line
+        environment.filters |= {"yaml": _one_line, "byte_size": byte_size}
         teacher, prompts = self._with_relative_paths(case.base["teacher"]), case.base["prompts"]
         budget = f" and a budget of {goal.budget}" if goal.budget else ""
         reasons = {choice.setting: choice.reason for choice in self.fitted.choices}
@@ -211,6 +212,7 @@ class Writer:
             guidance_mode=family.guidance.mode(family.denoiser.config),
             can_cut_width=family.can_cut_width,
             can_distill_guidance=family.can_cut_width and recipe.cache.guidance_scale > 1,
+            networks=() if case.base["teacher"]["pipeline"] == MINIATURE else NETWORKS.values(),
             **{section: data[section] for section in ("cache", "distill", "evaluate")},
         )
         return "\n".join(map(_aligned, text.split("\n")))

@@ -48,7 +48,7 @@ def test_a_fake_network_is_loaded_by_its_name_and_extracts_rows(tmp_path: Path) 
 
 
 def test_a_network_without_a_part_of_the_contract_is_refused() -> None:
-    with pytest.raises(CondistillError, match=r"Incomplete has no published, weights_bytes"):
+    with pytest.raises(CondistillError, match=r"Incomplete has no usual, serves, published, weights_bytes"):
         register_network(type("Incomplete", (Network,), {"name": "incomplete", "features": ()}))
 
 

@@ -21,6 +21,8 @@ class ClipNetwork(TextImageNetwork):
 
     name = "clip"
     features = (CLIP_IMAGE, CLIP_SCORE)
+    usual = "openai/clip-vit-large-patch14"
+    serves = "CLIP score, CMMD"
     published = "model.safetensors of openai/clip-vit-large-patch14 on the hub"
     weights_bytes = 1_710_540_580
     kinds = ("clip", "siglip")

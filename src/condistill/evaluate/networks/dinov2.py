@@ -26,6 +26,8 @@ class Dinov2Network(Network):
 
     name = "dinov2"
     features = (DINOV2,)
+    usual = "facebook/dinov2-large"
+    serves = "FD-DINOv2, agreement with the teacher, diversity"
     published = "model.safetensors of facebook/dinov2-large on the hub"
     weights_bytes = 1_217_000_000
 

@@ -37,6 +37,8 @@ class Hpsv2Network(TextImageNetwork):
 
     name = "hpsv2"
     features = (HPSV2,)
+    usual = "xswu/HPSv2"
+    serves = "HPSv2"
     published = "HPS_v2.1_compressed.pt of xswu/HPSv2 on the hub"
     weights_bytes = 1_972_298_538
 

@@ -39,6 +39,8 @@ class InceptionNetwork(Network):
 
     name = "inception"
     features = (INCEPTION, INCEPTION_LOGITS)
+    usual = RELEASE
+    serves = "FID, KID, Inception score, precision, recall, density, coverage"
     published = f"{FILE_NAME} of torch-fidelity's release v0.2.0 ({_URL})"
     weights_bytes = 95_628_359
 

@@ -77,6 +77,10 @@ class Network(ABC):
     """The setting in `evaluate.networks`."""
     features: ClassVar[tuple[str, ...]]
     """Names of the features that it extracts; see `evaluate/metrics/metric.py`."""
+    usual: ClassVar[str]
+    """The usual value of the setting."""
+    serves: ClassVar[str]
+    """The metrics that read its features, for people."""
     published: ClassVar[str]
     """The file and the place where its usual weights are published, for messages."""
     weights_bytes: ClassVar[int]
@@ -133,7 +137,7 @@ def register_network(network: AnyNetworkType) -> AnyNetworkType:
     Raises:
         CondistillError: the network lacks an attribute of the contract, or its name is taken.
     """
-    required = ("name", "features", "published", "weights_bytes")
+    required = ("name", "features", "usual", "serves", "published", "weights_bytes")
     if missing := [attribute for attribute in required if not hasattr(network, attribute)]:
         raise CondistillError(f"the network {network.__name__} has no {', '.join(missing)}; see Network")
     NETWORKS.register(network.name, network)

@@ -18,6 +18,8 @@ class PickScoreNetwork(TextImageNetwork):
 
     name = "pickscore"
     features = (PICKSCORE,)
+    usual = "yuvalkirstain/PickScore_v1"
+    serves = "PickScore"
     published = "model.safetensors of yuvalkirstain/PickScore_v1 on the hub"
     weights_bytes = 3_944_517_836
 
