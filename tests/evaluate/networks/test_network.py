@@ -13,6 +13,7 @@ from fake_networks import FakeClip, fake_networks
 from condistill.errors import CondistillError
 from condistill.evaluate.networks import NETWORKS, LocatedNetwork, Network, features_of, register_network
 from condistill.evaluate.networks.network import precision
+from condistill.utils.format import byte_size
 
 
 def test_a_located_network_is_described_by_the_hash_of_its_weights_and_its_resize_filter(tmp_path: Path) -> None:
@@ -55,3 +56,10 @@ def test_a_network_without_a_part_of_the_contract_is_refused() -> None:
 def test_networks_compute_in_half_precision_on_a_gpu_only() -> None:
     assert precision(torch.device("cpu")) == torch.float32
     assert precision(torch.device("cuda")) == torch.float16
+
+
+def test_the_page_about_recipes_lists_every_network_with_its_download() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "recipe.md").read_text(encoding="utf-8")
+    for name, network in NETWORKS.items():
+        row = f"| `{name}` | `{network.usual}` | {byte_size(network.weights_bytes)} | {network.serves} |"
+        assert row in page
