@@ -14,6 +14,7 @@ from tiny_networks import write_clip, write_dinov2, write_siglip
 
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics.metric import CLIP_IMAGE, CLIP_SCORE
+from condistill.evaluate.networks import text_image
 from condistill.evaluate.networks.clip import ClipNetwork
 from condistill.evaluate.networks.network import Features
 
@@ -151,3 +152,18 @@ def test_a_config_that_does_not_fit_is_refused_before_loading(
 def test_a_network_without_a_text_tower_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CondistillError, match=r"of the kind 'dinov2'"):
         ClipNetwork.locate(str(write_dinov2(tmp_path / "dinov2")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_half_precision_gives_nearly_the_same_scores(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = request.getfixturevalue(kind)
+    whole = _features(path)
+    monkeypatch.setattr(text_image, "precision", lambda _: torch.float16)
+    half = _features(path)
+    for name in ClipNetwork.features:
+        assert half[name].dtype == np.float32
+        np.testing.assert_allclose(half[name], whole[name], atol=5e-3)
+        assert not np.array_equal(half[name], whole[name])

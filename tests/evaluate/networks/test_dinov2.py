@@ -13,6 +13,7 @@ from tiny_networks import write_clip, write_dinov2
 
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics.metric import DINOV2
+from condistill.evaluate.networks import dinov2
 from condistill.evaluate.networks.dinov2 import Dinov2Network
 
 CPU = torch.device("cpu")
@@ -141,3 +142,13 @@ def test_missing_files_are_reported_with_the_usual_source_and_size(tmp_path: Pat
         CondistillError, match=rf"{tmp_path}/none does not exist; give a directory or a hub name.*{usual}"
     ):
         Dinov2Network.locate(str(tmp_path / "none"))
+
+
+def test_half_precision_gives_nearly_the_same_features(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    located = Dinov2Network.locate(str(directory))
+    whole = located.load(CPU).extract(_images(), None)[DINOV2]
+    monkeypatch.setattr(dinov2, "precision", lambda _: torch.float16)
+    half = located.load(CPU).extract(_images(), None)[DINOV2]
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, whole, atol=0.02)
+    assert not np.array_equal(half, whole)
