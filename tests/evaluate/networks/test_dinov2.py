@@ -152,3 +152,15 @@ def test_half_precision_gives_nearly_the_same_features(directory: Path, monkeypa
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, whole, atol=0.02)
     assert not np.array_equal(half, whole)
+
+
+def test_features_that_are_not_finite_are_an_error_and_no_figure(directory: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    other = _copy(directory, tmp_path / "damaged")
+    state = load_file(other / "model.safetensors")
+    state["layernorm.weight"][0] = torch.nan
+    save_file(state, other / "model.safetensors", {"format": "pt"})
+    network = Dinov2Network.locate(str(other)).load(CPU)
+    with pytest.raises(CondistillError, match=r"dinov2: dinov2 of .* is not finite for some images"):
+        network.extract(_images(), None)

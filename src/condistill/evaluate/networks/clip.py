@@ -33,4 +33,4 @@ class ClipNetwork(TextImageNetwork):
         found: Features = {CLIP_IMAGE: embeddings.numpy()}
         if prompts is not None:
             found[CLIP_SCORE] = self.towers.cosines(embeddings, prompts)
-        return found
+        return self.finite(found)

@@ -61,4 +61,4 @@ class Dinov2Network(Network):
         """Return the class tokens; see `Network.extract`."""
         pixels = _PREPROCESSING(images).to(self._device, self._model.dtype)
         tokens = self._model(pixel_values=pixels).last_hidden_state
-        return {DINOV2: tokens[:, 0].float().cpu().numpy()}
+        return self.finite({DINOV2: tokens[:, 0].float().cpu().numpy()})

@@ -68,7 +68,7 @@ class Hpsv2Network(TextImageNetwork):
         """Return the score of every image for its prompt; nothing without prompts. See `Network.extract`."""
         if prompts is None:
             return {}
-        return {HPSV2: self.towers.cosines(self.towers.embed_images(images), prompts)}
+        return self.finite({HPSV2: self.towers.cosines(self.towers.embed_images(images), prompts)})
 
 
 def _checkpoint(place: Place, published: Published) -> str:

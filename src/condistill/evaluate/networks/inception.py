@@ -90,7 +90,7 @@ class InceptionNetwork(Network):
         """Return the pooled features and the logits without their bias; see `Network.extract`."""
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self._device)
         found = self._model(pixels)
-        return {name: rows.cpu().numpy() for name, rows in zip(_LAYERS, found, strict=True)}
+        return self.finite({name: rows.cpu().numpy() for name, rows in zip(_LAYERS, found, strict=True)})
 
 
 def extractor_class() -> Any:

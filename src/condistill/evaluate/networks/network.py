@@ -124,6 +124,21 @@ class Network(ABC):
         """Return what `metrics.json` says about the network."""
         return self.located.record(hash_of)
 
+    def finite(self, features: Features) -> Features:
+        """Return features, if all are finite.
+
+        Raises:
+            CondistillError: some are not, as from damaged weights.
+        """
+        for name, rows in features.items():
+            if not np.isfinite(rows).all():
+                raise CondistillError(
+                    f"evaluate.networks.{self.name}: {name} of {self.located.source} is not finite for some images, so "
+                    "its weights are damaged, or it cannot compute in half precision; download it again, or choose "
+                    "another one"
+                )
+        return features
+
 
 AnyNetworkType = TypeVar("AnyNetworkType", bound=type[Network])
 

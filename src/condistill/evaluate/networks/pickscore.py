@@ -28,4 +28,4 @@ class PickScoreNetwork(TextImageNetwork):
         if prompts is None:
             return {}
         cosines = self.towers.cosines(self.towers.embed_images(images), prompts)
-        return {PICKSCORE: np.float32(self.towers.logit_scale) * cosines}
+        return self.finite({PICKSCORE: np.float32(self.towers.logit_scale) * cosines})
