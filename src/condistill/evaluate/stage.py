@@ -20,7 +20,8 @@ from condistill.evaluate.image_values import IMAGES_NAME, Groups, ImageValues
 from condistill.evaluate.measure import Scores
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.metrics.classifier import ImageClassifier, choose_classifier
-from condistill.evaluate.networks.network import NETWORKS, LocatedNetwork
+from condistill.evaluate.networks.locate import locate_networks
+from condistill.evaluate.networks.network import LocatedNetwork
 from condistill.evaluate.prompt_sets import groups_of, open_prompt_set
 from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord, ReferenceRecord
 from condistill.evaluate.results import Job, Measuring, Results
@@ -114,8 +115,8 @@ def _networks(run: Run) -> dict[str, LocatedNetwork]:
     """Return the networks of the recipe, which are found but not loaded."""
 
     def locate() -> dict[str, LocatedNetwork]:
-        sources = run.recipe.evaluate.networks.model_dump(exclude_none=True)
-        return {name: NETWORKS[name].locate(source) for name, source in sources.items()}
+        with run.working("evaluate: finding or downloading networks", after_sec=2.0):
+            return locate_networks(run.recipe.evaluate.networks)
 
     return run.once("evaluate/networks", locate)
 

@@ -65,7 +65,9 @@ class Protocol:
         networks, changed = own.model_dump(), {change.partition("=")[0].strip() for change in overrides}
         given = {name for name in self.needs if f"evaluate.{name}" in changed or name in self.evaluate}
         given |= {name for name in self.needs if "." in name and _value(networks, name)}
-        missing = [f"  evaluate.{name}: {what}; add {_how(name)}" for name, what in self.needs.items() if name not in given]
+        missing = [
+            f"  evaluate.{name}: {what}; add {_how(name)}" for name, what in self.needs.items() if name not in given
+        ]
         if missing:
             raise CondistillError(f"the protocol {self.name} needs what is not given:\n" + "\n".join(missing))
 
