@@ -24,7 +24,15 @@ from condistill.distill.checkpoints import checkpoint_bytes, checkpoints_kept
 from condistill.distill.loss_terms import active_terms
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics.classifier import choose_classifier
+from condistill.evaluate.networks.locate import (
+    check_evaluation_files,
+    check_reference,
+    download_lines,
+    locate_networks,
+    sources_of,
+)
 from condistill.evaluate.prompt_sets import FilePrompts, check_prompt_files, open_prompt_set
+from condistill.evaluate.reference_images import ReferenceImages
 from condistill.evaluate.rounds import Round, choose_rounds
 from condistill.prompts import stage as prompts_stage
 from condistill.prompts.lengths import long_prompts
@@ -50,7 +58,8 @@ def check_inputs(recipe: Recipe) -> type[Family]:
     """Return the family of the teacher, after a look at every file that a run reads. Nothing is loaded.
 
     Raises:
-        CondistillError: the teacher, a file of prompts, their column or a held-out word cannot be used.
+        CondistillError: the teacher, a file of prompts, their column, a held-out word, a network of the evaluation or
+            its reference images cannot be used.
     """
     _, index = read_index(recipe.teacher)
     settings = recipe.prompts
@@ -59,6 +68,7 @@ def check_inputs(recipe: Recipe) -> type[Family]:
     for name in settings.every_file:
         next(iter(read_prompts(name, column=settings.column)), None)
     check_prompt_files(recipe.evaluate)
+    check_evaluation_files(recipe.evaluate, download=False)
     return family_class(recipe.teacher, index)
 
 
@@ -75,7 +85,10 @@ def check_places(recipe: Recipe, out: Path) -> None:
     written = [*_WRITTEN, *([] if is_plain(teacher) else [TEACHER])]
     named = {f"teacher.{name}": getattr(teacher, name) for name in ("pipeline", "config", "vae", "scheduler")}
     named |= {f"teacher.loras[{number}].path": lora.path for number, lora in enumerate(teacher.loras)}
+    named |= {f"evaluate.networks.{name}": source for name, source in sources_of(recipe.evaluate.networks).items()}
+    named["evaluate.reference"] = recipe.evaluate.reference
     inputs = [*named.items(), *(("prompts", file) for file in recipe.prompts.every_file)]
+    inputs += [("evaluate.prompt_files", file) for file in recipe.evaluate.prompt_files]
     for setting, name in inputs:
         file = os.path.expanduser(name or "")  # noqa: PTH111 - never raises
         path = Path(file).resolve() if file and os.path.exists(file) else None  # noqa: PTH110 - false for any bad name
@@ -109,6 +122,7 @@ def preflight(recipe: Recipe, skeleton: Skeleton, *, on_refusal: OnRefusal = ref
             on_refusal(name, error)
     _check_sampling(recipe, skeleton.family)
     _check_classifier(recipe, skeleton.family)
+    _check_reference(recipe, skeleton.family)
     return students
 
 
@@ -147,7 +161,8 @@ def examine(recipe: Recipe, skeleton: Skeleton) -> Findings:
 
     students = preflight(recipe, skeleton, on_refusal=note)
     check_first_prompts(recipe.prompts.every_file, recipe.prompts.column, skeleton.family)
-    return Findings(students, tuple(refused), (*recipe_warnings(recipe), *_tracker_warnings(recipe)))
+    downloads = download_lines(locate_networks(recipe.evaluate.networks, download=False))
+    return Findings(students, tuple(refused), (*recipe_warnings(recipe), *_tracker_warnings(recipe), *downloads))
 
 
 def recipe_warnings(recipe: Recipe) -> Iterator[str]:
@@ -224,6 +239,13 @@ def _check_classifier(recipe: Recipe, family: Family) -> None:
             f"teacher's have {'x'.join(map(str, family.image_size))}; set it to 'none', or teacher.resolution to "
             f"{IMAGE_SIZE}"
         )
+
+
+def _check_reference(recipe: Recipe, family: Family) -> None:
+    """Check that reference images which keep their size have that of the teacher's images."""
+    settings = recipe.evaluate
+    if settings.reference is not None and settings.resize is None:
+        check_reference(ReferenceImages.open(settings.reference, settings), settings, family.image_size)
 
 
 def check_space(run: Run, students: Mapping[str, Student], skeleton: Skeleton) -> None:
