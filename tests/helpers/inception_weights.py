@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor
 from torchvision_stand_in import torchvision_stand_in
 
 
 def inception_state() -> dict[str, Tensor]:
-    """Return weights under which features differ between images: variance is kept from layer to layer."""
+    """Return weights under which features differ between images: variance is kept from layer to layer.
+
+    The test is skipped where torch-fidelity is not installed.
+    """
+    if importlib.util.find_spec("torch_fidelity") is None:
+        pytest.skip("torch-fidelity is not installed")
     with torchvision_stand_in():
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

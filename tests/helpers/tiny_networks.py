@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,17 @@ def write_siglip(folder: Path, seed: int = 0) -> Path:
     sizes = {"size": {"height": 28, "width": 28}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     _write(folder / "preprocessor_config.json", {"image_processor_type": "SiglipImageProcessor", **sizes})
     return folder
+
+
+def image_processor(kind: str) -> Any:
+    """Return the class of transformers that prepares images with Pillow; its name and place depend on the version."""
+    import transformers
+
+    name = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor", "bit": "BitImageProcessor"}[kind]
+    try:
+        return getattr(importlib.import_module(f"transformers.models.{kind}.image_processing_pil_{kind}"), f"{name}Pil")
+    except ImportError:
+        return getattr(transformers, name)
 
 
 def _save(model_class: Any, config: Any, folder: Path, seed: int) -> Path:

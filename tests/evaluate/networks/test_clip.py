@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_networks import write_clip, write_dinov2, write_siglip
+from tiny_networks import image_processor, write_clip, write_dinov2, write_siglip
 
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics.metric import CLIP_IMAGE, CLIP_SCORE
@@ -29,7 +29,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_siglip(tmp_path_factory.mktemp("siglip") / "model")
+    from transformers import AutoTokenizer
+
+    path = write_siglip(tmp_path_factory.mktemp("siglip") / "model")
+    try:
+        AutoTokenizer.from_pretrained(path)
+    except AttributeError:
+        pytest.skip("this version of transformers reads no tokenizer of SigLIP without sentencepiece")
+    return path
 
 
 def _images(count: int = 3) -> np.ndarray:
@@ -48,10 +55,9 @@ def _without(source: Path, folder: Path, *names: str) -> Path:
 @pytest.mark.slow
 def test_clip_equals_transformers_and_does_not_depend_on_the_batch(clip: Path) -> None:
     from transformers import CLIPModel, CLIPTokenizer
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     model, tokenizer = CLIPModel.from_pretrained(clip).eval(), CLIPTokenizer.from_pretrained(clip)
-    pixels = CLIPImageProcessorPil.from_pretrained(clip)(list(_images()), return_tensors="pt")
+    pixels = image_processor("clip").from_pretrained(clip)(list(_images()), return_tensors="pt")
     with torch.no_grad():
         output = model(**tokenizer(PROMPTS, padding=True, return_tensors="pt"), **pixels)
     found = _features(clip)
@@ -66,10 +72,9 @@ def test_clip_equals_transformers_and_does_not_depend_on_the_batch(clip: Path) -
 
 def test_siglip_equals_transformers_with_texts_of_the_length_it_was_trained_on(siglip: Path) -> None:
     from transformers import AutoTokenizer, SiglipModel
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     model, tokenizer = SiglipModel.from_pretrained(siglip).eval(), AutoTokenizer.from_pretrained(siglip)
-    pixels = SiglipImageProcessorPil.from_pretrained(siglip)(list(_images()), return_tensors="pt")
+    pixels = image_processor("siglip").from_pretrained(siglip)(list(_images()), return_tensors="pt")
     tokens = tokenizer(PROMPTS, padding="max_length", max_length=8, return_tensors="pt")
     with torch.no_grad():
         output = model(input_ids=tokens["input_ids"], **pixels)
@@ -167,3 +172,16 @@ def test_half_precision_gives_nearly_the_same_scores(
         assert half[name].dtype == np.float32
         np.testing.assert_allclose(half[name], whole[name], atol=5e-3)
         assert not np.array_equal(half[name], whole[name])
+
+
+def test_a_tokenizer_that_needs_packages_is_refused_with_their_names(
+    siglip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = _without(siglip, tmp_path / "other")
+    (other / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer"}')
+    monkeypatch.setattr(text_image, "_is_installed", lambda _: False)
+    with pytest.raises(CondistillError, match=r"clip: the tokenizer in .* needs: pip install sentencepiece protobuf$"):
+        ClipNetwork.locate(str(other))
+    monkeypatch.undo()
+    assert text_image._is_installed("torch")
+    assert not text_image._is_installed("no_such_package.module")

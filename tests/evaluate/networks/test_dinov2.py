@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_networks import write_clip, write_dinov2
+from tiny_networks import image_processor, write_clip, write_dinov2
 
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics.metric import DINOV2
@@ -40,12 +40,11 @@ def _copy(directory: Path, folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize("registers", [False, True])
 def test_the_feature_is_the_class_token_that_transformers_computes(registers: bool, tmp_path: Path) -> None:
     import transformers
-    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
     path = write_dinov2(tmp_path / "model", registers=registers)
     kind = "Dinov2WithRegistersModel" if registers else "Dinov2Model"
     model = getattr(transformers, kind).from_pretrained(path).eval()
-    pixels = BitImageProcessorPil(
+    pixels = image_processor("bit")(
         size={"height": 224, "width": 224},
         do_center_crop=False,
         resample=3,

@@ -104,7 +104,7 @@ def test_features_do_not_depend_on_the_file_format_of_the_weights(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused(tmp_path: Path, weights: Path) -> None:
     file = tmp_path / "other.pth"
     torch.save({"fc.weight": torch.zeros(2, 2)}, file)
     with torchvision_stand_in(), pytest.raises(CondistillError, match=r"does not fit Inception-v3 of torch-fidelity"):

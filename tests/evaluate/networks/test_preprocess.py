@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_networks import image_processor
 
 from condistill.errors import CondistillError
 from condistill.evaluate.networks.preprocess import (
@@ -38,10 +39,9 @@ def _read(folder: Path, config: dict[str, Any], name: str = "preprocessor_config
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("crop", [28, 20])
 def test_clip_inputs_equal_those_of_transformers(shape: tuple[int, int], crop: int, tmp_path: Path) -> None:
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": crop, "width": crop}}
-    theirs = CLIPImageProcessorPil(**sizes)(list(_images(shape)), return_tensors="pt")["pixel_values"]
+    theirs = image_processor("clip")(**sizes)(list(_images(shape)), return_tensors="pt")["pixel_values"]
     ours = _read(tmp_path, sizes)(_images(shape))
     assert ours.shape == (2, 3, crop, crop)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -49,19 +49,17 @@ def test_clip_inputs_equal_those_of_transformers(shape: tuple[int, int], crop: i
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_siglip_inputs_equal_those_of_transformers(shape: tuple[int, int], tmp_path: Path) -> None:
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     config = {"size": {"height": 28, "width": 28}, "resample": 2, "image_mean": HALF, "image_std": HALF}
-    theirs = SiglipImageProcessorPil(**config)(list(_images(shape)), return_tensors="pt")["pixel_values"]
+    theirs = image_processor("siglip")(**config)(list(_images(shape)), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(_read(tmp_path, config)(_images(shape)), theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dinov2_inputs_equal_those_of_transformers_without_a_crop(shape: tuple[int, int]) -> None:
-    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
     ours = Preprocessing(28, "stretch", 28, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    processor = BitImageProcessorPil(
+    processor = image_processor("bit")(
         size={"height": 28, "width": 28},
         do_center_crop=False,
         resample=3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from condistill.utils.text import first_line
 
 CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 """The class of transformers by kind."""
+_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+"""The modules that SigLIP's tokenizer imports, and their packages."""
 
 
 class Towers:
@@ -134,6 +137,19 @@ def _check_tokenizer(directory: Path, kind: str, published: Published) -> None:
     tokens = text.get("vocab_size", TOKENS) if isinstance(text, dict) else TOKENS
     if not _has_tokenizer(directory) and (kind != "clip" or tokens != TOKENS):
         raise published.error(f"{directory} has no {TOKENIZER_FILES[0]}, so prompts cannot be read")
+    config = directory / "tokenizer_config.json"
+    uses = read_json(config, published.setting).get("tokenizer_class") if config.is_file() else None
+    if uses == "SiglipTokenizer" and (missing := [name for name in _SENTENCEPIECE if not _is_installed(name)]):
+        packages = " ".join(_SENTENCEPIECE[name] for name in missing)
+        raise CondistillError(f"{published.setting}: the tokenizer in {directory} needs: pip install {packages}")
+
+
+def _is_installed(name: str) -> bool:
+    """Return whether a module is installed."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # of the package that it is in
+        return False
 
 
 def _has_tokenizer(directory: Path) -> bool:
