@@ -57,7 +57,7 @@ class _Visual(nn.Module):
 class TinyOpenClip(nn.Module):
     """Two towers with heads of 64 channels."""
 
-    def __init__(self, *, text_width: int = 64, width: int = 128, size: int = 28) -> None:
+    def __init__(self, *, text_width: int = 64, width: int = 128, size: int = 224) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.token_embedding = nn.Embedding(49_408, text_width)

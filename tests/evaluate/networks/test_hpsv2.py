@@ -28,7 +28,7 @@ def oracle() -> TinyOpenClip:
     return TinyOpenClip().eval()
 
 
-def _images(size: int = 28) -> np.ndarray:
+def _images(size: int = 224) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
 
 
@@ -62,7 +62,7 @@ def test_the_heads_of_published_sizes_are_known(width: int, heads: int) -> None:
         state = TinyOpenClip(width=width).state_dict()
     config, _ = to_transformers(state, "x")
     assert config.vision_config.num_attention_heads == heads
-    assert (config.vision_config.image_size, config.vision_config.patch_size) == (28, 14)
+    assert (config.vision_config.image_size, config.vision_config.patch_size) == (224, 14)
     assert (config.text_config.max_position_embeddings, config.text_config.vocab_size) == (77, 49_408)
 
 
@@ -97,6 +97,12 @@ def test_a_checkpoint_of_another_model_is_refused(
     with pytest.raises(CondistillError, match=reason) as caught:
         Hpsv2Network.locate(str(file)).load(CPU)
     assert str(caught.value).startswith(f"evaluate.networks.hpsv2: {file}")
+
+
+def test_a_checkpoint_for_another_image_size_is_refused(tmp_path: Path) -> None:
+    file = TinyOpenClip(size=28).write(tmp_path / "x.pt")
+    with pytest.raises(CondistillError, match=r"x\.pt reads images of 28 px, and HPSv2 of 224 px"):
+        Hpsv2Network.locate(str(file)).load(CPU)
 
 
 def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:

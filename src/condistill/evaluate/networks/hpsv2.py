@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from condistill.errors import CondistillError
 from condistill.evaluate.metrics.metric import HPSV2
 from condistill.evaluate.networks.files import Place, Published, find_place
 from condistill.evaluate.networks.network import Features, LocatedNetwork, precision, register_network
@@ -26,9 +27,8 @@ _FILES = ("HPS_v2.1_compressed.safetensors", "HPS_v2.1_compressed.pt", "HPS_v2_c
 _PIXELS = 224
 
 
-def _preprocessing(pixels: int) -> Preprocessing:
-    """Return that of HPSv2: the whole image, padded to a square."""
-    return Preprocessing(pixels, "pad", pixels)
+_PREPROCESSING = Preprocessing(_PIXELS, "pad", _PIXELS)
+"""That of HPSv2: the whole image, padded to a square."""
 
 
 @register_network
@@ -51,7 +51,7 @@ class Hpsv2Network(TextImageNetwork):
             return super().locate(source, download=download)
         path, size = place.get(file or _checkpoint(place, published), download=download)
         weights = () if path is None else (path,)
-        return LocatedNetwork(cls.name, source, str(_preprocessing(_PIXELS)), weights, download_bytes=size)
+        return LocatedNetwork(cls.name, source, str(_PREPROCESSING), weights, download_bytes=size)
 
     @classmethod
     def load(cls, located: LocatedNetwork, device: torch.device) -> TextImageNetwork:
@@ -60,9 +60,10 @@ class Hpsv2Network(TextImageNetwork):
             return super().load(located, device)
         setting, file = cls.describe().setting, located.weights[0]
         config, state = to_transformers(read_weights(file, setting), f"{setting}: {file}")
+        if (pixels := config.vision_config.image_size) != _PIXELS:
+            raise CondistillError(f"{setting}: {file} reads images of {pixels} px, and HPSv2 of {_PIXELS} px")
         model = build_model("CLIPModel", config, state, f"{setting}: {file}", precision(device))
-        preprocessing = _preprocessing(config.vision_config.image_size)
-        return cls(located, Towers(model, load_tokenizer(None, setting), preprocessing, device))
+        return cls(located, Towers(model, load_tokenizer(None, setting), _PREPROCESSING, device))
 
     def extract(self, images: NDArray[np.uint8], prompts: Sequence[str] | None) -> Features:
         """Return the score of every image for its prompt; nothing without prompts. See `Network.extract`."""
