@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,33 @@ def test_the_interval_of_a_paired_difference_covers_and_is_much_narrower(prompts
         return found.low, found.high
 
     assert 0.92 <= coverage(trial, 0.1) <= 0.98
+
+
+@pytest.mark.parametrize("images", [30, 200])
+@pytest.mark.parametrize("name", ["kid", "cmmd"])
+def test_the_interval_of_a_kernel_distance_to_the_teachers_images_covers(name: str, images: int) -> None:
+    """Student and teacher have images of the same prompts, which are alike; the true value is that of a population."""
+    kind, size, population = METRICS[name], 16, 1000
+    rng = np.random.Generator(np.random.Philox(4))
+    of_prompt = np.maximum(rng.normal(size=(population, size)), 0)
+    of_student = of_prompt + 0.3 * rng.normal(size=(population, size)) + 0.3 * rng.normal(size=size)
+    between = [(of_student, of_student), (of_prompt, of_prompt), (of_student, of_prompt)]
+    means = [kind.kernel(*pair).mean() for pair in between]  # type: ignore[attr-defined]
+    truth = kind.scale * (means[0] + means[1] - 2 * means[2])  # type: ignore[attr-defined]
+
+    def trial(rng: np.random.Generator, seed: int) -> tuple[float, float]:
+        chosen = rng.choice(population, images)
+        prompts = [f"{number} {row}" for number, row in enumerate(chosen)]
+        reference = replace(reference_set(of_prompt[chosen]), prompts=prompts)
+        metric = kind(Context({kind.needs[0]: reference}, seed))
+        metric.update(Samples(0, prompts, {kind.needs[0]: of_student[chosen]}, range(images)))
+        score = metric.compute()
+        assert score is not None
+        assert score.low is not None
+        assert score.high is not None
+        return score.low, score.high
+
+    assert 0.92 <= coverage(trial, truth) <= 0.99
 
 
 @pytest.mark.parametrize("images", [30, 200])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,6 +121,41 @@ def test_kid_and_cmmd_are_their_formulas(monkeypatch: pytest.MonkeyPatch) -> Non
     units = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (generated, reference)]
     by_formula = 1000 * naive_mmd(*units, lambda a, b: np.exp(-((a - b) ** 2).sum() / (2 * 10**2)))
     assert computed("cmmd", *units).value == pytest.approx(by_formula, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["kid", "cmmd"])
+def test_pairs_of_one_prompt_are_left_out(name: str) -> None:
+    kind, (generated, of_teacher) = METRICS[name], (features(30, seed=seed) for seed in (1, 2))
+    prompts = [str(number // 2) for number in range(30)]
+    reference = replace(reference_set(of_teacher), prompts=prompts)
+    metric = kind(Context({kind.needs[0]: reference}))
+    metric.update(Samples(0, prompts, {kind.needs[0]: generated}, range(30)))
+    apart = np.array(prompts)[:, None] != np.array(prompts)
+
+    def mean(one: Features, other: Features) -> float:
+        return float(kind.kernel(one.astype(float), other.astype(float))[apart].mean())  # type: ignore[attr-defined]
+
+    expected = mean(generated, generated) + mean(of_teacher, of_teacher) - 2 * mean(generated, of_teacher)
+    score = metric.compute()
+    assert score is not None
+    assert score.value == pytest.approx(kind.scale * expected, rel=1e-6)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["kid", "cmmd"])
+def test_a_student_with_the_images_of_its_teacher_has_no_distance(name: str) -> None:
+    kind, images = METRICS[name], features(30, seed=1)
+    prompts = [f"prompt {number}" for number in range(30)]
+    metric = kind(Context({kind.needs[0]: replace(reference_set(images), prompts=prompts)}))
+    metric.update(samples(images, kind.needs[0]))
+    score = metric.compute()
+    assert score is not None
+    assert [score.value, score.low, score.high] == pytest.approx([0, 0, 0], abs=1e-9)
+
+
+def test_images_of_a_single_prompt_have_no_kernel_distance() -> None:
+    metric = METRICS["kid"](Context({"inception": reference_set(features(9, seed=1))}))
+    metric.update(Samples(0, ["a"] * 5, {"inception": features(5, seed=2)}, range(5)))
+    assert metric.compute() is None
 
 
 def test_cmmd_differs_from_the_code_of_its_authors_by_the_documented_bias() -> None:

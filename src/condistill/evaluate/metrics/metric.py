@@ -133,6 +133,8 @@ class ReferenceSet:
     """Count, mean and covariance."""
     features: NDArray[np.float32] | None = None
     """`[M, D]`, perhaps mapped from a file; None where only the moments are known, as from a statistics file."""
+    prompts: Sequence[str] | None = None
+    """By row, where the images are those of another model for prompts of the evaluation; None for other images."""
 
 
 @dataclass(frozen=True)

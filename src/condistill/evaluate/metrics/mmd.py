@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from condistill.evaluate.metrics.intervals import Interval, normal_interval
 from condistill.evaluate.metrics.metric import EMPTY, Context, Metric, Samples, Score
-from condistill.evaluate.metrics.pairwise import Floats, Kernel, Memo, sums_between, sums_within
+from condistill.evaluate.metrics.pairwise import Floats, Memo, sums_between, sums_within
 from condistill.evaluate.metrics.rows import OrderedRows, Rows
 
 _OF_REFERENCE = Memo()
@@ -21,9 +23,9 @@ _OF_REFERENCE = Memo()
 class MmdMetric(Metric):
     """`scale` times the unbiased estimate (eq. 3), so that its expectation does not depend on the number of images.
 
-    The interval is that of a jackknife: the prompts of the generated images and the reference images are left out one
-    by one. It takes the two sets as independent, so it is too wide where the reference images are the teacher's of
-    the same prompts. A value below 0 means that no difference is seen.
+    Pairs of images of one prompt are left out, since they are not independent: several of one model, or a student's and
+    its teacher's where the teacher's images are the reference. The interval is that of a jackknife, which leaves out
+    one prompt, or one reference image without a prompt, after the other. Below 0 no difference is seen.
     """
 
     direction = "lower"
@@ -52,45 +54,84 @@ class MmdMetric(Metric):
         reference = self.context.reference[self.needs[0]].features if self.context.reference else None
         if reference is None or min(len(self._rows), len(reference)) < 2:
             return None
-        value, interval = self._estimate(self._rows.ordered(), reference)
+        value, interval = self._estimate(self._rows.ordered(), reference, self.context.reference[self.needs[0]].prompts)
         if not math.isfinite(value):
             return None
         low, high = (self.scale * end for end in interval) if interval else (None, None)
         return Score(value=self.scale * value, low=low, high=high)
 
-    def _estimate(self, rows: OrderedRows, reference: Floats) -> tuple[float, Interval | None]:
-        """Return the estimate and its interval; no interval for fewer than three prompts or reference images."""
-        of_reference = _OF_REFERENCE.get(self.name, lambda features: sums_within(features, self.kernel), reference)
-        own = sums_within(rows.values, self.kernel)
-        across, back = sums_between(rows.values, reference, self.kernel)
-        n, m, clusters = len(own), len(of_reference), rows.clusters
-        terms = (
-            own.sum() / (n * (n - 1)),
-            of_reference.sum() / (m * (m - 1)),
-            across.sum() / (n * m),
-        )
-        value = terms[0] + terms[1] - 2 * terms[2]
-        sizes = np.bincount(clusters)
-        if min(len(sizes), m) < 3:
-            return float(value), None
-        inside = _sums_inside(rows.values, clusters, sizes, self.kernel)
-        kept, left = n - sizes, own.sum() - 2 * np.bincount(clusters, own) + inside
-        without_prompt = left / (kept * (kept - 1)) - 2 * (across.sum() - np.bincount(clusters, across)) / (kept * m)
-        without_reference = (of_reference.sum() - 2 * of_reference) / ((m - 1) * (m - 2)) - 2 * (
-            across.sum() - back
-        ) / (n * (m - 1))
-        variance = _jackknife_variance(without_prompt) + _jackknife_variance(without_reference)
-        return float(value), normal_interval(float(value), variance, min(len(sizes), m) - 1)
+    def _estimate(
+        self, rows: OrderedRows, reference: Floats, prompts: Sequence[str] | None
+    ) -> tuple[float, Interval | None]:
+        """Return the estimate, and its interval; not finite where all pairs are of one prompt."""
+        of_one, of_other = _groups(rows.prompts, prompts, len(reference))
+
+        def within(features: Floats, groups: NDArray[np.int64]) -> NDArray[np.float64]:
+            return sums_within(features, groups, self.kernel)
+
+        own = _Pairs.within(within(rows.values, of_one), of_one)
+        others = _Pairs.within(_OF_REFERENCE.get(self.name, within, reference, of_other), of_other)
+        across = _Pairs.between(sums_between(rows.values, reference, (of_one, of_other), self.kernel), of_one, of_other)
+        value = own.mean() + others.mean() - 2 * across.mean()
+        count = 1 + int(max(of_one.max(), of_other.max()))
+        without = own.without(count) + others.without(count) - 2 * across.without(count)
+        has_prompt = np.isin(np.arange(count), of_one)
+        parts = [part for part in (without[has_prompt], without[~has_prompt]) if len(part)]
+        if min(map(len, parts)) < 3 or not np.isfinite(without).all():
+            return value, None
+        variance = sum(map(_jackknife_variance, parts))
+        return value, normal_interval(value, variance, min(map(len, parts)) - 1)
 
 
-def _sums_inside(
-    features: Floats, clusters: NDArray[np.int64], sizes: NDArray[np.int64], kernel: Kernel
-) -> NDArray[np.float64]:
-    """Return for each cluster the sum of the kernel over pairs of different rows of it."""
-    sums = np.zeros(len(sizes))
-    for cluster in np.flatnonzero(sizes > 1):
-        sums[cluster] = sums_within(features[clusters == cluster], kernel).sum()
-    return sums
+@dataclass(frozen=True)
+class _Pairs:
+    """The sum of a kernel over pairs of images that are not of one group, and what of it belongs to each image."""
+
+    sums: NDArray[np.float64]
+    """By image, over its pairs; each pair belongs to two images."""
+    groups: NDArray[np.int64]
+    partners: NDArray[np.float64]
+    """By image, the number of its pairs."""
+
+    @classmethod
+    def within(cls, sums: NDArray[np.float64], groups: NDArray[np.int64]) -> _Pairs:
+        """Return the pairs of one set."""
+        return cls(sums, groups, len(groups) - np.bincount(groups)[groups].astype(np.float64))
+
+    @classmethod
+    def between(
+        cls,
+        sums: tuple[NDArray[np.float64], NDArray[np.float64]],
+        of_one: NDArray[np.int64],
+        of_other: NDArray[np.int64],
+    ) -> _Pairs:
+        """Return the pairs of an image of one set with an image of another."""
+        count = 1 + int(max(of_one.max(), of_other.max()))
+        sizes = [np.bincount(groups, minlength=count) for groups in (of_one, of_other)]
+        partners = np.concatenate([len(of_other) - sizes[1][of_one], len(of_one) - sizes[0][of_other]])
+        return cls(np.concatenate(sums), np.concatenate([of_one, of_other]), partners.astype(np.float64))
+
+    def mean(self) -> float:
+        """Return the mean kernel of a pair; not finite without a pair."""
+        with np.errstate(invalid="ignore"):
+            return float(self.sums.sum() / self.partners.sum())
+
+    def without(self, count: int) -> NDArray[np.float64]:
+        """Return the mean without the images of each of `count` groups, `[count]`."""
+        sums, partners = (np.bincount(self.groups, each, minlength=count) for each in (self.sums, self.partners))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means: NDArray[np.float64] = (self.sums.sum() - 2 * sums) / (self.partners.sum() - 2 * partners)
+        return means
+
+
+def _groups(
+    prompts: Sequence[str], of_reference: Sequence[str] | None, references: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the group of each generated and of each reference image: its prompt, or itself where it has none."""
+    known: dict[object, int] = {}
+    names: Sequence[object] = range(references) if of_reference is None else of_reference
+    one, other = ([known.setdefault(name, len(known)) for name in each] for each in (prompts, names))
+    return np.array(one, np.int64), np.array(other, np.int64)
 
 
 def _jackknife_variance(without: NDArray[np.float64]) -> float:

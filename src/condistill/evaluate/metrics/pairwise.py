@@ -26,30 +26,45 @@ def squared_distances(first: NDArray[np.float64], second: NDArray[np.float64]) -
     return distances
 
 
-def sums_within(features: Floats, kernel: Kernel) -> NDArray[np.float64]:
-    """Return for each of the features `[N, D]` the sum of the kernel over all others, `[N]`."""
+def sums_within(features: Floats, groups: NDArray[np.int64], kernel: Kernel) -> NDArray[np.float64]:
+    """Return for each of the features `[N, D]` the sum of the kernel over the features of other groups, `[N]`.
+
+    Args:
+        groups: the number of each row's group, `[N]`.
+    """
     sums = np.zeros(len(features))
     for rows, first in blocks(features):
         for columns, second in blocks(features, rows.start):
-            values = kernel(first, second)
-            if rows == columns:
-                np.fill_diagonal(values, 0)
-                sums[rows] += values.sum(1)
-            else:
-                sums[rows] += values.sum(1)
+            values = _without_groups(kernel(first, second), groups[rows], groups[columns])
+            sums[rows] += values.sum(1)
+            if rows != columns:
                 sums[columns] += values.sum(0)
     return sums
 
 
-def sums_between(first: Floats, second: Floats, kernel: Kernel) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the sums of the kernel over all pairs of two sets: by row of the first `[N]`, and of the second `[M]`."""
+def sums_between(
+    first: Floats, second: Floats, groups: tuple[NDArray[np.int64], NDArray[np.int64]], kernel: Kernel
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the sums of the kernel over pairs of two sets that are not of one group, by row of either: `[N]`, `[M]`.
+
+    Args:
+        groups: the number of each row's group, of both sets.
+    """
     of_first, of_second = np.zeros(len(first)), np.zeros(len(second))
     for rows, one in blocks(first):
         for columns, other in blocks(second):
-            values = kernel(one, other)
+            values = _without_groups(kernel(one, other), groups[0][rows], groups[1][columns])
             of_first[rows] += values.sum(1)
             of_second[columns] += values.sum(0)
     return of_first, of_second
+
+
+def _without_groups(
+    values: NDArray[np.float64], rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Set values `[R, C]` of pairs of one group to 0, and return them."""
+    values[rows[:, None] == columns] = 0
+    return values
 
 
 def blocks(features: Floats, start: int = 0) -> Iterator[tuple[slice, NDArray[np.float64]]]:
@@ -69,8 +84,8 @@ class Memo:
         self._size = size
         self._results: OrderedDict[str, Any] = OrderedDict()
 
-    def get(self, name: str, make: Callable[..., Result], *arrays: Floats) -> Result:
-        """Return `make(*arrays)`, computed at most once for a name and the arrays that were given lately."""
+    def get(self, name: str, make: Callable[..., Result], *arrays: NDArray[Any]) -> Result:
+        """Return `make(*arrays)`, computed at most once for a name and arrays that were given lately."""
         digest = hashlib.blake2b(name.encode(), digest_size=16)
         for array in arrays:
             digest.update(f"{array.shape} {array.dtype};".encode())
