@@ -8,6 +8,8 @@ from typing import ClassVar
 from condistill.evaluate.metrics.frechet import frechet_distance
 from condistill.evaluate.metrics.metric import EMPTY, Context, Metric, Samples, Score
 from condistill.evaluate.metrics.moments import Moments
+from condistill.evaluate.metrics.pairwise import blocks
+from condistill.evaluate.metrics.rows import Rows
 
 ENOUGH = 10_000
 """Images from which on the bias of a Fréchet distance in 2,048 features is small against differences of models."""
@@ -24,20 +26,23 @@ class FrechetMetric(Metric):
 
     def __init__(self, context: Context = EMPTY) -> None:
         super().__init__(context)
-        self._moments = Moments()
+        self._rows = Rows()
 
     def update(self, samples: Samples) -> None:
-        self._moments.update(samples.features[self.needs[0]])
+        self._rows.add(samples, samples.features[self.needs[0]])
 
     def merge(self, other: FrechetMetric) -> None:
-        self._moments.merge(other._moments)
+        self._rows.merge(other._rows)
 
     def compute(self) -> Score | None:
         """Return the distance; None for fewer than two images, or where it is not finite."""
         reference = self.context.reference.get(self.needs[0])
-        if reference is None or min(self._moments.count, reference.moments.count) < 2:
+        if reference is None or min(len(self._rows), reference.moments.count) < 2:
             return None
-        distance = frechet_distance(self._moments, reference.moments)
+        moments = Moments()
+        for _, features in blocks(self._rows.ordered().values):  # large blocks: each costs a matrix of D x D
+            moments.update(features)
+        distance = frechet_distance(moments, reference.moments)
         return Score(value=distance) if math.isfinite(distance) else None
 
     @classmethod

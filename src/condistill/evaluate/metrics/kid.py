@@ -21,5 +21,5 @@ class KernelInceptionDistance(MmdMetric):
     @staticmethod
     def kernel(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (x y / D + 1)^3."""
-        values: NDArray[np.float64] = (first @ second.T / first.shape[1] + 1) ** 3
-        return values
+        bases: NDArray[np.float64] = first @ second.T / first.shape[1] + 1
+        return bases * bases * bases  # `** 3` takes several times as long
