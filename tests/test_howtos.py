@@ -66,5 +66,6 @@ def test_a_run_uses_what_the_how_tos_register(tiny_pipeline_dir: Path, tmp_path:
     history = next(run.rglob("history.jsonl")).read_text("utf-8").splitlines()
     assert all(json.loads(line)["terms"]["absolute"] > 0 for line in history)
     models = json.loads((run / "metrics.json").read_text("utf-8"))["models"]
-    assert models["teacher"]["scores"]["all"]["brightness"]["value"] > 0
+    brightness = models["teacher"]["scores"]["all"]["brightness"]
+    assert 0 < brightness["low"] <= brightness["value"] <= brightness["high"]
     assert "schedule: linear" in (run / "recipe.yaml").read_text("utf-8")
