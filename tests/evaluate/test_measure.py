@@ -187,6 +187,7 @@ def test_a_metric_has_the_teachers_images_of_its_split_as_the_reference_set(monk
     assert found.values == {"to_reference": {(7, 0): 2.0}}
     features = [classify(each)["classifier_features"] for each in LATENTS["teacher"]]
     expected = np.concatenate([each[2:] for each in features])
+    assert sets["seen"]["classifier_features"].prompts == ["prompt 0", "prompt 1"] * 2
     moments = sets["unseen"]["classifier_features"].moments
     np.testing.assert_allclose(moments.mean, expected.mean(0))
     np.testing.assert_allclose(moments.covariance, np.cov(expected.T))

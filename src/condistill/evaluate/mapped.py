@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ class Order:
             self._splits[split] = slice(begin, start)
         self.count = start
         self._splits[ALL] = slice(0, start)
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """The prompt of every row."""
+        return [self.rounds[each.round_number].prompts[row] for each in self._segments for row in each.rows]
 
     def of_split(self, split: str) -> slice:
         """Return the place of a split in mapped arrays; `all` is everything."""

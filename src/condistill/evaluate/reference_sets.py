@@ -44,8 +44,10 @@ class TeacherSets(Mapping[str, Mapping[str, ReferenceSet]]):
             raise KeyError(split)
         if split not in self._known:
             rows = self._order.of_split(split)
+            prompts = self._order.prompts[rows]
             self._known[split] = {
-                name: ReferenceSet(moments_of(array[rows]), array[rows]) for name, array in self._features.items()
+                name: ReferenceSet(moments_of(array[rows]), array[rows], prompts)
+                for name, array in self._features.items()
             }
         return self._known[split]
 
