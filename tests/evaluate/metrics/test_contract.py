@@ -140,9 +140,16 @@ def test_a_metric_of_sets_of_images_is_partial_and_cautious_with_few_images(metr
     if metric.aspect in ("images", "variety"):
         assert metric.is_partial
     assert metric.caution(1_000_000) == ""
-    assert not metric.caution(10).endswith(".")
+    if few := metric.caution(200):
+        assert few[0].isupper()
+        assert few.endswith(".")
+        assert "200 images" in few
     if metric.reference == "moments":
-        assert f"{metric.label} of 200 images is too large" in metric.caution(200)
+        assert "FID and other Fréchet distances of 200 images are too large" in metric.caution(200)
+
+
+def test_metrics_with_the_same_caution_have_one_sentence() -> None:
+    assert len({metric.caution(200) for metric in METRICS.values()} - {""}) == 3
 
 
 @every_metric

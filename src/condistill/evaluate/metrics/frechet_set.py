@@ -50,6 +50,6 @@ class FrechetMetric(Metric):
         if images >= ENOUGH:
             return ""
         return (
-            f"{cls.label} of {images:,} images is too large by an amount that depends on their number: compare it only "
-            f"with values over as many images, and trust differences from {ENOUGH:,} images on"
+            f"FID and other Fréchet distances of {images:,} images are too large by an amount that depends on their "
+            f"number: compare them only with values over as many images, and trust differences from {ENOUGH:,} images on."
         )

@@ -64,8 +64,8 @@ class InceptionScore(Metric):
         if images >= ENOUGH:
             return ""
         return (
-            f"the {cls.label} of {images:,} images is too small by an amount that depends on their number: compare it "
-            f"only with values over as many images, and trust differences from {ENOUGH:,} images on"
+            f"The {cls.label} of {images:,} images is too small by an amount that depends on their number: compare it "
+            f"only with values over as many images, and trust differences from {ENOUGH:,} images on."
         )
 
 

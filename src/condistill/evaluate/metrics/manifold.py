@@ -70,7 +70,10 @@ class ManifoldMetric(Metric):
     def caution(cls, images: int) -> str:
         if images >= ENOUGH:
             return ""
-        return f"{cls.label} depends on the number of images: compare that of {images:,} only with values over as many"
+        return (
+            f"Precision, recall, density and coverage depend on the number of images: compare those of {images:,} images "
+            "only with values over as many."
+        )
 
 
 def manifolds(generated: Floats, reference: Floats) -> Manifolds:

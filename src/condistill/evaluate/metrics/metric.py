@@ -228,7 +228,10 @@ class Metric(ABC):
 
     @classmethod
     def caution(cls, images: int) -> str:  # noqa: ARG003
-        """Return a sentence on what not to conclude from a value over this many images; empty if there are enough."""
+        """Return a sentence on what not to conclude from a value over this many images; empty if there are enough.
+
+        Metrics with the same caution return the same sentence, which is then shown once.
+        """
         return ""
 
     @classmethod
