@@ -51,5 +51,5 @@ class FrechetMetric(Metric):
             return ""
         return (
             f"FID and other Fréchet distances of {images:,} images are too large by an amount that depends on their "
-            f"number: compare them only with values over as many images, and trust differences from {ENOUGH:,} images on."
+            f"number: compare them only with values over as many images, and trust differences from {ENOUGH:,} on."
         )

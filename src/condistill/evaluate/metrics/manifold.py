@@ -71,8 +71,8 @@ class ManifoldMetric(Metric):
         if images >= ENOUGH:
             return ""
         return (
-            f"Precision, recall, density and coverage depend on the number of images: compare those of {images:,} images "
-            "only with values over as many."
+            "Precision, recall, density and coverage depend on the number of images: compare those of "
+            f"{images:,} images only with values over as many."
         )
 
 
