@@ -11,6 +11,7 @@ from samples import Brightness, random_context, random_samples
 
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics import METRICS, Metric, register_metric
+from condistill.evaluate.metrics.mean import ShareMetric
 from condistill.evaluate.metrics.metric import PERCENT, PLAIN, Notation, Samples
 
 every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
@@ -78,6 +79,17 @@ def test_without_a_sample_there_is_no_result(metric: type[Metric]) -> None:
     one.update(random_samples(0, 1))
     score = one.compute()
     assert score is None or math.isfinite(score.value)
+
+
+@pytest.mark.parametrize("metric", [metric for metric in METRICS.values() if not issubclass(metric, ShareMetric)])
+def test_features_that_are_not_finite_have_no_result(metric: type[Metric]) -> None:
+    samples = random_samples(0, 12)
+    for features in samples.features.values():
+        if np.issubdtype(features.dtype, np.floating):
+            features.flat[-1] = np.nan
+    one = metric(CONTEXT)
+    one.update(samples)
+    assert one.compute() is None
 
 
 @every_metric

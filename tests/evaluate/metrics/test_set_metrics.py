@@ -31,7 +31,9 @@ def fidelity() -> SimpleNamespace:
     return SimpleNamespace(fid=metric_fid, isc=metric_isc, kid=metric_kid, prc=metric_prc)
 
 
-@pytest.fixture(params=[(120, 90), (40, 60), (200, 200)], ids=lambda counts: f"{counts[0]} against {counts[1]}")
+@pytest.fixture(
+    params=[(120, 90), (40, 60), (200, 200), (15, 90), (20, 10)], ids=lambda counts: f"{counts[0]} against {counts[1]}"
+)
 def sets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Features, Features]:
     """Features of generated and of reference images; blocks are small, so that there are several."""
     monkeypatch.setattr(pairwise, "BLOCK", 32)

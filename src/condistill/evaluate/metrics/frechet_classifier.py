@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from condistill.evaluate.metrics.frechet import frechet_distance
 from condistill.evaluate.metrics.metric import (
     CLASSIFIER_FEATURES,
@@ -44,7 +46,8 @@ class FrechetClassifier(Metric):
 
     def compute(self) -> Score | None:
         """Return the distance, which has no spread; None with fewer than two images or where it is not finite."""
-        if self._generated.count < 2:
+        moments = (self._generated, self._true)
+        if self._generated.count < 2 or not all(np.isfinite(each.mean).all() for each in moments):
             return None
-        distance = frechet_distance(self._generated, self._true)
+        distance = frechet_distance(*moments)
         return Score(value=distance) if math.isfinite(distance) else None

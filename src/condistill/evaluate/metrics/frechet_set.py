@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from condistill.evaluate.metrics.frechet import frechet_distance
+import numpy as np
+from numpy.typing import NDArray
+
+from condistill.evaluate.metrics.frechet import Factor, distance_of_factors, factor_of_features, root_of_covariance
 from condistill.evaluate.metrics.metric import EMPTY, Context, Metric, Samples, Score
 from condistill.evaluate.metrics.moments import Moments
-from condistill.evaluate.metrics.pairwise import blocks
+from condistill.evaluate.metrics.pairwise import Memo, blocks
 from condistill.evaluate.metrics.rows import Rows
 
 ENOUGH = 10_000
 """Images from which on the bias of a Fréchet distance in 2,048 features is small against differences of models."""
+
+_ROOTS = Memo(3)
+"""Of the covariances of the reference images, which all models share."""
 
 
 class FrechetMetric(Metric):
@@ -39,10 +45,14 @@ class FrechetMetric(Metric):
         reference = self.context.reference.get(self.needs[0])
         if reference is None or min(len(self._rows), reference.moments.count) < 2:
             return None
+        features = self._rows.ordered().values
         moments = Moments()
-        for _, features in blocks(self._rows.ordered().values):  # large blocks: each costs a matrix of D x D
-            moments.update(features)
-        distance = frechet_distance(moments, reference.moments)
+        for _, block in blocks(features):  # large blocks: each costs a matrix of D x D
+            moments.update(block)
+        if not (np.isfinite(moments.mean).all() and np.isfinite(reference.moments.mean).all()):
+            return None
+        factors = _factor(moments, features), _factor(reference.moments, reference.features)
+        distance = distance_of_factors(moments.mean - reference.moments.mean, *factors)
         return Score(value=distance) if math.isfinite(distance) else None
 
     @classmethod
@@ -53,3 +63,10 @@ class FrechetMetric(Metric):
             f"FID and other Fréchet distances of {images:,} images are too large by an amount that depends on their "
             f"number: compare them only with values over as many images, and trust differences from {ENOUGH:,} on."
         )
+
+
+def _factor(moments: Moments, features: NDArray[Any] | None) -> Factor:
+    """Return a factor of the covariance: of the features themselves where they are fewer than their dimensions."""
+    if features is not None and len(features) <= features.shape[1]:
+        return factor_of_features(features, moments.mean)
+    return _ROOTS.get("roots", root_of_covariance, moments.covariance)

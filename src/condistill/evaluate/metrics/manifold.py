@@ -59,11 +59,13 @@ class ManifoldMetric(Metric):
         self._rows.merge(other._rows)
 
     def _counted(self) -> tuple[OrderedRows, Manifolds] | None:
-        """Return the generated images in order, and what is inside which balls; None for too few images."""
+        """Return the generated images in order, and what is inside which balls; None for too few, or for no numbers."""
         reference = self.context.reference[self.needs[0]].features if self.context.reference else None
         if reference is None or min(len(self._rows), len(reference)) <= DENSE_NEIGHBOURS:
             return None
         rows = self._rows.ordered()
+        if not np.isfinite(rows.values).all():
+            return None
         return rows, _MANIFOLDS.get("manifolds", manifolds, rows.values, reference)
 
     @classmethod
