@@ -11,7 +11,7 @@ from samples import Brightness, random_context, random_samples
 
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics import METRICS, Metric, register_metric
-from condistill.evaluate.metrics.mean import ShareMetric
+from condistill.evaluate.metrics.mean import ShareMetric, score_of_values
 from condistill.evaluate.metrics.metric import PERCENT, PLAIN, Notation, Samples
 
 every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
@@ -127,6 +127,19 @@ def test_the_interval_contains_the_value_and_values_have_its_mean(metric: type[M
     if values := one.values():
         assert score.value == pytest.approx(np.mean(list(values.values())), rel=1e-9)
         assert score.low is not None
+
+
+@every_metric
+def test_values_of_all_images_have_the_score_of_the_metric(metric: type[Metric]) -> None:
+    samples = [random_samples(seed, 12) for seed in SEEDS]
+    one = metric(CONTEXT)
+    for each in samples:
+        one.update(each)
+    prompts = {(each.seed, row): prompt for each in samples for row, prompt in enumerate(each.prompts)}
+    if (values := one.values()) and not metric.over_seeds:
+        assert values.keys() == prompts.keys()
+        assert score_of_values(metric, values, prompts, seed=CONTEXT.seed) == one.compute()
+    assert score_of_values(metric, {}, prompts, seed=0) is None
 
 
 @every_metric

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from condistill.evaluate.metrics.intervals import Interval, mean_interval, seed_weights
+from condistill.evaluate.metrics.intervals import mean_interval, seed_weights
 from condistill.evaluate.metrics.manifold import ManifoldMetric
-from condistill.evaluate.metrics.mean import image_values, mean_score
-from condistill.evaluate.metrics.metric import INCEPTION, ImageKey, Score, register_metric
-from condistill.evaluate.metrics.rows import OrderedRows
+from condistill.evaluate.metrics.mean import mean_score
+from condistill.evaluate.metrics.metric import INCEPTION, Score, register_metric
 
 
 @register_metric
@@ -19,16 +18,10 @@ class Density(ManifoldMetric):
     needs = (INCEPTION,)
 
     def compute(self) -> Score | None:
-        rows = self._densities()
-        return None if rows is None else mean_score(rows, self._interval)
-
-    def values(self) -> dict[ImageKey, float]:
-        rows = self._densities()
-        return {} if rows is None else image_values(rows)
-
-    def _densities(self) -> OrderedRows | None:
+        """Return the mean with its interval; it has no values of images, which depend on the images of the split."""
         counted = self._counted()
-        return None if counted is None else counted[0].with_values(counted[1].density)
-
-    def _interval(self, rows: OrderedRows) -> Interval | None:
-        return mean_interval(rows.values, seed_weights(rows.seeds), rows.clusters, seed=self.context.seed)
+        if counted is None:
+            return None
+        rows = counted[0].with_values(counted[1].density)
+        weights = seed_weights(rows.seeds)
+        return mean_score(rows, mean_interval(rows.values, weights, rows.clusters, seed=self.context.seed))

@@ -42,7 +42,10 @@ class Diversity(Metric):
     def compute(self) -> Score | None:
         """Return the mean over prompts with its interval; None where no prompt has two images."""
         rows = self._by_prompt()
-        return None if rows is None else mean_score(rows, self._interval)
+        if rows is None:
+            return None
+        weights = seed_weights(rows.seeds)
+        return mean_score(rows, mean_interval(rows.values, weights, rows.clusters, seed=self.context.seed))
 
     def values(self) -> dict[ImageKey, float]:
         """Return the mean distance of each prompt, by the lowest seed and a number of its images."""
@@ -66,9 +69,6 @@ class Diversity(Metric):
             numbers=[rows.numbers[images[0]] for images in chosen],
             prompts=[rows.prompts[images[0]] for images in chosen],
         )
-
-    def _interval(self, rows: OrderedRows) -> tuple[float, float] | None:
-        return mean_interval(rows.values, seed_weights(rows.seeds), rows.clusters, seed=self.context.seed)
 
 
 def mean_pairwise_distance(features: NDArray[np.float32]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,14 +41,22 @@ class MeanMetric(Metric):
 
     def compute(self) -> Score | None:
         """Return the mean of the seeds' means, so that every seed counts alike."""
-        return mean_score(self._rows.ordered(), self.interval) if len(self._rows) else None
+        if not len(self._rows):
+            return None
+        rows = self._rows.ordered()
+        return mean_score(rows, self.interval(rows, self.context.seed))
 
     def values(self) -> dict[ImageKey, float]:
         return image_values(self._rows.ordered()) if len(self._rows) else {}
 
-    def interval(self, rows: OrderedRows) -> Interval | None:
-        """Return the 95 % interval of the mean over prompts; None where there are too few."""
-        return mean_interval(rows.values, seed_weights(rows.seeds), rows.clusters, seed=self.context.seed)
+    @classmethod
+    def interval(cls, rows: OrderedRows, seed: int) -> Interval | None:
+        """Return the 95 % interval of the mean of rows over prompts; None where there are too few.
+
+        Args:
+            seed: of the bootstrap.
+        """
+        return mean_interval(rows.values, seed_weights(rows.seeds), rows.clusters, seed=seed)
 
 
 class FeatureMean(MeanMetric):
@@ -68,7 +76,8 @@ class ShareMetric(MeanMetric):
     def per_image(self, samples: Samples) -> NDArray[Any]:
         return samples.features[self.name]
 
-    def interval(self, rows: OrderedRows) -> Interval | None:
+    @classmethod
+    def interval(cls, rows: OrderedRows, seed: int) -> Interval | None:  # noqa: ARG003
         return share_interval(rows.values, seed_weights(rows.seeds), rows.clusters)
 
     @classmethod
@@ -77,22 +86,41 @@ class ShareMetric(MeanMetric):
         return math.sqrt(value * (1 - value) / images) if images else None
 
 
-def mean_score(rows: OrderedRows, interval: Callable[[OrderedRows], Interval | None]) -> Score | None:
-    """Return the mean of values `[N]` with spread and interval; None where a value is not finite.
-
-    Args:
-        interval: a function that returns the interval of the rows.
-    """
+def mean_score(rows: OrderedRows, interval: Interval | None) -> Score | None:
+    """Return the mean of values `[N]` over seeds and images, with its spread; None where a value is not finite."""
     means = [float(rows.values[rows.seeds == seed].mean()) for seed in np.unique(rows.seeds)]
     if not all(map(math.isfinite, means)):
         return None
     spread = statistics.stdev(means) if len(means) > 1 else None
-    value, ends = statistics.fmean(means), interval(rows)
-    if ends is None:
+    value = statistics.fmean(means)
+    if interval is None:
         return Score(value=value, spread=spread)
-    return Score(value=value, spread=spread, low=min(ends[0], value), high=max(ends[1], value))
+    return Score(value=value, spread=spread, low=min(interval[0], value), high=max(interval[1], value))
 
 
 def image_values(rows: OrderedRows) -> dict[ImageKey, float]:
     """Return the value of each image by its seed and number; images without a number are left out."""
     return {key: float(value) for key, value in zip(rows.keys, rows.values, strict=True) if key is not None}
+
+
+def score_of_values(
+    metric: type[Metric], values: Mapping[ImageKey, float], prompts: Mapping[ImageKey, str], *, seed: int
+) -> Score | None:
+    """Return the score of a metric over some images, such as those of a concept; None without an image.
+
+    Args:
+        metric: of the values, which `Metric.values` returned.
+        prompts: the prompt of each image.
+        seed: of the bootstrap.
+    """
+    if not values:
+        return None
+    keys = sorted(values)
+    rows = OrderedRows(
+        values=np.array([values[key] for key in keys], np.float64),
+        seeds=np.array([key[0] for key in keys], np.int64),
+        numbers=[key[1] for key in keys],
+        prompts=[prompts[key] for key in keys],
+    )
+    kind = metric if issubclass(metric, MeanMetric) else MeanMetric
+    return mean_score(rows, kind.interval(rows, seed))

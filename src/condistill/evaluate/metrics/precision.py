@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from condistill.evaluate.metrics.intervals import seed_weights, share_interval
 from condistill.evaluate.metrics.manifold import ManifoldMetric
-from condistill.evaluate.metrics.mean import image_values, mean_score
-from condistill.evaluate.metrics.metric import INCEPTION, PERCENT, ImageKey, Score, register_metric
-from condistill.evaluate.metrics.rows import OrderedRows
+from condistill.evaluate.metrics.mean import mean_score
+from condistill.evaluate.metrics.metric import INCEPTION, PERCENT, Score, register_metric
 
 
 @register_metric
@@ -21,17 +20,9 @@ class Precision(ManifoldMetric):
     upper_bound = 1.0
 
     def compute(self) -> Score | None:
-        rows = self._flags()
-        return None if rows is None else mean_score(rows, _interval)
-
-    def values(self) -> dict[ImageKey, float]:
-        rows = self._flags()
-        return {} if rows is None else image_values(rows)
-
-    def _flags(self) -> OrderedRows | None:
+        """Return the share with its interval; it has no values of images, which depend on the images of the split."""
         counted = self._counted()
-        return None if counted is None else counted[0].with_values(counted[1].precise.astype(float))
-
-
-def _interval(rows: OrderedRows) -> tuple[float, float] | None:
-    return share_interval(rows.values, seed_weights(rows.seeds), rows.clusters)
+        if counted is None:
+            return None
+        rows = counted[0].with_values(counted[1].precise.astype(float))
+        return mean_score(rows, share_interval(rows.values, seed_weights(rows.seeds), rows.clusters))
