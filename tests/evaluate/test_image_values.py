@@ -65,3 +65,11 @@ def test_the_table_has_a_row_for_every_image_and_model(tmp_path: Path) -> None:
         "prompt": ROUNDS[1].prompts[11],
         "latent_rmse": RMSE["tiny"][8, 11],
     }
+
+
+def test_a_share_of_a_group_is_not_certain_where_every_image_is_correct() -> None:
+    values = ImageValues(ROUNDS, {"teacher": {"all_correct": dict.fromkeys(KEYS, 1.0)}})
+    score = values.groups({"concept": {"all": set(KEYS)}})["concept"]["all"]["teacher"]["all_correct"]
+    assert score.low is not None
+    assert (score.value, score.high) == (1.0, 1.0)
+    assert 0.7 < score.low < 0.9

@@ -8,13 +8,12 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from condistill.config.recipe import TEACHER
 from condistill.evaluate.measure import Values
-from condistill.evaluate.metrics.intervals import mean_interval, seed_weights
+from condistill.evaluate.metrics.mean import score_of_values
 from condistill.evaluate.metrics.metric import METRICS, ImageKey, Score
 from condistill.evaluate.metrics.paired import compare
 from condistill.evaluate.record import Comparison
@@ -85,30 +84,16 @@ class ImageValues:
                     found = {
                         metric: score
                         for metric in self.metrics
-                        if (score := self._mean(of_model.get(metric, {}), members)) is not None
+                        if (score := self._mean(metric, of_model.get(metric, {}), members)) is not None
                     }
                     if found:
                         scores.setdefault(kind, {}).setdefault(group, {})[model] = found
         return scores
 
-    def _mean(self, values: Values, members: set[ImageKey]) -> Score | None:
+    def _mean(self, metric: str, values: Values, members: set[ImageKey]) -> Score | None:
         """Return the mean over some images, where every seed counts alike, with its interval over prompts."""
-        keys = sorted(members & values.keys())
-        if not keys:
-            return None
-        numbers: dict[str, int] = {}
-        clusters = np.array([numbers.setdefault(self.prompts[key], len(numbers)) for key in keys], np.int64)
-        weights = seed_weights(np.array([seed for seed, _ in keys], np.int64))
-        of_keys = np.array([values[key] for key in keys], np.float64)
-        value = float((weights * of_keys).sum())
-        if not np.isfinite(value):
-            return None
-        ends = mean_interval(of_keys, weights, clusters, seed=self.rounds[0].seed)
-        return (
-            Score(value=value)
-            if ends is None
-            else Score(value=value, low=min(ends[0], value), high=max(ends[1], value))
-        )
+        chosen = {key: values[key] for key in members & values.keys()}
+        return score_of_values(METRICS[metric], chosen, self.prompts, seed=self.rounds[0].seed)
 
     def write(self, path: Path) -> None:
         """Write a table with one row per image and model, and one column per metric; a value may be missing."""
