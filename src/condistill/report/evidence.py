@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from condistill.evaluate.metrics import Metric, Score
-from condistill.evaluate.metrics.metric import REFERENCE_FEATURES, of_teacher
+from condistill.evaluate.metrics.metric import LATENTS, REFERENCE_FEATURES
 from condistill.evaluate.record import Evaluation
 from condistill.report.compare import score_alike
 
@@ -17,14 +17,9 @@ def main_metrics(evaluation: Evaluation) -> list[type[Metric]]:
     return [metric for metric in evaluation.metrics if not metric.is_detail]
 
 
-def is_per_image(metric: type[Metric]) -> bool:
-    """Return whether a metric has a value for each image, so that two models are compared image by image."""
-    return metric.values is not Metric.values
-
-
 def is_agreement(metric: type[Metric]) -> bool:
     """Return whether a metric compares the images of a student with those of its teacher from the same noise."""
-    return metric.is_distance_to_teacher() or any(need in metric.needs for need in map(of_teacher, metric.needs))
+    return metric.aspect == "teacher" or metric.is_distance_to_teacher()
 
 
 def is_of_sets(metric: type[Metric]) -> bool:
@@ -36,16 +31,16 @@ def quality_metrics(evaluation: Evaluation) -> list[type[Metric]]:
     """Return the metrics of how good images are, the most telling first.
 
     A metric of single images comes before one of sets of images: its differences are measured image by image, and a set
-    metric such as FID can rank the worst student first.
+    metric such as FID can rank the worst student first. How much images differ from one another comes last.
     """
     metrics = [metric for metric in main_metrics(evaluation) if not is_agreement(metric)]
-    return sorted(metrics, key=lambda metric: (is_of_sets(metric), not is_per_image(metric)))
+    return sorted(metrics, key=lambda metric: (metric.aspect == "variety", metric.is_partial, is_of_sets(metric)))
 
 
 def agreement_metrics(evaluation: Evaluation) -> list[type[Metric]]:
     """Return the metrics of how closely a student follows its teacher: of features of images before latents."""
     metrics = [metric for metric in main_metrics(evaluation) if is_agreement(metric)]
-    return sorted(metrics, key=lambda metric: metric.is_distance_to_teacher())
+    return sorted(metrics, key=lambda metric: LATENTS in metric.needs)
 
 
 def missing_companions(evaluation: Evaluation) -> str:
@@ -57,7 +52,7 @@ def missing_companions(evaluation: Evaluation) -> str:
     metrics = main_metrics(evaluation)
     distances = [metric.label for metric in metrics if is_of_sets(metric) and metric.direction == "lower"]
     missing = []
-    if not any(not is_of_sets(metric) for metric in metrics):
+    if not any(metric.aspect in ("text", "teacher", None) for metric in metrics if not is_of_sets(metric)):
         missing.append("agreement with the prompts or with the teacher")
     if not any(is_of_sets(metric) and metric.direction == "higher" for metric in metrics):
         missing.append("precision and recall")
@@ -67,6 +62,12 @@ def missing_companions(evaluation: Evaluation) -> str:
     return (
         f"{', '.join(distances)} {verb} whole sets of images and can mislead alone; not measured: {', '.join(missing)}."
     )
+
+
+def few_images(evaluation: Evaluation) -> list[str]:
+    """Return what not to conclude from so few images, one sentence for all metrics that say the same."""
+    images = evaluation.images_per_split.get(hardest_split(evaluation), 0)
+    return list(dict.fromkeys(filter(None, (metric.caution(images) for metric in main_metrics(evaluation)))))
 
 
 def hardest_split(evaluation: Evaluation) -> str:

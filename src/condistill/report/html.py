@@ -18,7 +18,7 @@ from condistill.config.sections import MINIATURE
 from condistill.distill.history import BINS
 from condistill.pipelines.record import StudentRecord
 from condistill.report.cautions import cautions
-from condistill.report.evidence import missing_companions
+from condistill.report.evidence import few_images, missing_companions
 from condistill.report.figures import Figures, make_figures, palette_of
 from condistill.report.groups import group_tables
 from condistill.report.inputs import ReportInputs, labelled
@@ -128,6 +128,7 @@ def _content(inputs: ReportInputs, figures: Figures, palette: Mapping[str, int |
         "notes": [
             *metric_notes(metric for metric in evaluation.metrics if not metric.is_detail),
             *filter(None, [reference_note(evaluation), missing_companions(evaluation)]),
+            *few_images(evaluation),
         ],
         "score_charts": score_charts(evaluation, colours),
         "score_plots": figures.scores,

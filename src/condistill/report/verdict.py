@@ -21,7 +21,6 @@ from condistill.report.evidence import (
     agreement_metrics,
     difference,
     hardest_split,
-    is_of_sets,
     missing_companions,
     quality_metrics,
 )
@@ -100,7 +99,7 @@ def verdict_sentences(evaluation: Evaluation) -> tuple[str, list[str]]:
         return headline, [*agreement, time, _not_measured(evaluation), *_separation(evaluation, name)]
     scores = _Scores.of(evaluation, name, split, metric)
     is_seen_too = split == "unseen" and evaluation.score(name, "seen", metric) is not None
-    missing = missing_companions(evaluation) if is_of_sets(metric) else ""
+    missing = missing_companions(evaluation) if metric.is_partial else ""
     return _with_quality(evaluation, scores), [
         *([_seen_line(_Scores.of(evaluation, name, "seen", metric))] if is_seen_too else []),
         *_interval(scores),
