@@ -110,12 +110,6 @@ def _render(folder: Path, **changes: Any) -> tuple[str, _Page]:
     return html, _Page(html)
 
 
-@pytest.fixture
-def no_score_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the plots of scores against costs, which take most of the time."""
-    monkeypatch.setattr("condistill.report.figures._score_plots", lambda *_: [])
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, _Page]:
     """A page with everything on it."""

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from condistill.cli.app import DryRun, Out, Overrides, RecipePath, Update, command, console, out_option, say
+from condistill.cli.app import (
+    DryRun,
+    Out,
+    Overrides,
+    RecipePath,
+    Update,
+    command,
+    console,
+    out_option,
+    say,
+    user_path,
+)
 from condistill.errors import CondistillError
 
 if TYPE_CHECKING:
@@ -206,14 +217,40 @@ def evaluate(
 
 @command
 def report(
-    recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
+    recipes: Annotated[
+        list[Path],
+        typer.Argument(
+            parser=user_path,
+            metavar="RECIPE|RUN...",
+            help="Recipe file, or run directories of finished runs: all in one page.",
+            show_default=False,
+        ),
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        out_option(
+            "Run directory of a recipe; of several runs, the folder of their page (default: `runs/comparison`)."
+        ),
+    ] = None,
+    update: Update = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Write the report, a self-contained HTML page.
+    """Write the report, a self-contained HTML page, of a recipe or of any number of finished runs.
 
-    Runs the stages before it if they are missing. Reads `metrics.json`, `evaluation/` and the training losses. Writes
-    `report.html` and a model card for every student.
+    With one recipe, runs the stages before it if they are missing. Reads `metrics.json`, `evaluation/` and the training
+    losses. Writes `report.html`, its plots as SVG files in `plots/`, and a model card for every student.
+
+    With run directories, or with several recipes, reads their finished runs only, and runs nothing.
     """
-    _run_until("report", recipe, overrides, out, _Options(update, dry_run))
+    if len(recipes) == 1 and not recipes[0].is_dir():
+        _run_until("report", recipes[0], overrides, out, _Options(update, dry_run))
+        return
+    if overrides or update or dry_run:
+        raise CondistillError("the report of finished runs only reads them, so leave out --set, --update and --dry-run")
+    from condistill.report.comparison import report_of_runs
+
+    say(f"report: {report_of_runs(recipes, out, say=say)}")
 
 
 @command

@@ -34,7 +34,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "cache": ("condistill cache recipe.yaml", "condistill cache recipe.yaml --verify"),
     "distill": ("condistill distill recipe.yaml",),
     "evaluate": ("condistill evaluate recipe.yaml",),
-    "report": ("condistill report recipe.yaml --out runs/recipe",),
+    "report": (
+        "condistill report recipe.yaml --out runs/recipe",
+        "condistill report runs/half runs/third --out runs/comparison",
+    ),
     "sweep": (
         "condistill sweep recipe.yaml --seeds 0,1,2",
         'condistill sweep recipe.yaml --grid "student.width=[0.5, 0.25]" --grid "distill.steps=[1000, 5000]"',

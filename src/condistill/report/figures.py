@@ -15,7 +15,7 @@ from condistill.evaluate.record import Evaluation
 from condistill.report import plots
 from condistill.report.evidence import PROMPTS, hardest_split, main_metrics
 from condistill.report.scatter import COSTS, describe, points_of, score_against_cost
-from condistill.report.vector import colour_variables, inline
+from condistill.report.vector import Inliner, colour_variables
 from condistill.utils.atomic import write_text
 from condistill.utils.format import percent
 
@@ -33,10 +33,6 @@ class Plot:
     alt: str
     svg: bytes
     note: str = ""
-
-    def inline(self) -> str:
-        """Return the plot as an element of the page."""
-        return inline(self.svg, colour_variables(BINS), prefix=re.sub(r"[^a-z0-9]", "-", self.name.lower()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +56,12 @@ class Figures:
     def all(self) -> list[Plot]:
         """Return every plot, in the order of the page."""
         return [plot for group in self.scores for plot in group.plots] + self.losses
+
+    def inlined(self) -> tuple[dict[str, str], str]:
+        """Return every plot as an element of the page, by name, and one with the letters that they share."""
+        inliner = Inliner(colour_variables(BINS))
+        elements = {plot.name: inliner.inline(plot.svg, prefix=f"p{i}") for i, plot in enumerate(self.all())}
+        return elements, inliner.glyphs()
 
     @property
     def shown_losses(self) -> list[Plot]:

@@ -27,11 +27,14 @@ from condistill.report.pictures import Album, album
 from condistill.report.plots import DARK, LIGHT, shades_of
 from condistill.report.previews import preview_tables
 from condistill.report.provenance import provenance
+from condistill.report.several import incomparable, of_other_devices, page_verdict
 from condistill.report.tables import cost_charts, costs, details, metric_notes, reference_note, score_charts, scores
-from condistill.report.verdict import subject, verdict_sentences
+from condistill.report.verdict import subject, verdict
 from condistill.utils.atomic import write_text
 from condistill.utils.text import printable
 
+GENERATOR = '<meta name="generator" content="condistill '
+"""The start of the element by which a page of condistill is known."""
 MOST_BYTES = 5_000_000
 """Of the page, whatever the run."""
 _PREVIEW_SHARE = 0.2
@@ -112,12 +115,20 @@ def _content(inputs: ReportInputs, figures: Figures, palette: Mapping[str, int |
     """Return everything on the page but its images."""
     evaluation = inputs.evaluation
     colours = {name: "teacher" if index is None else f"c{index}" for name, index in palette.items()}
-    headline, sentences = verdict_sentences(evaluation)
+    headline, sentences = page_verdict(inputs)
+    elements, glyphs = figures.inlined()
     return {
+        "elements": elements,
+        "glyphs": glyphs,
         "title": inputs.title,
         "verdict": _unbroken(headline),
         "details_of_verdict": [_unbroken(sentence) for sentence in sentences],
-        "cautions": [_unbroken(caution) for part in inputs.parts for caution in _cautions(part)],
+        "cautions": [
+            *incomparable(inputs),
+            *of_other_devices(inputs),
+            *(_unbroken(caution) for part in inputs.parts for caution in _cautions(part)),
+        ],
+        "run_verdicts": [(run.title, *verdict(run.evaluation)) for run in inputs.runs],
         "miniature": evaluation.classifier == MINIATURE,
         "models": [(name, colours[name]) for name in evaluation.models],
         "scores": scores(evaluation),
