@@ -83,6 +83,8 @@ def _generate_tab(desk: Desk) -> None:
         try:
             async for text in _follow(desk, ticket, wanted):
                 now = {name: empty_figure(name, "") for name in wanted.models} | dict(ticket.results)
+                if ticket.is_done:
+                    shown = {}  # a program that uses the page gets the last values only
                 yield [text, *(now[m.name] if now.get(m.name) != shown.get(m.name) else gr.skip() for m in models)]
                 shown = now
         finally:
@@ -183,7 +185,8 @@ async def _follow(desk: Desk, ticket: Ticket, request: ImageRequest | None = Non
 
 
 def _run_choice(runs: list[str]) -> gr.Dropdown:
-    return gr.Dropdown(runs, value=runs[0], label="Run", visible=len(runs) > 1)
+    choice: gr.Dropdown = _unchecked(gr.Dropdown(runs, value=runs[0], label="Run", visible=len(runs) > 1))
+    return choice
 
 
 def _cache_tab(desk: Desk, tab: gr.Tab) -> None:
@@ -243,7 +246,7 @@ def _follow_tab(desk: Desk, tab: gr.Tab) -> None:
     timer = gr.Timer(FOLLOW_EVERY_SEC, active=False)
 
     def follow(run: Any) -> str:
-        if run not in desk.live:
+        if not isinstance(run, str) or run not in desk.live:
             return status("this run is not in the studio; choose another one", is_error=True)
         return desk.live[run].html()
 
