@@ -27,8 +27,13 @@ SOURCE = ROOT / "src" / "condistill"
 MODULES = sorted(SOURCE.rglob("*.py"))
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "pyarrow", "matplotlib")
-IMPORT_NAMES = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
-FROM_TRANSFORMERS = "tokenizers"
+IMPORT_NAMES = {
+    "PIL": "pillow",
+    "huggingface_hub": "huggingface-hub",
+    "torch_fidelity": "torch-fidelity",
+    "yaml": "pyyaml",
+}
+FROM_TRANSFORMERS, FROM_GRADIO = "tokenizers", ("fastapi", "uvicorn")
 PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz", ".joblib")
 PICKLE_START = re.compile(rb"\x80[\x02-\x05]")
 ZIP_START = b"PK\x03\x04"
@@ -116,8 +121,9 @@ def test_the_lowest_constraints_are_the_declared_lower_bounds() -> None:
 
 def test_imported_packages_are_declared_and_checked_by_doctor() -> None:
     declared = names(project()["dependencies"])
+    optional = {name for extra in project()["optional-dependencies"].values() for name in names(extra)}
     used = {IMPORT_NAMES.get(name, name) for module in MODULES for name in imports(module)}
-    assert used - {"condistill", FROM_TRANSFORMERS} <= declared
+    assert used - {"condistill", FROM_TRANSFORMERS, *FROM_GRADIO} <= declared | optional
     assert set(doctor.REQUIRED) == declared
 
 

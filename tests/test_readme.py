@@ -40,7 +40,7 @@ STARTS_COMMANDS = {
     "docs/students.md",
 }
 SHELL = ("bash", "console", "sh")
-NOT_RUN = ("demo",)  # it takes ten minutes and has a test of its own
+NOT_RUN = ("demo", "studio")  # one takes ten minutes, the other does not end; both have tests of their own
 KNOBS = {
     "cache": {"size": 4, "num_inference_steps": 2, "batch_size": 4},
     "distill": {"steps": 2, "batch_size": 4, "micro_batch_size": 2, "preview_every": 0},
@@ -150,7 +150,8 @@ def documents_with_code() -> list[Any]:
     found = []
     for name in NAMES:
         lines = [words for _, block in blocks(name, *SHELL) for words in shell_lines(block)]
-        if blocks(name, "python") or any(condistill_arguments(words) for words in lines):
+        commands = [arguments[0] for words in lines if (arguments := condistill_arguments(words))]
+        if blocks(name, "python") or set(commands) - set(NOT_RUN):
             marks = [pytest.mark.slow] if name in RUNS_A_RECIPE | STARTS_COMMANDS else []
             found.append(pytest.param(name, marks=marks))
     return found

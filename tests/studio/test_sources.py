@@ -63,6 +63,8 @@ def test_a_folder_that_is_neither_run_nor_pipeline_is_refused(tmp_path: Path) ->
         find_sources([str(tmp_path)])
 
 
-def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CondistillError, match="does not exist"):
-        find_sources([str(tmp_path / "gone")])
+@pytest.mark.parametrize("name", ["{}/gone", "gone", "./gone/run", "a/b/c"])
+def test_a_path_that_does_not_exist_is_refused(tmp_path: Path, name: str) -> None:
+    given = name.format(tmp_path)
+    with pytest.raises(CondistillError, match=f"{given} does not exist; give a run directory, a pipeline directory"):
+        find_sources([given])

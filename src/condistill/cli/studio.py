@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import webbrowser
 from typing import Annotated, Literal, Optional
 
 import typer
 
 from condistill.cli.app import command, pipeline_name, say
-from condistill.errors import CondistillError
 
 
 @command
@@ -55,40 +52,6 @@ def studio(
     Needs `pip install "condistill[studio]"`. Reads runs and pipelines. Writes no file, and loads nothing from the
     internet but a hub name's files. Ctrl-C ends it.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise CondistillError('the studio needs gradio: pip install "condistill[studio]"')
-    from condistill.studio.server import check_access, open_socket, quiet_gradio
+    from condistill.studio.run import StudioOptions, run_studio
 
-    check_access(host, password)
-    quiet_gradio()
-    from condistill.studio.sources import find_sources
-
-    found = find_sources(sources)
-    for note in found.notes:
-        say(f"note: {note}")
-    import torch
-
-    from condistill.studio.desk import Desk
-    from condistill.studio.page import build_page
-    from condistill.studio.server import Server, build_app
-    from condistill.utils.hardware import default_device
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise CondistillError("--device cuda: this machine has no GPU that torch can use; see `condistill doctor`")
-    listening = open_socket(host, port)
-    desk = Desk(found, torch.device(device) if device else default_device(), say=say)
-    server = Server(build_app(build_page(desk), host=host, password=password), listening)
-    name = f"[{host}]" if ":" in host else host
-    address = f"http://{name}:{listening.getsockname()[1]}"
-    try:
-        server.start()
-        say(f"studio: {address} on {desk.device.type}, with {', '.join(model.name for model in found.models)}")
-        say("press Ctrl-C to end it")
-        if browser:
-            webbrowser.open(address)
-        server.wait()
-    except KeyboardInterrupt:
-        say("the studio has ended")
-    finally:
-        server.stop()
-        desk.close()
+    run_studio(sources, StudioOptions(host, port, password, device, browser), say=say)

@@ -96,7 +96,13 @@ def _pipeline(argument: str, path: Path) -> ModelSource:
     Raises:
         CondistillError: there is none.
     """
-    if path.is_dir() and not (path / INDEX_NAME).is_file():
+    is_name = argument == MINIATURE or (argument.count("/") == 1 and not argument.startswith((".", "/", "~")))
+    if not is_name and not path.exists():
+        raise CondistillError(
+            f"{argument} does not exist; give a run directory, a pipeline directory, one safetensors file, a hub name, "
+            "or miniature"
+        )
+    if argument != MINIATURE and path.is_dir() and not (path / INDEX_NAME).is_file():
         raise CondistillError(
             f"{path} has neither {MARK_NAME} nor {INDEX_NAME}, so it is no run directory and no pipeline; give a run "
             "such as runs/demo, or a pipeline directory"
