@@ -16,17 +16,21 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path, tmp_path / "teacher", {})
 
 
+def whole(live: LiveRun) -> str:
+    return "".join(live.html())
+
+
 def test_a_running_distillation_shows_its_step_its_time_left_its_losses_and_its_newest_preview(run: Path) -> None:
     live = LiveRun(run)
     train(run, "plain", 10)
-    first = live.html()
+    first = whole(live)
     assert "running, process" in first
     assert "distill plain; 10 of 60 steps; 2.00 steps/s; 2:05 left of this part" in first
     assert '<progress value="10" max="60"' in first
     assert "plain from 1.00 at step 1 to 0.100 at step 10" in first
     assert "plain after 10 steps (right), and the teacher (left)" in first
     train(run, "plain", 20)
-    second = live.html()
+    second = whole(live)
     assert "20 of 60 steps" in second
     assert "0.0500 at step 20" in second
     assert "plain after 20 steps (right)" in second
@@ -39,13 +43,13 @@ def test_files_that_did_not_change_are_not_read_again(run: Path, monkeypatch: py
     monkeypatch.setattr(module, "read_history", lambda file: read.append(file) or original(file))
     live = LiveRun(run)
     train(run, "plain", 10)
-    assert live.html() == live.html()
+    assert whole(live) == whole(live)
     assert len(read) == 1
 
 
 def test_prompts_and_labels_with_markup_are_text(run: Path) -> None:
     train(run, "plain", 10, label="<script>\x1b[2J")
-    html = LiveRun(run).html()
+    html = whole(LiveRun(run))
     assert "<script" not in html
     assert "<b>" not in html
     assert "\x1b" not in html
@@ -54,7 +58,7 @@ def test_prompts_and_labels_with_markup_are_text(run: Path) -> None:
 
 
 def test_a_run_that_has_not_begun_lists_what_is_to_do(run: Path) -> None:
-    html = LiveRun(run).html()
+    html = whole(LiveRun(run))
     assert "unfinished" in html
     assert "distill plain: 0 of 6 steps" in html
 
@@ -64,12 +68,12 @@ def test_damaged_files_are_left_out(run: Path) -> None:
     (run / "distill/plain/previews/step-000010.png").write_bytes(b"no image")
     (run / "distill/plain/checkpoints/history.jsonl").write_bytes(b"\xff\n{}\n")
     (run / "status.json").write_text("{", encoding="utf-8")
-    html = LiveRun(run).html()
+    html = whole(LiveRun(run))
     assert "warning: " in html
     assert "<figure" not in html
 
 
 def test_a_run_that_is_gone_is_a_message(tmp_path: Path) -> None:
-    html = LiveRun(tmp_path / "gone").html()
+    html = whole(LiveRun(tmp_path / "gone"))
     assert "there is no folder" in html
     ET.fromstring(html)

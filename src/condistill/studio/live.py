@@ -26,21 +26,17 @@ class LiveRun:
         self._curves: dict[Path, tuple[tuple[int, int], Curve]] = {}
         self._previews: dict[Path, tuple[tuple[int, int], str]] = {}
 
-    def html(self) -> str:
-        """Return the state of the run as HTML; one that cannot be read is a message."""
+    def html(self) -> tuple[str, str]:
+        """Return the state of the run, which changes all the time, and its curves and previews, which seldom change.
+
+        Both are HTML; a run that cannot be read is a message.
+        """
         try:
             report = read_status(self.path)
         except CondistillError as error:
-            return status(str(error), is_error=True)
-        return "".join(
-            [
-                f"<h2>{text(self.path)}</h2>",
-                _now(report),
-                loss_chart(dict(self.curves())),
-                *self._all_previews(),
-                _parts(report),
-            ]
-        )
+            return status(str(error), is_error=True), ""
+        pictures = "".join([loss_chart(dict(self.curves())), *self._all_previews(), _parts(report)])
+        return f"<h2>{text(self.path)}</h2>{_now(report)}", pictures
 
     def curves(self) -> Iterator[tuple[str, Curve]]:
         """Yield the name and the losses of every student whose training has begun."""

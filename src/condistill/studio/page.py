@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -242,13 +243,17 @@ def _cache_tab(desk: Desk, tab: gr.Tab) -> None:
 def _follow_tab(desk: Desk, tab: gr.Tab) -> None:
     runs = list(desk.live)
     run = _run_choice(runs)
-    shown = gr.HTML()
+    line, pictures, shown = gr.HTML(), gr.HTML(), gr.State("")
     timer = gr.Timer(FOLLOW_EVERY_SEC, active=False)
 
-    def follow(run: Any) -> str:
+    def follow(run: Any, shown: Any) -> tuple[Any, Any, str]:
         if not isinstance(run, str) or run not in desk.live:
-            return status("this run is not in the studio; choose another one", is_error=True)
-        return desk.live[run].html()
+            return status("this run is not in the studio; choose another one", is_error=True), "", ""
+        now, html = desk.live[run].html()
+        digest = hashlib.sha256(html.encode()).hexdigest()
+        return now, (gr.skip() if digest == shown else html), digest
 
-    gr.on([tab.select, timer.tick, run.input], follow, run, shown, api_name="follow", **_FREE)
+    inputs: Any = [run, shown]
+    outputs: Any = [line, pictures, shown]
+    gr.on([tab.select, timer.tick, run.input], follow, inputs, outputs, api_name="follow", **_FREE)
     tab.select(lambda: gr.Timer(active=True), None, timer, **_FREE, **_PRIVATE)
