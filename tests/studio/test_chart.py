@@ -29,6 +29,12 @@ def test_losses_of_several_powers_of_ten_have_a_logarithmic_axis() -> None:
     assert points[1][1] - points[0][1] == points[2][1] - points[1][1]
 
 
+def test_the_chart_has_room_for_the_steps_that_are_left() -> None:
+    (points,) = polylines(loss_chart({"student": [(0, 1.0), (50, 0.5)]}, steps=100))
+    (whole,) = polylines(loss_chart({"student": [(0, 1.0), (50, 0.5)]}))
+    assert points[1][0] - points[0][0] == (whole[1][0] - whole[0][0]) / 2
+
+
 def test_what_is_no_number_is_left_out_and_a_flat_loss_is_a_flat_line() -> None:
     assert loss_chart({}) == loss_chart({"a": [(1, math.nan)], "b": []}) == ""
     (points,) = polylines(loss_chart({"a": [(1, 0.0), (2, math.inf), (3, 0.0)]}))

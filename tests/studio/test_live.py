@@ -25,13 +25,13 @@ def test_a_running_distillation_shows_its_step_its_time_left_its_losses_and_its_
     train(run, "plain", 10)
     first = whole(live)
     assert "running, process" in first
-    assert "distill plain; 10 of 60 steps; 2.00 steps/s; 2:05 left of this part" in first
+    assert "distill plain, 10/60 steps, 2.00 steps/s, 2:05 left of this part" in first
     assert '<progress value="10" max="60"' in first
     assert "plain from 1.00 at step 1 to 0.100 at step 10" in first
     assert "plain after 10 steps (right), and the teacher (left)" in first
     train(run, "plain", 20)
     second = whole(live)
-    assert "20 of 60 steps" in second
+    assert "20/60 steps" in second
     assert "0.0500 at step 20" in second
     assert "plain after 20 steps (right)" in second
     assert "after 10 steps" not in second

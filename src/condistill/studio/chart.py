@@ -17,8 +17,12 @@ _LOG_FROM = 8.0
 """The ratio of the largest loss to the smallest from which the axis is logarithmic."""
 
 
-def loss_chart(curves: Mapping[str, Curve]) -> str:
-    """Return one line per student, with a legend and with the last losses as text; empty without any point."""
+def loss_chart(curves: Mapping[str, Curve], *, steps: int = 0) -> str:
+    """Return one line per student, with a legend and with the last losses as text; empty without any point.
+
+    Args:
+        steps: of the whole training, so that the chart shows what is left.
+    """
     finite = {name: [point for point in curve if math.isfinite(point[1])] for name, curve in curves.items()}
     finite = {name: thinned(curve) for name, curve in finite.items() if curve}
     if not finite:
@@ -26,7 +30,7 @@ def loss_chart(curves: Mapping[str, Curve]) -> str:
     losses = [loss for curve in finite.values() for _, loss in curve]
     low, high = min(losses), max(losses)
     is_log = low > 0 and high / low >= _LOG_FROM
-    last_step = max(curve[-1][0] for curve in finite.values())
+    last_step = max(steps, *(curve[-1][0] for curve in finite.values()))
     bottom, top = _limits(low, high, is_log=is_log)
 
     def place(step: int, loss: float) -> tuple[float, float]:
@@ -37,7 +41,7 @@ def loss_chart(curves: Mapping[str, Curve]) -> str:
     ticks = [bottom + (top - bottom) * number / 4 for number in range(5)]
     values = [10**tick if is_log else tick for tick in ticks]
     grid = "".join(_tick(place(0, value)[1], value) for value in values)
-    steps = "".join(
+    ends = "".join(
         f'<text x="{place(step, values[0])[0]:.1f}" y="{_HEIGHT - 20}" text-anchor="{anchor}">{step:,}</text>'
         for step, anchor in ((0, "start"), (last_step, "end"))
     )
@@ -58,7 +62,7 @@ def loss_chart(curves: Mapping[str, Curve]) -> str:
     )
     return (
         f'<figure class="chart"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="Loss by optimiser step: {text(summary)}">{grid}{steps}'
+        f'aria-label="Loss by optimiser step: {text(summary)}">{grid}{ends}'
         f'<text x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 4}" text-anchor="middle">optimiser steps</text>{lines}</svg>'
         f"<figcaption>Loss{', logarithmic axis' if is_log else ''}<ul>{legend}</ul></figcaption></figure>"
     )

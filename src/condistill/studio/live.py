@@ -13,9 +13,7 @@ from condistill.distill.previews import FOLDER_NAME, PreviewFolder
 from condistill.errors import CondistillError
 from condistill.studio.chart import Curve, loss_chart
 from condistill.studio.markup import gallery, picture, status, text
-from condistill.utils.progress import clock_text, rate_text
-from condistill.utils.text import first_line
-from condistill.workflow.status import Part, RunReport, read_status
+from condistill.workflow.status import RunReport, read_status, work_line
 
 
 class LiveRun:
@@ -35,7 +33,9 @@ class LiveRun:
             report = read_status(self.path)
         except CondistillError as error:
             return status(str(error), is_error=True), ""
-        pictures = "".join([loss_chart(dict(self.curves())), *self._all_previews(), _parts(report)])
+        pictures = "".join(
+            [loss_chart(dict(self.curves()), steps=_all_steps(report)), *self._all_previews(), _parts(report)]
+        )
         return f"<h2>{text(self.path)}</h2>{_now(report)}", pictures
 
     def curves(self) -> Iterator[tuple[str, Curve]]:
@@ -89,33 +89,25 @@ def _grid(folder: PreviewFolder, name: str, step: int) -> str:
 
 def _now(report: RunReport) -> str:
     """Return what the run does now, with its progress and the time that is left."""
-    parts = [f"{report.state}" + (f", {report.process}" if report.process else "")]
-    now, progress = report.now, None
+    now, progress, lines = report.now, None, []
     if now is not None and report.state == "running":
-        parts.append(now.label if now.label.startswith(now.stage) else f"{now.stage} {now.label}")
-        if now.total:
-            progress = (now.done, now.total)
-            parts.append(f"{now.done:,} of {now.total:,} {now.unit}")
-        if now.rate is not None:
-            parts.append(rate_text(now.rate, now.unit))
-        if now.left_sec is not None:
-            parts.append(f"{clock_text(now.left_sec)} left of this part")
+        lines.append(work_line(now))
+        progress = (now.done, now.total) if now.total else None
     elif now is not None and now.reason:
-        parts.append(first_line(Exception(now.reason)))
+        lines.append(now.reason)
+    lines.append(report.state + (f", {report.process}" if report.process else ""))
     warnings = "".join(status(f"warning: {warning}", is_error=True) for warning in report.warnings)
-    return status("; ".join(part for part in parts if part.strip()), progress=progress) + warnings
+    return status(lines[0], progress=progress) + "".join(status(line) for line in lines[1:]) + warnings
 
 
 def _parts(report: RunReport) -> str:
-    lines = "".join(f"<li>{text(_part(part))}</li>" for part in report.parts)
+    lines = "".join(f"<li>{text(part.line())}</li>" for part in report.parts)
     return f"<h3>Stages</h3><ul>{lines}</ul>" if lines else ""
 
 
-def _part(part: Part) -> str:
-    name = f"{part.stage} {part.name}".rstrip()
-    if part.is_done:
-        return f"{name}: done"
-    return f"{name}: {part.done:,} of {part.total:,} {part.unit}" if part.total else f"{name}: to do"
+def _all_steps(report: RunReport) -> int:
+    """Return the optimiser steps of the longest training; 0 where they are not known."""
+    return max((part.total for part in report.parts if part.stage == "distill"), default=0)
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

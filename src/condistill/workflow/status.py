@@ -42,6 +42,16 @@ class Part(Record):
     """Of an unfinished part; 0 where nothing is counted."""
     unit: str = ""
 
+    def line(self) -> str:
+        """Return the part and how far it is as one line."""
+        name = f"{self.stage} {self.name}".rstrip()
+        if self.is_done:
+            return f"{name}: done"
+        if not self.total:
+            return f"{name}: to do"
+        kept = " (newest checkpoint)" if self.stage == "distill" and self.done else ""
+        return f"{name}: {self.done:,} of {self.total:,} {self.unit}{kept}"
+
 
 class RunReport(RecordFile):
     """What `condistill status --json` prints."""
@@ -71,7 +81,7 @@ class RunReport(RecordFile):
         if self.now:
             yield from _now_lines(self.now, is_running=self.state == "running")
         for part in self.parts:
-            yield _part_line(part)
+            yield part.line()
         if self.preview:
             yield f"newest preview: {self.preview}"
         for result in self.results:
@@ -238,28 +248,23 @@ def _results(path: Path) -> Iterator[str]:
 
 def _now_lines(now: RunStatus, *, is_running: bool) -> Iterator[str]:
     if is_running:
-        parts = [now.label if now.label.startswith(now.stage) else f"{now.stage} {now.label}"]
-        if now.total:
-            parts.append(f"{now.done:,}/{now.total:,} {now.unit}")
-        if now.rate is not None:
-            parts.append(rate_text(now.rate, now.unit))
-        if now.left_sec is not None:
-            parts.append(f"{clock_text(now.left_sec)} left of this part")
-        yield f"now: {', '.join(part for part in parts if part.strip())}"
+        yield f"now: {work_line(now)}"
     elif now.reason:
         yield f"reason: {now.reason}"
     if now.losses:
         yield f"last losses: {', '.join(f'{name} {significant(value)}' for name, value in now.losses.items())}"
 
 
-def _part_line(part: Part) -> str:
-    name = f"{part.stage} {part.name}".rstrip()
-    if part.is_done:
-        return f"{name}: done"
-    if not part.total:
-        return f"{name}: to do"
-    kept = " (newest checkpoint)" if part.stage == "distill" and part.done else ""
-    return f"{name}: {part.done:,} of {part.total:,} {part.unit}{kept}"
+def work_line(now: RunStatus) -> str:
+    """Return what a command that runs is doing, how far it is, and the time that is left, as one line."""
+    parts = [now.label if now.label.startswith(now.stage) else f"{now.stage} {now.label}"]
+    if now.total:
+        parts.append(f"{now.done:,}/{now.total:,} {now.unit}")
+    if now.rate is not None:
+        parts.append(rate_text(now.rate, now.unit))
+    if now.left_sec is not None:
+        parts.append(f"{clock_text(now.left_sec)} left of this part")
+    return ", ".join(part for part in parts if part.strip())
 
 
 def to_json(report: RunReport) -> str:
