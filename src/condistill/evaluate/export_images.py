@@ -63,11 +63,11 @@ def image_number(name: object) -> int | None:
     return int(found[1]) if found else None
 
 
-def check_folder(out: Path, model: str, key: str) -> None:
+def check_folder(out: Path, model: str, key: str | None) -> None:
     """Check that images of a model can be written to `out/model`.
 
     Args:
-        key: the hash of what the images depend on.
+        key: the hash of what the images depend on; None: any images of condistill may be there.
 
     Raises:
         CondistillError: it has other files, or images of another evaluation.
@@ -82,7 +82,8 @@ def check_folder(out: Path, model: str, key: str) -> None:
     mark = folder / MARK_NAME
     if not mark.is_file():
         raise CondistillError(f"--images: {folder} has files that condistill did not write; choose another folder")
-    if ImagesMark.read(mark, remedy=f"delete {folder}, or choose another folder").key != key:
+    known = ImagesMark.read(mark, remedy=f"delete {folder}, or choose another folder").key
+    if key is not None and known != key:
         raise CondistillError(
             f"--images: {folder} has images of another evaluation; delete it, or choose another folder"
         )
@@ -108,12 +109,15 @@ def export_images(
     """
     check_folder(out, model, key)
     folder = out / model
-    ImagesMark(key=key, images=len(images)).write(folder / MARK_NAME)
+    if not (folder / MARK_NAME).is_file():
+        ImagesMark(key=key, images=len(images)).write(folder / MARK_NAME)
     for path in folder.iterdir():
         if is_temporary(path):
             remove(path)
     missing = [image for image in images if not (folder / image.file_name).is_file()]
     on_found(len(images) - len(missing))
+    if not missing and (folder / METADATA_NAME).is_file():
+        return folder
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
         for image, pixels in zip(batch, decode([image.index for image in batch]), strict=True):

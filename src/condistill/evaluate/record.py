@@ -11,6 +11,7 @@ from pydantic import Field
 from condistill.config.recipe import SPLITS, TEACHER
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics import METRICS, Metric, Score
+from condistill.evaluate.outside_metric import OutsideRecord, outside_metric
 from condistill.pipelines.record import DenoiserSize
 from condistill.utils.record import Record, RecordFile
 
@@ -72,6 +73,8 @@ class ModelRecord(Record):
     speed: SpeedRecord
     compute: ComputeRecord | None = None
     """None for the teacher, which was not trained here."""
+    outside: dict[str, OutsideRecord] = Field(default_factory=dict)
+    """By name, the metrics among the scores that another program computed."""
 
     def score(self, split: str, metric: type[Metric]) -> Score | None:
         """Return the score of a metric on a split, if it was measured."""
@@ -221,18 +224,20 @@ class Evaluation(RecordFile):
 
 
 def measured_metrics(models: Sequence[ModelRecord]) -> list[type[Metric]]:
-    """Return the metrics of which some model has a score, in the order of the registry.
+    """Return the metrics of which some model has a score, in the order of the registry; those of outside scores last.
 
     Raises:
         CondistillError: a metric is not registered.
     """
+    outside = {name: record for model in models for name, record in model.outside.items()}
     names = {name for model in models for scores in model.scores.values() for name in scores}
-    if unknown := sorted(names - set(METRICS)):
+    if unknown := sorted(names - set(METRICS) - set(outside)):
         raise CondistillError(
             f"{METRICS_NAME} has scores of {', '.join(unknown)}, which no installed package registers as a metric; "
             f"install the plugin that does, or {_REMEDY}"
         )
-    return [metric for name, metric in METRICS.items() if name in names]
+    registered = [metric for name, metric in METRICS.items() if name in names]
+    return registered + [outside_metric(name, record) for name, record in outside.items() if name in names]
 
 
 class GridEntry(Record):
