@@ -16,8 +16,9 @@ from condistill.evaluate.costs import IMAGES_PER_STUDENT, Kind, Speeds, compute_
 from condistill.evaluate.engine import Engine
 from condistill.evaluate.features import classifier_source, network_source
 from condistill.evaluate.grid import PictureGrid
-from condistill.evaluate.image_values import IMAGES_NAME, Groups, ImageValues
+from condistill.evaluate.image_values import IMAGES_NAME, Groups
 from condistill.evaluate.measure import Scores
+from condistill.evaluate.merge_scores import images_of, merge_again
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.metrics.classifier import ImageClassifier, choose_classifier
 from condistill.evaluate.networks.locate import locate_networks
@@ -144,6 +145,7 @@ def make(run: Run) -> None:
     def measure() -> None:
         path = _figures(run).begin_again()
         _evaluate(run, job, classifier, path)
+        merge_again(run, job, path, _groups(run, job))
         files = [path / METRICS_NAME, path / GRID_NAME, path / IMAGES_NAME, *FinishedEvaluation(path).images()]
         _figures(run).finish(files)
 
@@ -151,15 +153,21 @@ def make(run: Run) -> None:
 
 
 def open(run: Run) -> FinishedEvaluation:
-    """Return the evaluation, and copy `metrics.json` to the run directory."""
+    """Return the evaluation, and copy `metrics.json` to the run directory, or to the folder of the protocol."""
 
     def copy() -> None:
         if run.accelerator.is_main_process:
             text = (_figures(run).path / METRICS_NAME).read_text(encoding="utf-8")
-            write_text(run.path / METRICS_NAME, text)
+            write_text(run.results / METRICS_NAME, text)
 
     run.once(NAME, copy)
     return FinishedEvaluation(_figures(run).path)
+
+
+def measured(run: Run) -> tuple[Job, StageDir, Groups]:
+    """Return the models of a finished evaluation, the directory of its figures, and the groups of its prompts."""
+    job = _job(run)[0]
+    return job, _figures(run), _groups(run, job)
 
 
 def baseline(recipe: Recipe) -> str | None:
@@ -214,15 +222,13 @@ def _evaluate(run: Run, job: Job, classifier: ImageClassifier | None, directory:
         references=_reference_record(run, job, results),
         networks={name: located.record(_hash_of(run)) for name, located in _networks(run).items()},
         comparisons=tuple(results.values.comparisons()),
-        groups=results.values.groups(_groups(run, results.values)),
+        groups=results.values.groups(_groups(run, job)),
     ).write(directory / METRICS_NAME)
 
 
-def _groups(run: Run, values: ImageValues) -> Groups:
+def _groups(run: Run, job: Job) -> Groups:
     """Return the groups of the prompts."""
-    return groups_of(
-        open_prompt_set(run), ((seed, number, prompt) for (seed, number), prompt in values.prompts.items())
-    )
+    return groups_of(open_prompt_set(run), ((each.seed, each.number, each.prompt) for each in images_of(job.rounds)))
 
 
 def _reference_record(run: Run, job: Job, results: Results) -> ReferenceRecord:

@@ -41,7 +41,30 @@ def make(run: Run) -> None:
 
 def open(run: Run) -> Path:
     """Return the path of the report."""
-    return run.path / REPORT_NAME
+    return run.results / REPORT_NAME
+
+
+def page_inputs(run: Run) -> ReportInputs:
+    """Return what the page of a run, or of one of its protocols, is made from."""
+    variants, finished = distill_stage.open(run), evaluate_stage.open(run)
+    name = run.path.resolve().name
+    return labelled(
+        ReportInputs(
+            title=f"{name}, {run.protocol.name}" if run.protocol else name,
+            recipe=run.recipe,
+            evaluation=finished.evaluation(),
+            grid=finished.grid(),
+            grid_folder=finished.grid_folder,
+            students={name: variant.record() for name, variant in variants.items()},
+            histories={name: variant.history(run.say) for name, variant in variants.items()},
+            previews={name: variant.previews() for name, variant in variants.items()},
+        )
+    )
+
+
+def write_page(run: Run, inputs: ReportInputs) -> Path:
+    """Write `report.html` and its plots, and return its path."""
+    return write_report(open(run), inputs, plots=run.results / FOLDER_NAME)
 
 
 def _write(run: Run) -> None:
@@ -60,19 +83,8 @@ def _write(run: Run) -> None:
         )
         write_text(variant.pipeline / "README.md", card)
         write_text(variant.pipeline / SAMPLING_NAME, planned_sampling(recipe, name).to_json())
-    inputs = labelled(
-        ReportInputs(
-            title=run.path.resolve().name,
-            recipe=recipe,
-            evaluation=evaluation,
-            grid=finished.grid(),
-            grid_folder=finished.grid_folder,
-            students=students,
-            histories={name: variant.history(run.say) for name, variant in variants.items()},
-            previews={name: variant.previews() for name, variant in variants.items()},
-        )
-    )
-    path = write_report(open(run), inputs, plots=run.path / FOLDER_NAME)
+    inputs = page_inputs(run)
+    path = write_page(run, inputs)
     sentence, detail = verdict(inputs.evaluation)
     run.say(f"\n{sentence}", style="bold")
     run.say(detail)
