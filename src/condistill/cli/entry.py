@@ -14,6 +14,7 @@ from typing import cast
 
 import typer
 
+import condistill.cli.evaluate
 import condistill.cli.finished
 import condistill.cli.recipes
 import condistill.cli.stages

@@ -83,12 +83,17 @@ def _compress(recipe: Recipe, stage: str, out: Path, options: _Options, *, show_
             before_training=partial(_show_cost, ask=options.ask) if show_cost and stage != "prompts" else None,
         )
     check_inputs(recipe)
+    show_dry_run(recipe, stage, out)
+    return out
+
+
+def show_dry_run(recipe: Recipe, stage: str, out: Path) -> None:
+    """Print the resolved recipe and its plan."""
     from condistill.plan import make_plan, show_plan
 
     typer.echo(recipe.to_yaml(), nl=False)
     show_plan(make_plan(recipe), console)
     say(f"dry run: nothing was written; without --dry-run, the stages up to {stage} would write to {out}")
-    return out
 
 
 def _show_cost(run: Run, *, ask: bool) -> None:
@@ -201,18 +206,6 @@ def distill(
     `prompts/` and `cache/`. Writes `distill/` and the students in `pipelines/`.
     """
     _run_until("distill", recipe, overrides, out, _Options(update, dry_run))
-
-
-@command
-def evaluate(
-    recipe: RecipePath, overrides: Overrides = None, out: Out = None, update: Update = False, dry_run: DryRun = False
-) -> None:
-    """Generate images with the teacher and every student, from the same prompts and noise, and compute the metrics.
-
-    Runs the stages before it if they are missing. Reads the teacher, `prompts/` and `pipelines/`. Writes
-    `evaluation/` and `metrics.json`.
-    """
-    _run_until("evaluate", recipe, overrides, out, _Options(update, dry_run))
 
 
 @command

@@ -33,7 +33,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "prompts": ("condistill prompts recipe.yaml",),
     "cache": ("condistill cache recipe.yaml", "condistill cache recipe.yaml --verify"),
     "distill": ("condistill distill recipe.yaml",),
-    "evaluate": ("condistill evaluate recipe.yaml",),
+    "evaluate": (
+        "condistill evaluate recipe.yaml",
+        "condistill evaluate recipe.yaml --protocol quick-look",
+        "condistill evaluate recipe.yaml --protocol coco-30k -p captions.txt -s evaluate.reference=coco.npz",
+        "condistill evaluate ./my-pipeline ./pruned org/model --prompts prompts.txt",
+        "condistill evaluate recipe.yaml --images images",
+        "condistill evaluate recipe.yaml --scores scores.json",
+    ),
     "report": (
         "condistill report recipe.yaml --out runs/recipe",
         "condistill report runs/half runs/third --out runs/comparison",

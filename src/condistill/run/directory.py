@@ -91,8 +91,11 @@ class RunDir:
         elif self.path.exists() and not _is_empty(self.path):
             self._refuse()
 
-    def create(self, recipe: Recipe) -> None:
+    def create(self, recipe: Recipe | None) -> None:
         """Make the directory, if it does not exist, lock it and write the resolved recipe.
+
+        Args:
+            recipe: None for an evaluation of finished pipelines, which has none.
 
         Raises:
             CondistillError: it cannot be made or written, or another command uses it.
@@ -108,7 +111,8 @@ class RunDir:
         self._take_lock()
         recover(self.path)
         self._is_open = True
-        write_text(self.path / RECIPE_NAME, f"{_HEAD}: every setting, defaults included.\n{recipe.to_yaml()}")
+        if recipe is not None:
+            write_text(self.path / RECIPE_NAME, f"{_HEAD}: every setting, defaults included.\n{recipe.to_yaml()}")
 
     def set_aside(self, folders: Iterable[Path]) -> None:
         """Move folders to a new folder `old/<date>` in the run directory, and print their new paths.

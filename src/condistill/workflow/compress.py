@@ -15,7 +15,7 @@ from condistill.errors import CondistillError, nearest
 from condistill.evaluate import stage as evaluate
 from condistill.prompts import stage as prompts
 from condistill.report import stage as report
-from condistill.run.context import Run
+from condistill.run.context import Run, RunProtocol
 from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.distributed import decide, on_main_process
 from condistill.utils.quiet import quiet_libraries
@@ -94,12 +94,16 @@ def run_recipe(
     console: Console | None = None,
     begin: Callable[[Run], None] | None = None,
     before_training: Callable[[Run], object] | None = None,
+    protocol: RunProtocol | None = None,
+    finish: Callable[[Run], object] | None = None,
 ) -> Path:
     """Run the stages of a recipe, as `condistill.compress` does, and return the run directory.
 
     Args:
         begin: called when the directory is locked, before the files of the recipe are read; it may write them.
         before_training: called on the main process before the stages write, if a student is still to be trained.
+        protocol: whose evaluation the recipe has, instead of its own.
+        finish: called on every process after the last stage, while the directory is locked.
 
     Raises:
         CondistillError: says what was given, what is allowed and what to do.
@@ -110,12 +114,14 @@ def run_recipe(
         check_places(recipe, out)
         if begin is None:
             check_inputs(recipe)
-        with Run(recipe, out, console=console or Console(stderr=True)) as run:
+        with Run(recipe, out, console=console or Console(stderr=True), protocol=protocol) as run:
             run.claim_directory()
             if begin is not None:
                 begin(run)
                 check_inputs(recipe)
             _run_stages(run, STAGES[: last + 1], update=update, before_training=before_training or (lambda _: None))
+            if finish is not None:
+                finish(run)
         return run.path
 
 

@@ -1,0 +1,335 @@
+"""Evaluate finished pipelines of any origin and family: same prompts, same noise, one table and one report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from condistill.config.evaluate import EvaluateSettings
+from condistill.config.recipe import TEACHER
+from condistill.config.sections import MINIATURE
+from condistill.evaluate.costs import Speeds, sampling_record, size_record
+from condistill.evaluate.engine import Engine, Task
+from condistill.evaluate.features import FeatureSource, classifier_source, network_source
+from condistill.evaluate.grid import PictureGrid
+from condistill.evaluate.image_values import IMAGES_NAME, Groups
+from condistill.evaluate.measure import Scores
+from condistill.evaluate.merge_scores import images_of, merge_again
+from condistill.evaluate.metrics import METRICS
+from condistill.evaluate.metrics.classifier import ImageClassifier, choose_classifier
+from condistill.evaluate.models import EvaluatedModel
+from condistill.evaluate.networks.network import NETWORKS, LocatedNetwork
+from condistill.evaluate.prompt_sets import FilePrompts, groups_of
+from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord, ReferenceRecord
+from condistill.evaluate.results import Job, Measuring, Results, distances
+from condistill.evaluate.rounds import Round, choose_rounds, diversity_rounds
+from condistill.evaluate.run_tasks import LATENTS, OTHER_SEED, REFERENCE_PROMPTS, reading, several_seeds
+from condistill.evaluate.stage import FinishedEvaluation
+from condistill.report.html import write_report
+from condistill.report.inputs import ReportInputs
+from condistill.report.stage import REPORT_NAME
+from condistill.run.stage_directory import StageDir
+from condistill.teachers.load import teacher_inputs
+from condistill.teachers.skeleton import teacher_skeleton
+from condistill.teachers.source import teacher_files
+from condistill.utils.atomic import write_text
+from condistill.utils.distributed import from_main_process, on_main_process
+from condistill.utils.hardware import device_name
+from condistill.utils.hashing import key_of
+from condistill.utils.quiet import quiet_libraries
+from condistill.utils.randomness import Stream
+from condistill.utils.registry import load_plugins
+from condistill.workflow.after_evaluation import Evaluated, Extras, check_extras, check_is_evaluated, finish_extras
+from condistill.workflow.evaluation_table import print_evaluation
+from condistill.workflow.pipeline_models import PipelineLoader, PipelineModel, find_pipelines, latent_space
+from condistill.workflow.pipelines_host import PipelinesHost
+
+
+def evaluate_pipelines(
+    sources: Sequence[str],
+    settings: EvaluateSettings,
+    out: Path,
+    *,
+    teacher: str | None = None,
+    extras: Extras = Extras(),  # noqa: B008 - frozen
+    update: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Evaluate finished pipelines on the prompts of `settings.prompt_files`, and return the folder of the results.
+
+    The first pipeline, or the one that is named, is the teacher that the others are compared with. The folder has
+    `metrics.json` and `report.html`; an evaluation that was stopped is resumed.
+
+    Args:
+        sources: directories, hub names, safetensors files or `miniature`.
+        teacher: one of the sources.
+        extras: scores of other programs, and where to write the images.
+        update: where inputs changed since results were made, make them again.
+
+    Raises:
+        CondistillError: says what was given, what is allowed and what to do; nothing was loaded or written then.
+    """
+    with quiet_libraries():
+        load_plugins()
+        models = find_pipelines(sources, settings, teacher=teacher)
+        content = check_extras(extras, [model.name for model in models])
+        check_is_evaluated(extras, out, "condistill evaluate PIPELINE... --prompts FILE")
+        networks = {
+            name: NETWORKS[name].locate(source)
+            for name, source in settings.networks.model_dump(exclude_none=True).items()
+        }
+        with PipelinesHost(out, console=console or Console(stderr=True)) as host:
+            prompts = FilePrompts.read(settings, miniature=settings.classifier == MINIATURE, say=host.say)
+            _check_prompts(models, prompts)
+            work = _Work(host, settings, models, networks, prompts)
+            host.claim_directory()
+            on_main_process(host.accelerator, work.describe)
+            host.open_directory(work.settings_text(), update=update)
+            _say_models(host, models)
+            work.make()
+            finish_extras(host, Evaluated(work.job, work.figures, work.groups), extras, content)
+            on_main_process(host.accelerator, lambda: _write_report(host, work))
+        return out
+
+
+def _check_prompts(models: Sequence[PipelineModel], prompts: FilePrompts) -> None:
+    """Check that every pipeline can encode all prompts; most families read any text."""
+    for model in models:
+        teacher_skeleton(model.settings, only_sampled=True).family.check_prompts(prompts)
+
+
+def _say_models(host: PipelinesHost, models: Sequence[PipelineModel]) -> None:
+    for model in models:
+        sampling = model.sampling
+        role = "the teacher" if model.name == TEACHER else "compared with it"
+        host.say(
+            f"{model.label}: {model.settings.pipeline} ({role}), {sampling.num_inference_steps} steps, guidance "
+            f"{sampling.guidance_scale:g}"
+        )
+
+
+@dataclass
+class _Work:
+    """The evaluation: its directories and tasks, and what is measured."""
+
+    host: PipelinesHost
+    settings: EvaluateSettings
+    models: Sequence[PipelineModel]
+    networks: Mapping[str, LocatedNetwork]
+    prompts: FilePrompts
+
+    def settings_text(self) -> dict[str, Any]:
+        """Return what is kept about the evaluation."""
+        return {
+            "pipelines": {model.name: model.settings.pipeline for model in self.models},
+            "evaluate": self.settings.model_dump(mode="json"),
+        }
+
+    @cached_property
+    def loader(self) -> PipelineLoader:
+        """Loads one pipeline at a time."""
+        return PipelineLoader(self.host.accelerator.device)
+
+    @cached_property
+    def rounds(self) -> list[Round]:
+        """The prompts of every seed."""
+        return choose_rounds(self.settings, self.prompts.choose, self.prompts.splits)
+
+    @cached_property
+    def classifier(self) -> ImageClassifier | None:
+        """The classifier of the settings."""
+        return choose_classifier(self.settings.classifier, [prompt for each in self.rounds for prompt in each.prompts])
+
+    @cached_property
+    def sources(self) -> list[FeatureSource]:
+        """The networks and the classifier that read the images."""
+        found = [network_source(located, self.host.directory.hashes.of) for located in self.networks.values()]
+        return found + ([classifier_source(self.settings.classifier, self.classifier)] if self.classifier else [])
+
+    def files(self, model: PipelineModel) -> dict[str, Any]:
+        """Return what the outputs of a pipeline depend on: the content of its files."""
+        hashes = self.host.directory.hashes
+        return teacher_inputs(model.settings, self.host.accelerator.device, hash_of=hashes.of)
+
+    def latents(self, model: PipelineModel, name: str, **others: Any) -> StageDir:
+        """Return the directory of the latents of a pipeline."""
+        sampling = model.sampling
+
+        def inputs() -> dict[str, Any]:
+            return {
+                **{key.replace("teacher", "pipeline", 1): value for key, value in self.files(model).items()},
+                "prompts": key_of([[each.seed, each.prompts] for each in self.rounds]),
+                "evaluate.num_inference_steps": sampling.num_inference_steps,
+                "evaluate.guidance_scale": sampling.guidance_scale,
+                **others,
+            }
+
+        directory = self.host.stage(f"{LATENTS}/{name}", inputs)
+        directory.is_costly = name == model.name
+        return directory
+
+    def evaluated(self, model: PipelineModel) -> EvaluatedModel:
+        """Return a pipeline as the engine measures it."""
+        space = from_main_process(self.host.accelerator, lambda: latent_space(self.files(model)))
+        family = partial(self.loader.load, model)
+        return EvaluatedModel(model.name, family, model.sampling, self.latents(model, model.name), latent_space=space)
+
+    @cached_property
+    def job(self) -> Job:
+        """The models to measure."""
+        models = [Task(self.evaluated(model), self.rounds, self.sources) for model in self.models]
+        first = models[0].model
+        needed = {name for kind in distances() for name in kind.needs}
+        other = replace(
+            first,
+            name=OTHER_SEED,
+            latents=self.latents(self.models[0], OTHER_SEED, reference=OTHER_SEED, of=REFERENCE_PROMPTS),
+            stream=Stream.OTHER_EVALUATION_NOISE,
+        )
+        head = self.rounds[0].head(REFERENCE_PROMPTS)
+        references = [Task(other, [head], reading(self.sources, needed), is_optional=True)]
+        diversity = self._diversity(models)
+        engine = Engine(self.host, self.settings, [*models, *references, *diversity.values()])
+        return Job(engine, self.rounds, models, references, diversity)
+
+    def _diversity(self, tasks: Sequence[Task]) -> dict[str, Task]:
+        """Return, by model, the task of its images of the same prompts from several seeds."""
+        if self.settings.networks.dinov2 is None or not self.settings.diversity_prompts:
+            return {}
+        rounds = diversity_rounds(self.rounds[0], self.settings)
+        number = {"prompts of several seeds": self.settings.diversity_prompts, "seeds": self.settings.diversity_seeds}
+        return {
+            model.name: Task(
+                replace(
+                    task.model,
+                    name=several_seeds(model.name),
+                    latents=self.latents(model, several_seeds(model.name), **number),
+                    stream=Stream.DIVERSITY_NOISE,
+                ),
+                rounds,
+                [source for source in self.sources if source.reads_resized],
+            )
+            for model, task in zip(self.models, tasks, strict=True)
+        }
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The groups of the prompts."""
+        return groups_of(self.prompts, ((each.seed, each.number, each.prompt) for each in images_of(self.rounds)))
+
+    @cached_property
+    def figures(self) -> StageDir:
+        """The directory of the figures and of the images of the report."""
+
+        def inputs() -> dict[str, Any]:
+            named = {source.name: source.inputs() for source in self.sources}
+            chosen = self.settings.model_dump(mode="json", include={"classifier", "grid", "resize", "resize_filter"})
+            formats = [kind.model_fields["format"].default for kind in (Evaluation, Grid)]
+            latents = {task.model.name: task.model.latents.key for task in self.job.engine.tasks}
+            return {**latents, **named, **chosen, "metrics": list(METRICS), "formats": formats}
+
+        directory = self.host.stage("evaluation/figures", inputs)
+        directory.is_costly = False
+        return directory
+
+    def describe(self) -> None:
+        """Let the folder know every directory, on the main process."""
+        for task in self.job.engine.tasks:
+            task.model.latents.key  # noqa: B018 - computed here once
+        self.figures.key  # noqa: B018
+
+    def make(self) -> None:
+        """Generate, extract, measure and write the figures, unless that is done."""
+        done = from_main_process(
+            self.host.accelerator,
+            lambda: self.figures.is_done() and all(task.model.latents.is_done() for task in self.job.models),
+        )
+        if not done:
+            self.job.engine.run()
+            on_main_process(self.host.accelerator, self._measure)
+        self.loader.release()
+
+        def copy() -> None:
+            text = (self.figures.path / METRICS_NAME).read_text(encoding="utf-8")
+            write_text(self.host.path / METRICS_NAME, text)
+
+        on_main_process(self.host.accelerator, copy)
+
+    def _measure(self) -> None:
+        path, rounds, job = self.figures.begin_again(), self.rounds, self.job
+        if self.classifier is not None:
+            job = replace(job, true_features=[self.classifier.reference(r.prompts, seed=r.seed) for r in rounds])
+        with self.host.progress("evaluate: measuring", job.images, unit="images") as advance:
+            job = replace(job, on_images=lambda count, model: advance(count, note=model))
+            results = Measuring(job, path).results(
+                lambda ranking: PictureGrid(path / "grid", rounds, self.settings.grid, ranking)
+            )
+        results.grid.write(path / GRID_NAME)
+        results.values.write(path / IMAGES_NAME)
+        self._record(results).write(path / METRICS_NAME)
+        merge_again(self.host, job, path, self.groups)
+        files = [path / METRICS_NAME, path / GRID_NAME, path / IMAGES_NAME, *FinishedEvaluation(path).images()]
+        self.figures.finish(files)
+
+    def _record(self, results: Results) -> Evaluation:
+        sampling, rounds = self.models[0].sampling, self.rounds
+        (head,) = self.job.references[0].rounds
+        records = self._records(results.scores)
+        return Evaluation(
+            classifier=self.settings.classifier,
+            seeds=self.settings.seeds,
+            images_per_split={split: sum(each.count(split) for each in rounds) for split in rounds[0].splits},
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+            device=device_name(),
+            dtype=str(self.loader.load(self.models[0]).dtype).removeprefix("torch."),
+            torch=torch.__version__,
+            models=records,
+            references=ReferenceRecord(
+                images_per_split={split: head.count(split) for split in head.splits},
+                other_seed=results.references.get(OTHER_SEED, {}),
+                untrained={},
+            ),
+            networks={name: each.record(self.host.directory.hashes.of) for name, each in self.networks.items()},
+            comparisons=tuple(results.values.comparisons()),
+            groups=results.values.groups(self.groups),
+        )
+
+    def _records(self, scores: Mapping[str, Scores]) -> dict[str, ModelRecord]:
+        """Return scores and costs of every pipeline; they are timed one after the other."""
+        records: dict[str, ModelRecord] = {}
+        with self.host.progress("evaluate: timing", len(self.models), unit="pipelines") as advance:
+            for model in self.models:
+                family = self.loader.load(model)
+                speed = Speeds(family, model.sampling).of_teacher()
+                if records:
+                    relative = speed.sec_per_image / records[TEACHER].speed.sec_per_image
+                    speed = speed.model_copy(update={"relative_time": relative})
+                records[model.name] = ModelRecord(
+                    scores=scores[model.name],
+                    sampling=sampling_record(model.sampling, family.denoiser),
+                    size=size_record(family.denoiser, family, teacher_files(model.settings)),
+                    speed=speed,
+                )
+                advance(1, note=model.label)
+        return records
+
+
+def _write_report(host: PipelinesHost, work: _Work) -> None:
+    """Write the report, and print the table and the verdict."""
+    finished = FinishedEvaluation(work.figures.path)
+    evaluation = finished.evaluation()
+    labels = {model.name: model.label for model in work.models}
+    title = f"{', '.join(model.label for model in work.models[1:]) or 'one pipeline'} against {labels[TEACHER]}"
+    inputs = ReportInputs(
+        title=title, recipe=None, evaluation=evaluation, grid=finished.grid(), grid_folder=finished.grid_folder
+    )
+    path = write_report(host.path / REPORT_NAME, inputs)
+    print_evaluation(evaluation, say=host.say, labels={TEACHER: f"teacher ({labels[TEACHER]})"})
+    host.say(f"report: {path}")

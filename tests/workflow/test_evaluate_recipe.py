@@ -1,0 +1,67 @@
+"""Tests of the evaluation of a recipe by a protocol, with images and scores; the run's own results stay."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from runs import Run, times, tiny_recipe
+
+from condistill.config.recipe import Recipe
+from condistill.errors import CondistillError
+from condistill.evaluate.protocols import protocol_of_prompts
+from condistill.evaluate.record import Evaluation
+from condistill.workflow.after_evaluation import Extras
+from condistill.workflow.evaluate_recipe import evaluate_recipe
+
+
+@pytest.mark.slow
+def test_a_protocol_has_results_of_its_own_and_leaves_those_of_the_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("condistill.profiling.timing.MIN_ROUNDS", 1)
+    monkeypatch.setattr("condistill.profiling.timing.MAX_SECONDS", 0.0)
+    before, recipe_text = times(run.out), (run.out / "recipe.yaml").read_bytes()
+    prompts = tmp_path / "faces.txt"
+    prompts.write_text("a face\na small star\nan old hand\n", encoding="utf-8")
+    protocol = protocol_of_prompts([str(prompts)])
+    base = tiny_recipe(run.folder, run.teacher, "distill.preview_every=3")
+    recipe = tiny_recipe(run.folder, run.teacher, "distill.preview_every=3", *protocol.overrides())
+    console = Console(record=True, width=200, file=io.StringIO())
+    results = evaluate_recipe(
+        recipe,
+        run.out,
+        protocol=(protocol.name, base),
+        extras=Extras(images=tmp_path / "images"),
+        console=console,
+    )
+    assert results == run.out / "evaluations" / "faces"
+    evaluation = Evaluation.load(results)
+    assert evaluation.images_per_split == {"seen": 2, "unseen": 1, "all": 3}  # by the words of the recipe
+    assert (results / "report.html").is_file()
+    assert Recipe.load(results / "recipe.yaml") == recipe
+    assert len([*(tmp_path / "images" / "plain").glob("*.png")]) == 3
+    assert "Latent RMSE, all (lower is better)" in console.export_text()
+    changed = {path.relative_to(run.out).parts[0] for path, time in times(run.out).items() if before.get(path) != time}
+    assert changed <= {"evaluations", "hashes.json", "status.json", "recipe.yaml", "run.lock"}
+    assert (run.out / "recipe.yaml").read_bytes() == recipe_text
+
+    scores = tmp_path / "scores.json"
+    rows = [{"model": "plain", "seed": 0, "number": number, "ours": number} for number in range(3)]
+    described = {"ours": {"label": "Ours", "direction": "lower"}}
+    scores.write_text(json.dumps({"format": 1, "metrics": described, "scores": rows}), encoding="utf-8")
+    evaluate_recipe(recipe, run.out, protocol=(protocol.name, base), extras=Extras(scores=(scores,)), console=console)
+    assert Evaluation.load(results).models["plain"].scores["all"]["ours"].value == 1.0
+    assert "ours" not in Evaluation.load(run.out).models["plain"].scores["all"]
+
+
+def test_scores_without_an_evaluation_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text('{"format": 1, "metrics": {"x": {}}, "scores": [1]}', encoding="utf-8")
+    recipe = tiny_recipe(tmp_path, tmp_path / "teacher")
+    extras = Extras(scores=(tmp_path / "s.json",))
+    with pytest.raises(CondistillError, match=r"first write the images with `condistill evaluate RECIPE --images FOL"):
+        evaluate_recipe(recipe, tmp_path / "run", extras=extras, console=Console(quiet=True))
+    assert not (tmp_path / "run").exists()
