@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from runs import times
 
-from condistill.config.evaluate import EvaluateSettings
+from condistill.config.evaluate import EvaluateSettings, NetworkSettings
 from condistill.config.recipe import TEACHER
 from condistill.errors import CondistillError
 from condistill.evaluate.record import Evaluation
@@ -165,6 +165,9 @@ def test_what_cannot_be_evaluated_is_refused_before_a_pipeline_is_loaded(given: 
     refused("cannot sample with 5000 steps", given.teacher, changes={"num_inference_steps": 5000})
     refused("there is no prompt file", given.teacher, changes={"prompt_files": ("gone.txt",)})
     refused("evaluate.classifier is 'miniature'", given.teacher, changes={"classifier": "miniature"})
+    networks = {"networks": NetworkSettings(clip="org/clip"), "num_inference_steps": 2}
+    refused(r"images of different sizes \(.*set evaluate.resize, to 16", given.teacher, given.other, changes=networks)
+    refused("evaluate.networks.dinov2: .*gone", given.teacher, changes={"networks": NetworkSettings(dinov2="/gone")})
     mine = _folder(tmp_path / "images" / TEACHER)
     (mine / "photo.jpg").write_bytes(b"x")
     refused("files that condistill did not write", given.teacher, extras=Extras(images=tmp_path / "images"))

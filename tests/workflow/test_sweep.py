@@ -243,6 +243,18 @@ def test_a_single_seed_shows_the_intervals_over_the_prompts_and_keeps_them(
         assert model["intervals"]["0"] == {"all": {"latent_rmse": [0.284, 0.3113]}}
 
 
+def test_a_distance_of_sets_is_not_the_metric_of_the_plot_and_never_alone(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_runs(monkeypatch, lambda _: {split: {"fid": 20.0, "latent_rmse": 0.3} for split in ("seen", "all")})
+    run_sweep(Sweep(recipe, seeds=SEEDS), tmp_path / "out", console=Console(file=io.StringIO()))
+    text = (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
+    headings = [name for name in markdown_table(text)["random_conditioning"] if ", " in name]
+    assert headings == ["Latent RMSE, seen", "Latent RMSE, all", "FID, all"]
+    assert "Latent RMSE" in (tmp_path / "out" / "sweep.svg").read_text(encoding="utf-8")
+    assert "FID compares whole sets of images and can mislead alone; not measured: precision and recall." in text
+
+
 def test_a_failed_sweep_keeps_the_table_of_the_finished_runs(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,8 @@ from condistill.evaluate.merge_scores import images_of, merge_again
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.metrics.classifier import ImageClassifier, choose_classifier
 from condistill.evaluate.models import EvaluatedModel
-from condistill.evaluate.networks.network import NETWORKS, LocatedNetwork
+from condistill.evaluate.networks.locate import check_evaluation_files, locate_networks
+from condistill.evaluate.networks.network import LocatedNetwork
 from condistill.evaluate.prompt_sets import FilePrompts, groups_of
 from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord, ReferenceRecord
 from condistill.evaluate.results import Job, Measuring, Results, distances
@@ -80,10 +81,8 @@ def evaluate_pipelines(
         models = find_pipelines(sources, settings, teacher=teacher)
         content = check_extras(extras, [model.name for model in models])
         check_is_evaluated(extras, out, "condistill evaluate PIPELINE... --prompts FILE")
-        networks = {
-            name: NETWORKS[name].locate(source)
-            for name, source in settings.networks.model_dump(exclude_none=True).items()
-        }
+        check_evaluation_files(settings)
+        networks = locate_networks(settings.networks)
         with PipelinesHost(out, console=console or Console(stderr=True)) as host:
             prompts = FilePrompts.read(settings, miniature=settings.classifier == MINIATURE, say=host.say)
             _check_prompts(models, prompts)

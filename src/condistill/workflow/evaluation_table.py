@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from condistill.evaluate.metrics import Metric, Score
 from condistill.evaluate.record import Evaluation
-from condistill.report.evidence import main_metrics, missing_companions
+from condistill.report.evidence import few_images, main_metrics, missing_companions
 from condistill.report.verdict import verdict
 from condistill.utils.format import duration, quantity
 
@@ -25,7 +25,7 @@ def print_evaluation(
     headings, *rows = table(evaluation)
     for line in lines([[(labels or {}).get(name, name) for name in headings], *rows]):
         say(line)
-    if caution := missing_companions(evaluation):
+    for caution in filter(None, [missing_companions(evaluation), *few_images(evaluation)]):
         say(caution, style="yellow")
     if evaluation.students:
         sentence, detail = verdict(evaluation)

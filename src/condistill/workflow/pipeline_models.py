@@ -37,6 +37,8 @@ class PipelineModel:
     """From its directory."""
     settings: TeacherSettings
     sampling: Sampling
+    image_size: tuple[int, int]
+    """(height, width) of its images in pixels."""
 
 
 def find_pipelines(
@@ -59,7 +61,9 @@ def find_pipelines(
     labels = pipeline_labels(sources)
     chosen = _chosen_teacher(sources, labels, teacher)
     ordered = [chosen, *(source for source in sources if source != chosen)]
-    return [_find(source, labels[source], settings, is_teacher=source == chosen) for source in ordered]
+    found = [_find(source, labels[source], settings, is_teacher=source == chosen) for source in ordered]
+    _check_sizes(found, settings)
+    return found
 
 
 def pipeline_labels(sources: Sequence[str]) -> dict[str, str]:
@@ -129,7 +133,18 @@ def _find(source: str, label: str, settings: EvaluateSettings, *, is_teacher: bo
     except CondistillError as error:
         raise CondistillError(f"{label}: {error}; change evaluate.num_inference_steps") from error
     name = TEACHER if is_teacher else label
-    return PipelineModel(name, label, found, Sampling(steps, guidance, resolution=resolution))
+    return PipelineModel(name, label, found, Sampling(steps, guidance, resolution=resolution), family.image_size)
+
+
+def _check_sizes(models: Sequence[PipelineModel], settings: EvaluateSettings) -> None:
+    """Refuse images of several sizes where networks read them: their features would differ by the size alone."""
+    sizes = {model.image_size: model.label for model in models}
+    if len(sizes) > 1 and settings.resize is None and any(settings.networks.model_dump().values()):
+        shown = ", ".join(f"{label} {width}x{height}" for (height, width), label in sizes.items())
+        raise CondistillError(
+            f"the pipelines generate images of different sizes ({shown}), whose features would differ by the size "
+            f"alone; set evaluate.resize, to {min(min(size) for size in sizes)} for example"
+        )
 
 
 def _refuse_run(source: str) -> None:

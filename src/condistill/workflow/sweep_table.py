@@ -14,6 +14,7 @@ from condistill.config.sections import MINIATURE
 from condistill.config.yaml_tree import flow
 from condistill.evaluate.metrics import Metric
 from condistill.evaluate.record import Evaluation, ModelRecord, measured_metrics
+from condistill.report.evidence import missing_companions
 from condistill.report.plots import dots
 from condistill.utils.atomic import write_text
 from condistill.utils.format import quantity, significant
@@ -91,6 +92,11 @@ def _main_metrics(rows: Rows) -> list[type[Metric]]:
     return [metric for metric in measured_metrics(models) if not metric.is_detail]
 
 
+def _telling(rows: Rows) -> list[type[Metric]]:
+    """Return the main metrics, those first that cannot rank a worse model first."""
+    return sorted(_main_metrics(rows), key=lambda metric: metric.is_partial)
+
+
 def _score_column(split: str, metric: type[Metric]) -> Column:
     def read(model: ModelRecord) -> float | None:
         score = model.score(split, metric)
@@ -106,10 +112,10 @@ def _score_column(split: str, metric: type[Metric]) -> Column:
 
 
 def _score_columns(rows: Rows) -> list[Column]:
-    """Return the columns of scores: the first metric on every split, every other metric on all prompts."""
+    """Return the columns of scores: the first telling metric on every split, every other metric on all prompts."""
     columns = []
-    for number, metric in enumerate(_main_metrics(rows)):
-        for split in SPLITS if number == 0 else ("all",):
+    for metric in _main_metrics(rows):
+        for split in SPLITS if metric is _telling(rows)[0] else ("all",):
             column = _score_column(split, metric)
             if any(column.values(models) for models in rows.values()):
                 columns.append(column)
@@ -137,8 +143,8 @@ def table(rows: Rows) -> list[list[str]]:
 
 
 def _plot(rows: Rows) -> bytes:
-    """Return the plot of the first metric on every split, as SVG."""
-    metrics = _main_metrics(rows)[:1]
+    """Return the plot of the first metric that does not mislead alone on every split, as SVG."""
+    metrics = _telling(rows)[:1]
     columns = [(metric, _score_column(split, metric)) for metric in metrics for split in SPLITS]
     return dots(
         {
@@ -173,6 +179,7 @@ def _markdown(sweep: Sweep, out: Path, done: Sequence[Done], total: int) -> str:
         f"Command: `{sweep.command(out)}`",
         *(fact if len(facts) == 1 else f"{fact} In {', '.join(folders)}." for fact, folders in facts.items()),
         f"Seeds: {seeds}. {_reading(measured(done))} Forwards are counted in samples.",
+        *dict.fromkeys(missing_companions(evaluation) for _, evaluation in done),
         "\n".join([head, "|---" * head.count(" | ") + "|---|", *lines]),
         "![The scores of the first metric](sweep.svg)",
         "The changes of every case, and its student at one seed:",
