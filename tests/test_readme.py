@@ -30,7 +30,14 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
-RUNS_A_RECIPE = {"README.md", "docs/getting-started.md", "docs/plan.md", "docs/runs.md", "docs/sweep.md"}
+RUNS_A_RECIPE = {
+    "README.md",
+    "docs/evaluation.md",
+    "docs/getting-started.md",
+    "docs/plan.md",
+    "docs/runs.md",
+    "docs/sweep.md",
+}
 STARTS_COMMANDS = {
     "CONTRIBUTING.md",
     "docs/fine-tune-lora.md",
