@@ -164,7 +164,8 @@ def test_what_cannot_be_evaluated_is_refused_before_a_pipeline_is_loaded(given: 
     refused(r"run is a run directory; give its recipe \(.*recipe.yaml --out .*run\)", given.teacher, run_folder)
     refused("cannot sample with 5000 steps", given.teacher, changes={"num_inference_steps": 5000})
     refused("there is no prompt file", given.teacher, changes={"prompt_files": ("gone.txt",)})
-    refused("evaluate.classifier is 'miniature'", given.teacher, changes={"classifier": "miniature"})
+    refused("classifies images of 64x64 pixels", given.teacher, given.other, changes={"classifier": "miniature"})
+    refused("evaluate.classifier is 'miniature', and the capt", "miniature", changes={"classifier": "miniature"})
     networks = {"networks": NetworkSettings(clip="org/clip"), "num_inference_steps": 2}
     refused(r"images of different sizes \(.*set evaluate.resize, to 16", given.teacher, given.other, changes=networks)
     refused("evaluate.networks.dinov2: .*gone", given.teacher, changes={"networks": NetworkSettings(dinov2="/gone")})

@@ -88,6 +88,7 @@ def evaluate_pipelines(
             _check_prompts(models, prompts)
             work = _Work(host, settings, models, networks, prompts)
             host.claim_directory()
+            work.job  # noqa: B018 - made on every process, which exchange what only the main process reads
             on_main_process(host.accelerator, work.describe)
             host.open_directory(work.settings_text(), update=update)
             _say_models(host, models)

@@ -137,8 +137,19 @@ def _find(source: str, label: str, settings: EvaluateSettings, *, is_teacher: bo
 
 
 def _check_sizes(models: Sequence[PipelineModel], settings: EvaluateSettings) -> None:
-    """Refuse images of several sizes where networks read them: their features would differ by the size alone."""
+    """Refuse images that the classifier cannot read, and images of several sizes where networks read them.
+
+    The features of networks would differ by the size alone.
+    """
     sizes = {model.image_size: model.label for model in models}
+    if settings.classifier == MINIATURE:
+        from condistill.miniature.world import IMAGE_SIZE
+
+        for size in sizes.keys() - {(IMAGE_SIZE, IMAGE_SIZE)}:
+            raise CondistillError(
+                f"evaluate.classifier is 'miniature', which classifies images of {IMAGE_SIZE}x{IMAGE_SIZE} pixels, and "
+                f"those of {sizes[size]} have {size[1]}x{size[0]}; set it to 'none'"
+            )
     if len(sizes) > 1 and settings.resize is None and any(settings.networks.model_dump().values()):
         shown = ", ".join(f"{label} {width}x{height}" for (height, width), label in sizes.items())
         raise CondistillError(
