@@ -39,6 +39,7 @@ def test_a_run_refuses_missing_networks_all_at_once_and_writes_nothing(tiny_pipe
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_validate_and_plan_say_what_a_run_will_download(
     tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +55,7 @@ def test_validate_and_plan_say_what_a_run_will_download(
     assert "evaluate.networks.dinov2: the run will download 3.00 GiB of someone/dinov2" in warnings
 
 
+@pytest.mark.slow
 def test_reference_images_of_another_size_than_the_teachers_are_refused_before_training(
     tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:

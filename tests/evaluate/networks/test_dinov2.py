@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_networks import image_processor, write_clip, write_dinov2
+from tiny_networks import image_processor, write_dinov2
 
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics.metric import DINOV2
@@ -81,6 +81,7 @@ def test_pickled_weights_are_read_as_tensors_only(directory: Path, tmp_path: Pat
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_read_and_hashed_whole(directory: Path, tmp_path: Path) -> None:
     from transformers import Dinov2Model
 
@@ -123,9 +124,10 @@ def test_code_that_comes_with_a_model_does_not_run(directory: Path, tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_a_model_of_another_kind_is_refused(directory: Path, tmp_path: Path) -> None:
+    other = _copy(directory, tmp_path / "clip", model_type="clip")
     with pytest.raises(CondistillError, match=r"is a model of the kind 'clip', and this network must be one of dinov2"):
-        Dinov2Network.locate(str(write_clip(tmp_path / "clip", tokenizer=False)))
+        Dinov2Network.locate(str(other))
 
 
 def test_missing_files_are_reported_with_the_usual_source_and_size(tmp_path: Path) -> None:
@@ -143,6 +145,7 @@ def test_missing_files_are_reported_with_the_usual_source_and_size(tmp_path: Pat
         Dinov2Network.locate(str(tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_half_precision_gives_nearly_the_same_features(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     located = Dinov2Network.locate(str(directory))
     whole = located.load(CPU).extract(_images(), None)[DINOV2]

@@ -36,6 +36,7 @@ def _score(path: Path, prompts: list[str] | None = PROMPTS) -> np.ndarray:
     return Hpsv2Network.locate(str(path)).load(CPU).extract(_images(), prompts)[HPSV2]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_gives_the_scores_of_the_model_that_it_was_saved_from(
     oracle: TinyOpenClip, tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_reference_images_have_no_score(oracle: TinyOpenClip, tmp_path: Path) ->
         ({"visual.proj": torch.zeros(3, 5)}, r"cannot be loaded as a CLIPModel"),
     ],
 )
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(
     oracle: TinyOpenClip, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_checkpoint_of_another_model_is_refused(
     assert str(caught.value).startswith(f"evaluate.networks.hpsv2: {file}")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_for_another_image_size_is_refused(tmp_path: Path) -> None:
     file = TinyOpenClip(size=28).write(tmp_path / "x.pt")
     with pytest.raises(CondistillError, match=r"x\.pt reads images of 28 px, and HPSv2 of 224 px"):
