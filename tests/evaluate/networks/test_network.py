@@ -10,6 +10,7 @@ import pytest
 import torch
 from fake_networks import FakeClip, fake_networks
 
+from condistill.config.evaluate import EvaluateSettings
 from condistill.errors import CondistillError
 from condistill.evaluate.networks import NETWORKS, LocatedNetwork, Network, features_of, register_network
 from condistill.evaluate.networks.network import precision
@@ -24,6 +25,9 @@ def test_a_located_network_is_described_by_the_hash_of_its_weights_and_its_resiz
     assert located.inputs() == {"weights": expected, "configs": "", "resize": "bicubic to 224 px"}
     record = located.record()
     assert (record.source, record.sha256, record.resize) == ("weights", expected, "bicubic to 224 px")
+    settings = EvaluateSettings(resize=256, resize_filter="lanczos")
+    assert located.record(settings=settings).resize == "lanczos to 256 px, then bicubic to 224 px"
+    assert located.record(settings=EvaluateSettings()).resize == "bicubic to 224 px"
 
 
 def test_the_hash_of_weights_in_several_files_depends_on_each(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from condistill.config.evaluate import EvaluateSettings
 from condistill.errors import CondistillError
 from condistill.evaluate.record import NetworkRecord
 from condistill.utils.hashing import hash_file
@@ -53,9 +54,16 @@ class LocatedNetwork:
         """Return everything that its features depend on besides images and prompts, by name."""
         return {"weights": self.sha256(hash_of), "configs": _joint_hash(self.configs, hash_of), "resize": self.resize}
 
-    def record(self, hash_of: HashOf = hash_file) -> NetworkRecord:
-        """Return what `metrics.json` says about it."""
-        return NetworkRecord(source=self.source, sha256=self.sha256(hash_of), resize=self.resize)
+    def record(self, hash_of: HashOf = hash_file, settings: EvaluateSettings | None = None) -> NetworkRecord:
+        """Return what `metrics.json` says about it.
+
+        Args:
+            settings: with the size that images get before any network reads them.
+        """
+        before = ""
+        if settings is not None and settings.resize is not None:
+            before = f"{settings.resize_filter} to {settings.resize} px, then "
+        return NetworkRecord(source=self.source, sha256=self.sha256(hash_of), resize=before + self.resize)
 
     def load(self, device: torch.device) -> Network:
         """Load the network; see `Network.load`."""
@@ -120,9 +128,9 @@ class Network(ABC):
             prompts: N texts; None: features that need a prompt are left out, as for reference images.
         """
 
-    def record(self, hash_of: HashOf = hash_file) -> NetworkRecord:
-        """Return what `metrics.json` says about the network."""
-        return self.located.record(hash_of)
+    def record(self, hash_of: HashOf = hash_file, settings: EvaluateSettings | None = None) -> NetworkRecord:
+        """Return what `metrics.json` says about the network; see `LocatedNetwork.record`."""
+        return self.located.record(hash_of, settings)
 
     def finite(self, features: Features) -> Features:
         """Return features, if all are finite.
