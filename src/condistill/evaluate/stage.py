@@ -220,7 +220,7 @@ def _evaluate(run: Run, job: Job, classifier: ImageClassifier | None, directory:
         torch=torch.__version__,
         models=_records(run, results.scores),
         references=_reference_record(run, job, results),
-        networks={name: located.record(_hash_of(run)) for name, located in _networks(run).items()},
+        networks={name: located.record(_hash_of(run), settings) for name, located in _networks(run).items()},
         comparisons=tuple(results.values.comparisons()),
         groups=results.values.groups(_groups(run, job)),
     ).write(directory / METRICS_NAME)
