@@ -77,7 +77,7 @@ def test_pickled_weights_are_read_as_tensors_only(directory: Path, tmp_path: Pat
 
     torch.save({"x": Code()}, other / "pytorch_model.bin")
     with pytest.raises(CondistillError, match=r"pytorch_model\.bin cannot be read as weights"):
-        Dinov2Network.locate(str(other)).load(CPU)
+        Dinov2Network.locate(str(other))
     assert not (tmp_path / "ran").exists()
 
 
@@ -166,3 +166,14 @@ def test_features_that_are_not_finite_are_an_error_and_no_figure(directory: Path
     network = Dinov2Network.locate(str(other)).load(CPU)
     with pytest.raises(CondistillError, match=r"dinov2: dinov2 of .* is not finite for some images"):
         network.extract(_images(), None)
+
+
+def test_weights_that_are_cut_off_are_refused_before_anything_is_generated(directory: Path, tmp_path: Path) -> None:
+    other = _copy(directory, tmp_path / "cut")
+    file = other / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CondistillError, match=r"dinov2: .*model\.safetensors is cut off: it has [\d,]+ bytes of"):
+        Dinov2Network.locate(str(other))
+    file.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(CondistillError, match=r"model\.safetensors is no safetensors file, or is damaged"):
+        Dinov2Network.locate(str(other))

@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_model_is_refused(
 def test_a_checkpoint_for_another_image_size_is_refused(tmp_path: Path) -> None:
     file = TinyOpenClip(size=28).write(tmp_path / "x.pt")
     with pytest.raises(CondistillError, match=r"x\.pt reads images of 28 px, and HPSv2 of 224 px"):
-        Hpsv2Network.locate(str(file)).load(CPU)
+        Hpsv2Network.locate(str(file))
 
 
 def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path: Path) -
     file = tmp_path / "x.pt"
     torch.save({"state_dict": {"x": Code()}}, file)
     with pytest.raises(CondistillError, match=r"hpsv2: .* cannot be read as weights .*since they can run code"):
-        Hpsv2Network.locate(str(file)).load(CPU)
+        Hpsv2Network.locate(str(file))
     assert not (tmp_path / "ran").exists()
 
 

@@ -103,10 +103,22 @@ def test_features_do_not_depend_on_the_file_format_of_the_weights(tmp_path: Path
     assert one[INCEPTION_LOGITS].shape == (2, 1008)
 
 
+def test_weights_of_another_model_are_refused_before_anything_is_generated(installed: None, tmp_path: Path) -> None:
+    file = tmp_path / "torchvision.pth"
+    torch.save({"fc.weight": torch.zeros(1).expand(1000, 2048), "fc.bias": torch.zeros(1000)}, file)
+    reason = (
+        r"has no Conv2d_1a_3x3\.conv\.weight \[32, 3, 3, 3\], so it is no Inception-v3 of torch-fidelity; .*91\.2 MiB"
+    )
+    with pytest.raises(CondistillError, match=reason):
+        InceptionNetwork.locate(str(file))
+
+
 @pytest.mark.slow
-def test_weights_of_another_model_are_refused(tmp_path: Path, weights: Path) -> None:
-    file = tmp_path / "other.pth"
-    torch.save({"fc.weight": torch.zeros(2, 2)}, file)
+def test_weights_that_lack_a_layer_are_refused(tmp_path: Path, weights: Path) -> None:
+    file = tmp_path / "part.pth"
+    state = inception_state()
+    state.pop("Mixed_7c.branch1x1.conv.weight")
+    torch.save(state, file)
     with torchvision_stand_in(), pytest.raises(CondistillError, match=r"does not fit Inception-v3 of torch-fidelity"):
         InceptionNetwork.locate(str(file)).load(CPU)
 
@@ -122,7 +134,7 @@ def test_a_file_with_code_is_refused_and_the_code_does_not_run(installed: None, 
     old.write_bytes(pickle.dumps({"fc.weight": Code()}))
     for each in (file, old):
         with pytest.raises(CondistillError, match=r"inception: .*cannot be read as weights .*since they can run code"):
-            InceptionNetwork.locate(str(each)).load(CPU)
+            InceptionNetwork.locate(str(each))
     assert not (tmp_path / "ran").exists()
 
 
@@ -131,8 +143,8 @@ def test_a_file_with_code_is_refused_and_the_code_does_not_run(installed: None, 
 def test_a_file_that_holds_no_weights_is_refused(installed: None, tmp_path: Path, name: str, content: bytes) -> None:
     file = tmp_path / name
     file.write_bytes(content)
-    with pytest.raises(CondistillError, match=rf"inception: {file} cannot be read as weights"):
-        InceptionNetwork.locate(str(file)).load(CPU)
+    with pytest.raises(CondistillError, match=rf"inception: {file} (cannot be read as weights|is no safetensors)"):
+        InceptionNetwork.locate(str(file))
 
 
 @pytest.mark.parametrize("state", [{"epoch": 3}, {}, [torch.zeros(1)], {"state_dict": {"a": 1}}])
@@ -140,7 +152,7 @@ def test_a_file_without_named_tensors_is_refused(installed: None, tmp_path: Path
     file = tmp_path / "x.pth"
     torch.save(state, file)
     with pytest.raises(CondistillError, match=r"holds no tensors by name"):
-        InceptionNetwork.locate(str(file)).load(CPU)
+        InceptionNetwork.locate(str(file))
 
 
 def test_a_missing_file_is_reported_with_its_name_source_and_size(installed: None, tmp_path: Path) -> None:
@@ -167,6 +179,7 @@ def test_the_release_of_torch_fidelity_is_found_in_the_cache_of_torch(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(inception, "_HASH", hashlib.sha256(b"x").hexdigest()[:8])
+    monkeypatch.setattr(inception, "_check_shapes", lambda *_: None)
     assert InceptionNetwork.locate("torch-fidelity", download=False).download_bytes == 95_628_359
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CondistillError, match=r"does not exist and cannot be downloaded .*91\.2 MiB"):

@@ -17,7 +17,8 @@ from tiny_networks import write_dinov2
 from condistill.config.evaluate import EvaluateSettings, NetworkSettings
 from condistill.errors import CondistillError
 from condistill.evaluate import statistics_file
-from condistill.evaluate.networks import inception
+from condistill.evaluate.networks import hpsv2, inception
+from condistill.evaluate.networks.clip import ClipNetwork
 from condistill.evaluate.networks.dinov2 import Dinov2Network
 from condistill.evaluate.networks.hpsv2 import Hpsv2Network
 from condistill.evaluate.networks.locate import check_evaluation_files, locate_networks
@@ -101,13 +102,21 @@ def test_before_a_run_nothing_large_is_downloaded_and_the_size_is_known(hub: dic
     assert check_evaluation_files(settings, download=False) == ()
 
 
+def test_weights_are_not_downloaded_for_a_model_of_another_kind(hub: dict[str, Any]) -> None:
+    write_dinov2(hub["folder"])
+    with pytest.raises(CondistillError, match=r"of the kind 'dinov2', and this network must be one of clip, siglip"):
+        ClipNetwork.locate(NAME)
+    assert hub["downloaded"] == ["config.json"]
+
+
 def test_a_revision_of_a_hub_name_is_used(hub: dict[str, Any]) -> None:
     write_dinov2(hub["folder"])
     Dinov2Network.locate(f"{NAME}@v2")
     assert hub["asked"][0] == (NAME, "v2")
 
 
-def test_one_file_of_a_repository_can_be_named(hub: dict[str, Any]) -> None:
+def test_one_file_of_a_repository_can_be_named(hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hpsv2, "check_checkpoint", lambda *_: None)
     (hub["folder"] / "mine.pt").write_bytes(b"x")
     (hub["folder"] / "HPS_v2.1_compressed.pt").write_bytes(b"published")
     assert Hpsv2Network.locate("someone/hps/mine.pt").weights[0].read_bytes() == b"x"

@@ -13,7 +13,7 @@ from condistill.evaluate.metrics.metric import DINOV2
 from condistill.evaluate.networks.files import Published, find_place
 from condistill.evaluate.networks.network import Features, LocatedNetwork, Network, precision, register_network
 from condistill.evaluate.networks.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from condistill.evaluate.networks.pretrained import fetch_directory, load_model, model_type
+from condistill.evaluate.networks.pretrained import fetch_configs, fetch_weights, load_model, model_type
 
 _CLASSES = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
 _PREPROCESSING = Preprocessing(224, "stretch", 224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -40,9 +40,10 @@ class Dinov2Network(Network):
         """Find the directory of the model; see `Network.locate`."""
         published = cls._published()
         place, _ = find_place(source, published, may_be_file=False)
-        directory, configs, weights, size = fetch_directory(place, published, download=download)
+        directory, configs = fetch_configs(place, published)
         model_type(directory, _CLASSES, published)
-        return LocatedNetwork(cls.name, source, str(_PREPROCESSING), tuple(weights), tuple(configs), size)
+        weights, size = fetch_weights(place, published, download=download)
+        return LocatedNetwork(cls.name, source, str(_PREPROCESSING), weights, configs, size)
 
     @classmethod
     def load(cls, located: LocatedNetwork, device: torch.device) -> Dinov2Network:

@@ -7,6 +7,7 @@ weights is read as well. Its own package needs an old transformers and cannot be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +17,11 @@ from condistill.errors import CondistillError
 from condistill.evaluate.metrics.metric import HPSV2
 from condistill.evaluate.networks.files import Place, Published, find_place
 from condistill.evaluate.networks.network import Features, LocatedNetwork, precision, register_network
-from condistill.evaluate.networks.open_clip import to_transformers
+from condistill.evaluate.networks.open_clip import config_of, to_transformers
 from condistill.evaluate.networks.preprocess import Preprocessing
 from condistill.evaluate.networks.pretrained import CONFIG_NAME, build_model
 from condistill.evaluate.networks.text_image import TextImageNetwork, Towers, load_tokenizer
-from condistill.evaluate.networks.weights import read_weights
+from condistill.evaluate.networks.weights import read_shapes, read_weights
 
 _FILES = ("HPS_v2.1_compressed.safetensors", "HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt")
 """Of the repository, the newest version first."""
@@ -51,6 +52,8 @@ class Hpsv2Network(TextImageNetwork):
             return super().locate(source, download=download)
         path, size = place.get(file or _checkpoint(place, published), download=download)
         weights = () if path is None else (path,)
+        if path is not None:
+            check_checkpoint(path, published.setting)
         return LocatedNetwork(cls.name, source, str(_PREPROCESSING), weights, download_bytes=size)
 
     @classmethod
@@ -60,8 +63,6 @@ class Hpsv2Network(TextImageNetwork):
             return super().load(located, device)
         setting, file = cls.describe().setting, located.weights[0]
         config, state = to_transformers(read_weights(file, setting), f"{setting}: {file}")
-        if (pixels := config.vision_config.image_size) != _PIXELS:
-            raise CondistillError(f"{setting}: {file} reads images of {pixels} px, and HPSv2 of {_PIXELS} px")
         model = build_model("CLIPModel", config, state, f"{setting}: {file}", precision(device))
         return cls(located, Towers(model, load_tokenizer(None, setting), _PREPROCESSING, device))
 
@@ -78,3 +79,14 @@ def _checkpoint(place: Place, published: Published) -> str:
         if name in place.names:
             return name
     raise published.error(f"{place.title} has neither {_FILES[1]} nor a {CONFIG_NAME} of transformers")
+
+
+def check_checkpoint(file: Path, setting: str) -> None:
+    """Check that a file is a whole checkpoint of a CLIP for the images of HPSv2.
+
+    Raises:
+        CondistillError: it is not.
+    """
+    config = config_of(read_shapes(file, setting), f"{setting}: {file}")
+    if (pixels := config.vision_config.image_size) != _PIXELS:
+        raise CondistillError(f"{setting}: {file} reads images of {pixels} px, and HPSv2 of {_PIXELS} px")

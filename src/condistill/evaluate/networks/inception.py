@@ -20,7 +20,7 @@ from condistill.errors import CondistillError
 from condistill.evaluate.metrics.metric import INCEPTION, INCEPTION_LOGITS
 from condistill.evaluate.networks.files import Place, Published, find_place
 from condistill.evaluate.networks.network import Features, LocatedNetwork, Network, register_network
-from condistill.evaluate.networks.weights import read_weights
+from condistill.evaluate.networks.weights import read_shapes, read_weights
 from condistill.utils.hashing import hash_file
 from condistill.utils.text import first_line
 
@@ -30,6 +30,8 @@ FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 _URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAME}"
 _HASH = "6726825d"
 """The first digits of the SHA-256 of the published file, which are a part of its name."""
+_SHAPES = {"Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3), "fc.weight": (1008, 2048), "fc.bias": (1008,)}
+"""Some tensors; Inception-v3 of torchvision has 1,000 classes."""
 _LAYERS = {INCEPTION: "2048", INCEPTION_LOGITS: "logits_unbiased"}
 
 
@@ -62,6 +64,8 @@ class InceptionNetwork(Network):
             raise published.error(
                 f"{file} is damaged: its SHA-256 does not start with {_HASH}, as its name says; download it again"
             )
+        if file is not None:
+            _check_shapes(file, published)
         weights = () if file is None else (file,)
         return LocatedNetwork(cls.name, source, "bilinear to 299 px, of TensorFlow 1", weights, download_bytes=size)
 
@@ -107,6 +111,15 @@ def extractor_class() -> Any:
             "pip install 'condistill[eval]', with a torchvision made for your torch"
         ) from error
     return module.FeatureExtractorInceptionV3
+
+
+def _check_shapes(file: Path, published: Published) -> None:
+    """Check that a file has weights of this network."""
+    shapes = read_shapes(file, published.setting)
+    if wrong := next((name for name, shape in _SHAPES.items() if shapes.get(name) != shape), None):
+        raise published.error(
+            f"{file} has no {wrong} {list(_SHAPES[wrong])}, so it is no Inception-v3 of torch-fidelity"
+        )
 
 
 def _given(source: str, published: Published, *, download: bool) -> tuple[Path | None, int]:

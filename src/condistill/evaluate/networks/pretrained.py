@@ -16,7 +16,7 @@ from condistill.errors import CondistillError
 from condistill.evaluate.networks.files import Place, Published
 from condistill.evaluate.networks.network import LocatedNetwork
 from condistill.evaluate.networks.preprocess import PREPROCESSOR_NAME, PROCESSOR_NAME, read_json
-from condistill.evaluate.networks.weights import read_weights
+from condistill.evaluate.networks.weights import read_shapes, read_weights
 from condistill.utils.quiet import quiet_libraries
 from condistill.utils.text import first_line
 
@@ -35,27 +35,37 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The first that a directory has is used, whole or in shards that an index names."""
 
 
-def fetch_directory(place: Place, published: Published, *, download: bool) -> tuple[Path, list[Path], list[Path], int]:
-    """Return the directory of a model with its small files and its weights, and the bytes still to download.
-
-    Args:
-        download: False: weights that the hub has and this disk has not are not downloaded; small files always are.
+def fetch_configs(place: Place, published: Published) -> tuple[Path, tuple[Path, ...]]:
+    """Return the directory of a model and its small files; those on the hub are downloaded.
 
     Raises:
-        CondistillError: a file is missing.
+        CondistillError: it is no model of transformers.
     """
     names = place.names
     if CONFIG_NAME not in names:
         raise published.error(f"{place.title} has no {CONFIG_NAME}, so it is no model of transformers")
     small = [CONFIG_NAME, *(name for name in (PREPROCESSOR_NAME, PROCESSOR_NAME, *TOKENIZER_FILES) if name in names)]
-    configs = [_small(place, name) for name in small]
+    configs = tuple(_small(place, name) for name in small)
+    return configs[0].parent, configs
+
+
+def fetch_weights(place: Place, published: Published, *, download: bool) -> tuple[tuple[Path, ...], int]:
+    """Return the weights of a model, and the bytes still to download.
+
+    Args:
+        download: False: weights that the hub has and this disk has not are not downloaded.
+
+    Raises:
+        CondistillError: a file is missing, damaged or cut off.
+    """
     weights, size = [], 0
     for name in _weight_names(place, published):
         file, missing = place.get(name, download=download)
         size += missing
         if file is not None:
+            read_shapes(file, published.setting)
             weights.append(file)
-    return configs[0].parent, configs, weights, size
+    return tuple(weights), size
 
 
 def _small(place: Place, name: str) -> Path:

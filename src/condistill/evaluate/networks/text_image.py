@@ -21,7 +21,8 @@ from condistill.evaluate.networks.preprocess import HALF, Preprocessing, read_js
 from condistill.evaluate.networks.pretrained import (
     CONFIG_NAME,
     TOKENIZER_FILES,
-    fetch_directory,
+    fetch_configs,
+    fetch_weights,
     load_model,
     model_type,
 )
@@ -93,11 +94,12 @@ class TextImageNetwork(Network):
         """Find the directory of the model; see `Network.locate`."""
         published = cls.describe()
         place, _ = find_place(source, published, may_be_file=False)
-        directory, configs, weights, size = fetch_directory(place, published, download=download)
+        directory, configs = fetch_configs(place, published)
         kind = model_type(directory, {kind: CLASSES[kind] for kind in cls.kinds}, published)
         _check_tokenizer(directory, kind, published)
         preprocessing = preprocessing_of(directory, kind, published.setting)
-        return LocatedNetwork(cls.name, source, str(preprocessing), tuple(weights), tuple(configs), size)
+        weights, size = fetch_weights(place, published, download=download)
+        return LocatedNetwork(cls.name, source, str(preprocessing), weights, configs, size)
 
     @classmethod
     def load(cls, located: LocatedNetwork, device: torch.device) -> TextImageNetwork:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from condistill.errors import CondistillError
+from condistill.teachers.header import read_header
 from condistill.utils.text import first_line
 
 
@@ -45,6 +46,17 @@ def read_weights(file: Path, setting: str) -> dict[str, Tensor]:
             f"{setting}: {file} holds no tensors by name; give a state dict, as published, or a safetensors file"
         )
     return {str(name): value for name, value in state.items()}
+
+
+def read_shapes(file: Path, setting: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a file of weights by name; few of them, or none, are read into memory.
+
+    Raises:
+        CondistillError: the file is damaged or cut off, or holds no tensors.
+    """
+    if file.suffix == ".safetensors":
+        return {name: tensor.shape for name, tensor in read_header(file, setting=f"{setting}:").tensors.items()}
+    return {name: tuple(value.shape) for name, value in read_weights(file, setting).items()}
 
 
 def _reason(error: BaseException) -> str:
