@@ -23,8 +23,8 @@ _GROUPS = 4096
 """More clusters are put into so many groups, whose variance is known within 2 %, so that 30,000 prompts take no longer.
 """
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-_SMALL_T = (12.706, 4.303, 3.182, 2.776)
-"""The 97.5 % points of Student's t for 1 to 4 degrees of freedom."""
+_SMALL_T = (12.706, 4.303, 3.182, 2.776, 2.571)
+"""The 97.5 % points of Student's t for 1 to 5 degrees of freedom."""
 
 Interval = tuple[float, float]
 
