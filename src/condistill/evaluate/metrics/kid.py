@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from condistill.evaluate.metrics.metric import INCEPTION, register_metric
+from condistill.evaluate.metrics.metric import INCEPTION, Notation, register_metric
 from condistill.evaluate.metrics.mmd import MmdMetric
 
 
@@ -17,6 +17,7 @@ class KernelInceptionDistance(MmdMetric):
     label = "KID"
     description = "squared distance of the set of images to the reference images, in Inception features"
     needs = (INCEPTION,)
+    notation = Notation("× 10⁻³", factor=1000.0)
 
     @staticmethod
     def kernel(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
