@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from evaluations import build_evaluation
 
 from condistill.evaluate.metrics import METRICS, Score
 from condistill.report.compare import score_alike
+from condistill.report.evidence import difference
 
 RMSE, CORRECT = METRICS["latent_rmse"], METRICS["all_correct"]
 
@@ -35,3 +37,21 @@ def test_a_larger_spread_over_seeds_counts_and_shrinks_with_their_number(seeds: 
 def test_scores_without_an_error_count_as_exact() -> None:
     assert not alike(score(1.0), score(1.001))
     assert alike(score(1.0), score(1.0))
+
+
+def test_models_without_a_paired_comparison_may_differ_although_their_intervals_overlap() -> None:
+    record = build_evaluation({"one": {"all": {"kid": 1.0}}, "other": {"all": {"kid": 1.2}}})
+    ends = {"one": {"low": 0.88, "high": 1.12}, "other": {"low": 1.08, "high": 1.32}}
+    scores = {
+        name: {"all": {"kid": model.scores["all"]["kid"].model_copy(update=ends[name])}}
+        for name, model in record.models.items()
+        if name in ends
+    }
+    models = {
+        name: model.model_copy(update={"scores": scores[name]} if name in scores else {})
+        for name, model in record.models.items()
+    }
+    found = difference(record.model_copy(update={"models": models}), "one", "other", "all", METRICS["kid"])
+    assert found is not None
+    assert found.is_clear  # the standard error of the difference is 0.087
+    assert found.is_better

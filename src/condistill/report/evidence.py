@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from condistill.evaluate.metrics import Metric, Score
+from condistill.evaluate.metrics import Metric
 from condistill.evaluate.metrics.metric import LATENTS, REFERENCE_FEATURES
 from condistill.evaluate.record import Evaluation
 from condistill.report.compare import score_alike
@@ -103,12 +103,5 @@ def difference(evaluation: Evaluation, one: str, other: str, split: str, metric:
         )
         return Difference(paired.separates, metric.oriented(paired.difference) > 0, text)
     images, seeds = evaluation.images_per_split.get(split, 0), len(evaluation.seeds)
-    alike = score_alike(metric, score, other_score, images=images, seeds=seeds) or _overlap(score, other_score)
+    alike = score_alike(metric, score, other_score, images=images, seeds=seeds)
     return Difference(not alike, metric.oriented(score.value) > metric.oriented(other_score.value), "")
-
-
-def _overlap(one: Score, other: Score) -> bool:
-    """Return whether the 95 % intervals of two scores have a value in common; False where one has no interval."""
-    if one.low is None or one.high is None or other.low is None or other.high is None:
-        return False
-    return one.low <= other.high and other.low <= one.high
