@@ -17,8 +17,8 @@ from condistill.evaluate.metrics.paired import compare
 
 pytestmark = pytest.mark.slow
 Values = NDArray[np.float64]
-TRIALS = 400
-"""The standard deviation of a share of 95 % of so many trials is 1.1 %."""
+TRIALS = 250
+"""The standard deviation of a share of 95 % of so many trials is 1.4 %."""
 
 
 def coverage(trial: Callable[[np.random.Generator, int], tuple[float, float] | None], truth: float) -> float:
@@ -39,7 +39,7 @@ def of_mean(values: Values, seed: int, *, images_per_prompt: int = 1) -> tuple[f
 @pytest.mark.parametrize("prompts", [5, 30, 200])
 def test_the_interval_of_a_mean_covers(prompts: int) -> None:
     found = coverage(lambda rng, seed: of_mean(rng.normal(size=prompts), seed), 0.0)
-    assert 0.93 <= found <= 0.98
+    assert 0.92 <= found <= 0.98
 
 
 @pytest.mark.parametrize("prompts", [30, 200])
