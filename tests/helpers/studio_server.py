@@ -28,6 +28,7 @@ class Studio:
 
     url: str
     desk: Any
+    page: Any
     lines: list[str] = field(default_factory=list)
     """What it has printed."""
 
@@ -45,10 +46,11 @@ def serve(*sources: Path, password: str | None = None) -> Iterator[Studio]:
     lines: list[str] = []
     desk = Desk(find_sources([str(source) for source in sources]), torch.device("cpu"), say=lines.append)
     listening = open_socket("127.0.0.1", 0)
-    server = Server(build_app(build_page(desk), host="127.0.0.1", password=password), listening)
+    page = build_page(desk)
+    server = Server(build_app(page, host="127.0.0.1", password=password), listening)
     server.start()
     try:
-        yield Studio(f"http://127.0.0.1:{listening.getsockname()[1]}", desk, lines)
+        yield Studio(f"http://127.0.0.1:{listening.getsockname()[1]}", desk, page, lines)
     finally:
         server.stop()
         desk.close()
@@ -59,7 +61,7 @@ class Client:
 
     def __init__(self, studio: Studio, http: Any) -> None:
         """Take a connection, an `httpx.AsyncClient`."""
-        self._url, self._http = studio.url, http
+        self._url, self._http, self._calls = studio.url, http, studio.page.config["dependencies"]
         self.session = uuid.uuid4().hex
 
     async def call(self, name: str, *values: Any) -> list[Any]:
@@ -70,8 +72,7 @@ class Client:
 
     async def updates(self, name: str, *values: Any) -> AsyncIterator[str]:
         """Press what has an API name, and yield each message that the page gets."""
-        config = (await self._http.get(f"{self._url}/config")).json()
-        number = next(each["id"] for each in config["dependencies"] if each["api_name"] == name)
+        number = next(each["id"] for each in self._calls if each["api_name"] == name)
         body = {"data": list(values), "fn_index": number, "session_hash": self.session}
         (await self._http.post(f"{self._url}/gradio_api/queue/join", json=body)).raise_for_status()
         address = f"{self._url}/gradio_api/queue/data"

@@ -90,6 +90,30 @@ def test_50_requests_at_once_are_all_answered_each_with_the_image_of_its_own_see
     assert studio.desk._of_session == {}
 
 
+def test_what_the_server_keeps_of_its_users_is_limited(studio: Any) -> None:
+    from studio_server import Client, run
+
+    async def many(http: Any) -> None:
+        await asyncio.gather(*(Client(studio, http).generate("", MODELS) for _ in range(66)))
+
+    run(many)
+    assert len(studio.page.state_holder.session_data) <= 64
+
+
+def test_a_password_guards_the_page_and_its_calls(studio: Any, tiny_pipeline_dir: Path) -> None:
+    from studio_server import Client, run, serve
+
+    async def look(http: Any) -> Any:
+        without = [(await http.get(url)).status_code for url in (guarded.url, f"{guarded.url}/gradio_api/info")]
+        http.auth = ("anyone", "correct horse")
+        return without, await Client(guarded, http).generate("a red star", ["pipeline"])
+
+    with serve(tiny_pipeline_dir, password="correct horse") as guarded:
+        without, answer = run(look)
+    assert without == [401, 401]
+    assert "Finished after" in answer[0]
+
+
 @pytest.mark.parametrize(
     ("prompt", "models", "changes", "message"),
     [
