@@ -135,6 +135,31 @@ def test_what_fails_for_one_model_is_said_and_the_others_go_on(engine: Engine) -
 
 
 @pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "the device is out of memory; start the studio with",
+        ),
+        (MemoryError(), "the device is out of memory"),
+        (KeyError("inner"), "the image cannot be generated: 'inner'"),
+        (CondistillError("a message"), "a message"),
+    ],
+)
+def test_an_error_of_a_model_is_its_message(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fail(*_: Any) -> ModelImage:
+        raise error
+
+    monkeypatch.setattr(engine, "_image", fail)
+    names = tuple(engine.models.sources)
+    failures = list(engine.generate(ImageRequest(PROMPT, names), Watch()))
+    assert [failure.model for failure in failures] == list(names)
+    assert all(isinstance(each, ModelFailure) and each.message.startswith(message) for each in failures)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"prompt": "  \n"}, "the prompt is empty"),

@@ -23,6 +23,7 @@ def get(
     path: str = "/",
     *,
     host: str = "127.0.0.1:7860",
+    origin: str | None = None,
     password: str | None = None,
     guard_password: str | None = None,
     only_local: bool = True,
@@ -33,7 +34,7 @@ def get(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [(b"host", host.encode())]
+    headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin is not None else [])]
     if password is not None:
         headers.append((b"authorization", b"Basic " + base64.b64encode(f"anyone:{password}".encode())))
     scope = {"type": "http", "path": path, "headers": headers}
@@ -64,6 +65,12 @@ def test_a_name_that_stands_for_this_machine_does_not_reach_a_local_studio(host:
 @pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "[::1]:7860"])
 def test_the_own_names_of_this_machine_reach_it(host: str) -> None:
     assert get(host=host)[0] == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "", "http://127.0.0.1.evil.example"])
+def test_a_page_of_another_site_does_not_reach_a_local_studio(origin: str) -> None:
+    assert get(origin=origin)[0] == 421
+    assert get(origin="http://localhost:7860")[0] == 200
 
 
 @pytest.mark.parametrize("given", [None, "", "wrong", PASSWORD + "x"])

@@ -155,9 +155,11 @@ class Engine:
             watch.check()
             try:
                 yield self._image(self.models.get(name), request, watch)
+            except Cancelled:
+                raise
             except CondistillError as error:
                 yield ModelFailure(name, str(error))
-            except (RuntimeError, ValueError, TypeError) as error:  # of a library: memory, or an unknown combination
+            except Exception as error:  # libraries raise many kinds; the other models may still work
                 yield ModelFailure(name, _library_message(error))
 
     @quiet_libraries()
@@ -240,8 +242,8 @@ def _now(device: torch.device) -> float:
 
 def _library_message(error: Exception) -> str:
     text = first_line(error)
-    if "out of memory" in text or "can't allocate memory" in text:
-        return "the device is out of memory; choose fewer models, or start the studio with one"
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return "the device is out of memory; start the studio with fewer models, or with --device cpu"
     return f"the image cannot be generated: {shorten(text, 300)}"
 
 

@@ -46,13 +46,13 @@ def build_page(desk: Desk) -> gr.Blocks:
     with gr.Blocks(title="condistill studio", analytics_enabled=False, fill_width=True) as page:
         gr.HTML("<h1>condistill studio</h1>")
         with gr.Tabs():
-            with gr.Tab("Generate"):
+            with gr.Tab("Generate") as generate_tab:
                 _generate_tab(desk)
             if desk.sources.runs:
                 with gr.Tab("Cache") as cache_tab:
                     _cache_tab(desk, cache_tab)
                 with gr.Tab("Follow") as follow_tab:
-                    _follow_tab(desk, follow_tab)
+                    _follow_tab(desk, follow_tab, [generate_tab, cache_tab])
     page.queue(default_concurrency_limit=None, api_open=False)
     page.state_session_capacity = _KEPT_SESSIONS
     return page
@@ -240,7 +240,7 @@ def _cache_tab(desk: Desk, tab: gr.Tab) -> None:
     back.click(previous_page, inputs, outputs, **_FREE, **_PRIVATE)
 
 
-def _follow_tab(desk: Desk, tab: gr.Tab) -> None:
+def _follow_tab(desk: Desk, tab: gr.Tab, others: Sequence[gr.Tab]) -> None:
     runs = list(desk.live)
     run = _run_choice(runs)
     line, pictures, shown = gr.HTML(), gr.HTML(), gr.State("")
@@ -257,3 +257,5 @@ def _follow_tab(desk: Desk, tab: gr.Tab) -> None:
     outputs: Any = [line, pictures, shown]
     gr.on([tab.select, timer.tick, run.input], follow, inputs, outputs, api_name="follow", **_FREE)
     tab.select(lambda: gr.Timer(active=True), None, timer, **_FREE, **_PRIVATE)
+    for other in others:
+        other.select(lambda: gr.Timer(active=False), None, timer, **_FREE, **_PRIVATE)

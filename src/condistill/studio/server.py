@@ -120,8 +120,8 @@ class Guard:
 
         Args:
             password: of HTTP's basic authentication, with any user name; None: nobody needs one.
-            only_local: whether requests to another name than this machine's own are refused: a page of another site
-                could otherwise reach the studio through a name that it has made to stand for this machine.
+            only_local: whether requests to another name than this machine's own, and from pages of other names, are
+                refused: a page of another site could otherwise reach the studio through the user's browser.
         """
         self._app, self._password, self._only_local = app, password, only_local
 
@@ -131,7 +131,9 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if self._only_local and not is_loopback(_host_name(headers.get("host", ""))):
+        origin = headers.get("origin", "").partition("://")[2]
+        names = [headers.get("host", ""), *([origin] if "origin" in headers else [])]
+        if self._only_local and not all(is_loopback(_host_name(name)) for name in names):
             await _answer(send, 421, "This studio answers only to this machine's own name, such as 127.0.0.1.")
             return
         if self._password is not None and not self._has_password(headers.get("authorization", "")):
