@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import sys
+from importlib import resources
 from xml.etree import ElementTree
 
 import numpy as np
@@ -61,6 +62,51 @@ def test_a_long_history_is_averaged_to_its_end() -> None:
 
 def test_limits_span_everybuild_history() -> None:
     assert plots.limits_of([build_history(2), build_history(2, bins=(7.0,))]) == pytest.approx((0.1, 7.0))
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.0, 2.0), (1.95, 2.05), (0.0, 0.0), (-0.3, -0.3), (0.0, 5.0), (-1.0, 1.0)])
+def test_an_axis_of_a_single_point_is_not_magnified(low: float, high: float) -> None:
+    first, last = plots.roomy(low, high)
+    assert first <= low <= high <= last
+    assert last - first >= 0.19 * max(abs(low), abs(high))
+    assert (first + last) == pytest.approx(low + high)
+
+
+def test_a_training_of_one_record_has_an_axis_from_0_and_a_scale_of_a_factor_of_4() -> None:
+    _, axes = plots.loss_axes(plots.LIGHT)
+    axes.plot([2], [0.5])
+    plots._set_limits(axes, np.array([2.0]))
+    assert axes.get_xlim() == pytest.approx((0, 2.06))
+    low, high = axes.get_ylim()
+    assert high >= 3.99 * low
+    labels = [axes.xaxis.get_major_formatter()(value, None) for value in axes.get_xticks()]
+    assert all(label.isdigit() for label in labels)  # not 1.900 and 2.100
+
+
+def _contrast(one: str, other: str) -> float:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize(
+    ("ink", "backgrounds"),
+    [(plots.LIGHT, ("#fbfbfa", "#ffffff", "#edeff0")), (plots.DARK, ("#121417", "#1a1d21", "#262a2f"))],
+)
+def test_bars_lines_and_points_have_a_contrast_of_3_to_1_on_page_card_and_track(
+    ink: plots.Ink, backgrounds: tuple[str, ...]
+) -> None:
+    style = (resources.files("condistill.report") / "style.css.j2").read_text(encoding="utf-8")
+    assert all(colour in style or colour == "#ffffff" for colour in backgrounds)
+    for background in backgrounds:
+        for colour in (ink.teacher, *ink.colours):
+            assert _contrast(colour, background) >= 3, (colour, background)
+    for shade in plots.shades_of(ink, 10):
+        assert _contrast(shade, backgrounds[0]) >= 3, shade
 
 
 def test_dollar_signs_in_names_are_not_read_as_math() -> None:
