@@ -74,7 +74,7 @@ def test_images_get_smaller_until_they_fit_and_the_page_says_so(tmp_path: Path) 
     assert "px of 512 px; every image is in evaluation/figures/grid." in found.note
     whole = album(Grid(splits={"all": entries("a.png", 1)}), tmp_path, budget=10**7)
     assert whole.note == ""
-    (image,) = embed([file], 10**7).values()
+    (image,) = embed([file], 10**7)
     assert (image.width, image.height, image.shown) == (512, 512, 512)
 
 
@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_left_out_from_the_end_of_every_shelf_and_counted(t
 
 def test_small_images_keep_every_pixel(tmp_path: Path) -> None:
     file = noise_image(tmp_path / "a.png", 64)
-    uri = embed([file], 10**6)[file].uri
+    uri = embed([file], 10**6)[0].uri
     assert uri.startswith("data:image/webp;base64,")
     shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")
     assert np.array_equal(np.asarray(shown), np.asarray(Image.open(file)))

@@ -94,26 +94,25 @@ def album(grid: Grid, folder: Path, *, budget: int) -> Album:
     shelves = _entries(grid)
     wanted = _in_turn([entries for _, entries in shelves])[: max(1, _MOST_PICTURES // _width(shelves))]
     files = [folder / file for entry in wanted for file in teacher_first(entry.images).values()]
-    found = embed(files, budget)
+    found = iter(embed(files, budget))
+    images = {id(entry): dict(zip(teacher_first(entry.images), found, strict=False)) for entry in wanted}
     metric = METRICS[grid.ranked_by] if grid.ranked_by is not None and grid.ranked_by in METRICS else None
-    left, total, result = 0, sum(len(entries) for _, entries in shelves), []
-    kept = {id(entry) for entry in wanted}
+    result = []
     for (name, title, lead), entries in shelves:
         cards = []
         for entry in entries:
-            embedded = {model: found.get(folder / file) for model, file in teacher_first(entry.images).items()}
-            if id(entry) not in kept or any(image is None for image in embedded.values()):
-                left += 1
+            embedded = images.get(id(entry), {})
+            if len(embedded) < len(entry.images):
                 continue
             pictures = [
                 _picture(entry, model, image, metric.notation.text if metric else None)
                 for model, image in embedded.items()
-                if image is not None
             ]
             split = HEADINGS.get(entry.split, "").removesuffix("s") if name in ("worst", "best") else ""
             cards.append(Card(shorten(entry.prompt, _LONGEST_PROMPT), split, pictures))
         result += [Shelf(name, title, lead, cards)] if cards else []
-    return Album(result, _left_out(total - left, total, [image for image in found.values() if image.uri]))
+    shown, total = (sum(map(len, each)) for each in ([s.cards for s in result], [e for _, e in shelves]))
+    return Album(result, _left_out(shown, total, [image for of_row in images.values() for image in of_row.values()]))
 
 
 def _width(shelves: Iterable[tuple[object, Sequence[GridEntry]]]) -> int:
@@ -165,29 +164,29 @@ def _left_out(shown: int, total: int, images: Sequence[Embedded]) -> str:
     return f"To keep this page below 5 MB it shows {' and '.join(parts)}; every image is in evaluation/figures/grid."
 
 
-def embed(files: Sequence[Path], budget: int) -> dict[Path, Embedded]:
+def embed(files: Sequence[Path], budget: int) -> list[Embedded]:
     """Return the images of files, compressed alike so that they take at most `budget` bytes of a page.
 
     Where even the smallest do not fit, the last ones are left out. A file that is missing or damaged has no `uri`.
     """
     unique = list(dict.fromkeys(files))
     probes = unique[:: max(1, len(unique) // _PROBES)]
-    for number, level in enumerate(LEVELS):
-        is_last = number == len(LEVELS) - 1
+    for level in LEVELS:
+        is_last = level == LEVELS[-1]
         sizes = [len(_embedded(file, *level).uri) for file in probes]
         if not is_last and sum(sizes) / max(len(sizes), 1) * len(files) > budget:
             continue
-        found: dict[Path, Embedded] = {}
-        used = 0
+        known: dict[Path, Embedded] = {}
+        found, used = [], 0
         for file in files:
-            image = found.get(file) or _embedded(file, *level)
-            used += len(image.uri)
+            known[file] = known.get(file) or _embedded(file, *level)
+            used += len(known[file].uri)
             if used > budget:
                 break
-            found[file] = image
+            found.append(known[file])
         if used <= budget or is_last:
             return found
-    return {}
+    return []
 
 
 def _embedded(file: Path, side: int, quality: int) -> Embedded:
