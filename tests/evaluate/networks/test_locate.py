@@ -31,11 +31,11 @@ NAME = "someone/dinov2"
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A hub with one repository, whose files lie in `folder`; None: the hub cannot be reached."""
-    answer: dict[str, Any] = {"folder": tmp_path / "hub", "cache": tmp_path / "cache", "asked": [], "downloaded": []}
+    answer: dict[str, Any] = {"folder": tmp_path / "hub", "cache": tmp_path / "cache", "requests": [], "downloaded": []}
     answer["folder"].mkdir()
 
     def model_info(_self: object, name: str, revision: str | None = None, **_: Any) -> SimpleNamespace:
-        answer["asked"].append((name, revision))
+        answer["requests"].append((name, revision))
         if answer["folder"] is None:
             raise OSError("no route to host")
         files = [SimpleNamespace(rfilename=file.name) for file in answer["folder"].iterdir()]
@@ -112,7 +112,7 @@ def test_weights_are_not_downloaded_for_a_model_of_another_kind(hub: dict[str, A
 def test_a_revision_of_a_hub_name_is_used(hub: dict[str, Any]) -> None:
     write_dinov2(hub["folder"])
     Dinov2Network.locate(f"{NAME}@v2")
-    assert hub["asked"][0] == (NAME, "v2")
+    assert hub["requests"][0] == (NAME, "v2")
 
 
 def test_one_file_of_a_repository_can_be_named(hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,12 +180,12 @@ def test_a_repository_that_does_not_exist_is_reported(hub: dict[str, Any], monke
 @pytest.mark.parametrize(
     "source", ["dinov2", "a/b.safetensors", "/none", "./none", "a b/c", "~nobody/x", "x\0y", "é" * 300]
 )
-def test_what_is_neither_a_path_nor_a_hub_name_is_refused_without_asking_the_hub(
+def test_what_is_neither_a_path_nor_a_hub_name_is_refused_without_a_request_to_the_hub(
     source: str, hub: dict[str, Any]
 ) -> None:
     with pytest.raises(CondistillError, match=r"^evaluate\.networks\.dinov2: .*(does not exist|no home directory)"):
         Dinov2Network.locate(source)
-    assert hub["asked"] == []
+    assert hub["requests"] == []
 
 
 def test_every_missing_network_and_the_reference_are_reported_at_once(

@@ -67,7 +67,7 @@ class InceptionNetwork(Network):
         if file is not None:
             _check_shapes(file, published)
         weights = () if file is None else (file,)
-        return LocatedNetwork(cls.name, source, "bilinear to 299 px, of TensorFlow 1", weights, download_bytes=size)
+        return LocatedNetwork(cls.name, source, "bilinear to 299 px as in TensorFlow 1", weights, download_bytes=size)
 
     @classmethod
     def load(cls, located: LocatedNetwork, device: torch.device) -> InceptionNetwork:
