@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from evaluations import build_evaluation, build_model
 
-from condistill.evaluate.record import Evaluation
+from condistill.evaluate.metrics import Score
+from condistill.evaluate.record import Evaluation, NetworkRecord, ReferenceImagesRecord
 from condistill.report.tables import card_scores, costs, scores
 
 SCORES = {
@@ -106,6 +107,28 @@ def test_a_card_compares_a_student_with_its_teacher_and_the_baseline() -> None:
         "Miniature figures, from a small classifier of rendered scenes: not FID on MS-COCO.",
         "Correct: images with every attribute of the prompt correct.",
         "Latent RMSE: distance to the teacher's latents from the same noise.",
+        "± is the standard deviation over the evaluation seeds.",
         "Measured on 200 images in total.",
     )
     assert card_scores(build_evaluation(SCORES), "plain").columns == ("teacher", "this student")
+
+
+def test_a_card_has_spread_and_interval_and_says_how_new_metrics_were_measured() -> None:
+    fid = Score(value=20.0)
+    correct = Score(value=0.67, spread=0.02, low=0.61, high=0.73)
+    evaluation = build_evaluation(
+        {"small": {"all": {"all_correct": correct, "fid": fid}}},
+        networks={"inception": NetworkRecord(source="/home/me/inception.pth", sha256="0" * 64, resize="to 299 px")},
+        reference_images=ReferenceImagesRecord(source="/home/me/coco.npz", images=40_504, sha256="1" * 64),
+    )
+    table = card_scores(evaluation, "small")
+    assert {row.label: row.cells[-1] for row in table.rows} == {
+        "Correct, all prompts": "67 % ± 2.0 (61.0 to 73.0)",
+        "FID, all prompts": "20.0",
+    }
+    text = " ".join(table.notes)
+    assert "FID compares whole sets of images and can mislead alone; not measured: precision and recall." in text
+    assert "In brackets: the 95 % interval over the prompts." in text
+    assert "Networks: inception inception.pth (to 299 px)." in text
+    assert "Sets of images are compared with coco.npz, 40,504 images." in text
+    assert "/home" not in text

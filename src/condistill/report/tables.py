@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from condistill.config.recipe import TEACHER
 from condistill.config.sections import MINIATURE
 from condistill.evaluate.metrics import Metric, Score
 from condistill.evaluate.record import Evaluation, ModelRecord
-from condistill.pipelines.card import ScoreRow, ScoreTable
+from condistill.pipelines.card import ScoreRow, ScoreTable, teacher_name
 from condistill.report.agreement import closer_than_before
 from condistill.report.compare import need_the_same_memory, take_as_long
 from condistill.report.evidence import PROMPTS, difference, main_metrics, missing_companions
@@ -290,11 +290,11 @@ def card_sizes(evaluation: Evaluation, name: str) -> dict[str, tuple[int, int]]:
 
 
 def _with_error(metric: type[Metric], score: Score | None) -> str:
-    """Return a score with its 95 % interval, or else with its spread over seeds."""
+    """Return a score with its spread over seeds and its 95 % interval: `67 % ± 2.0 (61.0 to 73.0)`."""
     if score is None:
         return MISSING
     spread = "" if score.spread is None else f" {metric.notation.spread(score.spread)}"
-    return metric.notation.text(score.value) + (interval_text(metric, score, " ({})") or spread)
+    return metric.notation.text(score.value) + spread + interval_text(metric, score, " ({})")
 
 
 def card_scores(evaluation: Evaluation, name: str) -> ScoreTable:
@@ -312,5 +312,25 @@ def card_scores(evaluation: Evaluation, name: str) -> ScoreTable:
                 rows.append(ScoreRow(f"{metric.label}, {PROMPTS[split]}", cells))
     notes = [MINIATURE_NOTE] if evaluation.classifier == MINIATURE else []
     notes += [closer_than_before(evaluation, name), missing_companions(evaluation)]
-    notes += [*metric_notes(metrics), f"Measured on {evaluation.images_per_split['all']} images in total."]
+    notes += [*metric_notes(metrics), *_how_measured(evaluation, metrics)]
     return ScoreTable(tuple(headings.values()), tuple(rows), tuple(filter(None, notes)))
+
+
+def _how_measured(evaluation: Evaluation, metrics: Sequence[type[Metric]]) -> Iterator[str]:
+    """Yield sentences of a model card on how its scores were measured; they name no folder of the machine."""
+    shown = [(model, split, metric) for model in evaluation.models for split in evaluation.splits for metric in metrics]
+    found = [score for each in shown if (score := evaluation.score(*each)) is not None]
+    if any(score.spread is not None for score in found):
+        yield "± is the standard deviation over the evaluation seeds."
+    if any(score.low is not None for score in found):
+        yield "In brackets: the 95 % interval over the prompts."
+    networks = [f"{name} {teacher_name(each.source)} ({each.resize})" for name, each in evaluation.networks.items()]
+    if networks:
+        yield f"Networks: {'; '.join(networks)}."
+    if reference := evaluation.reference_images:
+        source = "the teacher's images" if reference.source == TEACHER else teacher_name(reference.source)
+        yield f"Sets of images are compared with {source}, {reference.images:,} images."
+    outside = {record.label: None for model in evaluation.models.values() for record in model.outside.values()}
+    if outside:
+        yield f"Computed by other programs: {', '.join(outside)}."
+    yield f"Measured on {evaluation.images_per_split['all']} images in total."
