@@ -47,6 +47,7 @@ def test_features_are_those_of_the_images_in_the_order_of_the_splits(tmp_path: P
     assert family.sampled == family.decoded == network.read == 2 * 2 * 11
 
 
+@pytest.mark.slow
 def test_nothing_is_generated_or_read_twice_and_a_further_network_reads_alone(tmp_path: Path) -> None:
     family, first, second = ToyFamily(), ToyNetwork("first"), ToyNetwork("second")
     toy_engine(tmp_path, family, [first]).run()
@@ -59,6 +60,7 @@ def test_nothing_is_generated_or_read_twice_and_a_further_network_reads_alone(tm
     assert set(arrays(engine, tmp_path / "mapped")["small"]) == {"first", "second", "latents"}
 
 
+@pytest.mark.slow
 def test_an_image_is_decoded_once_for_all_networks(tmp_path: Path) -> None:
     family, networks = ToyFamily(), [ToyNetwork("first"), ToyNetwork("second")]
     toy_engine(tmp_path, family, networks).run()
@@ -66,6 +68,7 @@ def test_an_image_is_decoded_once_for_all_networks(tmp_path: Path) -> None:
     assert [network.read for network in networks] == [44, 44]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_results_do_not_depend_on_the_size_of_files(tmp_path: Path, batch_size: int) -> None:
     one, other = (
@@ -81,6 +84,7 @@ class KilledError(BaseException):
     """Ends the work as Ctrl-C does."""
 
 
+@pytest.mark.slow
 def test_work_that_is_killed_at_random_points_resumes_to_the_same_files_and_loses_one_batch_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +115,7 @@ def test_work_that_is_killed_at_random_points_resumes_to_the_same_files_and_lose
     assert network.read <= 44 + 5 * 4
 
 
+@pytest.mark.slow
 def test_the_files_of_several_processes_are_those_of_one(tmp_path: Path) -> None:
     alone, shared = (toy_engine(tmp_path / name, ToyFamily()) for name in ("alone", "shared"))
     alone.run()
@@ -141,6 +146,7 @@ def test_a_damaged_file_of_features_is_made_again_and_no_other(tmp_path: Path) -
     assert any(f"{file} is damaged" in line for line in again.host.printed)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_network_of_other_weights_reads_again(tmp_path: Path) -> None:
     family, network = ToyFamily(), ToyNetwork()
     toy_engine(tmp_path, family, [network]).run()
@@ -154,6 +160,7 @@ def test_a_network_of_other_weights_reads_again(tmp_path: Path) -> None:
     assert other.read == 44
 
 
+@pytest.mark.slow
 def test_rounds_of_one_split_are_mapped_too(tmp_path: Path) -> None:
     rounds = [Round(1, ["a", "b", "c"], {"all": slice(0, 3)})]
     engine = toy_engine(tmp_path, ToyFamily(), [ToyNetwork()], rounds=rounds)

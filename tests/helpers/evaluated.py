@@ -58,7 +58,7 @@ class ToyNetwork:
         self.name = name
         self.read = 0
 
-    def extract(self, images: NDArray[np.uint8], _prompts: Sequence[str], /) -> Arrays:
+    def extract(self, images: NDArray[np.uint8], _prompts: Sequence[str] | None, /) -> Arrays:
         self.read += len(images)
         mean = images.astype(np.float32).mean((1, 2, 3))
         return {self.name: np.stack([mean, mean**2, np.sqrt(mean)], 1)}
@@ -72,7 +72,9 @@ class ToyHost:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.accelerator = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True)
+        self.accelerator = SimpleNamespace(
+            num_processes=1, process_index=0, is_main_process=True, device=torch.device("cpu")
+        )
         self.printed: list[str] = []
         self._stages: dict[str, StageDir] = {}
 

@@ -25,6 +25,7 @@ from condistill.evaluate.generate import Watch, generate_latents
 from condistill.evaluate.mapped import Order, map_features
 from condistill.evaluate.measure import Subject
 from condistill.evaluate.models import EvaluatedModel
+from condistill.evaluate.reference_features import REFERENCE_IMAGES, ReferenceTask
 from condistill.evaluate.rounds import Round
 from condistill.run.stage_directory import Inputs, StageDir
 from condistill.utils.atomic import remove
@@ -77,6 +78,8 @@ class Engine:
     host: Host
     settings: EvaluateSettings
     tasks: Sequence[Task]
+    reference: ReferenceTask | None = None
+    """The images that the sets of generated images are compared with; None: the teacher's."""
     failed: set[str] = field(default_factory=set)
     """Names of optional models that could not generate."""
 
@@ -104,6 +107,42 @@ class Engine:
         jobs = [(task, names) for task, names in zip(tasks, missing, strict=True) if names]
         if jobs:
             self._extract(jobs)
+        self._read_reference()
+
+    def reference_directories(self) -> dict[str, StageDir]:
+        """Return where the features of the reference images are kept, by the name of the network."""
+        if self.reference is None:
+            return {}
+        found = {}
+        for source in self.reference.sources:
+            inputs = partial(self.reference.inputs, source)
+            found[source.name] = self.host.stage(f"{FEATURES}/{REFERENCE_IMAGES}/{source.name}", inputs)
+            found[source.name].is_costly = False
+        return found
+
+    def _read_reference(self) -> None:
+        """Extract the features of the reference images that are missing."""
+        accelerator, reference, directories = self.host.accelerator, self.reference, self.reference_directories()
+        if reference is None or not directories:
+            return
+        names: list[str] = from_main_process(
+            accelerator, lambda: [name for name, directory in directories.items() if not directory.is_done()]
+        )
+        if not names:
+            return
+        loaded = Loaded()
+        total = -(-len(reference.images) // self._part[1]) * len(names)
+        with self._progress("evaluate: reading reference images", total) as watch:
+            work = partial(
+                reference.extract,
+                directories,
+                names,
+                reading=Reading(loaded, lambda images: images, self.settings.batch_size),
+                device=accelerator.device,
+                watch=watch,
+            )
+            self._fill_shared([directories[name] for name in names], [reference.round_], work)
+        loaded.release()
 
     @cached_property
     def _part(self) -> tuple[int, int]:
@@ -144,15 +183,9 @@ class Engine:
         Args:
             work: called with `part`, which files are those of this process.
         """
-        accelerator = self.host.accelerator
-
-        def begin() -> None:
-            for directory in directories:
-                begin_batches(directory, self.settings.batch_size)
-
-        def finish() -> None:
-            for directory in directories:
-                finish_batches(directory, task.rounds)
+        if not task.is_optional:
+            self._fill_shared(directories, task.rounds, work)
+            return
 
         def attempt() -> bool:
             try:
@@ -162,14 +195,25 @@ class Engine:
                 return False
             return True
 
-        on_main_process(accelerator, begin)
-        if task.is_optional:
-            if not from_main_process(accelerator, attempt):
-                self.failed.add(task.model.name)
-                return
+        on_main_process(self.host.accelerator, lambda: self._begin(directories))
+        if from_main_process(self.host.accelerator, attempt):
+            on_main_process(self.host.accelerator, lambda: self._finish(directories, task.rounds))
         else:
-            on_every_process(accelerator, partial(work, part=self._part))
-        on_main_process(accelerator, finish)
+            self.failed.add(task.model.name)
+
+    def _fill_shared(self, directories: Sequence[StageDir], rounds: Sequence[Round], work: Callable[..., None]) -> None:
+        """Fill directories with all processes."""
+        on_main_process(self.host.accelerator, lambda: self._begin(directories))
+        on_every_process(self.host.accelerator, partial(work, part=self._part))
+        on_main_process(self.host.accelerator, lambda: self._finish(directories, rounds))
+
+    def _begin(self, directories: Sequence[StageDir]) -> None:
+        for directory in directories:
+            begin_batches(directory, self.settings.batch_size)
+
+    def _finish(self, directories: Sequence[StageDir], rounds: Sequence[Round]) -> None:
+        for directory in directories:
+            finish_batches(directory, rounds)
 
     def _share(self, task: Task) -> int:
         """Return how many images this process generates, about."""

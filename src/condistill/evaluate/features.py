@@ -32,8 +32,8 @@ Resize = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 class Extractor(Protocol):
     """A network in memory that reads images."""
 
-    def extract(self, images: NDArray[np.uint8], prompts: Sequence[str], /) -> Mapping[str, NDArray[Any]]:
-        """Return features of images `[N, H, W, 3]`, by name, each with N rows."""
+    def extract(self, images: NDArray[np.uint8], prompts: Sequence[str] | None, /) -> Mapping[str, NDArray[Any]]:
+        """Return features of images `[N, H, W, 3]`, by name, each with N rows; without prompts, those that need none."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def classifier_source(name: str, classifier: ImageClassifier) -> FeatureSource:
     """Return the classifier of `evaluate.classifier` as a source of features."""
 
     class Classifying:
-        def extract(self, images: NDArray[np.uint8], prompts: Sequence[str], /) -> Mapping[str, NDArray[Any]]:
+        def extract(self, images: NDArray[np.uint8], prompts: Sequence[str] | None, /) -> Mapping[str, NDArray[Any]]:
+            assert prompts is not None
             correct, features = classifier.classify(images, prompts)
             return {**correct, CLASSIFIER_FEATURES: features}
 
@@ -135,7 +136,7 @@ def extract_features(
     files = {source.name: BatchFiles.of(directories[source.name]) for source in sources}
     jobs: dict[tuple[int, int, int], list[FeatureSource]] = {}
     for source in sources:
-        for number, rows in _missing(files[source.name], model.name, rounds, part, watch):
+        for number, rows in missing_batches(files[source.name], model.name, rounds, part, watch):
             jobs.setdefault((number, rows.start, rows.stop), []).append(source)
     if not jobs:
         return
@@ -154,11 +155,11 @@ def extract_features(
                     shown = resized if source.reads_resized else images
                     found[source.name].append(dict(extractors[source.name].extract(shown, prompts)))
             for source in readers:
-                files[source.name].write(each, rows, _joined(found[source.name]))
+                files[source.name].write(each, rows, join_rows(found[source.name]))
                 watch.on_images(len(rows), model.name)
 
 
-def _missing(
+def missing_batches(
     files: BatchFiles, model: str, rounds: Sequence[Round], part: tuple[int, int], watch: Watch
 ) -> Iterator[tuple[int, range]]:
     """Yield the number of the round and the rows of the files of a process that are missing or damaged."""
@@ -172,7 +173,8 @@ def _missing(
             yield number, rows
 
 
-def _joined(parts: Sequence[Arrays]) -> Arrays:
+def join_rows(parts: Sequence[Arrays]) -> Arrays:
+    """Return the rows of several pieces one after the other."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -17,8 +17,8 @@ from condistill.evaluate.grid import PictureGrid, Ranking
 from condistill.evaluate.image_values import ImageValues
 from condistill.evaluate.measure import Measured, Measurement, Scores, Subject
 from condistill.evaluate.metrics.metric import ALL_CORRECT, IMAGES, METRICS, Metric, ReferenceSet, of_teacher
-from condistill.evaluate.record import Grid
-from condistill.evaluate.reference_sets import TeacherSets
+from condistill.evaluate.record import Grid, ReferenceImagesRecord
+from condistill.evaluate.reference_sets import TeacherSets, compared_features
 from condistill.evaluate.rounds import ALL, Round
 from condistill.utils.atomic import partial_path, remove
 
@@ -40,8 +40,6 @@ class Job:
     """By model, the task of its images of the same prompts from several seeds."""
     true_features: Sequence[NDArray[np.float64]] = ()
     """See `Measurement`."""
-    reference: Callable[[], References] | None = None
-    """Returns the sets of real images that all models are compared with; None: the teacher's images."""
     on_images: Callable[[int, str], object] = lambda _count, _model: None
 
     @property
@@ -71,6 +69,17 @@ class Results:
 def distances() -> list[type[Metric]]:
     """Return the metrics that compare a student with its teacher and need no more."""
     return [kind for kind in METRICS.values() if kind.is_distance_to_teacher()]
+
+
+def reference_record(job: Job) -> ReferenceImagesRecord | None:
+    """Return what sets of images are compared with; None where no network reads them."""
+    if job.engine.reference is not None:
+        return job.engine.reference.record()
+    compared = compared_features()
+    for task in job.models:
+        if task.model.name == TEACHER and any(name in compared for source in task.sources for name in source.features):
+            return ReferenceImagesRecord(source=TEACHER, images=task.images, sha256="")
+    return None
 
 
 class Measuring:
@@ -128,7 +137,7 @@ class Measuring:
     def _measure(self, task: Task, teacher: Subject | None) -> Measured:
         """Return the results of one model, those over several seeds of a prompt included."""
         is_teacher = task.model.name == TEACHER
-        reference = self._given if self.job.reference else {} if is_teacher else self._of_teacher(teacher)
+        reference = self._given if self.engine.reference else {} if is_teacher else self._of_teacher(teacher)
         if is_teacher and teacher is not None and not _needs_images():
             measured = self._measurement.measure(teacher, reference=reference)
         else:
@@ -148,8 +157,10 @@ class Measuring:
 
     @cached_property
     def _given(self) -> References:
-        assert self.job.reference is not None
-        return self.job.reference()
+        """The sets of the reference images, which are the same for every split."""
+        assert self.engine.reference is not None
+        sets = self.engine.reference.sets(self.engine.reference_directories(), self._mapped)
+        return dict.fromkeys([*self._first.parts, ALL], sets)
 
     def _of_teacher(self, teacher: Subject | None) -> References:
         if teacher is None or not teacher.features:

@@ -25,7 +25,9 @@ from condistill.evaluate.networks.locate import locate_networks
 from condistill.evaluate.networks.network import LocatedNetwork
 from condistill.evaluate.prompt_sets import groups_of, open_prompt_set
 from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord, ReferenceRecord
-from condistill.evaluate.results import Job, Measuring, Results
+from condistill.evaluate.reference_features import ReferenceTask
+from condistill.evaluate.reference_images import ReferenceImages
+from condistill.evaluate.results import Job, Measuring, Results, reference_record
 from condistill.evaluate.rounds import choose_rounds
 from condistill.evaluate.run_tasks import (
     OTHER_SEED,
@@ -109,6 +111,8 @@ def _figure_inputs(run: Run) -> dict[str, Any]:
     if networks := _networks(run):
         inputs |= {f"evaluate.networks.{name}": located.inputs(_hash_of(run)) for name, located in networks.items()}
         inputs |= {"evaluate.resize": settings.resize, "evaluate.resize_filter": settings.resize_filter}
+    if settings.reference is not None:
+        inputs["evaluate.reference"] = _reference_images(run).inputs(_hash_of(run))
     return inputs
 
 
@@ -120,6 +124,13 @@ def _networks(run: Run) -> dict[str, LocatedNetwork]:
             return locate_networks(run.recipe.evaluate.networks)
 
     return run.once("evaluate/networks", locate)
+
+
+def _reference_images(run: Run) -> ReferenceImages:
+    """Return the images of `evaluate.reference`."""
+    settings = run.recipe.evaluate
+    assert settings.reference is not None
+    return run.once("evaluate/reference", lambda: ReferenceImages.open(settings.reference or "", settings))
 
 
 def _hash_of(run: Run) -> Any:
@@ -190,7 +201,8 @@ def _job(run: Run) -> tuple[Job, ImageClassifier | None]:
     models = model_tasks(run, variants, rounds, sources)
     references = reference_tasks(run, variants, rounds[0], sources)
     diversity = diversity_tasks(run, models, sources)
-    engine = Engine(run, settings, [*models, *references, *diversity.values()])
+    reference = ReferenceTask.of(settings, sources, _hash_of(run))
+    engine = Engine(run, settings, [*models, *references, *diversity.values()], reference)
     return Job(engine, rounds, models, references, diversity), classifier
 
 
@@ -221,6 +233,7 @@ def _evaluate(run: Run, job: Job, classifier: ImageClassifier | None, directory:
         models=_records(run, results.scores),
         references=_reference_record(run, job, results),
         networks={name: located.record(_hash_of(run), settings) for name, located in _networks(run).items()},
+        reference_images=reference_record(job),
         comparisons=tuple(results.values.comparisons()),
         groups=results.values.groups(_groups(run, job)),
     ).write(directory / METRICS_NAME)
