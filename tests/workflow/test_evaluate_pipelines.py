@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from rich.console import Console
 from runs import times
 
@@ -108,6 +110,42 @@ def test_pipelines_of_two_families_are_evaluated_with_images_and_outside_scores(
         Evaluation.load(out).models["student"].scores["all"]["colourfulness"]
         == (merged.models["student"].scores["all"]["colourfulness"])
     )
+
+
+@pytest.mark.slow
+def test_pipelines_of_two_families_are_compared_by_networks_and_with_real_images(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiny_networks import write_dinov2
+
+    monkeypatch.setattr("condistill.profiling.timing.MIN_ROUNDS", 1)
+    monkeypatch.setattr("condistill.profiling.timing.MAX_SECONDS", 0.0)
+    photos = _folder(tmp_path / "photos")
+    for number in range(4):
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)).save(
+            photos / f"{number}.png"
+        )
+    changes = {
+        "networks": NetworkSettings(dinov2=str(write_dinov2(tmp_path / "dinov2"))),
+        "reference": str(photos),
+        "resize": 16,
+        "seeds": (3,),
+        "diversity_prompts": 2,
+        "diversity_seeds": 2,
+    }
+    console = Console(quiet=True)
+    sources = [str(given.teacher), str(given.other)]
+    evaluate_pipelines(sources, given.settings.model_copy(update=changes), tmp_path / "out", console=console)
+    evaluation = Evaluation.load(tmp_path / "out")
+    assert evaluation.networks.keys() == {"dinov2"}
+    assert evaluation.reference_images is not None
+    assert evaluation.reference_images.images == 4
+    of_teacher, of_other = (evaluation.models[name].scores["all"] for name in (TEACHER, "pixart"))
+    assert {"fd_dinov2", "diversity"} <= of_teacher.keys()
+    assert {"fd_dinov2", "diversity", "dinov2_distance"} <= of_other.keys()
+    assert "latent_rmse" not in of_other
+    assert evaluation.references is not None
+    assert "dinov2_distance" in evaluation.references.other_seed["all"]
 
 
 def test_labels_are_the_ends_of_paths_that_differ(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from condistill.evaluate.networks.locate import check_evaluation_files, locate_n
 from condistill.evaluate.networks.network import LocatedNetwork
 from condistill.evaluate.prompt_sets import FilePrompts, groups_of
 from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord, ReferenceRecord
-from condistill.evaluate.results import Job, Measuring, Results, distances
+from condistill.evaluate.reference_features import ReferenceTask
+from condistill.evaluate.results import Job, Measuring, Results, distances, reference_record
 from condistill.evaluate.rounds import Round, choose_rounds, diversity_rounds
 from condistill.evaluate.run_tasks import LATENTS, OTHER_SEED, REFERENCE_PROMPTS, reading, several_seeds
 from condistill.evaluate.stage import FinishedEvaluation
@@ -195,7 +196,8 @@ class _Work:
         head = self.rounds[0].head(REFERENCE_PROMPTS)
         references = [Task(other, [head], reading(self.sources, needed), is_optional=True)]
         diversity = self._diversity(models)
-        engine = Engine(self.host, self.settings, [*models, *references, *diversity.values()])
+        reference = ReferenceTask.of(self.settings, self.sources, self.host.directory.hashes.of)
+        engine = Engine(self.host, self.settings, [*models, *references, *diversity.values()], reference)
         return Job(engine, self.rounds, models, references, diversity)
 
     def _diversity(self, tasks: Sequence[Task]) -> dict[str, Task]:
@@ -232,7 +234,9 @@ class _Work:
             chosen = self.settings.model_dump(mode="json", include={"classifier", "grid", "resize", "resize_filter"})
             formats = [kind.model_fields["format"].default for kind in (Evaluation, Grid)]
             latents = {task.model.name: task.model.latents.key for task in self.job.engine.tasks}
-            return {**latents, **named, **chosen, "metrics": list(METRICS), "formats": formats}
+            images = self.job.engine.reference
+            reference = {} if images is None else {"evaluate.reference": images.images.inputs(images.hash_of)}
+            return {**latents, **named, **chosen, **reference, "metrics": list(METRICS), "formats": formats}
 
         directory = self.host.stage("evaluation/figures", inputs)
         directory.is_costly = False
@@ -296,7 +300,10 @@ class _Work:
                 other_seed=results.references.get(OTHER_SEED, {}),
                 untrained={},
             ),
-            networks={name: each.record(self.host.directory.hashes.of) for name, each in self.networks.items()},
+            networks={
+                name: each.record(self.host.directory.hashes.of, self.settings) for name, each in self.networks.items()
+            },
+            reference_images=reference_record(self.job),
             comparisons=tuple(results.values.comparisons()),
             groups=results.values.groups(self.groups),
         )
