@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from condistill.errors import CondistillError
 from condistill.evaluate.engine import Host
-from condistill.evaluate.export_images import check_folder, export_images
+from condistill.evaluate.export_images import Decode, check_folder, export_images
 from condistill.evaluate.image_values import Groups
 from condistill.evaluate.merge_scores import (
     images_of,
@@ -93,12 +95,12 @@ def write_images(host: Host, job: Job, out: Path) -> None:
     with host.progress("images", len(images) * len(job.models), unit="images") as advance:
         for task in job.models:
             name = task.model.name
-            with job.engine.decoder(task) as decode:
+            with ExitStack() as stack:
                 export_images(
                     out,
                     name,
                     images,
-                    _by_index(job.rounds, decode),
+                    _by_index(job.rounds, partial(stack.enter_context, job.engine.decoder(task))),
                     key=task.model.latents.key,
                     batch_size=job.engine.settings.batch_size,
                     on_images=lambda count, name=name: advance(count, note=name),  # type: ignore[misc]
@@ -107,9 +109,14 @@ def write_images(host: Host, job: Job, out: Path) -> None:
     host.say(f"images: {out}")
 
 
-def _by_index(rounds: Sequence[Round], decode: _Decoder) -> Any:
-    """Return a function that decodes images by their positions among all images; neighbours are decoded together."""
+def _by_index(rounds: Sequence[Round], open_decoder: Callable[[], _Decoder]) -> Decode:
+    """Return a function that decodes images by their positions among all images; neighbours are decoded together.
+
+    Args:
+        open_decoder: loads the model; called once, when the first image is decoded.
+    """
     places = [(number, row) for number, each in enumerate(rounds) for row in range(len(each.prompts))]
+    decoder = cache(open_decoder)
 
     def images(indices: Sequence[int]) -> NDArray[np.uint8]:
         parts: list[tuple[int, range]] = []
@@ -118,7 +125,7 @@ def _by_index(rounds: Sequence[Round], decode: _Decoder) -> Any:
                 parts[-1] = number, range(parts[-1][1].start, row + 1)
             else:
                 parts.append((number, range(row, row + 1)))
-        return np.concatenate([decode(number, rows) for number, rows in parts])
+        return np.concatenate([decoder()(number, rows) for number, rows in parts])
 
     return images
 
