@@ -156,7 +156,7 @@ def test_the_memory_of_every_stage_is_counted(tiny_plan: Plan) -> None:
     assert memory.cache.device > weights
     assert memory.training.device == training_of(tiny_plan).memory_bytes.total
     assert memory.saving.device == memory.checkpoint.device < memory.training.device
-    assert memory.evaluation.device > weights + 2 * tiny_plan.students[0].params
+    assert memory.evaluation.device >= weights + 2 * tiny_plan.students[0].params
 
 
 def test_the_disk_of_a_run_is_counted(tiny_plan: Plan) -> None:
@@ -165,7 +165,8 @@ def test_the_disk_of_a_run_is_counted(tiny_plan: Plan) -> None:
     assert disk.checkpoints == training_of(tiny_plan).checkpoint_bytes == 2 * 16 * student
     assert disk.pipelines > 4 * student
     assert disk.teacher == 0
-    assert disk.total == disk.latents + disk.checkpoints + disk.pipelines
+    assert disk.evaluation == tiny_plan.cost.evaluation.images * 4 * 8 * 8 * 4
+    assert disk.total == disk.latents + disk.checkpoints + disk.pipelines + disk.evaluation
 
 
 def test_previews_cost_what_their_images_cost(

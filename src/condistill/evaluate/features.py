@@ -33,7 +33,10 @@ class Extractor(Protocol):
     """A network in memory that reads images."""
 
     def extract(self, images: NDArray[np.uint8], prompts: Sequence[str] | None, /) -> Mapping[str, NDArray[Any]]:
-        """Return features of images `[N, H, W, 3]`, by name, each with N rows; without prompts, those that need none."""
+        """Return features of images `[N, H, W, 3]`, by name, each with N rows.
+
+        Without prompts, features that need a prompt are left out.
+        """
 
 
 @dataclass(frozen=True)

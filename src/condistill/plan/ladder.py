@@ -222,7 +222,7 @@ class Rung:
             dtype=case.dtype,
         )
         (name,) = recipe.variants
-        evaluation = evaluation_cost(recipe, hardware, case.teacher, {name: self.candidate}, dtype=case.dtype)
+        evaluation = evaluation_cost(recipe, hardware, (case.teacher, {name: self.candidate}), dtype=case.dtype)
         step = self._job(1, checkpointing=memory.checkpointing).step_sec(hardware, self.candidate)
         update = self.candidate.params * UPDATE_BYTES / hardware.device.bandwidth
         sample = max(step - update, 0)

@@ -16,6 +16,7 @@ from condistill.plan.cost import (
     RESERVE_BYTES,
     TrainingJob,
     cache_cost,
+    decode_macs,
     evaluation_cost,
     forward_sec,
     preview_hours,
@@ -242,7 +243,13 @@ class _Planner:
             name: job.cost(self.hardware, measured[name], preview_hours=self._preview_hours(name))
             for name, job in jobs.items()
         }
-        evaluation = evaluation_cost(self.recipe, self.hardware, self.teacher, self.students, dtype=self.dtype)
+        evaluation = evaluation_cost(
+            self.recipe,
+            self.hardware,
+            (self.teacher, self.students),
+            dtype=self.dtype,
+            decode_macs=decode_macs(self.skeleton),
+        )
         stages = (cache, *training.values(), evaluation)
         memory = {name: each.memory_bytes for name, each in training.items()}
         footprint = Footprint(
@@ -319,8 +326,9 @@ class _Planner:
             "memory is that of tensors: the attention map is never held, and memory that an allocator or a library "
             "reserves is not counted",
             *self._about_memory(),
-            "disk: latents, the checkpoints that are kept and the one that is written, and all pipelines; prompts and "
-            "images are not counted",
+            "disk: latents, the checkpoints that are kept and the one that is written, all pipelines, and latents and "
+            "features of the evaluation; prompts and shown images are not counted",
+            "the evaluation counts generating and decoding; what its networks compute is not in its time",
             "the memory of students that are none of the recipe's is about right: activations are in proportion",
         ]
 

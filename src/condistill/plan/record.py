@@ -112,7 +112,7 @@ class CacheCost(StageCost):
 
 
 class EvaluationCost(StageCost):
-    """The cost of the images of the evaluation, on one device; decoding and classifying are not counted."""
+    """The cost of the images of the evaluation, decoding included; what networks compute is not counted."""
 
     images: int
 
@@ -181,6 +181,8 @@ class RunDisk(Record):
     checkpoints: int
     """When the last training writes its last one."""
     pipelines: int
+    evaluation: int
+    """Latents and features of the images of the evaluation."""
     total: int
 
 

@@ -6,6 +6,7 @@ the process: the interpreter and its libraries count too, and so do the pages of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,15 +19,17 @@ from condistill.config.recipe import Recipe
 from condistill.distill.checkpoints import checkpoint_bytes, checkpoints_kept
 from condistill.distill.previews import preview_steps
 from condistill.errors import CondistillError
+from condistill.evaluate.networks import NETWORKS
 from condistill.pipelines.sampling import Sampling, planned_sampling
 from condistill.plan.candidates import Candidate, teacher_inputs
-from condistill.plan.cost import PROCESS_BYTES, RESERVE_BYTES
+from condistill.plan.cost import PROCESS_BYTES, RESERVE_BYTES, evaluated_images
 from condistill.plan.memory import SavedTensorsOnly
 from condistill.plan.record import RunDisk, RunMemory, StageMemory, TrainingMemory
 from condistill.plan.step import repeat_inputs
 from condistill.profiling.forwards import evaluations_per_image
 from condistill.profiling.memory import MemoryMeter
 from condistill.teachers.locate import is_plain
+from condistill.teachers.pixels import images_at_once
 from condistill.teachers.skeleton import Skeleton
 from condistill.teachers.source import teacher_files
 
@@ -34,6 +37,10 @@ GPU_PROCESS_BYTES = 2_500 * 2**20
 """On the host, of a process that uses a GPU: the same and the libraries of CUDA; an assumption."""
 KEPT_BYTES = 2047 * 2**20
 """Of freed memory, which the malloc of a process on a CPU keeps; see `utils.malloc`."""
+FEATURE_BYTES = 12 * 2**10
+"""Of the features of one image from one network, at most: those of Inception-v3, 2,048 and 1,008 numbers."""
+_SINGLE = 4
+"""Bytes of a float32 number."""
 _META = torch.device("meta")
 
 
@@ -76,7 +83,7 @@ class Footprint:
         training = max(training, without_gradients + self._previews())
         # after a step, its gradients and activations are free, but malloc keeps a part of them
         checkpoint = min(training, without_gradients + KEPT_BYTES) if self.on_host else without_gradients
-        students, evaluated, mapped = self._evaluation()
+        evaluated, mapped = self._evaluation()
         evaluated += RESERVE_BYTES if self.on_host else 0
         stage = self._on_host if self.on_host else self._on_device
         return RunMemory(
@@ -85,7 +92,7 @@ class Footprint:
             training=stage(training),
             checkpoint=stage(checkpoint),
             saving=stage(checkpoint),
-            evaluation=stage(self._teacher + students + evaluated, mapped=mapped),
+            evaluation=stage(evaluated, mapped=mapped),
         )
 
     def _forward(self, model: Candidate, sampling: Sampling, batch_size: int, dtype: torch.dtype | None = None) -> int:
@@ -112,19 +119,29 @@ class Footprint:
                 peaks.append(self._decoded(1))
         return max(peaks)
 
-    def _evaluation(self) -> tuple[int, int, int]:
-        """Return the bytes of all students, of the rest at the peak, and of a file from which a student is loaded.
+    def _evaluation(self) -> tuple[int, int]:
+        """Return the bytes at the peak on the device, and beyond them on the host.
 
-        One after the other, the students before their training are there too: they are derived in float32 and cast.
+        One denoiser at a time is on the device: while a student generates, and while images are decoded and read by
+        networks, that of the teacher waits on the host. A student before its training is derived from the teacher's in
+        float32 and cast; and a trained one is timed in turns with the teacher.
         """
         batch_size, itemsize = self.recipe.evaluate.batch_size, self.dtype.itemsize
-        models: list[tuple[str | None, Candidate]] = [(None, self.teacher), *self.students.items()]
-        peaks = [self._decoded(batch_size)]
-        for name, model in models:
-            generated = self._forward(model, planned_sampling(self.recipe, name), batch_size)
-            peaks += [generated] if name is None else [generated + model.params * itemsize, model.params * 4]
+        denoiser = self._weights[self._denoiser_name]
+        waiting = self._teacher if self.on_host else self._teacher - denoiser
+        decoded = min(batch_size, images_at_once(self.skeleton.family.image_size))
+        peaks = [
+            self._teacher + self._forward(self.teacher, planned_sampling(self.recipe, None), batch_size),
+            waiting + self._decoded(decoded) + network_bytes(self.recipe),
+        ]
         sizes = [student.params * itemsize for student in self.students.values()]
-        return sum(sizes), max(peaks), max(sizes) - max(peaks)
+        for name, student in self.students.items():
+            sampling, weights = planned_sampling(self.recipe, name), student.params * itemsize
+            peaks.append(waiting + weights + self._forward(student, sampling, batch_size))
+            peaks.append(self._teacher + max(weights + self._forward(student, sampling, 1), student.params * 4))
+        if self.on_host:
+            return max(peaks), max(sizes) + self._teacher + max(sizes) - max(peaks)
+        return max(peaks), max(denoiser, *sizes)
 
     def _on_host(self, held: int, *, mapped: int = 0) -> StageMemory:
         total = PROCESS_BYTES + held + max(mapped, 0)
@@ -132,6 +149,12 @@ class Footprint:
 
     def _on_device(self, held: int, *, mapped: int = 0) -> StageMemory:
         return StageMemory(device=held, host=GPU_PROCESS_BYTES + max(mapped, 0))
+
+    def _evaluation_disk(self) -> int:
+        """Return the bytes of the latents and of the features of every generated image."""
+        networks = self.recipe.evaluate.networks.model_dump(exclude_none=True)
+        of_image = math.prod(self.skeleton.family.latent_shape) * _SINGLE
+        return evaluated_images(self.recipe) * (of_image + len(networks) * FEATURE_BYTES)
 
     def disk(self, latents: int) -> RunDisk:
         """Count the files of the run.
@@ -145,8 +168,14 @@ class Footprint:
         others, itemsize = self._files_of_teacher()
         pipelines = sum(others + student.params * itemsize for student in self.students.values())
         teacher = others + self.skeleton.components[self._denoiser_name] * itemsize if self._is_prepared else 0
-        total = teacher + latents + checkpoints + pipelines
-        return RunDisk(teacher=teacher, latents=latents, checkpoints=checkpoints, pipelines=pipelines, total=total)
+        parts = {
+            "teacher": teacher,
+            "latents": latents,
+            "checkpoints": checkpoints,
+            "pipelines": pipelines,
+            "evaluation": self._evaluation_disk(),
+        }
+        return RunDisk(**parts, total=sum(parts.values()))
 
     @property
     def _denoiser_name(self) -> str:
@@ -168,6 +197,11 @@ class Footprint:
                 return files.total_bytes() - on_disk, itemsize
         others = self._teacher - self._weights[self._denoiser_name]
         return others, self.dtype.itemsize
+
+
+def network_bytes(recipe: Recipe) -> int:
+    """Return about the bytes of the weights of all networks of a recipe, which read images at the same time."""
+    return sum(NETWORKS[name].weights_bytes for name in recipe.evaluate.networks.model_dump(exclude_none=True))
 
 
 def forward_numbers(skeleton: Skeleton, model: Candidate) -> int:
