@@ -34,7 +34,9 @@ def test_a_running_distillation_shows_its_step_its_time_left_its_losses_and_its_
     assert "20/60 steps" in second
     assert "0.0500 at step 20" in second
     assert "plain after 20 steps (right)" in second
-    assert "after 10 steps" not in second
+    assert "plain after 10 steps (right)" not in second
+    earlier = second.partition("Earlier previews of plain</summary>")[2]
+    assert [f"<figcaption>step {step}</figcaption>" in earlier for step in (0, 10, 20)] == [True, True, False]
 
 
 def test_files_that_did_not_change_are_not_read_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +72,8 @@ def test_damaged_files_are_left_out(run: Path) -> None:
     (run / "status.json").write_text("{", encoding="utf-8")
     html = whole(LiveRun(run))
     assert "warning: " in html
-    assert "<figure" not in html
+    assert "step 10" not in html
+    assert "chart" not in html
 
 
 def test_a_run_that_is_gone_is_a_message(tmp_path: Path) -> None:

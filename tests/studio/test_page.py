@@ -209,10 +209,12 @@ def test_a_running_distillation_is_followed(studio: Any) -> None:
         client = Client(studio, http)
         return await client.call("follow", name, None), await client.call("follow", name, None)
 
-    (now, pictures, _), (_, again, _) = run(twice)
+    (now, losses, previews, stages, *_), again = run(twice)
     assert "2:05 left of this part" in now
-    assert "random_conditioning from 1.00 at step 1 to 0.100 at step 10" in pictures
-    assert not isinstance(again, str)  # what did not change is not sent again
+    assert "random_conditioning from 1.00 at step 1 to 0.100 at step 10" in losses
+    assert "<img" in previews
+    assert "<li>distill plain: " in stages
+    assert not any(isinstance(piece, str) for piece in again[1:4])  # what did not change is not sent again
 
 
 def test_the_page_names_no_other_host_and_has_no_route_for_files(studio: Any) -> None:

@@ -5,8 +5,10 @@ It reads the files that the run writes for other terminals. Nothing is locked, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from condistill.distill.history import HISTORY_NAME, read_history
 from condistill.distill.previews import FOLDER_NAME, PreviewFolder
@@ -16,27 +18,35 @@ from condistill.studio.markup import gallery, picture, status, text
 from condistill.workflow.status import RunReport, read_status, work_line
 
 
+class LiveView(NamedTuple):
+    """The state of a run in pieces of HTML, of which some change more often than others."""
+
+    now: str
+    losses: str = ""
+    previews: str = ""
+    stages: str = ""
+
+
 class LiveRun:
     """A run that is followed. Files that did not change are not read again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._curves: dict[Path, tuple[tuple[int, int], Curve]] = {}
-        self._previews: dict[Path, tuple[tuple[int, int], str]] = {}
+        self._previews: dict[tuple[Path, str], tuple[tuple[int, int], str]] = {}
 
-    def html(self) -> tuple[str, str]:
-        """Return the state of the run, which changes all the time, and its curves and previews, which seldom change.
-
-        Both are HTML; a run that cannot be read is a message.
-        """
+    def html(self) -> LiveView:
+        """Return the state of the run; one that cannot be read is a message."""
         try:
             report = read_status(self.path)
         except CondistillError as error:
-            return status(str(error), is_error=True), ""
-        pictures = "".join(
-            [loss_chart(dict(self.curves()), steps=_all_steps(report)), *self._all_previews(), _parts(report)]
+            return LiveView(status(str(error), is_error=True))
+        return LiveView(
+            f"<h2>{text(self.path)}</h2>{_now(report)}",
+            loss_chart(dict(self.curves()), steps=_all_steps(report)),
+            "".join(self._all_previews()),
+            _parts(report),
         )
-        return f"<h2>{text(self.path)}</h2>{_now(report)}", pictures
 
     def curves(self) -> Iterator[tuple[str, Curve]]:
         """Yield the name and the losses of every student whose training has begun."""
@@ -54,19 +64,24 @@ class LiveRun:
             yield self._preview(path)
 
     def _preview(self, path: Path) -> str:
-        """Return the newest grid of a student: each prompt with the teacher's image and the student's."""
+        """Return the newest grid of a student, with the teacher's images, and the student's rows of earlier ones."""
         folder, name = PreviewFolder(path), path.parent.name
-        grids = folder.grids()
-        if not grids:
+        steps = list(folder.grids())
+        if not steps:
             return ""
-        step, file = max(grids.items())
-        stamp = _stamp(file)
+        rows = "".join(self._once(folder.file(step), partial(_row, folder, name, step)) for step in steps[:-1])
+        earlier = f"<details><summary>Earlier previews of {text(name)}</summary>{rows}</details>" if rows else ""
+        newest = self._once(folder.file(steps[-1]), partial(_grid, folder, name, steps[-1]), what="grid")
+        return newest + earlier
+
+    def _once(self, file: Path, make: Callable[[], str], *, what: str = "row") -> str:
+        """Return the HTML of a file, which is made again only if the file has changed."""
+        stamp, key = _stamp(file), (file, what)
         if stamp is None:
             return ""
-        if file not in self._previews or self._previews[file][0] != stamp:
-            self._previews = {known: entry for known, entry in self._previews.items() if known.parent != path}
-            self._previews[file] = (stamp, _grid(folder, name, step))
-        return self._previews[file][1]
+        if key not in self._previews or self._previews[key][0] != stamp:
+            self._previews[key] = (stamp, make())
+        return self._previews[key][1]
 
 
 def _grid(folder: PreviewFolder, name: str, step: int) -> str:
@@ -85,6 +100,18 @@ def _grid(folder: PreviewFolder, name: str, step: int) -> str:
     ]
     title = f"{text(name)} after {step:,} steps (right), and the teacher (left)"
     return f"<h3>{title}</h3>{gallery(pairs, wide=True)}"
+
+
+def _row(folder: PreviewFolder, name: str, step: int) -> str:
+    """Return the images of the student after a number of steps, in the order of the prompts."""
+    rows, record = folder.rows(step), folder.record()
+    if rows is None or record is None:
+        return ""
+    images = [
+        picture(image, f"{name} after {step:,} steps: {prompt.prompt}", kind="webp")
+        for image, prompt in zip(rows[1], record.prompts, strict=True)
+    ]
+    return f'<figure class="row"><figcaption>step {step:,}</figcaption><div>{"".join(images)}</div></figure>'
 
 
 def _now(report: RunReport) -> str:

@@ -14,6 +14,7 @@ from condistill.errors import CondistillError
 from condistill.studio.desk import Desk, ending_text, waiting_text, working_texts
 from condistill.studio.engine import ImageRequest, check_request
 from condistill.studio.line import Ticket
+from condistill.studio.live import LiveView
 from condistill.studio.markup import empty_figure, status
 from condistill.studio.sources import ModelSource
 
@@ -243,18 +244,22 @@ def _cache_tab(desk: Desk, tab: gr.Tab) -> None:
 def _follow_tab(desk: Desk, tab: gr.Tab, others: Sequence[gr.Tab]) -> None:
     runs = list(desk.live)
     run = _run_choice(runs)
-    line, pictures, shown = gr.HTML(), gr.HTML(), gr.State("")
+    pieces = [gr.HTML() for _ in LiveView._fields]
+    shown = gr.State(())
     timer = gr.Timer(FOLLOW_EVERY_SEC, active=False)
 
-    def follow(run: Any, shown: Any) -> tuple[Any, Any, str]:
-        if not isinstance(run, str) or run not in desk.live:
-            return status("this run is not in the studio; choose another one", is_error=True), "", ""
-        now, html = desk.live[run].html()
-        digest = hashlib.sha256(html.encode()).hexdigest()
-        return now, (gr.skip() if digest == shown else html), digest
+    def follow(run: Any, shown: Any) -> list[Any]:
+        if isinstance(run, str) and run in desk.live:
+            view = desk.live[run].html()
+        else:
+            view = LiveView(status("this run is not in the studio; choose another one", is_error=True))
+        digests = tuple(hashlib.sha256(piece.encode()).hexdigest() for piece in view)
+        before = shown if isinstance(shown, tuple) and len(shown) == len(view) else ("",) * len(view)
+        new = [gr.skip() if now == old else piece for piece, now, old in zip(view, digests, before, strict=True)]
+        return [*new, digests]
 
     inputs: Any = [run, shown]
-    outputs: Any = [line, pictures, shown]
+    outputs: Any = [*pieces, shown]
     gr.on([tab.select, timer.tick, run.input], follow, inputs, outputs, api_name="follow", **_FREE)
     tab.select(lambda: gr.Timer(active=True), None, timer, **_FREE, **_PRIVATE)
     for other in others:
