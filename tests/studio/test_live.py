@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grids import write_previews
 from studio_runs import train, write_run
 
 from condistill.studio import live as module
@@ -37,6 +38,17 @@ def test_a_running_distillation_shows_its_step_its_time_left_its_losses_and_its_
     assert "plain after 10 steps (right)" not in second
     earlier = second.partition("Earlier previews of plain</summary>")[2]
     assert [f"<figcaption>step {step}</figcaption>" in earlier for step in (0, 10, 20)] == [True, True, False]
+
+
+def test_of_many_previews_a_few_are_shown_and_kept(run: Path) -> None:
+    live = LiveRun(run)
+    for steps in (100, 101):
+        train(run, "plain", steps)
+        write_previews(run / "distill/plain/previews", range(0, steps, 2))
+        html = whole(live)
+        assert html.count("<figcaption>step ") == 12
+        assert "<figcaption>step 0</figcaption>" in html
+        assert len(live._previews) == 13
 
 
 def test_files_that_did_not_change_are_not_read_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

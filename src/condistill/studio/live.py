@@ -5,6 +5,7 @@ It reads the files that the run writes for other terminals. Nothing is locked, a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,9 @@ from condistill.errors import CondistillError
 from condistill.studio.chart import Curve, loss_chart
 from condistill.studio.markup import gallery, picture, status, text
 from condistill.workflow.status import RunReport, read_status, work_line
+
+_MOST_EARLIER = 12
+"""Earlier previews of a student that are shown; a training may have thousands."""
 
 
 class LiveView(NamedTuple):
@@ -32,6 +36,7 @@ class LiveRun:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
         self._curves: dict[Path, tuple[tuple[int, int], Curve]] = {}
         self._previews: dict[tuple[Path, str], tuple[tuple[int, int], str]] = {}
 
@@ -41,10 +46,12 @@ class LiveRun:
             report = read_status(self.path)
         except CondistillError as error:
             return LiveView(status(str(error), is_error=True))
+        with self._lock:  # several users may follow at once
+            losses, previews = dict(self.curves()), "".join(self._all_previews())
         return LiveView(
             f"<h2>{text(self.path)}</h2>{_now(report)}",
-            loss_chart(dict(self.curves()), steps=_all_steps(report)),
-            "".join(self._all_previews()),
+            loss_chart(losses, steps=_all_steps(report)),
+            previews,
             _parts(report),
         )
 
@@ -69,9 +76,12 @@ class LiveRun:
         steps = list(folder.grids())
         if not steps:
             return ""
-        rows = "".join(self._once(folder.file(step), partial(_row, folder, name, step)) for step in steps[:-1])
+        shown = _spread(steps[:-1])
+        rows = "".join(self._once(folder.file(step), partial(_row, folder, name, step)) for step in shown)
         earlier = f"<details><summary>Earlier previews of {text(name)}</summary>{rows}</details>" if rows else ""
         newest = self._once(folder.file(steps[-1]), partial(_grid, folder, name, steps[-1]), what="grid")
+        kept = {(folder.file(steps[-1]), "grid"), *((folder.file(step), "row") for step in shown)}
+        self._previews = {key: made for key, made in self._previews.items() if key in kept or key[0].parent != path}
         return newest + earlier
 
     def _once(self, file: Path, make: Callable[[], str], *, what: str = "row") -> str:
@@ -82,6 +92,13 @@ class LiveRun:
         if key not in self._previews or self._previews[key][0] != stamp:
             self._previews[key] = (stamp, make())
         return self._previews[key][1]
+
+
+def _spread(steps: list[int]) -> list[int]:
+    """Return at most `_MOST_EARLIER` of some steps, the first and the last among them, evenly spread."""
+    if len(steps) <= _MOST_EARLIER:
+        return steps
+    return [steps[round(number * (len(steps) - 1) / (_MOST_EARLIER - 1))] for number in range(_MOST_EARLIER)]
 
 
 def _grid(folder: PreviewFolder, name: str, step: int) -> str:
