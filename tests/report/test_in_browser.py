@@ -104,7 +104,7 @@ def test_the_slider_and_the_enlarged_images_work_with_the_keyboard(tab: Tab, pag
         tab.press("ArrowRight", 39)
     assert tab.run(at.format("#compare")) == "60%"
     spoken = tab.run("document.activeElement.getAttribute('aria-valuetext')")
-    assert spoken == "teacher on 60 % of the width, plain on the rest"
+    assert spoken == "teacher on 60 % of the width, small on the rest"  # the student of the verdict
     tab.run("document.querySelectorAll('#shelf-worst .pictures button')[2].focus()")
     tab.press("Enter", 13)
     tab.wait_for("document.querySelector('dialog').open")

@@ -53,7 +53,7 @@ def test_the_worst_prompts_come_first_then_the_best_then_random_ones(tmp_path: P
     assert names(shelves) == [("worst", 2), ("best", 1), ("seen", 3), ("unseen", 2)]
     assert (
         shelves[0].lead
-        == "The largest disagreement with the teacher among all evaluated prompts, by Latent RMSE, first."
+        == "The largest disagreement with the teacher first, among all evaluated prompts, by Latent RMSE."
     )
     (card, _) = shelves[0].cards
     assert card.note == "Unseen prompt"

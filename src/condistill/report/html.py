@@ -67,7 +67,7 @@ def write_report(path: Path, inputs: ReportInputs, *, plots: Path | None = None)
     figures = make_figures(evaluation, inputs.histories, palette)
     if plots is not None:
         figures.write(plots)
-    page = _content(inputs, figures, palette)
+    page = {**_content(inputs, figures, palette), "subject": first}
     write_text(path, _fitting(page, inputs))
     return path
 

@@ -127,7 +127,7 @@ def _entries(grid: Grid) -> list[tuple[tuple[str, str, str], Sequence[GridEntry]
         label = METRICS[grid.ranked_by].label if grid.ranked_by in METRICS else grid.ranked_by
         of_all = f"among all evaluated prompts, by {label}"
         found.append(
-            (("worst", "Worst prompts", f"The largest disagreement with the teacher {of_all}, first."), grid.worst)
+            (("worst", "Worst prompts", f"The largest disagreement with the teacher first, {of_all}."), grid.worst)
         )
         found.append((("best", "Best prompts", f"The smallest disagreement with the teacher {of_all}."), grid.best))
     for split in [split for split in SPLITS if grid.splits.get(split)]:
