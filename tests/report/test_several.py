@@ -3,11 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from evaluations import build_evaluation, build_references
 from finished import RECIPE, write_finished_run
 
 from condistill.errors import CondistillError
+from condistill.evaluate.image_values import IMAGES_NAME
 from condistill.report.comparison import report_of_runs
 from condistill.report.several import incomparable, joined, load_run, of_other_devices, page_verdict
 
@@ -113,3 +116,30 @@ def test_a_run_without_evaluation_a_run_given_twice_and_files_of_the_user_are_re
         with pytest.raises(CondistillError, match=message):
             report_of_runs(paths, out)
     assert (mine / "report.html").read_text(encoding="utf-8") == "my page"
+
+
+def write_values(run: Path, values: dict[str, list[float]], prompts: list[str]) -> None:
+    """Write the table of the images of a run: the latent RMSE of each, by model."""
+    rows = [(model, number, value) for model, of_model in values.items() for number, value in enumerate(of_model)]
+    columns = {
+        "model": [model for model, _, _ in rows],
+        "seed": [3] * len(rows),
+        "number": [number for _, number, _ in rows],
+        "split": ["all"] * len(rows),
+        "prompt": [prompts[number] for _, number, _ in rows],
+        "latent_rmse": [value for _, _, value in rows],
+    }
+    pq.write_table(pa.table(columns), run / "evaluation" / "figures" / IMAGES_NAME)
+
+
+def test_students_of_different_runs_are_compared_image_by_image(two: tuple[Path, Path]) -> None:
+    prompts = [f"prompt {number}" for number in range(40)]
+    hard = [float(number) for number in range(40)]
+    write_values(two[0], {"random_conditioning": [0.3 + each for each in hard]}, prompts)
+    write_values(two[1], {"random_conditioning": [0.6 + each for each in hard]}, [*prompts[:30], *["another"] * 10])
+    (found,) = joined([load_run(run) for run in two]).evaluation.comparisons
+    assert (found.one, found.other, found.metric, found.images) == ("half", "third", "latent_rmse", 30)
+    assert found.difference == pytest.approx(-0.3)
+    assert found.separates  # the prompts differ far more than the students, and that cancels
+    (two[1] / "evaluation" / "figures" / IMAGES_NAME).write_bytes(b"damaged")
+    assert joined([load_run(run) for run in two]).evaluation.comparisons == ()

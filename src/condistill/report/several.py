@@ -17,6 +17,7 @@ from condistill.errors import CondistillError
 from condistill.evaluate.metrics import Score
 from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, GridEntry, ModelRecord
 from condistill.pipelines.record import STUDENT_NAME, StudentRecord
+from condistill.report.across import comparisons_across
 from condistill.report.inputs import ReportInputs, labelled, renamed
 from condistill.report.verdict import verdict_sentences
 from condistill.run.directory import MARK_NAME, RECIPE_NAME
@@ -104,7 +105,7 @@ def joined(runs: Sequence[ReportInputs]) -> ReportInputs:
             "groups": _join_groups(named),
         }
     )
-    return ReportInputs(
+    page = ReportInputs(
         title=f"{len(named)} runs: {', '.join(run.title for run in named)}",
         recipe=None,
         evaluation=evaluation,
@@ -115,6 +116,10 @@ def joined(runs: Sequence[ReportInputs]) -> ReportInputs:
         previews=_all(run.previews for run in named),
         runs=tuple(named),
     )
+    if incomparable(page):
+        return page
+    compared = (*evaluation.comparisons, *comparisons_across(named))
+    return replace(page, evaluation=evaluation.model_copy(update={"comparisons": compared}))
 
 
 def _all(parts: Iterable[Mapping[str, Value]]) -> dict[str, Value]:
