@@ -14,7 +14,7 @@ from runs import Run
 from condistill.evaluate.record import Evaluation
 from condistill.workflow.sweep_table import measured, table
 
-FILE = '''
+FILE = """
 from condistill.evaluate.metrics.mean import MeanMetric
 from condistill.evaluate.metrics.metric import IMAGES, register_metric
 
@@ -29,7 +29,7 @@ class Redness(MeanMetric):
 
     def per_image(self, samples):
         return samples.features[IMAGES][..., 0].mean((1, 2))
-'''
+"""
 
 
 @pytest.mark.slow
