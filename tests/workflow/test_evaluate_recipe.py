@@ -58,6 +58,27 @@ def test_a_protocol_has_results_of_its_own_and_leaves_those_of_the_run(
     assert "ours" not in Evaluation.load(run.out).models["plain"].scores["all"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_teacher")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["evaluate.num_inference_steps=5000"], "evaluate.num_inference_steps is 5000"),
+        (["evaluate.prompt_files=[gone.txt]"], "evaluate.prompt_files: there is no prompt file"),
+        (["evaluate.classifier=miniature"], "evaluate.classifier is 'miniature', and the caption"),
+        (["evaluate.networks.dinov2=./gone"], "evaluate.networks.dinov2"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_where_the_students_are_finished(
+    run: Run, changes: list[str], message: str
+) -> None:
+    base = tiny_recipe(run.folder, run.teacher, "distill.preview_every=3")
+    recipe = tiny_recipe(run.folder, run.teacher, "distill.preview_every=3", *changes)
+    with pytest.raises(CondistillError, match=message):
+        evaluate_recipe(recipe, run.out, protocol=("mine", base), console=Console(quiet=True))
+    assert not (run.out / "evaluations").exists()
+
+
 def test_scores_without_an_evaluation_are_refused_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text('{"format": 1, "metrics": {"x": {}}, "scores": [1]}', encoding="utf-8")
     recipe = tiny_recipe(tmp_path, tmp_path / "teacher")

@@ -9,13 +9,17 @@ from rich.console import Console
 
 from condistill.config.recipe import TEACHER, Recipe
 from condistill.evaluate import stage as evaluate_stage
+from condistill.evaluate.metrics.classifier import choose_classifier
+from condistill.evaluate.prompt_sets import FilePrompts, open_prompt_set
 from condistill.report import stage as report_stage
 from condistill.run.context import Run, RunProtocol
+from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.atomic import write_text
 from condistill.utils.distributed import on_main_process
 from condistill.workflow.after_evaluation import Evaluated, Extras, check_extras, check_is_evaluated, finish_extras
 from condistill.workflow.compress import run_recipe
 from condistill.workflow.evaluation_table import print_evaluation
+from condistill.workflow.preflight import check_inputs, preflight
 
 RECIPE_NAME = "recipe.yaml"
 """In the folder of a protocol: the recipe with the section `evaluate` of the protocol."""
@@ -47,6 +51,7 @@ def evaluate_recipe(
 
     def begin(run: Run) -> None:
         check_is_evaluated(extras, run.results, "condistill evaluate RECIPE")
+        on_main_process(run.accelerator, lambda: _check_evaluation(run))
 
     def finish(run: Run) -> None:
         if extras:
@@ -66,6 +71,26 @@ def evaluate_recipe(
         finish=finish,
     )
     return results[0]
+
+
+def _check_evaluation(run: Run) -> None:
+    """Check that the teacher can be sampled as the evaluation says, on its prompts; no weights are loaded.
+
+    A run checks this before a training, but not where its students are finished and only the evaluation is another one.
+
+    Raises:
+        CondistillError: names the setting or the prompt.
+    """
+    recipe = run.recipe
+    check_inputs(recipe)
+    with run.working("evaluate: checking the recipe against the teacher's configs", after_sec=2.0):
+        skeleton = teacher_skeleton(recipe.teacher)
+        preflight(recipe, skeleton)
+        if recipe.evaluate.prompt_files:
+            prompts = open_prompt_set(run)
+            assert isinstance(prompts, FilePrompts)
+            skeleton.family.check_prompts(prompts)
+            choose_classifier(recipe.evaluate.classifier, prompts)
 
 
 def _finish(run: Run) -> None:
