@@ -77,7 +77,9 @@ def test_pipelines_of_two_families_are_evaluated_with_images_and_outside_scores(
     evaluation = Evaluation.load(out)
     assert list(evaluation.models) == [TEACHER, "student", "pixart"]
     assert evaluation.images_per_split == {"seen": 6, "unseen": 4, "all": 10}
-    assert (out / "report.html").is_file()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Pipeline pixart" in page
+    assert "one model after the other" in page
     assert f"teacher ({given.teacher.name})" in text
     assert "latent_rmse" in evaluation.models["student"].scores["all"]
     assert "latent_rmse" not in evaluation.models["pixart"].scores["all"]  # its autoencoder is another one

@@ -38,6 +38,8 @@ class ReportInputs:
     """By student, the grids that were made during its training."""
     variants: Mapping[str, str] = field(default_factory=dict)
     """By the name of a student in the report, its name in the recipe, where the two differ."""
+    pipelines: Mapping[str, str] = field(default_factory=dict)
+    """By model, the pipeline, where no recipe made them."""
     runs: tuple[ReportInputs, ...] = ()
     """The runs that share the page, if there are several."""
 

@@ -22,6 +22,7 @@ def provenance(inputs: ReportInputs) -> list[tuple[str, str]]:
     reference = evaluation.reference_images
     lines = [
         ("Teacher", inputs.recipe.teacher.pipeline if inputs.recipe else ""),
+        *((f"Pipeline {name}", pipeline) for name, pipeline in inputs.pipelines.items()),
         ("Images per split", ", ".join(f"{split} {count:,}" for split, count in images.items())),
         ("Seeds", ", ".join(map(str, evaluation.seeds))),
         ("± in the tables", spread if any(score.spread is not None for score in scores) else ""),
@@ -29,7 +30,7 @@ def provenance(inputs: ReportInputs) -> list[tuple[str, str]]:
         ("Too close to call", _error(evaluation, min(images.values(), default=0))),
         *((f"Network {name}", _network(evaluation, name)) for name in evaluation.networks),
         ("Reference images", f"{reference.source}, {reference.images:,} images" if reference else ""),
-        ("Time per image", _timing(evaluation)),
+        ("Time per image", _timing(evaluation, take_turns=not inputs.pipelines)),
         ("Precision", f"images, times and peak memory are of weights in {evaluation.dtype}"),
         ("Inference steps", str(evaluation.num_inference_steps)),
         ("Guidance scale", str(evaluation.guidance_scale)),
@@ -58,10 +59,11 @@ def _error(evaluation: Evaluation, images: int) -> str:
     return f"{rule}; a share of {images:,} images has a standard error of up to {significant(error, 2)} points"
 
 
-def _timing(evaluation: Evaluation) -> str:
+def _timing(evaluation: Evaluation, *, take_turns: bool) -> str:
     """Return how the time of an image was measured."""
     rounds = sorted({model.speed.rounds for model in evaluation.models.values()})
     return (
-        f"the shortest of {' or '.join(map(str, rounds))} rounds in which the models take turns, and the median; times "
+        f"the shortest of {' or '.join(map(str, rounds))} rounds"
+        f"{' in which the models take turns' if take_turns else ', one model after the other'}, and the median; times "
         "that differ by less than this spread, or by less than 5 %, count as equal, and so do equal networks"
     )

@@ -335,7 +335,12 @@ def _write_report(host: PipelinesHost, work: _Work) -> None:
     labels = {model.name: model.label for model in work.models}
     title = f"{', '.join(model.label for model in work.models[1:]) or 'one pipeline'} against {labels[TEACHER]}"
     inputs = ReportInputs(
-        title=title, recipe=None, evaluation=evaluation, grid=finished.grid(), grid_folder=finished.grid_folder
+        title=title,
+        recipe=None,
+        evaluation=evaluation,
+        grid=finished.grid(),
+        grid_folder=finished.grid_folder,
+        pipelines={model.name: model.settings.pipeline for model in work.models},
     )
     path = write_report(host.path / REPORT_NAME, inputs)
     print_evaluation(evaluation, say=host.say, labels={TEACHER: f"teacher ({labels[TEACHER]})"})
