@@ -111,3 +111,12 @@ def test_bars_lines_and_points_have_a_contrast_of_3_to_1_on_page_card_and_track(
 
 def test_dollar_signs_in_names_are_not_read_as_math() -> None:
     assert plots.total_loss({"a$x^{$": build_history(2)}) is not None
+
+
+@pytest.mark.slow
+def test_the_error_bar_of_one_value_is_its_interval_and_else_a_standard_deviation() -> None:
+    assert plots._error_bar(np.array([2.0]), (1.5, 3.0)) == (0.5, 1.0)
+    assert plots._error_bar(np.array([2.0]), None) == (0.0, 0.0)
+    assert plots._error_bar(np.array([1.0, 3.0]), (0.0, 9.0)) == pytest.approx((2**0.5, 2**0.5))
+    rows = {"a": {"x": [2.0]}, "b": {"x": [1.0, 3.0]}}
+    assert plots.dots(rows, intervals={"a": {"x": (1.5, 3.0)}}) != plots.dots(rows)

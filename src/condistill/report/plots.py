@@ -136,11 +136,17 @@ def total_loss(
     return svg_bytes(figure)
 
 
-def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, ink: Ink = LIGHT) -> bytes:
+def dots(
+    rows: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    ink: Ink = LIGHT,
+) -> bytes:
     """Plot the mean of every row's values per series, with error bars of one standard deviation, on an opaque page.
 
     Args:
         rows: by label and name of the series, the values over seeds.
+        intervals: by label and name of the series, the ends of the error bar of a single value.
     """
     rows = {label: row for label, row in rows.items() if any(row.values())}
     figure, axes = loss_axes(ink)
@@ -148,10 +154,12 @@ def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, ink: Ink = LIGHT)
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     for number, name in enumerate(names):
         points = [(line, np.array(row[name])) for line, row in enumerate(rows.values()) if row.get(name)]
+        ends = [(intervals or {}).get(label, {}).get(name) for label, row in rows.items() if row.get(name)]
+        errors = [_error_bar(values, of_one) for (_, values), of_one in zip(points, ends, strict=True)]
         axes.errorbar(
             [values.mean() for _, values in points],
             [line + 0.18 * (number - (len(names) - 1) / 2) for line, _ in points],
-            xerr=[values.std(ddof=1) if len(values) > 1 else 0.0 for _, values in points],
+            xerr=np.array(errors).T,
             fmt="o",
             color=ink.colours[number % len(ink.colours)],
             label=name,
@@ -165,6 +173,13 @@ def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, ink: Ink = LIGHT)
     if names:
         figure.legend(frameon=False, labelcolor=ink.text, loc="outside lower center", ncols=len(names))
     return svg_bytes(figure, transparent=False)
+
+
+def _error_bar(values: Array, interval: tuple[float, float] | None) -> tuple[float, float]:
+    """Return the lengths of an error bar to the left and right: a standard deviation, or of one value its interval."""
+    if len(values) > 1:
+        return float(values.std(ddof=1)), float(values.std(ddof=1))
+    return (0.0, 0.0) if interval is None else (max(values[0] - interval[0], 0.0), max(interval[1] - values[0], 0.0))
 
 
 def _positive(loss: float | None) -> float:

@@ -154,7 +154,17 @@ def _plot(rows: Rows) -> bytes:
                 if (values := column.values(models))
             }
             for label, models in rows.items()
-        }
+        },
+        intervals={
+            label: {
+                column.heading: (metric.notation.factor * ends[0], metric.notation.factor * ends[1])
+                for metric, column in columns
+                for model in models.values()
+                if (ends := column.interval(model))
+            }
+            for label, models in rows.items()
+            if len(models) == 1
+        },
     )
 
 
