@@ -196,6 +196,8 @@ def test_numbers_are_written_in_the_unit_of_their_metric() -> None:
     assert (PERCENT.text(0.674), PERCENT.number(0.674), PERCENT.spread(0.013)) == ("67 %", "67.4", "± 1.3")
     assert (PLAIN.text(0.4204), PLAIN.number(0.4204, 2), PLAIN.spread(0.0134)) == ("0.420", "0.42", "± 0.013")
     assert Notation("s").text(2.0) == "2.00 s"
+    assert (PERCENT.number(-0.0), PERCENT.number(-0.0004), PLAIN.number(-0.0)) == ("0.0", "0.0", "0")
+    assert (PERCENT.number(-0.0006), PLAIN.number(-1234.5)) == ("-0.1", "-1,230")
     assert METRICS["kid"].notation.text(0.00344) == "3.44 × 10⁻³"
     assert METRICS["clip_score"].notation.number(0.29583) == "0.2958"  # as the paper's .2958
 

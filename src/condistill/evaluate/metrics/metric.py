@@ -77,7 +77,8 @@ class Notation:
     def number(self, value: float, digits: int = 3) -> str:
         """Return the value without its unit; `digits` are significant digits, used where no decimals are fixed."""
         scaled = self.factor * value
-        return significant(scaled, digits) if self.decimals is None else f"{scaled:.{self.decimals}f}"
+        number = significant(scaled, digits) if self.decimals is None else f"{scaled:.{self.decimals}f}"
+        return number.removeprefix("-") if not float(number.replace(",", "")) else number  # a difference of -0.0 is 0
 
     def text(self, value: float) -> str:
         """Return the value with its unit, as a sentence needs it: `67 %`, `0.420`."""
