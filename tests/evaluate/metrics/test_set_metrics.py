@@ -15,6 +15,7 @@ from scipy import linalg
 from torchvision_stand_in import torchvision_stand_in
 
 from condistill.evaluate.metrics import METRICS, Metric, Score, pairwise
+from condistill.evaluate.metrics.intervals import t_quantile
 from condistill.evaluate.metrics.manifold import squared_radii
 from condistill.evaluate.metrics.metric import Context, Samples
 
@@ -152,6 +153,37 @@ def test_a_student_with_the_images_of_its_teacher_has_no_distance(name: str) -> 
     score = metric.compute()
     assert score is not None
     assert [score.value, score.low, score.high] == pytest.approx([0, 0, 0], abs=1e-9)
+
+
+def test_the_interval_of_kid_leaves_out_every_prompt_and_every_reference_image() -> None:
+    generated, reference = features(9, seed=1), features(7, seed=2)
+    prompts = ["a", "a", "b", "c", "d", "e", "e", "e", "f"]
+
+    def kid(images: Features, of_images: list[str], others: Features) -> float:
+        metric = METRICS["kid"](Context({"inception": reference_set(others)}))
+        metric.update(Samples(0, of_images, {"inception": images}, range(len(images))))
+        score = metric.compute()
+        assert score is not None
+        return score.value
+
+    kept = [np.array([prompt != left for prompt in prompts]) for left in "abcdef"]
+    by_prompt = [kid(generated[rows], [p for p, k in zip(prompts, rows, strict=True) if k], reference) for rows in kept]
+    by_image = [kid(generated, prompts, np.delete(reference, row, 0)) for row in range(7)]
+    variance = sum((len(v) - 1) * np.var(v) for v in (by_prompt, by_image))
+    metric = METRICS["kid"](Context({"inception": reference_set(reference)}))
+    metric.update(Samples(0, prompts, {"inception": generated}, range(9)))
+    score = metric.compute()
+    assert score is not None
+    assert score.high == pytest.approx(score.value + t_quantile(5) * np.sqrt(variance), rel=1e-6)
+    assert score.low == pytest.approx(score.value - t_quantile(5) * np.sqrt(variance), rel=1e-6)
+
+
+def test_an_image_on_the_surface_of_a_ball_counts_for_precision_and_not_for_density() -> None:
+    reference = np.arange(0, 20, 2, dtype=np.float32)[:, None]  # the last ball reaches 6 (k = 3) or 10 (k = 5) far
+    assert computed("precision", np.full((6, 1), 24.0, np.float32), reference).value == 1.0
+    assert computed("precision", np.full((6, 1), 24.1, np.float32), reference).value == 0.0
+    assert computed("density", np.full((6, 1), 28.0, np.float32), reference).value == 0.0
+    assert computed("density", np.full((6, 1), 27.9, np.float32), reference).value == pytest.approx(1 / 5)
 
 
 def test_images_of_a_single_prompt_have_no_kernel_distance() -> None:
