@@ -78,3 +78,12 @@ def test_there_may_be_fewer_images_than_features() -> None:
 def test_one_image_is_too_few() -> None:
     with pytest.raises(ValueError, match="two images or more; got 1 and 200"):
         distance(features(0, n=1), features(1))
+
+
+def test_features_in_float32_are_added_in_float64() -> None:
+    narrow = (1e3 + features(0)).astype(np.float32)
+    found, expected = Moments(), Moments()
+    found.update(narrow)
+    expected.update(narrow.astype(np.float64))
+    np.testing.assert_array_equal(found.mean, expected.mean)
+    np.testing.assert_array_equal(found.covariance, expected.covariance)

@@ -137,3 +137,8 @@ def test_thirty_thousand_prompts_have_the_interval_of_the_normal_distribution() 
     low, high = mean_interval(values, np.full(30_000, 1 / 30_000), np.arange(30_000), seed=0) or (0.0, 0.0)
     assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(30_000), rel=0.08)
     assert low < values.mean() < high
+
+
+def test_every_seed_counts_alike_and_the_spread_is_over_their_means() -> None:
+    score = computed(samples(np.ones(30)), samples(3 * np.ones(10), seed=1))
+    assert (score.value, score.spread) == (2.0, pytest.approx(np.sqrt(2)))
