@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluated import ToyFamily, ToyNetwork, toy_engine
+from processes import run_in_two_processes
 
 from condistill.evaluate.batches import begin_batches, finish_batches
 from condistill.evaluate.engine import Engine
 from condistill.evaluate.generate import Watch, generate_latents
+from condistill.evaluate.grid import PictureGrid
+from condistill.evaluate.results import Job, Measuring
 from condistill.evaluate.rounds import Round
 
 
@@ -166,3 +170,49 @@ def test_rounds_of_one_split_are_mapped_too(tmp_path: Path) -> None:
     engine = toy_engine(tmp_path, ToyFamily(), [ToyNetwork()], rounds=rounds)
     engine.run()
     assert arrays(engine, tmp_path / "mapped")["teacher"]["toy"].shape == (3, 3)
+
+
+SHARED = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {helpers!r})
+from accelerate import Accelerator
+from evaluated import ToyFamily, ToyNetwork, toy_engine
+from processes import run_in_two_processes
+from condistill.evaluate.grid import PictureGrid
+from condistill.evaluate.results import Job, Measuring
+
+family, folder = ToyFamily(), Path({folder!r})
+engine = toy_engine(folder, family, [ToyNetwork("dinov2")])
+engine.host.accelerator = Accelerator(cpu=True)
+engine.run()
+process = engine.host.accelerator.process_index
+(folder / f"decoded-{{process}}.txt").write_text(str(family.decoded))
+if process == 0:
+    rounds = engine.tasks[0].rounds
+    grid = lambda ranking: PictureGrid(folder / "grid", rounds, 2, ranking)
+    results = Measuring(Job(engine, rounds, engine.tasks), folder).results(grid)
+    scores = {{name: {{split: {{metric: score.model_dump() for metric, score in of_split.items()}}
+              for split, of_split in of_model.items()}} for name, of_model in results.scores.items()}}
+    (folder / "scores.json").write_text(json.dumps(scores))
+"""
+
+
+@pytest.mark.slow  # four processes
+def test_four_processes_have_the_scores_of_one_and_share_the_work(tmp_path: Path) -> None:
+    alone = toy_engine(tmp_path / "alone", ToyFamily(), [ToyNetwork("dinov2")])
+    alone.run()
+    expected = Measuring(Job(alone, alone.tasks[0].rounds, alone.tasks), tmp_path / "alone").results(
+        lambda ranking: PictureGrid(tmp_path / "alone" / "grid", alone.tasks[0].rounds, 2, ranking)
+    )
+    script = SHARED.format(helpers=str(Path(__file__).parents[1] / "helpers"), folder=str(tmp_path))
+    done = run_in_two_processes(tmp_path, script, processes=4)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert found["small"]["all"]["fd_dinov2"]
+    for name, of_model in expected.scores.items():
+        for split, of_split in of_model.items():
+            assert found[name][split] == {metric: score.model_dump() for metric, score in of_split.items()}
+    decoded = [int((tmp_path / f"decoded-{rank}.txt").read_text(encoding="utf-8")) for rank in range(4)]
+    assert sum(decoded) == 2 * 2 * 11
+    assert min(decoded) > 0

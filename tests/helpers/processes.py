@@ -29,20 +29,21 @@ RECIPE: dict[str, Any] = {
         "rolling": {"distill": {"loss": {"features": "cross_attention"}, "path": {"start": "noise", "share": 0.5}}},
     },
 }
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
+TORCHRUN = (*LAUNCHER, "2")
 
 
 CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
 def run_in_two_processes(
-    folder: Path, script: str, *, timeout: float = 120.0, **environment: str
+    folder: Path, script: str, *, timeout: float = 120.0, processes: int = 2, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script in two processes on the CPU, which talk over gloo. `RANK` is 0 in one and 1 in the other."""
+    """Run a script in two or more processes on the CPU, which talk over gloo. `RANK` is the number of each."""
     file = folder / "script.py"
     file.write_text(script, encoding="utf-8")
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **CPU, **environment}
-    command = [sys.executable, *TORCHRUN, str(file)]
+    command = [sys.executable, *LAUNCHER, str(processes), str(file)]
     return subprocess.run(command, capture_output=True, text=True, env=variables, check=False, timeout=timeout)
 
 

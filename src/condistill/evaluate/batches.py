@@ -8,7 +8,7 @@ checksum, so that a damaged file, or one of other inputs, is made again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,15 @@ class BatchFiles:
         """Return the rows of every file of a round, in order."""
         count = len(round_.prompts)
         return [range(start, min(start + self.rows_per_file, count)) for start in range(0, count, self.rows_per_file)]
+
+    def part(self, rounds: Sequence[Round], part: tuple[int, int]) -> list[tuple[int, range]]:
+        """Return the number of the round and the rows of the files that a process owns.
+
+        Args:
+            part: (process index, number of processes P); a process owns every P-th file of all rounds in a row.
+        """
+        every = [(number, rows) for number, each in enumerate(rounds) for rows in self.batches(each)]
+        return every[part[0] :: part[1]]
 
     def paths(self, round_: Round) -> list[Path]:
         """Return the files of a round."""

@@ -133,7 +133,7 @@ def extract_features(
 
     Args:
         directories: by the name of the source, where its features are kept.
-        part: see `generate_latents`.
+        part: see `BatchFiles.part`.
     """
     latents = BatchFiles.of(model.latents)
     files = {source.name: BatchFiles.of(directories[source.name]) for source in sources}
@@ -166,14 +166,13 @@ def missing_batches(
     files: BatchFiles, model: str, rounds: Sequence[Round], part: tuple[int, int], watch: Watch
 ) -> Iterator[tuple[int, range]]:
     """Yield the number of the round and the rows of the files of a process that are missing or damaged."""
-    for number, each in enumerate(rounds):
-        for rows in files.batches(each)[part[0] :: part[1]]:
-            if files.has(each, rows):
-                watch.on_found(len(rows), model)
-                continue
-            if (path := files.path(each, rows)).exists():
-                watch.on_damaged(path)
-            yield number, rows
+    for number, rows in files.part(rounds, part):
+        if files.has(rounds[number], rows):
+            watch.on_found(len(rows), model)
+            continue
+        if (path := files.path(rounds[number], rows)).exists():
+            watch.on_damaged(path)
+        yield number, rows
 
 
 def join_rows(parts: Sequence[Arrays]) -> Arrays:

@@ -48,22 +48,22 @@ def generate_latents(
 
     Args:
         batch_size: images that are generated at once.
-        part: (process index, number of processes P); a process owns every P-th file of a round.
+        part: see `BatchFiles.part`.
 
     Raises:
         CondistillError: latents are not finite, so they cannot be measured; they are not written.
     """
     files = BatchFiles.of(model.latents)
     missing: list[tuple[Round, range]] = []
-    for each in rounds:
-        whole = files.has_whole(each)
-        for rows in files.batches(each)[part[0] :: part[1]]:
-            if whole or files.has(each, rows):
-                watch.on_found(len(rows), model.name)
-                continue
-            if (path := files.path(each, rows)).exists():
-                watch.on_damaged(path)
-            missing.append((each, rows))
+    whole = [files.has_whole(each) for each in rounds]
+    for number, rows in files.part(rounds, part):
+        each = rounds[number]
+        if whole[number] or files.has(each, rows):
+            watch.on_found(len(rows), model.name)
+            continue
+        if (path := files.path(each, rows)).exists():
+            watch.on_damaged(path)
+        missing.append((each, rows))
     if not missing:
         return
     with model.loaded() as (family, denoiser):

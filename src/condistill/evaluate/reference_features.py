@@ -79,7 +79,7 @@ class ReferenceTask:
         Args:
             directories: by the name of the network, where its features are kept.
             names: of the networks that miss images.
-            part: see `generate_latents`.
+            part: see `BatchFiles.part`.
         """
         assert isinstance(self.images, ReferenceFolder)
         for source in self.sources:
