@@ -21,9 +21,12 @@ from rich.console import Console
 from condistill.config.recipe import TEACHER, Recipe
 from condistill.distill import stage as distill_stage
 from condistill.evaluate import stage as evaluate_stage
-from condistill.evaluate.generate import choose_rounds, generate_round
+from condistill.evaluate.engine import Engine, Task
+from condistill.evaluate.features import classifier_source
 from condistill.evaluate.measure import Measurement
 from condistill.evaluate.metrics.classifier import choose_classifier
+from condistill.evaluate.models import EvaluatedModel
+from condistill.evaluate.rounds import choose_rounds
 from condistill.pipelines.sampling import planned_sampling
 from condistill.profiling.forwards import evaluations_per_image
 from condistill.prompts import stage as prompts_stage
@@ -44,33 +47,35 @@ def scores_of(path: Path, steps: list[int]) -> dict[Point, dict[str, float]]:
     prompts, settings, variants = prompts_stage.open(run), run.recipe.evaluate, distill_stage.open(run)
     rounds = choose_rounds(settings, prompts.choose, prompts.splits)
     classifier = choose_classifier(settings.classifier, [prompt for each in rounds for prompt in each.prompts])
-    measurement = Measurement(rounds, run.family.decode, batch_size=settings.batch_size, classifier=classifier)
-    folder = evaluate_stage.open(run).directory / "curve"
-    folder.mkdir(parents=True, exist_ok=True)
-    found: dict[Point, dict[str, float]] = {}
+    assert classifier is not None
+    true_features = [classifier.reference(each.prompts, seed=each.seed) for each in rounds]
+    sources = [classifier_source(settings.classifier, classifier)]
+    tasks: dict[Point, Task] = {}
     for name in (TEACHER, *variants):
         variant = None if name == TEACHER else name
-        denoiser = variants[name].load(run.family) if variant else run.family.denoiser
         usual = planned_sampling(run.recipe, variant)
         for n in [usual.num_inference_steps] if usual.few_steps else steps:
-            sampling = replace(usual, num_inference_steps=n)
-            console.print(f"{path.name}: {name}, {n} steps")
-            latents = [
-                generate_round(
-                    folder / f"{name}-{n}-seed{each.seed}.arrow",
-                    run.family,
-                    denoiser,
-                    each,
-                    batch_size=settings.batch_size,
-                    sampling=sampling,
-                )
-                for each in rounds
-            ]
-            scores = measurement.scores(name, latents)
-            found[name, evaluations_per_image(sampling, denoiser)] = {
-                **{split: scores[split]["all_correct"].value for split in SPLITS},
-                "frechet": scores["all"]["frechet_classifier"].value,
-            }
+            inputs = {"of": evaluate_stage.key(run), "steps": n}
+            model = EvaluatedModel(
+                f"{name}-{n}",
+                lambda: run.family,
+                replace(usual, num_inference_steps=n),
+                run.stage(f"evaluation/curve/{name}-{n}", lambda inputs=inputs: inputs),
+                load=variants[name].load if variant else None,
+            )
+            tasks[name, n] = Task(model, rounds, sources)
+    engine = Engine(run, settings, list(tasks.values()))
+    engine.run()
+    measurement = Measurement(rounds, true_features=true_features)
+    found: dict[Point, dict[str, float]] = {}
+    for (name, _), task in tasks.items():
+        with engine.subject(task, run.path / "evaluation" / "curve" / ".mapped.partial") as subject:
+            scores = measurement.measure(subject).scores
+        denoiser = variants[name].load(run.family) if name != TEACHER else run.family.denoiser
+        found[name, evaluations_per_image(task.model.sampling, denoiser)] = {
+            **{split: scores[split]["all_correct"].value for split in SPLITS},
+            "frechet": scores["all"]["frechet_classifier"].value,
+        }
     return found
 
 

@@ -144,8 +144,9 @@ def run_measured(pipeline: Path, out: Path, preset: str, resolution: int) -> Log
     from condistill.distill.checkpoints import TrainingState
     from condistill.distill.previews import Previews
     from condistill.distill.trainer import Trainer
-    from condistill.evaluate import stage as evaluate_stage
-    from condistill.evaluate.measure import Measurement
+    from condistill.evaluate import engine as evaluate_engine
+    from condistill.evaluate.costs import Speeds
+    from condistill.evaluate.results import Measuring
     from condistill.run import context
     from condistill.utils import hashing
     from condistill.utils.malloc import keep_freed_memory
@@ -165,9 +166,9 @@ def run_measured(pipeline: Path, out: Path, preset: str, resolution: int) -> Log
     log.wrap(TrainingState, "save", "checkpoint")
     log.wrap(distill_stage, "_save", "save the pipeline")
     log.wrap(distill_stage.DistilledVariant, "load", "load the student")
-    log.wrap(evaluate_stage, "_generate", "evaluation: generate")
-    log.wrap(Measurement, "measure", "evaluation: decode")
-    log.wrap(evaluate_stage, "speed_records", "evaluation: time")
+    log.wrap(evaluate_engine, "generate_latents", "evaluation: generate")
+    log.wrap(Measuring, "results", "evaluation: measure and decode")
+    log.wrap(Speeds, "of_student", "evaluation: time")
     digest = hashing.hash_file
 
     def hash_file(path: Path, *others: Any) -> str:
@@ -194,7 +195,7 @@ STAGES = {
     "training": ("training", "previews"),
     "checkpoint": ("checkpoint",),
     "saving": ("save the pipeline",),
-    "evaluation": ("load the student", "evaluation: generate", "evaluation: decode", "evaluation: time"),
+    "evaluation": ("load the student", "evaluation: generate", "evaluation: measure and decode", "evaluation: time"),
 }
 """Stages of the plan, and the parts that belong to each."""
 
