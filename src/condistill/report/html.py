@@ -136,8 +136,8 @@ def _content(inputs: ReportInputs, figures: Figures, palette: Mapping[str, int |
         "details": details(evaluation),
         "groups": group_tables(evaluation),
         "next_steps": [(part.title if inputs.runs else "", next_steps(part)) for part in inputs.parts],
+        "meanings": metric_notes(metric for metric in evaluation.metrics if not metric.is_detail),
         "notes": [
-            *metric_notes(metric for metric in evaluation.metrics if not metric.is_detail),
             *filter(None, [reference_note(evaluation), missing_companions(evaluation)]),
             *few_images(evaluation),
         ],

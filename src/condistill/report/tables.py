@@ -246,10 +246,10 @@ def _chart(
 
 
 def score_charts(evaluation: Evaluation, colours: Mapping[str, str]) -> list[Charts]:
-    """Return the charts of every metric that has an upper bound and is not a detail."""
+    """Return the charts of every metric of single images that has an upper bound and is not a detail."""
     found = []
     for metric in evaluation.metrics:
-        if metric.upper_bound is None or metric.is_detail:
+        if metric.upper_bound is None or metric.is_detail or metric.is_partial:
             continue
         charts: list[Chart] = []
         for split in evaluation.splits:
