@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def _fitting(page: dict[str, Any], inputs: ReportInputs) -> str:
     return text
 
 
+@cache
 def _renderer() -> Callable[[Mapping[str, Any]], str]:
     """Return the function that turns the content of a page into HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
