@@ -71,7 +71,10 @@ def _size_of(student: StudentSettings) -> str:
     parts: list[str] = [student.preset] if student.preset else []
     parts += [f"width {student.width:g}"] if isinstance(student.width, float) else []
     parts += [f"depth {student.depth:g}"] if isinstance(student.depth, float) else []
-    return ", ".join(filter(None, parts)) or "student"
+    if student.target is not None:
+        shares = student.target.model_dump(exclude_none=True)
+        parts += [f"{share:g}x {name}" for name, share in shares.items()]
+    return ", ".join(parts) or "student"
 
 
 def renamed(inputs: ReportInputs, names: Mapping[str, str]) -> ReportInputs:
