@@ -35,6 +35,7 @@ RUNS_A_RECIPE = {
     "docs/evaluation.md",
     "docs/getting-started.md",
     "docs/plan.md",
+    "docs/report.md",
     "docs/runs.md",
     "docs/sweep.md",
 }
