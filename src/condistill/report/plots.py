@@ -75,7 +75,7 @@ def describe_loss(steps: Array, losses: Array) -> str:
     if not known.size:
         return "no loss"
     places = dict.fromkeys((int(known[0]), int(known[-1])))
-    return ", ".join(f"{significant(float(losses[i]))} at step {steps[i]:,.0f}" for i in places)
+    return ", ".join(f"{significant(float(losses[i]))} at step {int(steps[i]):,}" for i in places)
 
 
 def limits_of(histories: Sequence[History]) -> tuple[float, float] | None:
@@ -230,7 +230,7 @@ def _set_limits(axes: Any, steps: Array, losses: tuple[float, float] | None = No
     axes.set_ylim(low, high)
     axes.set_xlim(0, 1.03 * max(float(steps.max(initial=0.0)), 1.0))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{round(value):,}")
 
 
 def _label(axes: Any, text: str) -> None:

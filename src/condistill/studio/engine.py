@@ -126,7 +126,7 @@ def _number(value: object, what: str, least: float, most: float, *, whole: bool 
         CondistillError: it is none, or outside.
     """
     kind = "a whole number" if whole else "a number"
-    allowed = f"{kind} from {least:,} to {most:,.0f}"
+    allowed = f"{kind} from {least:,} to {round(most):,}"
     if value is None:
         raise CondistillError(f"{what} is empty; give {allowed}")
     try:
