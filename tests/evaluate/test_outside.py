@@ -78,14 +78,22 @@ def test_all_mistakes_are_listed_at_once(write: Write) -> None:
         "scores[3]: seed and number are whole numbers, and both are needed",
         "scores[4]: seed 5, number 9 is outside of the evaluation",
         "scores[5]: name the image by its file (image), or by seed and number, and not by both",
-        "scores[6]: hpsv3 is nan, which is no finite number",
-        "scores[7]: hpsv3 is 'high', which is no finite number",
+        "scores[6]: hpsv3 is nan, which is no number between -1e+30 and 1e+30",
+        "scores[7]: hpsv3 is 'high', which is no number between -1e+30 and 1e+30",
         "scores[8]: 'hpsv' is not in metrics; did you mean 'hpsv3'?",
         "scores[9]: hpsv3 of student and seed 5, number 0 is given twice, with different values; remove one",
         "scores[10] is no object; write one with model, image and scores",
     ]
     assert [line.removeprefix("  scores.json, ") for line in lines[:-1]] == expected
     assert lines[-1] == ("  hpsv3 of student is missing for 2 of 3 images: 000000000001.png, 000000000002.png")
+
+
+def test_a_score_of_any_size_is_a_number_or_a_mistake(write: Write) -> None:
+    found = check(write(rows("student", 2**53 + 1, -(2**53) - 1, 1e30)))
+    assert found.values["hpsv3"]["student"] == {(5, 0): 2.0**53, (5, 1): -(2.0**53), (7, 0): 1e30}
+    for value in (10**400, -1.7e308, float("inf")):
+        with pytest.raises(CondistillError, match=r"which is no number between -1e\+30 and 1e\+30"):
+            check(write(rows("student", 1, value, 3)))
 
 
 def test_of_many_mistakes_the_first_are_listed(write: Write) -> None:

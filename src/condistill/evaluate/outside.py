@@ -11,7 +11,6 @@ An image is named by the file that `--images` wrote, or by its seed and its numb
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,8 @@ _MOST_LINES = 20
 """Mistakes that a message lists."""
 _MOST_NAMED = 3
 """Missing images that a line names."""
+_LARGEST = 1e30
+"""Of a score, in absolute value: means, squares and differences of such scores are finite."""
 _PLACE = ("model", "image", "seed", "number")
 _RESERVED = {*_PLACE, "prompt", "split"}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
@@ -143,12 +144,15 @@ def _add(
             yield f"{at}: {mistake}"
             continue
         for name in known.keys() & row.keys():
-            value = row[name]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                yield f"{at}: {name} is {shorten(repr(value))}, which is no finite number"
+            value = _number(row[name])
+            if value is None:
+                yield (
+                    f"{at}: {name} is {shorten(repr(row[name]))}, which is no number between -{_LARGEST:g} and "
+                    f"{_LARGEST:g}"
+                )
                 continue
             of_model = scores.values[name].setdefault(model, {})
-            if of_model.setdefault(place, float(value)) != value:
+            if of_model.setdefault(place, value) != value:
                 yield f"{at}: {name} of {model} and {_shown(place)} is given twice, with different values; remove one"
 
 
@@ -199,6 +203,13 @@ def _place(row: Mapping[str, Any], images: Sequence[Image], places: Collection[P
     if (seed, number) not in places:
         raise ValueError(f"{_shown((seed, number))} is outside of the evaluation")
     return seed, number
+
+
+def _number(value: object) -> float | None:
+    """Return a score; None for what is no number, or one that no mean of many can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
+        return None
+    return float(value)
 
 
 def _missing(scores: OutsideScores, images: Sequence[Image]) -> Iterator[str]:
