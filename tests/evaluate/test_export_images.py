@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_an_interrupted_export_continues_after_its_last_image_and_holds_one_batc
     export_images(tmp_path, "student", IMAGES, decoder, key="k", batch_size=2, on_found=found.append)
     assert (decoder.batches, found) == ([[2, 3], [4]], [2])
     assert len([*(tmp_path / "student").iterdir()]) == 5 + 2
+
+
+def test_prompts_of_an_export_follow_the_splits_of_now(tmp_path: Path) -> None:
+    export_images(tmp_path, "student", IMAGES, Decoder(), key="k", batch_size=2)
+    moved, decoder = [replace(image, split="seen") for image in IMAGES], Decoder()
+    folder = export_images(tmp_path, "student", moved, decoder, key="k", batch_size=2)
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["split"] for line in lines] == ["seen"] * 5
+    assert decoder.batches == []
 
 
 def test_files_of_others_and_images_of_another_evaluation_are_not_touched(tmp_path: Path) -> None:

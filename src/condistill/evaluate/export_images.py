@@ -116,8 +116,6 @@ def export_images(
             remove(path)
     missing = [image for image in images if not (folder / image.file_name).is_file()]
     on_found(len(images) - len(missing))
-    if not missing and (folder / METADATA_NAME).is_file():
-        return folder
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
         for image, pixels in zip(batch, decode([image.index for image in batch]), strict=True):
@@ -134,5 +132,8 @@ def export_images(
         }
         for image in images
     )
-    write_text(folder / METADATA_NAME, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    metadata = folder / METADATA_NAME
+    if not metadata.is_file() or metadata.read_bytes() != text.encode():  # splits may have changed
+        write_text(metadata, text)
     return folder
