@@ -150,6 +150,32 @@ def test_pipelines_of_two_families_are_compared_by_networks_and_with_real_images
     assert "dinov2_distance" in evaluation.references.other_seed["all"]
 
 
+@pytest.mark.slow
+def test_splits_and_categories_are_those_of_the_settings_of_now(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("condistill.profiling.timing.MIN_ROUNDS", 1)
+    monkeypatch.setattr("condistill.profiling.timing.MAX_SECONDS", 0.0)
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt,kind,size\na fox,animal,small\na cat,animal,small\na tower,thing,large\n", "utf-8")
+
+    def evaluated(*keywords: str, column: str) -> Evaluation:
+        changes = {"prompt_files": (str(prompts),), "prompt_column": "prompt", "category_column": column, "seeds": (3,)}
+        settings = given.settings.model_copy(update={**changes, "keywords": keywords})
+        console = Console(file=io.StringIO())
+        evaluate_pipelines([str(given.teacher), str(given.student)], settings, tmp_path / "out", console=console)
+        return Evaluation.load(tmp_path / "out")
+
+    first = evaluated("tower", column="kind")
+    assert first.images_per_split == {"seen": 2, "unseen": 1, "all": 3}
+    assert [*first.groups["category"]] == ["animal", "thing"]
+    latents = times(tmp_path / "out" / "evaluation" / "latents")
+    second = evaluated("cat", "tower", column="size")  # the prompts are in the same order
+    assert second.images_per_split == {"seen": 1, "unseen": 2, "all": 3}
+    assert [*second.groups["category"]] == ["large", "small"]
+    assert times(tmp_path / "out" / "evaluation" / "latents") == latents
+
+
 def test_labels_are_the_ends_of_paths_that_differ(tmp_path: Path) -> None:
     names = ("a/pipelines/plain", "b/pipelines/plain", "b/Small U-Net", "b/teacher")
     for name in names:

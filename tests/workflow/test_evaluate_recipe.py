@@ -59,6 +59,29 @@ def test_a_protocol_has_results_of_its_own_and_leaves_those_of_the_run(
 
 
 @pytest.mark.slow
+def test_categories_are_those_of_the_column_of_now(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("condistill.profiling.timing.MIN_ROUNDS", 1)
+    monkeypatch.setattr("condistill.profiling.timing.MAX_SECONDS", 0.0)
+    prompts = tmp_path / "categories.csv"
+    prompts.write_text("prompt,kind,size\na face,body,large\nan old hand,body,small\n", encoding="utf-8")
+    protocol = protocol_of_prompts([str(prompts)])
+    base = tiny_recipe(run.folder, run.teacher, "distill.preview_every=3")
+
+    def categories(column: str) -> list[str]:
+        columns = ("evaluate.prompt_column=prompt", f"evaluate.category_column={column}")
+        recipe = tiny_recipe(run.folder, run.teacher, "distill.preview_every=3", *protocol.overrides(), *columns)
+        console = Console(file=io.StringIO())
+        results = evaluate_recipe(recipe, run.out, protocol=(protocol.name, base), console=console)
+        return [*Evaluation.load(results).groups["category"]]
+
+    assert categories("size") == ["large", "small"]
+    prompts_stay = times(run.out / "evaluations" / "categories" / "evaluation" / "latents")
+    with pytest.raises(KeyError):  # a category that all prompts have is no group
+        categories("kind")
+    assert times(run.out / "evaluations" / "categories" / "evaluation" / "latents") == prompts_stay
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_teacher")
 @pytest.mark.parametrize(
     ("changes", "message"),

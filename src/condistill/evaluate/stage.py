@@ -111,6 +111,8 @@ def _figure_inputs(run: Run) -> dict[str, Any]:
     if networks := _networks(run):
         inputs |= {f"evaluate.networks.{name}": located.inputs(_hash_of(run)) for name, located in networks.items()}
         inputs |= {"evaluate.resize": settings.resize, "evaluate.resize_filter": settings.resize_filter}
+    if settings.category_column is not None:
+        inputs["evaluate.category_column"] = settings.category_column
     if settings.reference is not None:
         inputs["evaluate.reference"] = _reference_images(run).inputs(_hash_of(run))
     return inputs

@@ -23,6 +23,7 @@ from condistill.evaluate.measure import Scores
 from condistill.evaluate.merge_scores import images_of, merge_again
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.metrics.classifier import ImageClassifier, choose_classifier
+from condistill.evaluate.metrics.metric import ImageKey
 from condistill.evaluate.models import EvaluatedModel
 from condistill.evaluate.networks.locate import check_evaluation_files, locate_networks
 from condistill.evaluate.networks.network import LocatedNetwork
@@ -236,7 +237,18 @@ class _Work:
             latents = {task.model.name: task.model.latents.key for task in self.job.engine.tasks}
             images = self.job.engine.reference
             reference = {} if images is None else {"evaluate.reference": images.images.inputs(images.hash_of)}
-            return {**latents, **named, **chosen, **reference, "metrics": list(METRICS), "formats": formats}
+            return {
+                **latents,
+                **named,
+                **chosen,
+                **reference,
+                "splits": key_of(
+                    [{name: [rows.start, rows.stop] for name, rows in r.splits.items()} for r in self.rounds]
+                ),
+                "groups": key_of({kind: _members(groups) for kind, groups in self.groups.items()}),
+                "metrics": list(METRICS),
+                "formats": formats,
+            }
 
         directory = self.host.stage("evaluation/figures", inputs)
         directory.is_costly = False
@@ -326,6 +338,11 @@ class _Work:
                 )
                 advance(1, note=model.label)
         return records
+
+
+def _members(groups: Mapping[str, set[ImageKey]]) -> dict[str, list[ImageKey]]:
+    """Return the images of each group in order."""
+    return {name: sorted(members) for name, members in groups.items()}
 
 
 def _write_report(host: PipelinesHost, work: _Work) -> None:
