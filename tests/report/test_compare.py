@@ -34,9 +34,11 @@ def test_a_larger_spread_over_seeds_counts_and_shrinks_with_their_number(seeds: 
     assert alike(score(1.0, 0.001, 0.1), score(1.12, 0.001, 0.1), seeds=seeds) == expected
 
 
-def test_scores_without_an_error_count_as_exact() -> None:
-    assert not alike(score(1.0), score(1.001))
+def test_scores_of_unknown_error_differ_by_more_than_five_percent() -> None:
+    assert alike(score(12.02), score(12.01))
     assert alike(score(1.0), score(1.0))
+    assert alike(score(0.0), score(0.0))
+    assert not alike(score(12.0), score(13.0))
 
 
 def test_models_without_a_paired_comparison_may_differ_although_their_intervals_overlap() -> None:

@@ -203,8 +203,16 @@ def test_distances_within_the_error_are_too_close_to_call() -> None:
             0.28,
             7.0,
             0.12,
-            "small is nearly as close to its teacher as another seed of the teacher: Latent RMSE 0.280 on unseen "
-            "prompts, against 7.00 before training and 0.120 between two seeds of the teacher; that is 96 % less than "
+            "small is much closer to its teacher than before training, but not as close as another seed of the "
+            "teacher: Latent RMSE 0.280 on unseen prompts, against 7.00 before training and 0.120 between two seeds of the "
+            "teacher; that is 96 % less than before training.",
+        ),
+        (
+            1.55,
+            7.0,
+            1.5,
+            "small is about as close to its teacher as another seed of the teacher: Latent RMSE 1.55 on unseen "
+            "prompts, against 7.00 before training and 1.50 between two seeds of the teacher; that is 78 % less than "
             "before training.",
         ),
     ],
@@ -218,6 +226,32 @@ def test_a_distance_is_compared_with_the_student_before_training_and_another_see
     headline, detail = verdict(evaluation)
     assert detail.startswith(expected)
     assert headline.startswith(expected.partition(":")[0])  # the words, not a number without a scale
+
+
+def test_without_weights_before_training_a_model_is_not_still_far_from_its_teacher() -> None:
+    evaluation = build_evaluation(
+        {"foreign": {"unseen": {"latent_rmse": 5.0}}}, references=build_references(other_seed=4.0)
+    )
+    assert verdict(evaluation)[0].startswith("foreign is further from its teacher than another seed of the teacher")
+
+
+def test_set_metrics_of_one_seed_do_not_decide_by_their_last_digit() -> None:
+    values = {"teacher": 12.02, "plain": 12.03, "small": 12.01}
+    scores: Any = {name: {"all": {"fd_dinov2": value}} for name, value in values.items()}
+    assert "too close to plain to call" in verdict(build_evaluation(scores))[0]
+    scores["plain"] = {}
+    assert "as good as its teacher, within the error" in verdict(build_evaluation(scores))[0]
+
+
+def test_the_verdict_says_what_is_missing_next_to_a_distance_of_sets_after_another_headline() -> None:
+    scores: Any = {
+        "teacher": {"all": {"clip_score": 0.31, "fid": 10.0}},
+        "small": {"all": {"clip_score": 0.30, "fid": 14.0}},
+    }
+    headline, detail = verdict(build_evaluation(scores))
+    assert "CLIP score" in headline
+    assert "FID 14.0" in detail
+    assert "FID compares whole sets of images and can mislead alone; not measured: precision and recall." in detail
 
 
 def test_without_references_nothing_is_compared() -> None:

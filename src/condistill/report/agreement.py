@@ -13,6 +13,8 @@ CLOSE = 0.5
 """The share of the distance between two seeds of the teacher below which a student follows its teacher closely."""
 NEAR = 0.9
 """The share of the way from the distance before training to that of two seeds from which on a student is near."""
+ABOUT = 1.1
+"""The share of the distance between two seeds of the teacher up to which the two distances are about equal."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,12 @@ class Agreement:
             return "follows its teacher closely"
         if self.share < 1:
             return "follows its teacher loosely"
+        if self.before is None:
+            return "is further from its teacher than another seed of the teacher"
         if self.progress is not None and self.progress >= NEAR:
-            return "is nearly as close to its teacher as another seed of the teacher"
+            if self.share <= ABOUT:
+                return "is about as close to its teacher as another seed of the teacher"
+            return "is much closer to its teacher than before training, but not as close as another seed of the teacher"
         return "is still far from its teacher"
 
     def figures(self) -> str:

@@ -10,6 +10,8 @@ from condistill.evaluate.record import ModelRecord
 
 TOLERANCE = 0.05
 """Relative difference of two times, or of two peaks of memory, that is within the error of the measurement."""
+UNKNOWN_ERROR = 0.05
+"""Relative difference of two scores up to which they are alike where nothing is known of their error."""
 
 
 def cost_the_same(one: ModelRecord, other: ModelRecord) -> bool:
@@ -42,7 +44,8 @@ def score_alike(metric: type[Metric], one: Score, other: Score, *, images: int, 
 
     The standard error of a score follows from its interval or else from the number of images, or from the spread if
     that is larger. The spread is over evaluation seeds, so the error of their mean is smaller by the square root of
-    their number. A score with none of them, such as FID of one seed, counts as exact.
+    their number. Where neither score has any of them, such as FID of one seed, they are alike if they differ by 5 % or
+    less: they have an error, although it was not measured.
 
     The errors are taken as independent. Where two models were compared image by image (`Evaluation.comparison`), that
     comparison decides instead: it needs far fewer images.
@@ -50,7 +53,10 @@ def score_alike(metric: type[Metric], one: Score, other: Score, *, images: int, 
     scores = (one, other)
     sampling = math.hypot(*(_sampling_error(metric, score, images) for score in scores))
     spread = math.hypot(*(score.spread or 0.0 for score in scores)) / math.sqrt(seeds)
-    return abs(one.value - other.value) <= 2 * max(sampling, spread)
+    error = 2 * max(sampling, spread)
+    if not error:
+        error = UNKNOWN_ERROR * max(abs(one.value), abs(other.value))
+    return abs(one.value - other.value) <= error
 
 
 def _sampling_error(metric: type[Metric], score: Score, images: int) -> float:

@@ -99,7 +99,8 @@ def verdict_sentences(evaluation: Evaluation) -> tuple[str, list[str]]:
         return headline, [*agreement, time, _not_measured(evaluation), *_separation(evaluation, name)]
     scores = _Scores.of(evaluation, name, split, metric)
     is_seen_too = split == "unseen" and evaluation.score(name, "seen", metric) is not None
-    missing = missing_companions(evaluation) if metric.is_partial else ""
+    needs_companions = metric.is_partial or any(m.reference != "none" for m in quality_metrics(evaluation))
+    missing = missing_companions(evaluation) if needs_companions else ""
     return _with_quality(evaluation, scores), [
         *([_seen_line(_Scores.of(evaluation, name, "seen", metric))] if is_seen_too else []),
         *_interval(scores),
