@@ -79,7 +79,7 @@ def test_a_student_that_loses_more_on_unseen_prompts_than_its_teacher_needs_more
 
 def test_a_student_as_good_as_its_teacher_may_use_fewer_steps_and_be_smaller() -> None:
     found = actions(shares(teacher=(0.9, 0.9), small=(0.9, 0.9)))
-    assert "Train it to sample in fewer steps (`distill.few_steps`" in found
+    assert "Train small to sample in fewer steps (`distill.few_steps`" in found
     assert "an image takes 50 denoiser evaluations." in found
     assert "Try a smaller student." in found
     assert "smaller" not in actions(shares(teacher=(0.9, 0.9), small=(0.5, 0.5)))

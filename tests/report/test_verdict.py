@@ -204,8 +204,8 @@ def test_distances_within_the_error_are_too_close_to_call() -> None:
             7.0,
             0.12,
             "small is much closer to its teacher than before training, but not as close as another seed of the "
-            "teacher: Latent RMSE 0.280 on unseen prompts, against 7.00 before training and 0.120 between two seeds of the "
-            "teacher; that is 96 % less than before training.",
+            "teacher: Latent RMSE 0.280 on unseen prompts, against 7.00 before training and 0.120 between two seeds of "
+            "the teacher; that is 96 % less than before training.",
         ),
         (
             1.55,
@@ -252,6 +252,29 @@ def test_the_verdict_says_what_is_missing_next_to_a_distance_of_sets_after_anoth
     assert "CLIP score" in headline
     assert "FID 14.0" in detail
     assert "FID compares whole sets of images and can mislead alone; not measured: precision and recall." in detail
+
+
+def test_only_a_share_is_kept_in_percent() -> None:
+    scores: Any = {"teacher": {"all": {"pickscore": 21.0}}, "small": {"all": {"pickscore": 18.0}}}
+    assert verdict(build_evaluation(scores))[0].startswith(
+        "small has a PickScore of 18.0 on all prompts, against 21.0 for the teacher: worse than its teacher, at"
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("fid", "an FID"),
+        ("fd_dinov2", "an FD-DINOv2"),
+        ("inception_score", "an Inception score"),
+        ("hpsv2", "an HPSv2"),
+        ("kid", "a KID"),
+        ("cmmd", "a CMMD"),
+        ("clip_score", "a CLIP score"),
+    ],
+)
+def test_metrics_have_the_article_with_which_they_are_spoken(metric: str, words: str) -> None:
+    assert f"small has {words} of" in verdict(build_evaluation({"small": {"all": {metric: 1.0}}}))[0]
 
 
 def test_without_references_nothing_is_compared() -> None:

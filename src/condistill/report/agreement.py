@@ -76,17 +76,19 @@ class Agreement:
             return "is no closer to its teacher than before training"
         if self.share is None:
             return "is closer to its teacher than before training" if self.has_improved else ""
-        if self.share < CLOSE:
-            return "follows its teacher closely"
         if self.share < 1:
-            return "follows its teacher loosely"
+            return f"follows its teacher {'closely' if self.share < CLOSE else 'loosely'}"
+        return self._words_of_a_larger_distance(self.share)
+
+    def _words_of_a_larger_distance(self, share: float) -> str:
+        """Return the agreement of a student that is not as close to its teacher as another seed."""
         if self.before is None:
             return "is further from its teacher than another seed of the teacher"
-        if self.progress is not None and self.progress >= NEAR:
-            if self.share <= ABOUT:
-                return "is about as close to its teacher as another seed of the teacher"
-            return "is much closer to its teacher than before training, but not as close as another seed of the teacher"
-        return "is still far from its teacher"
+        if self.progress is None or self.progress < NEAR:
+            return "is still far from its teacher"
+        if share <= ABOUT:
+            return "is about as close to its teacher as another seed of the teacher"
+        return "is much closer to its teacher than before training, but not as close as another seed of the teacher"
 
     def figures(self) -> str:
         """Return the distance with its references, as the end of a sentence."""

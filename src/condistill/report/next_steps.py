@@ -189,7 +189,7 @@ def _go_smaller(inputs: ReportInputs) -> Iterator[Advice]:
     evaluations = evaluation.models[name].sampling.denoiser_evaluations
     if evaluations > FEW_EVALUATIONS:
         yield Advice(
-            "Train it to sample in fewer steps (`distill.few_steps`, `distill.guidance_distillation`).",
+            f"Train {name} to sample in fewer steps (`distill.few_steps`, `distill.guidance_distillation`).",
             f"{evidence}, and an image takes {evaluations} denoiser evaluations.",
         )
     yield Advice("Try a smaller student.", f"{evidence}.")
@@ -204,6 +204,8 @@ def _evaluate_more(inputs: ReportInputs) -> Iterator[Advice]:
         return
     evidence = f"The figures do not separate {best} from {_some(others)}"
     paired = evaluation.comparison(best, others[0], split, metric)
+    if paired is not None and paired.low == paired.high == 0 and len(others) == 1:
+        return  # equal image by image: no number of images separates them
     if paired is not None and paired.difference:
         times = ((paired.high - paired.low) / 2 / paired.difference) ** 2
         if 1 < times <= _MOST_IMAGES:

@@ -198,7 +198,8 @@ def _against_teacher(scores: _Scores, teacher: Score, to_teacher: Difference) ->
         return "as good as its teacher" + (", within the error" if student != best else "")
     if to_teacher.is_better:
         return "better than its teacher"
-    if scores.metric.direction == "higher" and best > 0 and student >= 0:
+    is_share = scores.metric.notation.unit == "%"  # half a logit or half a cosine is not half as good
+    if is_share and scores.metric.direction == "higher" and best > 0:
         return f"it keeps {percent(student / best)} of that"
     return "worse than its teacher"
 

@@ -67,3 +67,10 @@ def si_quantity(number: float) -> str:
 def times_as_fast(relative_time: float) -> str:
     """Return the speed for a fraction of the time of the teacher: `2.00× as fast` for `0.5`."""
     return f"{1 / relative_time:.2f}× as fast" if relative_time > 0 else ""
+
+
+def article(noun: str) -> str:
+    """Return `a` or `an`, as it is spoken before a noun: `an FID`, `an Inception score`, `a KID`."""
+    is_spelled = noun[:2].isupper() and noun[:3] not in ("CLI", "KID")
+    vowels = "AEFHILMNORSX" if is_spelled else "AEIOU"
+    return "an" if noun[:1].upper() in tuple(vowels) else "a"

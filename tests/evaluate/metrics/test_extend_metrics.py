@@ -83,5 +83,5 @@ def test_a_registered_metric_is_in_the_table_of_a_sweep(evaluation: Evaluation) 
 def test_a_metric_that_was_measured_alone_is_what_the_verdict_is_about(evaluation: Evaluation) -> None:
     scores: dict[str, Any] = {name: {"all": {"brightness": value}} for name, value in (("teacher", 40), ("small", 30))}
     assert verdict(build_evaluation(scores))[0].startswith(
-        "small has a Brightness of 30.0 on all prompts, against 40.0 for the teacher: it keeps 75 % of that"
+        "small has a Brightness of 30.0 on all prompts, against 40.0 for the teacher: worse than its teacher"
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics.moments import Moments
-from condistill.utils.format import significant
+from condistill.utils.format import article, significant
 from condistill.utils.record import Record
 from condistill.utils.registry import Registry
 
@@ -220,7 +220,7 @@ class Metric(ABC):
     @classmethod
     def predicate(cls, value: float, prompts: str) -> str:
         """Return the rest of a sentence that begins with a model's name; `prompts` is such as "unseen prompts"."""
-        return f"has a {cls.label} of {cls.notation.text(value)} on {prompts}"
+        return f"has {article(cls.label)} {cls.label} of {cls.notation.text(value)} on {prompts}"
 
     @classmethod
     def sampling_error(cls, value: float, images: int) -> float | None:  # noqa: ARG003
