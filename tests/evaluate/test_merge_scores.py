@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluated import ToyFamily, toy_engine, toy_rounds
 from evaluations import build_evaluation
 
 from condistill.evaluate.export_images import Image
 from condistill.evaluate.merge_scores import _read as kept_scores
-from condistill.evaluate.merge_scores import joined, keep_scores, merge_scores
+from condistill.evaluate.merge_scores import joined, keep_scores, merge_again, merge_scores, scores_directory
 from condistill.evaluate.outside import OutsideScores
 from condistill.evaluate.outside_metric import OutsideRecord
 from condistill.evaluate.record import Evaluation, measured_metrics
+from condistill.evaluate.results import Job
 from condistill.run.stage_directory import StageDir
 
 RECORD = OutsideRecord(label="HPSv3", direction="higher")
@@ -102,3 +104,17 @@ def test_kept_scores_belong_to_the_images_they_were_made_of(tmp_path: Path) -> N
     of_others.is_costly = False
     keep_scores(of_others, scores_of("small"))
     assert kept_scores(of_others, names, IMAGES) == scores_of("small")
+
+
+def test_kept_scores_that_cannot_be_merged_are_named_with_the_reason(tmp_path: Path) -> None:
+    engine = toy_engine(tmp_path, ToyFamily(), rounds=toy_rounds(2, (7,)))
+    host, job = engine.host, Job(engine, engine.tasks[0].rounds, engine.tasks)
+    merge_again(host, job, tmp_path, {})
+    assert host.printed == []  # type: ignore[attr-defined]
+    keep_scores(scores_directory(host, job), scores_of("teacher"))
+    (tmp_path / "evaluation" / "scores" / "scores.json").write_text('{"format', encoding="utf-8")
+    merge_again(host, job, tmp_path, {})
+    (line,) = host.printed  # type: ignore[attr-defined]
+    assert line.endswith(
+        "scores.json is missing, damaged or was edited, so it is not merged; merge the scores again with --scores"
+    )

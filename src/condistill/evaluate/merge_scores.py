@@ -63,13 +63,17 @@ def keep_scores(directory: StageDir, scores: OutsideScores) -> None:
     directory.finish([path / SCORES_NAME])
 
 
-def kept_scores(directory: StageDir, job: Job) -> OutsideScores | None:
-    """Return the scores that were kept for the same images; None if there are none."""
-    return _read(directory, [task.model.name for task in job.models], images_of(job.rounds))
+def kept_scores(host: Host, directory: StageDir, job: Job) -> OutsideScores | None:
+    """Return the scores that were kept for the same images; None, after a line, if they cannot be used."""
+    scores = _read(directory, [task.model.name for task in job.models], images_of(job.rounds))
+    if scores is None and directory.record() is not None:
+        host.say(f"{directory.path / SCORES_NAME} {_why_not(directory)}")
+    return scores
 
 
 def _read(directory: StageDir, models: Sequence[str], images: Sequence[Image]) -> OutsideScores | None:
-    if not directory.is_done():
+    record = directory.record()
+    if record is None or record.key != directory.key or not record.done or directory.damaged():
         return None
     path = directory.path / SCORES_NAME
     try:
@@ -84,14 +88,17 @@ def merge_again(host: Host, job: Job, figures: Path, groups: Groups) -> None:
     Args:
         figures: the directory of the figures.
     """
-    directory = scores_directory(host, job)
-    if directory.record() is None:
-        return
-    scores = kept_scores(directory, job)
-    if scores is None:
-        host.say(f"{directory.path / SCORES_NAME} is of other images, so it is not merged; score the images again")
-        return
-    merge_into(figures, scores, images_of(job.rounds), groups)
+    scores = kept_scores(host, scores_directory(host, job), job)
+    if scores is not None:
+        merge_into(figures, scores, images_of(job.rounds), groups)
+
+
+def _why_not(directory: StageDir) -> str:
+    """Return why scores that were kept are not merged, and what to do."""
+    record = directory.record()
+    if record is not None and record.key == directory.key and directory.damaged():
+        return "is missing, damaged or was edited, so it is not merged; merge the scores again with --scores"
+    return "is of other images, so it is not merged; score the images again"
 
 
 def merge_into(figures: Path, scores: OutsideScores, images: Sequence[Image], groups: Groups) -> None:

@@ -162,7 +162,7 @@ def _merge(host: EvaluationHost, evaluated: Evaluated, files: ScoreFiles) -> Non
     images = images_of(job.rounds)
     found = check_scores(files, models=[task.model.name for task in job.models], images=images)
     directory = scores_directory(host, job)
-    found = joined(kept_scores(directory, job), found)
+    found = joined(kept_scores(host, directory, job), found)
     keep_scores(directory, found)
     merge_into(figures.path, found, images, evaluated.groups)
     record = figures.record()
