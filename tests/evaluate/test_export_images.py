@@ -72,6 +72,17 @@ def test_prompts_of_an_export_follow_the_splits_of_now(tmp_path: Path) -> None:
     assert decoder.batches == []
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_images_are_generated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denied = str(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, _mode: str(path) != denied)
+    with pytest.raises(CondistillError, match=f"--images: {denied} cannot be written to; change its permissions"):
+        check_folder(tmp_path / "new" / "images", "student", None)
+    (tmp_path / "there").mkdir()
+    check_folder(tmp_path / "there", "student", None)
+
+
 def test_files_of_others_and_images_of_another_evaluation_are_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "000000000000.png").write_bytes(b"a photo")

@@ -8,6 +8,7 @@ same noise. An interrupted export continues; files of anything else are never re
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,11 @@ def check_folder(out: Path, model: str, key: str | None) -> None:
         raise CondistillError(f"--images: {out} is a file; choose a folder")
     if folder.exists() and not folder.is_dir():
         raise CondistillError(f"--images: {folder} is a file; choose another folder")
+    nearest = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise CondistillError(
+            f"--images: {nearest} cannot be written to; change its permissions, or choose another folder"
+        )
     if not folder.is_dir() or not any(not is_temporary(path) for path in folder.iterdir()):
         return
     mark = folder / MARK_NAME
