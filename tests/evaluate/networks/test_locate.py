@@ -231,6 +231,13 @@ def test_reference_images_of_another_size_than_generated_ones_need_a_size(tmp_pa
     check_evaluation_files(settings.model_copy(update={"resize": 8}), image_size=(24, 32))
 
 
+def test_a_size_of_images_that_no_network_reads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CondistillError, match=r"evaluate\.resize is 16, and no network reads the images; set"):
+        check_evaluation_files(EvaluateSettings(resize=16, classifier="miniature"))
+    networks = NetworkSettings(dinov2=str(write_dinov2(tmp_path / "dinov2")))
+    check_evaluation_files(EvaluateSettings(resize=16, networks=networks))
+
+
 def test_a_reference_that_no_network_reads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = _reference(tmp_path / "images", 16)
     with pytest.raises(CondistillError, match=r"and no network reads the images; set evaluate\.networks\.inception"):

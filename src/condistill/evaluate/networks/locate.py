@@ -49,6 +49,11 @@ def check_evaluation_files(
             check_reference(ReferenceImages.open(settings.reference, settings), settings, image_size)
         except CondistillError as error:
             problems.append(str(error))
+    if settings.resize is not None and not sources_of(settings.networks):
+        problems.append(
+            f"evaluate.resize is {settings.resize}, and no network reads the images; set evaluate.networks.inception "
+            "or another network, or leave out evaluate.resize"
+        )
     _raise(problems)
     return tuple(download_lines(located))
 
