@@ -14,7 +14,7 @@ from condistill.config.recipe import TEACHER
 from condistill.evaluate.metrics import Metric, Score
 from condistill.evaluate.record import Evaluation
 from condistill.report.agreement import Agreement, closer_than_before
-from condistill.report.compare import take_as_long
+from condistill.report.compare import cost_the_same, take_as_long
 from condistill.report.evidence import (
     PROMPTS,
     Difference,
@@ -274,7 +274,7 @@ def _share_of_parameters(evaluation: Evaluation, name: str) -> float:
 def _size_and_time(evaluation: Evaluation, name: str) -> str:
     student, share = evaluation.models[name], percent(_share_of_parameters(evaluation, name))
     if take_as_long(student, evaluation.teacher):
-        return f"has {share} of the teacher's parameters and takes as long for an image"
+        return f"has {share} of the teacher's parameters and takes about as long for an image"
     time = percent(student.speed.relative_time)
     return f"has {share} of the teacher's parameters and generates an image in {time} of its time"
 
@@ -285,9 +285,11 @@ def _seen_line(scores: _Scores) -> str:
 
 def _time_line(evaluation: Evaluation, name: str) -> str:
     student, teacher = evaluation.models[name], evaluation.teacher
-    if take_as_long(student, teacher):
-        return f"An image takes as long as with the teacher, {duration(teacher.speed.sec_per_image, 2)}."
     times = [duration(model.speed.sec_per_image, 2) for model in (student, teacher)]
+    if take_as_long(student, teacher):
+        if cost_the_same(student, teacher) or times[0] == times[1]:
+            return f"An image takes as long as with the teacher, {times[1]}."
+        return f"An image takes {times[0]}, and {times[1]} with the teacher: a difference within the spread of times."
     return f"An image takes {times[0]} instead of {times[1]}."
 
 
