@@ -51,7 +51,10 @@ def test_a_recipe_is_a_yaml_file_or_another_file_that_is_no_weights(tmp_path: Pa
         (("miniature", "./gone"), "there is no recipe and no pipeline ./gone; give a recipe file (.yaml)"),
         (("miniature", ""), "a name is empty"),
         (("gone.yaml",), "there is no recipe at gone.yaml"),
-        (("recipe.yaml", "--protocol", "quick-lok"), "there is no protocol 'quick-lok'; did you mean 'quick-look'?"),
+        (
+            ("recipe.yaml", "--protocol", "quick-lok"),
+            "there is no protocol 'quick-lok' (a file of your own ends in .yaml); did you",
+        ),
         (("recipe.yaml", "--protocol", "coco-30k"), "evaluate.prompt_files: a file with captions of MS-COCO val2014"),
         (("miniature", "--protocol", "prompt-set"), "the protocol prompt-set needs what is not given"),
         (("miniature", "-p", "a.txt", "-s", "distill.steps=3"), "-s takes settings of evaluate only, and got distill"),

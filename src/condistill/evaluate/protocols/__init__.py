@@ -91,7 +91,7 @@ def load_protocol(name: str) -> Protocol:
             return _read(folder / f"{name}.yaml")
     if not name.lower().endswith(_EXTENSIONS):
         raise CondistillError(
-            f"there is no protocol {name!r}{nearest(name, protocol_names())}; a file of your own ends in .yaml"
+            f"there is no protocol {name!r} (a file of your own ends in .yaml){nearest(name, protocol_names())}"
         )
     path = resolve_path(name)
     if not _NAME.fullmatch(path.stem):
