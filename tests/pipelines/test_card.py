@@ -12,7 +12,7 @@ import yaml
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.pipelines.card import PipelineParts, ScoreRow, ScoreTable, escape, model_card
+from condistill.pipelines.card import PipelineParts, ScoreRow, ScoreTable, escape, is_edited, model_card
 from condistill.pipelines.record import DenoiserSize, StudentRecord
 
 STUDENT = StudentRecord(
@@ -182,3 +182,11 @@ def test_a_student_of_a_quick_run_is_labelled() -> None:
     label = "**Quick run: a test of the set-up, not a student to use.**"
     assert label in _card(quick=True)
     assert label not in _card()
+
+
+def test_a_card_that_was_edited_is_known_from_one_that_was_not() -> None:
+    card = _card()
+    assert not is_edited(card)
+    assert is_edited(card + "My own words.\n")
+    assert is_edited(card.replace("The student can", "This model can"))
+    assert is_edited("# A card of another program\n")

@@ -48,3 +48,16 @@ def test_previews_are_no_part_of_a_result(run: Run, no_teacher: None) -> None:
     shutil.rmtree(run.out / "distill" / "plain" / "previews")
     run.again("distill.preview_every=1")
     assert "previews" not in (run.out / "distill" / "plain" / "stage.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_model_card_that_the_user_edited_is_moved_before_a_new_one_is_written(run: Run, no_teacher: None) -> None:
+    card = run.out / "pipelines" / "plain" / "README.md"
+    run.again()
+    assert not (run.out / "old").exists()
+    card.write_text("my own words\n", encoding="utf-8")
+    run.again()
+    assert "# plain, distilled from" in card.read_text(encoding="utf-8")
+    (moved,) = (run.out / "old").rglob("README.md")
+    assert moved.read_text(encoding="utf-8") == "my own words\n"
+    assert f"moved {card} to {moved}\n" in run.printed

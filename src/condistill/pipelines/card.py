@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -131,7 +132,25 @@ def model_card(
         "It inherits the teacher's licence: the terms of the teacher's weights apply to these weights.",
         f"Made with condistill {metadata.version('condistill')}.",
     ]
-    return printable("\n\n".join(section for section in sections if section) + "\n")
+    return _signed(printable("\n\n".join(section for section in sections if section) + "\n"))
+
+
+_SIGNATURE = re.compile(r"\n<!-- condistill ([0-9a-f]{16}) -->\n\Z")
+
+
+def _signed(card: str) -> str:
+    """Return a card with a comment that tells an edited card from one that condistill wrote."""
+    return f"{card}\n<!-- condistill {_digest(card)} -->\n"
+
+
+def is_edited(card: str) -> bool:
+    """Return whether a card is not as condistill wrote it."""
+    found = _SIGNATURE.search(card)
+    return found is None or found.group(1) != _digest(card[: found.start()])
+
+
+def _digest(card: str) -> str:
+    return hashlib.sha256(card.encode()).hexdigest()[:16]
 
 
 def _teacher_changes(teacher: TeacherSettings) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from condistill.distill import stage as distill_stage
 from condistill.evaluate import stage as evaluate_stage
-from condistill.pipelines.card import PipelineParts, model_card
+from condistill.pipelines.card import PipelineParts, is_edited, model_card
 from condistill.pipelines.sampling import SAMPLING_NAME, planned_sampling
 from condistill.report.cautions import cautions
 from condistill.report.figures import FOLDER_NAME
@@ -67,6 +67,14 @@ def write_page(run: Run, inputs: ReportInputs) -> Path:
     return write_report(open(run), inputs, plots=run.results / FOLDER_NAME)
 
 
+def _write_card(run: Run, path: Path, card: str) -> None:
+    """Replace a model card; one that the user edited is moved to `old/` first, which is printed."""
+    known = path.read_bytes().decode(errors="replace") if path.is_file() else ""
+    if known and known != card and is_edited(known):
+        run.directory.set_aside([path])
+    write_text(path, card)
+
+
 def _write(run: Run) -> None:
     """Write `report.html`, add the scores to the model cards, and print the verdict and all paths."""
     recipe, variants, finished = run.recipe, distill_stage.open(run), evaluate_stage.open(run)
@@ -81,7 +89,7 @@ def _write(run: Run) -> None:
             scores=card_scores(evaluation, name),
             on_disk=card_sizes(evaluation, name),
         )
-        write_text(variant.pipeline / "README.md", card)
+        _write_card(run, variant.pipeline / "README.md", card)
         write_text(variant.pipeline / SAMPLING_NAME, planned_sampling(recipe, name).to_json())
     inputs = page_inputs(run)
     path = write_page(run, inputs)
