@@ -41,6 +41,13 @@ def names(shelves: list[Shelf]) -> list[tuple[str, int]]:
     return [(shelf.name, len(shelf.cards)) for shelf in shelves]
 
 
+def test_a_prompt_of_no_split_is_not_called_all_prompt(tmp_path: Path) -> None:
+    flat_image(tmp_path / "a.png", 8)
+    grid = Grid(splits={}, ranked_by="latent_rmse", worst=entries("a.png", 1, split="all"))
+    (shelf,) = album(grid, tmp_path, budget=MOST_BYTES).shelves
+    assert shelf.cards[0].note == ""
+
+
 def test_the_worst_prompts_come_first_then_the_best_then_random_ones(tmp_path: Path) -> None:
     flat_image(tmp_path / "a.png", 8)
     grid = Grid(

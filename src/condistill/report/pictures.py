@@ -108,7 +108,8 @@ def album(grid: Grid, folder: Path, *, budget: int) -> Album:
                 _picture(entry, model, image, metric.notation.text if metric else None)
                 for model, image in embedded.items()
             ]
-            split = HEADINGS.get(entry.split, "").removesuffix("s") if name in ("worst", "best") else ""
+            is_mixed = name in ("worst", "best") and entry.split in ("seen", "unseen")
+            split = HEADINGS[entry.split].removesuffix("s") if is_mixed else ""
             cards.append(Card(shorten(entry.prompt, _LONGEST_PROMPT), split, pictures))
         result += [Shelf(name, title, lead, cards)] if cards else []
     shown, total = (sum(map(len, each)) for each in ([s.cards for s in result], [e for _, e in shelves]))
