@@ -8,7 +8,7 @@ from evaluations import build_evaluation
 
 from condistill.errors import CondistillError
 from condistill.evaluate.metrics import METRICS
-from condistill.evaluate.record import METRICS_NAME, Evaluation, Grid, GridEntry
+from condistill.evaluate.record import METRICS_NAME, Comparison, Evaluation, Grid, GridEntry
 
 SCORES = {"teacher": {"all": {"all_correct": (0.9, 0.01)}}, "small": {"all": {"latent_rmse": 0.3, "all_correct": 0.5}}}
 
@@ -54,3 +54,10 @@ def test_figures_are_grouped_by_split_and_cost() -> None:
     assert figures["all"] == {"latent_rmse": 0.3, "all_correct": 0.5}
     assert figures["compute"]["train_sec"] == 12.5
     assert set(figures) == {"all", "sampling", "size", "speed", "compute"}
+
+
+@pytest.mark.parametrize(("images", "separates"), [(4, False), (5, True)])
+def test_few_images_never_separate_two_models(images: int, separates: bool) -> None:
+    ends = {"difference": 0.1, "low": 0.015, "high": 0.2}
+    found = Comparison(metric="latent_rmse", split="all", one="small", other="large", images=images, **ends)
+    assert found.separates is separates

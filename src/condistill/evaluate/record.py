@@ -119,6 +119,10 @@ class ReferenceImagesRecord(Record):
     """Of the file names and their contents; empty for the teacher's images."""
 
 
+FEWEST_TO_SEPARATE = 5
+"""Images that two models need to be called different: an interval over fewer assumes what nobody can check."""
+
+
 class Comparison(Record):
     """The mean difference of two models over the same prompts and noise: `one` minus `other`."""
 
@@ -134,8 +138,8 @@ class Comparison(Record):
 
     @property
     def separates(self) -> bool:
-        """Whether the interval excludes that there is no difference."""
-        return self.low > 0 or self.high < 0
+        """Whether there are images enough, and the interval excludes that there is no difference."""
+        return self.images >= FEWEST_TO_SEPARATE and (self.low > 0 or self.high < 0)
 
 
 class Evaluation(RecordFile):
