@@ -135,6 +135,7 @@ def test_the_files_of_several_processes_are_those_of_one(tmp_path: Path) -> None
     check_equal(arrays(alone, tmp_path / "mapped"), arrays(shared, tmp_path / "mapped"))
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_features_is_made_again_and_no_other(tmp_path: Path) -> None:
     family, network = ToyFamily(), ToyNetwork()
     engine = toy_engine(tmp_path, family, [network])

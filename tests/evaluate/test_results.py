@@ -44,6 +44,7 @@ def test_a_student_is_compared_with_its_teachers_images_and_the_teacher_not_with
     assert not list(tmp_path.glob(".features*"))
 
 
+@pytest.mark.slow
 def test_the_worst_prompts_are_those_with_the_largest_mean_disagreement(tmp_path: Path) -> None:
     results = measure(job_of(tmp_path), tmp_path)
     grid = results.grid

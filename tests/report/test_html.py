@@ -242,6 +242,7 @@ def test_a_run_without_classifier_and_unseen_prompts_leaves_their_parts_out(tmp_
     assert "<tbody>\n</tbody>" not in html
 
 
+@pytest.mark.slow
 def test_a_run_without_images_or_curves_has_no_empty_section(whole: tuple[str, _Page], tmp_path: Path) -> None:
     headings = [heading for heading in _headings(whole[0]) if heading != "Training"]
     assert _headings(_render(tmp_path, histories={"plain": []})[0]) == headings
@@ -289,6 +290,7 @@ def test_control_characters_and_reversed_text_are_shown_as_escapes(tmp_path: Pat
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)
 
 
+@pytest.mark.slow
 def test_previews_of_a_training_are_a_table_with_escaped_prompts(tmp_path: Path) -> None:
     html, page = _render(tmp_path, previews={"plain": write_previews(tmp_path / "previews", [0, 500])})
     assert "Training" in _headings(html)
