@@ -375,6 +375,7 @@ def test_a_parquet_file_without_the_column_lists_its_columns(call: Call, recipe:
     assert_error(call("validate", recipe, *settings), "has no column 'caption'", "TEXT, url")
 
 
+@pytest.mark.slow
 def test_a_run_directory_with_another_recipe_is_refused(call: Call, recipe: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
     assert call("prompts", recipe, *out).code == 0

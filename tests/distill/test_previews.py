@@ -102,6 +102,7 @@ def student(narrow: Student) -> Student:
     return copy.deepcopy(narrow)
 
 
+@pytest.mark.slow
 def test_a_training_with_previews_has_the_same_losses_weights_and_random_states(
     make: Make, tiny_family: Family, tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def test_gradients_are_among_the_peak() -> None:
     assert all(parameter.grad is not None for parameter in step.trained.denoiser.parameters())
 
 
+@pytest.mark.slow
 def test_a_second_step_of_the_same_student_needs_as_much() -> None:
     teacher = build_on_meta(UNet2DConditionModel, CONFIG)
     student = derive_student(teacher, StudentSettings(width=0.5))

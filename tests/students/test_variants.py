@@ -93,6 +93,7 @@ def test_refusals_of_variants_that_have_shapes_can_be_collected(derive: Any) -> 
         derive({"width": 0.3}, on_refusal=lambda *_: None)  # it has no shapes
 
 
+@pytest.mark.slow
 def test_a_transformer_that_takes_the_guidance_scale_needs_a_range_of_scales(recipe_of: RecipeOf) -> None:
     skeleton = teacher_skeleton(TeacherSettings(pipeline=str(DATA / "flux_dev")))
     recipe = recipe_of(DATA / "flux_dev", {"depth": 0.5})

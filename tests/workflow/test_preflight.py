@@ -130,6 +130,7 @@ def test_loras_in_the_folder_of_the_teacher_that_are_not_used_are_pointed_out(
     assert "a.safetensors, b.safetensors, c.safetensors and 2 more" in line
 
 
+@pytest.mark.slow
 def test_validate_and_plan_report_the_same_warnings(
     tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
