@@ -100,3 +100,11 @@ def test_neither_yes_nor_a_pipe_is_asked(recipe: Path, call: Lines, monkeypatch:
     for interactive, options in ((False, []), (True, ["--yes"])):
         monkeypatch.setattr(cost, "_is_interactive", lambda value=interactive: value)
         assert "StartedError" in call("run", recipe, *options)[1]
+
+
+@pytest.mark.parametrize("command", ["cache", "evaluate", "report"])
+def test_a_dry_run_names_a_missing_file_as_the_run_does(command: str, recipe: Path, call: Lines) -> None:
+    (recipe.parent / "prompts.txt").unlink()
+    code, printed = call(command, recipe, "--dry-run")
+    assert code == 1
+    assert "there is no prompt file" in printed

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from condistill.cli.app import DryRun, Overrides, Update, command, console, out_option, say, user_path
+from condistill.cli.stages import show_cost_of, show_dry_run
 from condistill.errors import CondistillError
 
 if TYPE_CHECKING:
-    from condistill.config.recipe import Recipe
     from condistill.evaluate.protocols import Protocol
-    from condistill.run.context import Run
     from condistill.workflow.after_evaluation import Extras
 
 _RECIPES = (".yaml", ".yml")
@@ -190,7 +189,7 @@ def _evaluate_recipe(path: Path, request: _Request) -> None:
         recipe = Recipe.load(path, [*protocol.overrides(), *request.overrides])
     out = request.out or Path("runs") / path.stem
     if request.dry_run:
-        _show_plan(recipe, out)
+        show_dry_run(recipe, "evaluate", out)
         return
     from condistill.workflow.evaluate_recipe import evaluate_recipe
 
@@ -201,20 +200,8 @@ def _evaluate_recipe(path: Path, request: _Request) -> None:
         extras=_extras(request),
         update=request.update,
         console=console,
-        before_training=partial(_show_cost, ask=False),
+        before_training=partial(show_cost_of, ask=False),
     )
-
-
-def _show_plan(recipe: Recipe, out: Path) -> None:
-    from condistill.cli.stages import show_dry_run
-
-    show_dry_run(recipe, "evaluate", out)
-
-
-def _show_cost(run: Run, *, ask: bool) -> None:
-    from condistill.cli.cost import show_cost
-
-    show_cost(run, confirm=ask)
 
 
 def _evaluate_pipelines(sources: Sequence[str], request: _Request) -> None:

@@ -71,7 +71,6 @@ def _quick(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
 def _compress(recipe: Recipe, stage: str, out: Path, options: _Options, *, show_cost: bool = True) -> Path:
     """Run the stages of a recipe up to `stage`; in a dry run, only print the resolved recipe and its plan."""
     from condistill.workflow.compress import compress
-    from condistill.workflow.preflight import check_inputs
 
     if not options.dry_run:
         return compress(
@@ -80,23 +79,25 @@ def _compress(recipe: Recipe, stage: str, out: Path, options: _Options, *, show_
             until=stage,
             update=options.update,
             console=console,
-            before_training=partial(_show_cost, ask=options.ask) if show_cost and stage != "prompts" else None,
+            before_training=partial(show_cost_of, ask=options.ask) if show_cost and stage != "prompts" else None,
         )
-    check_inputs(recipe)
     show_dry_run(recipe, stage, out)
     return out
 
 
 def show_dry_run(recipe: Recipe, stage: str, out: Path) -> None:
-    """Print the resolved recipe and its plan."""
+    """Check the files of a recipe, and print it resolved, with its plan."""
     from condistill.plan import make_plan, show_plan
+    from condistill.workflow.preflight import check_inputs
 
+    check_inputs(recipe)
     typer.echo(recipe.to_yaml(), nl=False)
     show_plan(make_plan(recipe), console)
     say(f"dry run: nothing was written; without --dry-run, the stages up to {stage} would write to {out}")
 
 
-def _show_cost(run: Run, *, ask: bool) -> None:
+def show_cost_of(run: Run, *, ask: bool) -> None:
+    """Print what a run will cost; see `cli.cost.show_cost`."""
     from condistill.cli.cost import show_cost
 
     show_cost(run, confirm=ask)
