@@ -6,12 +6,13 @@ images of the teacher from different noise show how far apart unrelated images o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from condistill.config.evaluate import EvaluateSettings
 from condistill.config.recipe import TEACHER, Recipe
 from condistill.distill import stage as distill_stage
 from condistill.distill.stage import DistilledVariant
@@ -51,9 +52,9 @@ def reference_names(recipe: Recipe) -> list[str]:
     return [OTHER_SEED, *map(untrained, recipe.variants)]
 
 
-def measures_diversity(recipe: Recipe) -> bool:
+def measures_diversity(settings: EvaluateSettings) -> bool:
     """Return whether several images of each prompt are generated, to measure how much they differ."""
-    return recipe.evaluate.networks.dinov2 is not None and recipe.evaluate.diversity_prompts > 0
+    return settings.networks.dinov2 is not None and settings.diversity_prompts > 0
 
 
 def latents_of(run: Run, name: str) -> StageDir:
@@ -139,8 +140,6 @@ def reference_tasks(
     Args:
         first: the first round of the evaluation.
     """
-    head = first.head(REFERENCE_PROMPTS)
-    needed = {name for kind in distances() for name in kind.needs}
     other = EvaluatedModel(
         OTHER_SEED,
         lambda: run.family,
@@ -158,29 +157,47 @@ def reference_tasks(
         )
         for name, variant in variants.items()
     ]
-    return [Task(model, [head], reading(sources, needed), is_optional=True) for model in (other, *before)]
+    return [reference_task(model, first, sources) for model in (other, *before)]
 
 
-def reading(sources: Sequence[FeatureSource], needed: Set[str]) -> list[FeatureSource]:
+def reference_task(model: EvaluatedModel, first: Round, sources: Sequence[FeatureSource]) -> Task:
+    """Return the task of a reference: the first prompts of the first round, and what distances to the teacher need."""
+    needed = {name for kind in distances() for name in kind.needs}
+    return Task(model, [first.head(REFERENCE_PROMPTS)], _reading(sources, needed), is_optional=True)
+
+
+def _reading(sources: Sequence[FeatureSource], needed: Set[str]) -> list[FeatureSource]:
     """Return the sources of features that are needed of a model or of its teacher."""
     return [source for source in sources if needed & {*source.features, *map(of_teacher, source.features)}]
 
 
-def diversity_tasks(run: Run, tasks: Sequence[Task], sources: Sequence[FeatureSource]) -> dict[str, Task]:
-    """Return, by model, the task of its further images of the same prompts; empty where they are not measured."""
-    if not measures_diversity(run.recipe):
+def diversity_tasks(
+    settings: EvaluateSettings,
+    tasks: Sequence[Task],
+    sources: Sequence[FeatureSource],
+    latents: Callable[[str], StageDir],
+) -> dict[str, Task]:
+    """Return, by model, the task of its further images of the same prompts; empty where they are not measured.
+
+    Args:
+        tasks: of all models.
+        latents: returns where the further latents of a model are kept.
+    """
+    if not measures_diversity(settings):
         return {}
-    rounds = diversity_rounds(tasks[0].rounds[0], run.recipe.evaluate)
+    rounds = diversity_rounds(tasks[0].rounds[0], settings)
+    needed = {name for kind in METRICS.values() if kind.over_seeds for name in kind.needs}
+    models = [task.model for task in tasks]
     return {
-        task.model.name: Task(
+        model.name: Task(
             replace(
-                task.model,
-                name=several_seeds(task.model.name),
-                latents=latents_of_several_seeds(run, task.model.name),
+                model,
+                name=several_seeds(model.name),
+                latents=latents(model.name),
                 stream=Stream.DIVERSITY_NOISE,
             ),
             rounds,
-            reading(sources, {name for kind in METRICS.values() if kind.over_seeds for name in kind.needs}),
+            _reading(sources, needed),
         )
-        for task in tasks
+        for model in models
     }

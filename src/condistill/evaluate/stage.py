@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from condistill.config.recipe import TEACHER, Recipe
@@ -15,22 +12,26 @@ from condistill.distill import stage as distill_stage
 from condistill.evaluate.costs import IMAGES_PER_STUDENT, Kind, Speeds, compute_record, sampling_record, size_record
 from condistill.evaluate.engine import Engine
 from condistill.evaluate.features import classifier_source, network_source
-from condistill.evaluate.grid import PictureGrid
-from condistill.evaluate.image_values import IMAGES_NAME, Groups
+from condistill.evaluate.figures import (
+    FinishedEvaluation,
+    evaluation_record,
+    groups_of_job,
+    publish_metrics,
+    write_figures,
+)
+from condistill.evaluate.image_values import Groups
 from condistill.evaluate.measure import Scores
-from condistill.evaluate.merge_scores import images_of, merge_again
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.metrics.classifier import ImageClassifier, choose_classifier
 from condistill.evaluate.networks.locate import locate_networks
 from condistill.evaluate.networks.network import LocatedNetwork
-from condistill.evaluate.prompt_sets import groups_of, open_prompt_set
-from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord, ReferenceRecord
+from condistill.evaluate.prompt_sets import open_prompt_set
+from condistill.evaluate.record import Evaluation, Grid, ModelRecord
 from condistill.evaluate.reference_features import ReferenceTask
 from condistill.evaluate.reference_images import ReferenceImages
-from condistill.evaluate.results import Job, Measuring, Results, reference_record
+from condistill.evaluate.results import Job, Results
 from condistill.evaluate.rounds import choose_rounds
 from condistill.evaluate.run_tasks import (
-    OTHER_SEED,
     diversity_tasks,
     latents_of,
     latents_of_reference,
@@ -39,51 +40,16 @@ from condistill.evaluate.run_tasks import (
     model_tasks,
     reference_names,
     reference_tasks,
-    untrained,
 )
 from condistill.pipelines.sampling import planned_sampling
 from condistill.run.context import Run
 from condistill.run.stage_directory import StageDir
 from condistill.teachers.files import PipelineFiles
 from condistill.teachers.source import teacher_files
-from condistill.utils.atomic import write_text
 from condistill.utils.distributed import on_main_process
-from condistill.utils.hardware import device_name
 from condistill.utils.malloc import release_freed_memory
 
 NAME = "evaluate"
-_GRID_FOLDER = "grid"
-
-
-@dataclass(frozen=True)
-class FinishedEvaluation:
-    """The result of the stage."""
-
-    directory: Path
-
-    def evaluation(self) -> Evaluation:
-        """Return every figure."""
-        return Evaluation.load(self.directory)
-
-    def grid(self) -> Grid:
-        """Return which images the report shows; their files are in `grid_folder`."""
-        return Grid.load(self.directory)
-
-    @property
-    def image_values(self) -> Path:
-        """The table of the values of every image."""
-        return self.directory / IMAGES_NAME
-
-    @property
-    def grid_folder(self) -> Path:
-        """The folder of the images that the report shows."""
-        return self.directory / _GRID_FOLDER
-
-    def images(self) -> list[Path]:
-        """Return the files of the images that the report shows."""
-        grid = self.grid()
-        rows = [*(entry for entries in grid.splits.values() for entry in entries), *grid.worst, *grid.best]
-        return [self.grid_folder / name for name in dict.fromkeys(name for row in rows for name in row.images.values())]
 
 
 def _figures(run: Run) -> StageDir:
@@ -106,7 +72,7 @@ def _figure_inputs(run: Run) -> dict[str, Any]:
         "metrics": list(METRICS),
         "formats": formats,
     }
-    if measures_diversity(run.recipe):
+    if measures_diversity(run.recipe.evaluate):
         inputs |= {f"{name} from several seeds": latents_of_several_seeds(run, name).key for name in models}
     if networks := _networks(run):
         inputs |= {f"evaluate.networks.{name}": located.inputs(_hash_of(run)) for name, located in networks.items()}
@@ -156,11 +122,15 @@ def make(run: Run) -> None:
     job.engine.run()
 
     def measure() -> None:
-        path = _figures(run).begin_again()
-        _evaluate(run, job, classifier, path)
-        merge_again(run, job, path, _groups(run, job))
-        files = [path / METRICS_NAME, path / GRID_NAME, path / IMAGES_NAME, *FinishedEvaluation(path).images()]
-        _figures(run).finish(files)
+        groups = groups_of_job(open_prompt_set(run), job)
+        write_figures(
+            run,
+            job,
+            _figures(run),
+            classifier=classifier,
+            groups=groups,
+            evaluation=lambda results: _evaluation(run, job, results, groups),
+        )
 
     on_main_process(run.accelerator, measure)
 
@@ -170,8 +140,7 @@ def open(run: Run) -> FinishedEvaluation:
 
     def copy() -> None:
         if run.accelerator.is_main_process:
-            text = (_figures(run).path / METRICS_NAME).read_text(encoding="utf-8")
-            write_text(run.results / METRICS_NAME, text)
+            publish_metrics(_figures(run), run.results)
 
     run.once(NAME, copy)
     return FinishedEvaluation(_figures(run).path)
@@ -180,7 +149,7 @@ def open(run: Run) -> FinishedEvaluation:
 def measured(run: Run) -> tuple[Job, StageDir, Groups]:
     """Return the models of a finished evaluation, the directory of its figures, and the groups of its prompts."""
     job = _job(run)[0]
-    return job, _figures(run), _groups(run, job)
+    return job, _figures(run), groups_of_job(open_prompt_set(run), job)
 
 
 def baseline(recipe: Recipe) -> str | None:
@@ -202,57 +171,25 @@ def _job(run: Run) -> tuple[Job, ImageClassifier | None]:
         sources.append(classifier_source(settings.classifier, classifier))
     models = model_tasks(run, variants, rounds, sources)
     references = reference_tasks(run, variants, rounds[0], sources)
-    diversity = diversity_tasks(run, models, sources)
+    diversity = diversity_tasks(settings, models, sources, lambda name: latents_of_several_seeds(run, name))
     reference = ReferenceTask.of(settings, sources, _hash_of(run))
     engine = Engine(run, settings, [*models, *references, *diversity.values()], reference)
     return Job(engine, rounds, models, references, diversity), classifier
 
 
-def _evaluate(run: Run, job: Job, classifier: ImageClassifier | None, directory: Path) -> None:
-    """Measure, and write the figures and the images of the report to `directory`."""
-    recipe, settings, rounds = run.recipe, run.recipe.evaluate, job.rounds
-    sampling = planned_sampling(recipe, None)
-    if classifier is not None:
-        job = replace(job, true_features=[classifier.reference(each.prompts, seed=each.seed) for each in rounds])
-    with run.progress("evaluate: measuring", job.images, unit="images") as advance:
-        job = replace(job, on_images=lambda count, model: advance(count, note=model))
-        results = Measuring(job, directory).results(
-            lambda ranking: PictureGrid(directory / _GRID_FOLDER, rounds, settings.grid, ranking)
-        )
-    results.grid.write(directory / GRID_NAME)
-    results.values.write(directory / IMAGES_NAME)
-    Evaluation(
-        quick=recipe.quick,
-        classifier=settings.classifier,
-        baseline=baseline(recipe),
-        seeds=settings.seeds,
-        images_per_split={split: sum(each.count(split) for each in rounds) for split in rounds[0].splits},
-        num_inference_steps=sampling.num_inference_steps,
-        guidance_scale=sampling.guidance_scale,
-        device=device_name(),
-        dtype=str(run.family.dtype).removeprefix("torch."),
-        torch=torch.__version__,
+def _evaluation(run: Run, job: Job, results: Results, groups: Groups) -> Evaluation:
+    """Return the record of what was measured of a run."""
+    settings = run.recipe.evaluate
+    return evaluation_record(
+        job,
+        results,
         models=_records(run, results.scores),
-        references=_reference_record(run, job, results),
+        sampling=planned_sampling(run.recipe, None),
+        dtype=run.family.dtype,
         networks={name: located.record(_hash_of(run), settings) for name, located in _networks(run).items()},
-        reference_images=reference_record(job),
-        comparisons=tuple(results.values.comparisons()),
-        groups=results.values.groups(_groups(run, job)),
-    ).write(directory / METRICS_NAME)
-
-
-def _groups(run: Run, job: Job) -> Groups:
-    """Return the groups of the prompts."""
-    return groups_of(open_prompt_set(run), ((each.seed, each.number, each.prompt) for each in images_of(job.rounds)))
-
-
-def _reference_record(run: Run, job: Job, results: Results) -> ReferenceRecord:
-    """Return what the distances to the teacher are compared with."""
-    (head,) = job.references[0].rounds
-    return ReferenceRecord(
-        images_per_split={split: head.count(split) for split in head.splits},
-        other_seed=results.references.get(OTHER_SEED, {}),
-        untrained={name: results.references.get(untrained(name), {}) for name in run.recipe.variants},
+        groups=groups,
+        quick=run.recipe.quick,
+        baseline=baseline(run.recipe),
     )
 
 

@@ -230,7 +230,7 @@ def _images_of_a_model(recipe: Recipe) -> tuple[int, int]:
     """Return the images of a model of an evaluation, and of its one reference."""
     settings, splits = recipe.evaluate, _splits(recipe)
     images = len(settings.seeds) * splits * settings.prompts_per_split
-    if measures_diversity(recipe):
+    if measures_diversity(recipe.evaluate):
         images += min(settings.diversity_prompts, splits * settings.prompts_per_split) * settings.diversity_seeds
     return images, splits * min(settings.prompts_per_split, REFERENCE_PROMPTS)
 

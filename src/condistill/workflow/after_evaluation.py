@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from condistill.errors import CondistillError
 from condistill.evaluate.engine import Host
 from condistill.evaluate.export_images import Decode, check_folder, export_images
+from condistill.evaluate.figures import publish_metrics
 from condistill.evaluate.image_values import Groups
 from condistill.evaluate.merge_scores import (
     images_of,
@@ -29,7 +30,6 @@ from condistill.evaluate.record import METRICS_NAME
 from condistill.evaluate.results import Job
 from condistill.evaluate.rounds import Round
 from condistill.run.stage_directory import StageDir
-from condistill.utils.atomic import write_text
 from condistill.utils.distributed import on_main_process
 
 
@@ -168,6 +168,6 @@ def _merge(host: EvaluationHost, evaluated: Evaluated, files: ScoreFiles) -> Non
     record = figures.record()
     assert record is not None
     figures.finish([figures.root / name for name in record.files])
-    write_text(host.results / METRICS_NAME, (figures.path / METRICS_NAME).read_text(encoding="utf-8"))
+    publish_metrics(figures, host.results)
     names = ", ".join(record.label for record in found.metrics.values())
     host.say(f"scores: merged {names} of {', '.join(path.name for path, _ in files)}")

@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from condistill.config.evaluate import EvaluateSettings
@@ -17,23 +16,34 @@ from condistill.config.sections import MINIATURE
 from condistill.evaluate.costs import Speeds, sampling_record, size_record
 from condistill.evaluate.engine import Engine, Task
 from condistill.evaluate.features import FeatureSource, classifier_source, network_source
-from condistill.evaluate.grid import PictureGrid
-from condistill.evaluate.image_values import IMAGES_NAME, Groups
+from condistill.evaluate.figures import (
+    FinishedEvaluation,
+    evaluation_record,
+    groups_of_job,
+    publish_metrics,
+    write_figures,
+)
+from condistill.evaluate.image_values import Groups
 from condistill.evaluate.measure import Scores
-from condistill.evaluate.merge_scores import images_of, merge_again
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.metrics.classifier import ImageClassifier, choose_classifier
 from condistill.evaluate.metrics.metric import ImageKey
 from condistill.evaluate.models import EvaluatedModel
 from condistill.evaluate.networks.locate import check_evaluation_files, locate_networks
 from condistill.evaluate.networks.network import LocatedNetwork
-from condistill.evaluate.prompt_sets import FilePrompts, groups_of
-from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, ModelRecord, ReferenceRecord
+from condistill.evaluate.prompt_sets import FilePrompts
+from condistill.evaluate.record import Evaluation, Grid, ModelRecord
 from condistill.evaluate.reference_features import ReferenceTask
-from condistill.evaluate.results import Job, Measuring, Results, distances, reference_record
-from condistill.evaluate.rounds import Round, choose_rounds, diversity_rounds
-from condistill.evaluate.run_tasks import LATENTS, OTHER_SEED, REFERENCE_PROMPTS, reading, several_seeds
-from condistill.evaluate.stage import FinishedEvaluation
+from condistill.evaluate.results import Job, Results
+from condistill.evaluate.rounds import Round, choose_rounds
+from condistill.evaluate.run_tasks import (
+    LATENTS,
+    OTHER_SEED,
+    REFERENCE_PROMPTS,
+    diversity_tasks,
+    reference_task,
+    several_seeds,
+)
 from condistill.report.html import write_report
 from condistill.report.inputs import ReportInputs
 from condistill.report.stage import REPORT_NAME
@@ -41,9 +51,7 @@ from condistill.run.stage_directory import StageDir
 from condistill.teachers.load import teacher_inputs
 from condistill.teachers.skeleton import teacher_skeleton
 from condistill.teachers.source import teacher_files
-from condistill.utils.atomic import write_text
 from condistill.utils.distributed import from_main_process, on_main_process
-from condistill.utils.hardware import device_name
 from condistill.utils.hashing import key_of
 from condistill.utils.quiet import quiet_libraries
 from condistill.utils.randomness import Stream
@@ -186,45 +194,28 @@ class _Work:
     def job(self) -> Job:
         """The models to measure."""
         models = [Task(self.evaluated(model), self.rounds, self.sources) for model in self.models]
-        first = models[0].model
-        needed = {name for kind in distances() for name in kind.needs}
         other = replace(
-            first,
+            models[0].model,
             name=OTHER_SEED,
             latents=self.latents(self.models[0], OTHER_SEED, reference=OTHER_SEED, of=REFERENCE_PROMPTS),
             stream=Stream.OTHER_EVALUATION_NOISE,
         )
-        head = self.rounds[0].head(REFERENCE_PROMPTS)
-        references = [Task(other, [head], reading(self.sources, needed), is_optional=True)]
-        diversity = self._diversity(models)
+        references = [reference_task(other, self.rounds[0], self.sources)]
+        diversity = diversity_tasks(self.settings, models, self.sources, self._latents_of_several_seeds)
         reference = ReferenceTask.of(self.settings, self.sources, self.host.directory.hashes.of)
         engine = Engine(self.host, self.settings, [*models, *references, *diversity.values()], reference)
         return Job(engine, self.rounds, models, references, diversity)
 
-    def _diversity(self, tasks: Sequence[Task]) -> dict[str, Task]:
-        """Return, by model, the task of its images of the same prompts from several seeds."""
-        if self.settings.networks.dinov2 is None or not self.settings.diversity_prompts:
-            return {}
-        rounds = diversity_rounds(self.rounds[0], self.settings)
+    def _latents_of_several_seeds(self, name: str) -> StageDir:
+        """Return the directory of the further latents of a pipeline for the diversity of its images."""
+        model = next(each for each in self.models if each.name == name)
         number = {"prompts of several seeds": self.settings.diversity_prompts, "seeds": self.settings.diversity_seeds}
-        return {
-            model.name: Task(
-                replace(
-                    task.model,
-                    name=several_seeds(model.name),
-                    latents=self.latents(model, several_seeds(model.name), **number),
-                    stream=Stream.DIVERSITY_NOISE,
-                ),
-                rounds,
-                [source for source in self.sources if source.reads_resized],
-            )
-            for model, task in zip(self.models, tasks, strict=True)
-        }
+        return self.latents(model, several_seeds(name), **number)
 
     @cached_property
     def groups(self) -> Groups:
         """The groups of the prompts."""
-        return groups_of(self.prompts, ((each.seed, each.number, each.prompt) for each in images_of(self.rounds)))
+        return groups_of_job(self.prompts, self.job)
 
     @cached_property
     def figures(self) -> StageDir:
@@ -270,54 +261,28 @@ class _Work:
             self.job.engine.run()
             on_main_process(self.host.accelerator, self._measure)
         self.loader.release()
-
-        def copy() -> None:
-            text = (self.figures.path / METRICS_NAME).read_text(encoding="utf-8")
-            write_text(self.host.path / METRICS_NAME, text)
-
-        on_main_process(self.host.accelerator, copy)
+        on_main_process(self.host.accelerator, lambda: publish_metrics(self.figures, self.host.results))
 
     def _measure(self) -> None:
-        path, rounds, job = self.figures.begin_again(), self.rounds, self.job
-        if self.classifier is not None:
-            job = replace(job, true_features=[self.classifier.reference(r.prompts, seed=r.seed) for r in rounds])
-        with self.host.progress("evaluate: measuring", job.images, unit="images") as advance:
-            job = replace(job, on_images=lambda count, model: advance(count, note=model))
-            results = Measuring(job, path).results(
-                lambda ranking: PictureGrid(path / "grid", rounds, self.settings.grid, ranking)
-            )
-        results.grid.write(path / GRID_NAME)
-        results.values.write(path / IMAGES_NAME)
-        self._record(results).write(path / METRICS_NAME)
-        merge_again(self.host, job, path, self.groups)
-        files = [path / METRICS_NAME, path / GRID_NAME, path / IMAGES_NAME, *FinishedEvaluation(path).images()]
-        self.figures.finish(files)
+        write_figures(
+            self.host,
+            self.job,
+            self.figures,
+            classifier=self.classifier,
+            groups=self.groups,
+            evaluation=self._evaluation,
+        )
 
-    def _record(self, results: Results) -> Evaluation:
-        sampling, rounds = self.models[0].sampling, self.rounds
-        (head,) = self.job.references[0].rounds
-        records = self._records(results.scores)
-        return Evaluation(
-            classifier=self.settings.classifier,
-            seeds=self.settings.seeds,
-            images_per_split={split: sum(each.count(split) for each in rounds) for split in rounds[0].splits},
-            num_inference_steps=sampling.num_inference_steps,
-            guidance_scale=sampling.guidance_scale,
-            device=device_name(),
-            dtype=str(self.loader.load(self.models[0]).dtype).removeprefix("torch."),
-            torch=torch.__version__,
-            models=records,
-            references=ReferenceRecord(
-                images_per_split={split: head.count(split) for split in head.splits},
-                other_seed=results.references.get(OTHER_SEED, {}),
-                untrained={},
-            ),
-            networks={
-                name: each.record(self.host.directory.hashes.of, self.settings) for name, each in self.networks.items()
-            },
-            reference_images=reference_record(self.job),
-            comparisons=tuple(results.values.comparisons()),
-            groups=results.values.groups(self.groups),
+    def _evaluation(self, results: Results) -> Evaluation:
+        hash_of = self.host.directory.hashes.of
+        return evaluation_record(
+            self.job,
+            results,
+            models=self._records(results.scores),
+            sampling=self.models[0].sampling,
+            dtype=self.loader.load(self.models[0]).dtype,
+            networks={name: each.record(hash_of, self.settings) for name, each in self.networks.items()},
+            groups=self.groups,
         )
 
     def _records(self, scores: Mapping[str, Scores]) -> dict[str, ModelRecord]:

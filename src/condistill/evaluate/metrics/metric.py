@@ -115,7 +115,7 @@ class Samples:
     features: Mapping[str, NDArray[Any]]
     """By name, each with N rows; they are extracted once and shared by all metrics."""
     numbers: Sequence[int] = ()
-    """The position of each sample among all samples of its seed; it tells equal prompts apart."""
+    """The position of each sample among all samples of its seed; images of equal prompts differ in it."""
 
     def __len__(self) -> int:
         return len(self.prompts)
