@@ -139,7 +139,7 @@ _SIGNATURE = re.compile(r"\n<!-- condistill ([0-9a-f]{16}) -->\n\Z")
 
 
 def _signed(card: str) -> str:
-    """Return a card with a comment that tells an edited card from one that condistill wrote."""
+    """Return a card with a comment by which an edited card differs from one that condistill wrote."""
     return f"{card}\n<!-- condistill {_digest(card)} -->\n"
 
 

@@ -23,7 +23,7 @@ from condistill.teachers.family import Family
 from condistill.teachers.load import load_teacher, origin_of, pipeline_inputs, read_index, teacher_inputs
 from condistill.teachers.locate import is_plain
 from condistill.teachers.prepare import original_files, prepare_teacher, prepared_settings
-from condistill.utils.distributed import on_main_process, start_processes
+from condistill.utils.distributed import has_state, on_main_process, reset_state, start_processes
 from condistill.utils.progress import FileBars, progress_bar, working
 from condistill.utils.terminal import print_line
 from condistill.utils.weights import hold_weights
@@ -69,9 +69,7 @@ class Run:
             self.status.close(error)
             self.directory.close()
         if self._owns_state:
-            from accelerate.state import AcceleratorState
-
-            AcceleratorState._reset_state()
+            reset_state()
 
     def claim_directory(self) -> None:
         """Lock the run directory, if it exists; nothing is written.
@@ -234,7 +232,6 @@ class Run:
                 support them.
         """
         from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
 
         settings = [self.recipe.variant(name)[1] for name in self.recipe.variants]
         if len({(s.mixed_precision, s.logging.tracker) for s in settings}) > 1:
@@ -245,7 +242,7 @@ class Run:
                 f"distill.logging.tracker is {tracker!r}, which is not installed: pip install {tracker}"
             )
         start_processes()
-        self._owns_state = not AcceleratorState._shared_state
+        self._owns_state = not has_state()
         try:
             return Accelerator(
                 mixed_precision=precision,

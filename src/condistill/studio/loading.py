@@ -70,10 +70,6 @@ class Models:
             self._loaded[name] = self._load(self.sources[name])
         return self._loaded[name]
 
-    def is_loaded(self, name: str) -> bool:
-        """Return whether a model is in memory."""
-        return name in self._loaded
-
     @quiet_libraries()
     def _load(self, source: ModelSource) -> LoadedModel:
         settings, resolution = source.settings, source.settings.resolution

@@ -72,6 +72,20 @@ def start_processes() -> Any:
     return state
 
 
+def has_state() -> bool:
+    """Return whether this process has begun accelerate's state, which fixes its precision."""
+    from accelerate.state import AcceleratorState
+
+    return bool(AcceleratorState._shared_state)
+
+
+def reset_state() -> None:
+    """Forget accelerate's state, so that the next run of this process may have another precision."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+
+
 def from_main_process(accelerator: Any, work: Callable[[], T]) -> T:
     """Return the result of `work` on every process; only the main process calls it.
 

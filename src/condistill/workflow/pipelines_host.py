@@ -14,7 +14,7 @@ from condistill.config.yaml_tree import write_yaml
 from condistill.run.directory import RunDir
 from condistill.run.stage_directory import Inputs, StageDir
 from condistill.utils.atomic import write_text
-from condistill.utils.distributed import on_main_process, start_processes
+from condistill.utils.distributed import has_state, on_main_process, reset_state, start_processes
 from condistill.utils.progress import FileBars, progress_bar
 from condistill.utils.terminal import print_line
 
@@ -39,9 +39,7 @@ class PipelinesHost:
         if self.accelerator.is_main_process:
             self.directory.close()
         if self._owns_state:
-            from accelerate.state import AcceleratorState
-
-            AcceleratorState._reset_state()
+            reset_state()
 
     @cached_property
     def accelerator(self) -> Any:
@@ -51,10 +49,9 @@ class PipelinesHost:
             CondistillError: the launcher asks for what is not supported.
         """
         from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
 
         start_processes()
-        self._owns_state = not AcceleratorState._shared_state
+        self._owns_state = not has_state()
         return Accelerator()
 
     @property
