@@ -191,7 +191,7 @@ def test_a_pipeline_whose_weights_cannot_be_saved_as_they_are_is_refused(
 ) -> None:
     unet = tiny_family.denoiser
     if fault == "lora":
-        monkeypatch.setattr(unet, "conv_act", _WithLora(unet.conv_act))
+        monkeypatch.setitem(unet._modules, "conv_act", _WithLora(unet.conv_act))  # setattr would not be undone
     elif fault == "meta":
         monkeypatch.setitem(unet.conv_in._parameters, "weight", nn.Parameter(torch.empty(1, device="meta")))
     else:
