@@ -7,7 +7,8 @@ from evaluations import build_evaluation, build_references
 
 from condistill.evaluate.record import Evaluation
 from condistill.report import gap_closed, verdict
-from condistill.report.verdict import closer_than_before, subject
+from condistill.report.agreement import closer_than_before
+from condistill.report.verdict import subject
 
 
 def shares(split: str = "unseen", *, images: int = 100, **correct: float) -> Evaluation:

@@ -14,8 +14,9 @@ from condistill.distill.history import HISTORY_NAME, read_history
 from condistill.distill.previews import FOLDER_NAME as PREVIEWS
 from condistill.distill.previews import PreviewFolder
 from condistill.errors import CondistillError
+from condistill.evaluate.figures import FinishedEvaluation
 from condistill.evaluate.metrics import Score
-from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Evaluation, Grid, GridEntry, ModelRecord
+from condistill.evaluate.record import GRID_NAME, METRICS_NAME, Grid, GridEntry, ModelRecord
 from condistill.pipelines.record import STUDENT_NAME, StudentRecord
 from condistill.report.across import comparisons_across
 from condistill.report.inputs import ReportInputs, labelled, renamed
@@ -54,14 +55,15 @@ def load_run(path: Path) -> ReportInputs:
             "`condistill run RECIPE`, or leave it out"
         )
     recipe = Recipe.load(folder / RECIPE_NAME) if (folder / RECIPE_NAME).is_file() else None
-    evaluation = Evaluation.load(figures)
+    finished = FinishedEvaluation(figures)
+    evaluation = finished.evaluation()
     students = [name for name in evaluation.students if (folder / "distill" / name).is_dir()]
     inputs = ReportInputs(
         title=folder.resolve().name,
         recipe=recipe,
         evaluation=evaluation,
-        grid=Grid.load(figures),
-        grid_folder=figures / "grid",
+        grid=finished.grid(),
+        grid_folder=finished.grid_folder,
         students=_records(folder, students),
         histories={name: read_history(folder / "distill" / name / "checkpoints" / HISTORY_NAME) for name in students},
         previews={name: PreviewFolder(folder / "distill" / name / PREVIEWS) for name in students},

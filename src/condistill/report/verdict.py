@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from condistill.config.recipe import TEACHER
 from condistill.evaluate.metrics import Metric, Score
 from condistill.evaluate.record import Evaluation
-from condistill.report.agreement import Agreement, closer_than_before
+from condistill.report.agreement import Agreement
 from condistill.report.compare import cost_the_same, take_as_long
 from condistill.report.evidence import (
     PROMPTS,
@@ -291,6 +291,3 @@ def _time_line(evaluation: Evaluation, name: str) -> str:
             return f"An image takes as long as with the teacher, {times[1]}."
         return f"An image takes {times[0]}, and {times[1]} with the teacher: a difference within the spread of times."
     return f"An image takes {times[0]} instead of {times[1]}."
-
-
-__all__ = ["PROMPTS", "closer_than_before", "gap_closed", "hardest_split", "subject", "verdict"]
