@@ -29,6 +29,9 @@ _SHOW_LINE_SEC = 0.02
 _FREE: Any = {"concurrency_limit": None, "show_progress": "hidden"}
 """The line of the desk is the only one: gradio runs every event at once, and shows no cover over the outputs."""
 
+_AT_ONCE: Any = {"queue": False, "show_progress": "hidden"}
+"""For what is answered at once, in the response itself. gradio's page can miss what comes over the stream of its queue:
+it closes the stream after an event, and one that begins just then would wait for ever."""
 _PRIVATE: Any = {"api_visibility": "private"}
 
 
@@ -98,7 +101,7 @@ def _generate_tab(desk: Desk) -> None:
     outputs: Any = [line, *figures]
     pressed: Any = [controls.start.click, controls.prompt.submit]
     gr.on(pressed, generate, controls.inputs, outputs, api_name="generate", **_FREE)
-    controls.stop.click(stop_mine, api_name="stop", **_FREE)
+    controls.stop.click(stop_mine, api_name="stop", **_AT_ONCE)
 
 
 class Controls:
@@ -260,7 +263,7 @@ def _follow_tab(desk: Desk, tab: gr.Tab, others: Sequence[gr.Tab]) -> None:
 
     inputs: Any = [run, shown]
     outputs: Any = [*pieces, shown]
-    gr.on([tab.select, timer.tick, run.input], follow, inputs, outputs, api_name="follow", **_FREE)
-    tab.select(lambda: gr.Timer(active=True), None, timer, **_FREE, **_PRIVATE)
+    gr.on([tab.select, timer.tick, run.input], follow, inputs, outputs, api_name="follow", **_AT_ONCE)
+    tab.select(lambda: gr.Timer(active=True), None, timer, **_AT_ONCE, **_PRIVATE)
     for other in others:
-        other.select(lambda: gr.Timer(active=False), None, timer, **_FREE, **_PRIVATE)
+        other.select(lambda: gr.Timer(active=False), None, timer, **_AT_ONCE, **_PRIVATE)
