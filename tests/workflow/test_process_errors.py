@@ -31,7 +31,7 @@ from condistill.cli import main
 main(["run", {recipe!r}, "--out", {out!r}])
 """
 PLACES = {
-    "evaluation": ("condistill.evaluate.stage:_evaluate", "0"),
+    "evaluation": ("condistill.evaluate.stage:write_figures", "0"),
     "checkpoint": ("condistill.distill.checkpoints:save_checkpoint", "0"),
     "cache": ("condistill.cache.fill:write_shard", "1"),
 }
