@@ -32,6 +32,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run slow tests first: a long one at the end would let one worker wait for the other."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
 def pytest_configure() -> None:
     """Collect no garbage while tests are collected: every pass over all modules takes half a second."""
     gc.disable()
