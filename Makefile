@@ -44,7 +44,7 @@ miniature: $(INSTALLED)  ## train the embedded miniature again, from scratch; ho
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,track,studio]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,track,studio,export]"
 	$(BIN)/python -m pip install -c constraints.txt --no-deps torch-fidelity  # its torchvision has no build for the pinned torch
 	@touch $@
 

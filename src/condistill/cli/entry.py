@@ -15,6 +15,7 @@ from typing import cast
 import typer
 
 import condistill.cli.evaluate
+import condistill.cli.export
 import condistill.cli.finished
 import condistill.cli.recipes
 import condistill.cli.stages

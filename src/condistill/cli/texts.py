@@ -60,6 +60,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "condistill studio runs/small runs/large org/model",
         "condistill studio runs/recipe --host 0.0.0.0 --port 8000",
     ),
+    "export": (
+        "condistill export runs/recipe",
+        "condistill export runs/recipe --to comfyui --dtype float16",
+        "condistill export ./my-pipeline --to onnx --to openvino",
+    ),
     "doctor": ("condistill doctor",),
 }
 """Examples by command; the help of each command ends with its own."""

@@ -9,6 +9,7 @@ import torch
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
+from condistill.export import Shape, loads_in
 from condistill.pipelines.sampling import Sampling
 from condistill.plan.candidates import Candidate, possible_students, recipe_candidates, teacher_candidate
 from condistill.plan.cost import (
@@ -37,7 +38,6 @@ from condistill.plan.record import (
 from condistill.plan.stages import GPU_PROCESS_BYTES, Footprint
 from condistill.profiling.forwards import evaluations_per_image
 from condistill.students.derive import Student
-from condistill.teachers.applications import verdicts
 from condistill.teachers.skeleton import Skeleton, teacher_skeleton
 from condistill.utils.format import byte_size, percent, significant
 from condistill.utils.meta import plain_config
@@ -187,7 +187,9 @@ class _Planner:
         steps: int = 0,
     ) -> StudentPlan:
         left = None if self.budget is None else self.budget - 3600 * (cost.cache.hours + cost.evaluation.hours)
-        configs = [plain_config(each.denoiser) for each in (self.teacher, candidate)]
+        pipeline_class = type(self.skeleton.family.pipeline).__name__
+        teacher, student = (plain_config(each.denoiser) for each in (self.teacher, candidate))
+        shape = Shape(pipeline_class, type(candidate.denoiser).__name__, student, teacher)
         return StudentPlan(
             **self._denoiser_cost(candidate).model_dump(),
             name=candidate.name,
@@ -200,13 +202,8 @@ class _Planner:
             training_hours=training.hours if training else steps * sec_per_step / 3600,
             steps_in_budget=None if left is None else max(int(left / sec_per_step), 0),
             loads_in=tuple(
-                LoadingPlan(
-                    application=application.name,
-                    loads=verdict.loads,
-                    reason=verdict.reason,
-                    source=application.source,
-                )
-                for application, verdict in verdicts(self.skeleton.family.name, *configs)
+                LoadingPlan(application=each.application, loads=each.loads, reason=each.reason, source=each.source)
+                for each in loads_in(shape)
             ),
         )
 

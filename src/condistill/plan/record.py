@@ -40,7 +40,7 @@ class TeacherPlan(DenoiserCost):
 
 
 class LoadingPlan(Record):
-    """Whether an application loads a student; see `teachers.applications`."""
+    """Whether an application loads a student; see `export.loads_in`."""
 
     application: str
     loads: bool

@@ -7,8 +7,8 @@ from diffusers import ModelMixin
 from full_size import DATA
 
 from condistill.config.sections import StudentSettings, TeacherSettings
+from condistill.export import EXPORTERS, Shape, loads_in
 from condistill.students.derive import student_shapes
-from condistill.teachers.applications import APPLICATIONS, verdicts
 from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.meta import plain_config
 
@@ -25,9 +25,6 @@ LOADS: dict[str, list[tuple[dict[str, Any], dict[str, bool]]]] = {
         ({"preset": "koala-1b"}, {"ComfyUI": True}),
         ({"preset": "c-base"}, {"ComfyUI": False}),
     ],
-    "sd35_medium": [({"depth": 0.5}, {"ComfyUI": False})],
-    "flux_dev": [({"depth": 0.5}, {"ComfyUI": True})],
-    "sana_1600m": [({"depth": 0.5}, {})],  # was not looked at
 }
 """By teacher: students, and where they load."""
 
@@ -35,20 +32,28 @@ LOADS: dict[str, list[tuple[dict[str, Any], dict[str, bool]]]] = {
 @pytest.mark.parametrize(
     "name", [each if each == "sd14" else pytest.param(each, marks=pytest.mark.slow) for each in LOADS]
 )
-def test_what_other_applications_load_is_what_their_sources_say(name: str) -> None:
+def test_what_other_programs_load_is_what_their_sources_say(name: str) -> None:
     skeleton = teacher_skeleton(TeacherSettings(pipeline=str(DATA / name)))
     for settings, expected in LOADS[name]:
         student: ModelMixin = student_shapes(skeleton.denoiser, StudentSettings.model_validate(settings))
-        found = verdicts(skeleton.family.name, plain_config(skeleton.denoiser), plain_config(student))
-        assert {application.name: verdict.loads for application, verdict in found} == expected, settings
-        assert all(verdict.reason for _, verdict in found)
+        shape = Shape(
+            type(skeleton.family.pipeline).__name__,
+            type(student).__name__,
+            plain_config(student),
+            plain_config(skeleton.denoiser),
+        )
+        found = {each.application: each for each in loads_in(shape)}
+        assert {application: found[application].loads for application in expected} == expected, settings
+        assert all(each.reason and each.source for each in found.values())
 
 
-def test_a_small_unet_has_no_width_that_other_applications_know() -> None:
+def test_a_small_unet_has_no_width_that_other_programs_know() -> None:
     tiny = {"block_out_channels": [32, 64], "layers_per_block": 1, "mid_block_type": None}
-    assert {verdict.loads for _, verdict in verdicts("stable_diffusion", tiny, tiny)} == {False}
+    shape = Shape("StableDiffusionPipeline", "UNet2DConditionModel", tiny, tiny)
+    assert {each.loads for each in loads_in(shape)} == {False}
 
 
-def test_every_fact_has_a_source() -> None:
-    assert all(application.source for application in APPLICATIONS.values())
-    assert verdicts("a family that is not known", {}, {}) == []
+def test_a_denoiser_without_a_known_layout_is_refused_with_its_class() -> None:
+    shape = Shape("SomePipeline", "SomeTransformer", {})
+    for exporter in (EXPORTERS["comfyui"], EXPORTERS["sdcpp"]):
+        assert any("SomeTransformer" in reason for reason in exporter.check(shape))

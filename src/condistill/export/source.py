@@ -1,0 +1,124 @@
+"""What is exported: a finished pipeline, given as a directory or as a run and the name of a student."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from condistill.config.recipe import Recipe
+from condistill.config.sections import MINIATURE
+from condistill.errors import CondistillError, nearest
+from condistill.miniature import weights_path
+from condistill.run.directory import MARK_NAME, RECIPE_NAME
+from condistill.teachers.files import INDEX_NAME, PipelineFiles
+from condistill.teachers.load import read_index
+from condistill.teachers.registry import family_of_pipeline
+
+Config = Mapping[str, Any]
+"""Of a model, as in its config.json."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an exporter checks of a pipeline: its classes and the configs of its denoiser. A plan has it too."""
+
+    pipeline_class: str
+    denoiser_class: str
+    denoiser: Config
+    teacher: Config | None = None
+    """Of the teacher's denoiser, from which a student was derived; None: unknown, or it is no student."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished pipeline in a directory."""
+
+    name: str
+    """For messages and names of files."""
+    files: PipelineFiles
+    shape: Shape
+    run: Path | None = None
+    """The run directory that it is a student of."""
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the pipeline."""
+        return self.files.directory
+
+    @property
+    def denoiser_name(self) -> str:
+        """The component that is the denoiser."""
+        return family_of_pipeline(self.shape.pipeline_class).denoiser_name
+
+    def config(self, component: str) -> dict[str, Any]:
+        """Return the config of a component."""
+        file = self.directory / component / "config.json"
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return config
+
+
+def find_source(text: str, *, student: str | None = None) -> Source:
+    """Return the pipeline that a run directory, a pipeline directory or `miniature` stands for.
+
+    Args:
+        text: the directory.
+        student: which student of a run; None: the only one.
+
+    Raises:
+        CondistillError: it is none of these, or a run with several students.
+    """
+    directory = weights_path() / "teacher" if text == MINIATURE else Path(text)
+    if (directory / MARK_NAME).is_file():
+        return _student_of_run(directory, student)
+    if student is not None:
+        raise CondistillError(f"--student {student} is for run directories, and {text} is none; leave it out")
+    if not (directory / INDEX_NAME).is_file():
+        raise CondistillError(
+            f"{text} is neither a run directory (with {MARK_NAME}) nor a diffusers pipeline (with {INDEX_NAME}); give "
+            "one of these, or miniature"
+        )
+    return _source(directory, directory.resolve().name if text != MINIATURE else MINIATURE)
+
+
+def _student_of_run(run: Path, student: str | None) -> Source:
+    found = sorted(file.parent.name for file in (run / "pipelines").glob(f"*/{INDEX_NAME}"))
+    if not found:
+        raise CondistillError(f"the run {run} has no finished student; run `condistill run` with its recipe first")
+    if student is None and len(found) > 1:
+        raise CondistillError(f"the run {run} has several students; choose one with --student: {', '.join(found)}")
+    name = student or found[0]
+    if name not in found:
+        raise CondistillError(f"the run {run} has no finished student {name!r}{nearest(name, found)}")
+    recipe = run / RECIPE_NAME
+    teacher = _teacher_config(run) if recipe.is_file() else None
+    return _source(run / "pipelines" / name, name, teacher=teacher, run=run)
+
+
+def _teacher_config(run: Path) -> Config | None:
+    """Return the config of the denoiser of a run's teacher; None where the teacher is no longer on this machine."""
+    prepared = run / "teacher"
+    try:
+        location = prepared if prepared.is_dir() else read_index(Recipe.load(run / RECIPE_NAME).teacher)[0]
+    except CondistillError:
+        return None
+    if not isinstance(location, Path):
+        return None
+    index = PipelineFiles.read(location).index
+    file = location / family_of_pipeline(index["_class_name"]).denoiser_name / "config.json"
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return config
+
+
+def _source(directory: Path, name: str, *, teacher: Config | None = None, run: Path | None = None) -> Source:
+    files = PipelineFiles.read(directory)
+    family = family_of_pipeline(files.index["_class_name"])
+    file = directory / family.denoiser_name / "config.json"
+    try:
+        denoiser: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CondistillError(f"{file} cannot be read ({error}); save the pipeline again") from error
+    shape = Shape(files.index["_class_name"], denoiser.get("_class_name", family.denoiser_class), denoiser, teacher)
+    return Source(name, files, shape, run)

@@ -1,0 +1,153 @@
+"""Export a pipeline: check its shape, write the files, compare them with the pipeline, and record both."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from condistill.errors import CondistillError
+from condistill.export.exporter import Comparison, Exporter, ExportOptions
+from condistill.export.record import EXPORT_NAME, ExportComparison, ExportedFile, ExportRecord
+from condistill.export.source import Source
+from condistill.utils.atomic import atomic_directory, recover
+from condistill.utils.format import byte_size, significant
+from condistill.utils.hashing import hash_file, key_of
+
+
+def default_directory(source: Source, exporter: Exporter) -> Path:
+    """Return where an export is written unless the user chooses: in the run, or next to the pipeline."""
+    name = f"{source.name}-{exporter.name}"
+    return source.run / "exports" / name if source.run else Path("exports") / name
+
+
+def check_export(source: Source, exporter: Exporter, options: ExportOptions) -> None:
+    """Check everything that can be known before weights are read.
+
+    Raises:
+        CondistillError: the format cannot hold the pipeline, an option does not fit the format, or a package is not
+            installed.
+    """
+    if reasons := exporter.check(source.shape):
+        raise CondistillError(f"{source.name} cannot be exported to {exporter.title}: {'; '.join(reasons)}")
+    for given, name, allowed in (
+        (options.dtype, "--dtype", exporter.dtypes),
+        (options.weights, "--weights", exporter.weights),
+    ):
+        if given is not None and given not in allowed:
+            known = f"choose from {', '.join(allowed)}" if allowed else "leave it out"
+            raise CondistillError(f"{name} {given} is not possible with --to {exporter.name}; {known}")
+    if missing := [name for name in exporter.packages if importlib.util.find_spec(name) is None]:
+        raise CondistillError(
+            f"--to {exporter.name} needs {', '.join(missing)}, which is not installed; run "
+            '`pip install "condistill[export]"`'
+        )
+
+
+def export(
+    source: Source,
+    exporter: Exporter,
+    directory: Path,
+    options: ExportOptions,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> ExportRecord:
+    """Write an export into a directory, completely or not at all, and return its record.
+
+    A directory that holds this very export already is left as it is.
+
+    Raises:
+        CondistillError: see `check_export`; or the directory holds something else; or the written files differ from
+            the pipeline by more than the tolerance, and then nothing is written.
+    """
+    check_export(source, exporter, options)
+    if directory.parent.is_dir():
+        recover(directory.parent)
+    key = _key(source, exporter, options)
+    if (found := _existing(directory, key)) is not None:
+        say(f"{directory} holds this export already")
+        return found
+    started = time.monotonic()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_directory(directory) as partial:
+        exporter.write(source, partial, options)
+        comparisons = exporter.verify(source, partial, options)
+        _check_comparisons(exporter, comparisons)
+        record = ExportRecord(
+            exporter=exporter.name,
+            version=metadata.version("condistill"),
+            pipeline=source.name,
+            key=key,
+            dtype=options.dtype,
+            weights=options.weights,
+            files={
+                file.relative_to(partial).as_posix(): ExportedFile(bytes=file.stat().st_size, sha256=hash_file(file))
+                for file in sorted(partial.rglob("*"))
+                if file.is_file()
+            },
+            comparisons=tuple(
+                ExportComparison(
+                    subject=each.subject, largest_difference=each.largest_difference, tolerance=each.tolerance
+                )
+                for each in comparisons
+            ),
+            seconds=time.monotonic() - started,
+        )
+        record.write(partial / EXPORT_NAME)
+    for line in described(record):
+        say(line)
+    return record
+
+
+def described(record: ExportRecord) -> list[str]:
+    """Return the lines for the user: how far the export differs from the pipeline, and its files."""
+    lines = [
+        f"{each.subject}: bit-equal to the pipeline"
+        if each.largest_difference == 0
+        else f"{each.subject}: differs by at most {significant(each.largest_difference)} "
+        f"(tolerance {significant(each.tolerance)})"
+        for each in record.comparisons
+    ]
+    return [*lines, *(f"{name}: {byte_size(file.bytes)}" for name, file in record.files.items())]
+
+
+def _check_comparisons(exporter: Exporter, comparisons: tuple[Comparison, ...]) -> None:
+    wrong = [
+        f"{each.subject} by {significant(each.largest_difference)} (tolerance {significant(each.tolerance)})"
+        for each in comparisons
+        if not each.holds
+    ]
+    if wrong:
+        raise CondistillError(
+            f"the export to {exporter.title} differs from the pipeline, so it was not kept: {', '.join(wrong)}; please "
+            "report it with the pipeline's configs"
+        )
+
+
+def _key(source: Source, exporter: Exporter, options: ExportOptions) -> str:
+    files = [file for component in source.files.by_component.values() for file in component]
+    hashes = {file.relative_to(source.directory).as_posix(): hash_file(file) for file in files}
+    return key_of(exporter.name, options.dtype, options.weights, hashes)
+
+
+def _existing(directory: Path, key: str) -> ExportRecord | None:
+    """Return the record of a directory that holds this export; None where there is no such directory.
+
+    Raises:
+        CondistillError: it holds another export, or something else.
+    """
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return None
+    if not (directory / EXPORT_NAME).is_file():
+        raise CondistillError(f"{directory} exists and is no export; choose another --out")
+    record = ExportRecord.read(directory / EXPORT_NAME, remedy="delete the directory, or choose another --out")
+    intact = all(
+        (directory / name).is_file() and (directory / name).stat().st_size == file.bytes
+        for name, file in record.files.items()
+    )
+    if record.key == key and intact:
+        return record
+    what = "an export of other files or options" if record.key != key else "an export that is not complete"
+    raise CondistillError(f"{directory} holds {what}; delete it, or choose another --out")
