@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
-HOW_TOS = ("A schedule of p(u)", "A loss term", "A metric", "A teacher family", "A stage")
+HOW_TOS = ("A schedule of p(u)", "A loss term", "A metric", "A teacher family", "A stage", "An export format")
 RUN = """
-from condistill import Recipe, compress
+from condistill import Recipe, compress, export_pipeline
 from condistill.teachers.registry import family_of_pipeline
 
 assert family_of_pipeline("CompanyDiffusionPipeline").name == "company_diffusion"
 compress(Recipe.load("recipe.yaml"), "run")
+export_pipeline("run", "denoiser", out="denoiser")
 """
 
 
@@ -68,4 +69,5 @@ def test_a_run_uses_what_the_how_tos_register(tiny_pipeline_dir: Path, tmp_path:
     models = json.loads((run / "metrics.json").read_text("utf-8"))["models"]
     brightness = models["teacher"]["scores"]["all"]["brightness"]
     assert 0 < brightness["low"] <= brightness["value"] <= brightness["high"]
+    assert (tmp_path / "denoiser" / "weights.safetensors").stat().st_size > 0
     assert "schedule: linear" in (run / "recipe.yaml").read_text("utf-8")

@@ -9,6 +9,7 @@ A whole run, and its parts:
     StudentSettings     how a student is made smaller than its teacher
     load_teacher        load a teacher as its family: a directory, a hub name, one file, or a pipeline in memory
     derive_student      return a smaller denoiser with its teacher's weights, before training
+    export_pipeline     write a finished pipeline in the format of another program
     PromptPool          a memory-mapped list of distinct prompts, of any size
     LatentCache         the latents that the teacher generated, memory-mapped, with their prompts
     RandomConditioning  the re-pairing of latents with prompts, for a training loop of your own
@@ -16,6 +17,7 @@ A whole run, and its parts:
 
 Extensions, each one file and one call:
 
+    register_exporter   a format in which pipelines are exported
     register_family     a kind of teacher
     register_loss_term  a term of the loss
     register_metric     a metric of the evaluation
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from condistill.distill.schedules import register_schedule
     from condistill.errors import CondistillError
     from condistill.evaluate.metrics import register_metric
+    from condistill.export import register_exporter
+    from condistill.export.call import export_pipeline
     from condistill.prompts.pool import PromptPool
     from condistill.students.derive import derive_student
     from condistill.teachers.load import load_teacher
@@ -57,7 +61,9 @@ _HOMES = {
     "StudentSettings": "condistill.config.sections",
     "compress": "condistill.workflow.call",
     "derive_student": "condistill.students.derive",
+    "export_pipeline": "condistill.export.call",
     "load_teacher": "condistill.teachers.load",
+    "register_exporter": "condistill.export",
     "register_family": "condistill.teachers.registry",
     "register_loss_term": "condistill.distill.loss_terms",
     "register_metric": "condistill.evaluate.metrics",
@@ -73,7 +79,9 @@ __all__ = [
     "StudentSettings",
     "compress",
     "derive_student",
+    "export_pipeline",
     "load_teacher",
+    "register_exporter",
     "register_family",
     "register_loss_term",
     "register_metric",

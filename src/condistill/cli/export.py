@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from condistill.cli.app import command, out_option, pipeline_name, say, user_path
+from condistill.cli.app import command, out_option, pipeline_name, say
 from condistill.errors import CondistillError
 
 
@@ -55,7 +55,7 @@ def export(
     from condistill.export.write import check_export, default_directory
     from condistill.export.write import export as write_export
 
-    source = find_source(pipeline if not pipeline.startswith("~") else str(user_path(pipeline)), student=student)
+    source = find_source(pipeline, student=student)
     if not to:
         for exporter in EXPORTERS.values():
             reasons = exporter.check(source.shape)

@@ -16,6 +16,7 @@ from condistill.run.directory import MARK_NAME, RECIPE_NAME
 from condistill.teachers.files import INDEX_NAME, PipelineFiles
 from condistill.teachers.load import read_index
 from condistill.teachers.registry import family_of_pipeline
+from condistill.utils.home import expand_home
 
 Config = Mapping[str, Any]
 """Of a model, as in its config.json."""
@@ -70,7 +71,7 @@ def find_source(text: str, *, student: str | None = None) -> Source:
     Raises:
         CondistillError: it is none of these, or a run with several students.
     """
-    directory = weights_path() / "teacher" if text == MINIATURE else Path(text)
+    directory = weights_path() / "teacher" if text == MINIATURE else expand_home(text)
     if (directory / MARK_NAME).is_file():
         return _student_of_run(directory, student)
     if student is not None:
