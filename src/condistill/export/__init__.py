@@ -4,6 +4,7 @@
 # The order of these lines is the order in which formats are listed.
 import condistill.export.comfyui
 import condistill.export.sdcpp
+import condistill.export.torchao
 from condistill.export.exporter import EXPORTERS, Comparison, Exporter, ExportOptions, register_exporter
 from condistill.export.loads_in import LoadsIn, loads_in
 from condistill.export.source import Shape, Source, find_source

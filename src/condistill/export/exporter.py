@@ -58,7 +58,9 @@ class Exporter(ABC):
     weights: ClassVar[tuple[str, ...]] = ()
     """Quantisations of the weights that it can be written with."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Modules that writing needs, of the extra `export`."""
+    """Modules that writing needs."""
+    extra: ClassVar[str] = "export"
+    """The extra of condistill that installs them."""
 
     @abstractmethod
     def check(self, shape: Shape) -> tuple[str, ...]:

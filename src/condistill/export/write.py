@@ -42,7 +42,7 @@ def check_export(source: Source, exporter: Exporter, options: ExportOptions) -> 
     if missing := [name for name in exporter.packages if importlib.util.find_spec(name) is None]:
         raise CondistillError(
             f"--to {exporter.name} needs {', '.join(missing)}, which is not installed; run "
-            '`pip install "condistill[export]"`'
+            f'`pip install "condistill[{exporter.extra}]"`'
         )
 
 
