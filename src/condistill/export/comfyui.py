@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from condistill.errors import CondistillError
 from condistill.export.exporter import Comparison, Exporter, ExportOptions, register_exporter
 from condistill.export.single_file import LAYOUTS
+from condistill.export.single_file.file import compare_single_file, write_single_file
 from condistill.export.source import Shape, Source
 
 
@@ -27,12 +27,18 @@ class ComfyUI(Exporter):
 
     def write(self, source: Source, directory: Path, options: ExportOptions) -> None:
         """Write the file."""
-        raise CondistillError("not built")
+        layout = LAYOUTS[source.shape.denoiser_class]
+        write_single_file(_file(source, directory), source, layout, dtype=options.dtype)
 
     def verify(self, source: Source, directory: Path, options: ExportOptions) -> tuple[Comparison, ...]:
         """Compare the weights of the file, read by diffusers' conversion, with those of the pipeline."""
-        raise CondistillError("not built")
+        layout = LAYOUTS[source.shape.denoiser_class]
+        return compare_single_file(_file(source, directory), source, layout, dtype=options.dtype)
 
     def how_to_load(self, shape: Shape) -> str:
-        """Return where the file belongs in ComfyUI."""
-        return "Copy the file to `models/checkpoints` of ComfyUI."
+        """Return where the file belongs in ComfyUI, and how it is sampled."""
+        return LAYOUTS[shape.denoiser_class].how_to_load(shape)
+
+
+def _file(source: Source, directory: Path) -> Path:
+    return directory / f"{source.name}.safetensors"

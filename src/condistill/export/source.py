@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from condistill.config.sections import MINIATURE
 from condistill.errors import CondistillError, nearest
 from condistill.miniature import weights_path
 from condistill.run.directory import MARK_NAME, RECIPE_NAME
+from condistill.teachers.defaults import SAMPLING_NAME
 from condistill.teachers.files import INDEX_NAME, PipelineFiles
 from condistill.teachers.load import read_index
 from condistill.teachers.registry import family_of_pipeline
@@ -31,6 +32,20 @@ class Shape:
     denoiser: Config
     teacher: Config | None = None
     """Of the teacher's denoiser, from which a student was derived; None: unknown, or it is no student."""
+    components: Mapping[str, Config] = field(default_factory=dict)
+    """Configs of the whole pipeline by component, that of the scheduler included; empty: unknown, as in a plan.
+
+    A component that the pipeline lacks has no entry.
+    """
+    classes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Library and class of each component, as in the pipeline's index; empty: unknown."""
+    sampling: Config = field(default_factory=dict)
+    """What `sampling.json` says: steps and guidance scale; empty: unknown."""
+
+    @property
+    def denoiser_name(self) -> str:
+        """The component that is the denoiser."""
+        return family_of_pipeline(self.pipeline_class).denoiser_name
 
 
 @dataclass(frozen=True)
@@ -52,13 +67,11 @@ class Source:
     @property
     def denoiser_name(self) -> str:
         """The component that is the denoiser."""
-        return family_of_pipeline(self.shape.pipeline_class).denoiser_name
+        return self.shape.denoiser_name
 
     def config(self, component: str) -> dict[str, Any]:
         """Return the config of a component."""
-        file = self.directory / component / "config.json"
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return config
+        return dict(self.shape.components[component])
 
 
 def find_source(text: str, *, student: str | None = None) -> Source:
@@ -116,10 +129,39 @@ def _teacher_config(run: Path) -> Config | None:
 def _source(directory: Path, name: str, *, teacher: Config | None = None, run: Path | None = None) -> Source:
     files = PipelineFiles.read(directory)
     family = family_of_pipeline(files.index["_class_name"])
-    file = directory / family.denoiser_name / "config.json"
+    classes = {
+        part: (str(value[0]), str(value[1]))
+        for part, value in files.index.items()
+        if isinstance(value, list) and len(value) == 2 and None not in value
+    }
+    configs = {part: config for part in classes if (config := _config_of(directory / part)) is not None}
+    if family.denoiser_name not in configs:
+        raise CondistillError(f"{directory / family.denoiser_name} has no config.json; save the pipeline again")
+    denoiser = configs[family.denoiser_name]
+    sampling = directory / SAMPLING_NAME
+    shape = Shape(
+        files.index["_class_name"],
+        denoiser.get("_class_name", family.denoiser_class),
+        denoiser,
+        teacher,
+        configs,
+        classes,
+        _read_json(sampling) if sampling.is_file() else {},
+    )
+    return Source(name, files, shape, run)
+
+
+def _config_of(directory: Path) -> Config | None:
+    """Return the config of a model or a scheduler; None: the component is something else."""
+    found = [file for name in ("config.json", "scheduler_config.json") if (file := directory / name).is_file()]
+    return _read_json(found[0]) if found else None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        denoiser: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CondistillError(f"{file} cannot be read ({error}); save the pipeline again") from error
-    shape = Shape(files.index["_class_name"], denoiser.get("_class_name", family.denoiser_class), denoiser, teacher)
-    return Source(name, files, shape, run)
+    if not isinstance(content, dict):
+        raise CondistillError(f"{file} is no JSON object; save the pipeline again")
+    return content

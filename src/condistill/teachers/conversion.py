@@ -32,7 +32,7 @@ def converted_shapes(name: str, model: nn.Module, header: Header, config: str) -
     with torch.device("meta"):
         tensors = {key: torch.empty(tensor.shape) for key, tensor in header.tensors.items()}
     try:
-        return shapes(_convert(model, tensors))
+        return shapes(converted_tensors(model, tensors))
     except CondistillError:
         raise
     except Exception as error:  # the conversions of diffusers expect the tensors of the kind that the config names
@@ -42,8 +42,12 @@ def converted_shapes(name: str, model: nn.Module, header: Header, config: str) -
         ) from error
 
 
-def _convert(model: nn.Module, tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return the tensors of a model under diffusers' names; empty where there are none."""
+def converted_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the tensors of a model under diffusers' names; empty where the file has none.
+
+    Args:
+        tensors: of the file; the conversion may take some out.
+    """
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
     from transformers import PreTrainedModel
 

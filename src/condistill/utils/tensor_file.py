@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,25 +58,39 @@ def write_tensors(
     cast = dtypes or {}
     kinds = {name: cast.get(name, tensor.dtype) for name, tensor in tensors.items()}
     names = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))  # every tensor starts at its alignment
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header = [(name, tensors[name].shape, kinds[name]) for name in names]
+    return write_in_order(path, header, (tensors[name] for name in names), metadata=metadata)
+
+
+def write_in_order(
+    path: Path,
+    header: Sequence[tuple[str, Sequence[int], torch.dtype]],
+    tensors: Iterable[Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> str:
+    """Write tensors that are produced one after the other, and return the SHA-256 of the file.
+
+    Args:
+        header: name, shape and dtype of each tensor.
+        tensors: in this order, on any device; they are cast while they are written.
+    """
+    fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name in names:
-        start, end = end, end + tensors[name].numel() * kinds[name].itemsize
-        header[name] = {
-            "dtype": _DTYPES[kinds[name]],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    for name, shape, kind in header:
+        start, end = end, end + math.prod(shape) * kind.itemsize
+        fields[name] = {"dtype": _DTYPES[kind], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for start_of_file in (len(text).to_bytes(_LENGTH_BYTES, "little"), text):
             digest.update(start_of_file)
             file.write(start_of_file)
-        for name in names:
-            for piece in _pieces(tensors[name]):
-                block = _bytes_of(piece.detach().to("cpu", kinds[name]))
+        for (name, shape, kind), tensor in zip(header, tensors, strict=True):
+            assert tuple(tensor.shape) == tuple(shape), name
+            for piece in _pieces(tensor):
+                block = _bytes_of(piece.detach().to("cpu", kind))
                 digest.update(block)
                 file.write(block)
     return digest.hexdigest()

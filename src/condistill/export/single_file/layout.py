@@ -1,18 +1,22 @@
 """The contract of a layout: how single files name the weights of one class of denoiser, and which shapes load.
 
-Adding a layout is one file with a subclass of `Layout` and one line in `export/single_file/__init__.py`.
+Adding a layout is one file with a subclass of `Layout` and one line in `export/single_file/__init__.py`. A layout sees
+configs and named tensors, so that it gives the names and shapes of a file on the meta device too, without any weights.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from condistill.export.source import Shape, Source
+from condistill.export.source import Shape
 from condistill.utils.registry import Registry
+
+Weights = Mapping[str, Mapping[str, Tensor]]
+"""By component: its weights under the names of its class in diffusers or transformers."""
 
 
 class Layout(ABC):
@@ -28,8 +32,33 @@ class Layout(ABC):
         """Return the reasons why ComfyUI does not load a pipeline of this shape; empty if it does."""
 
     @abstractmethod
-    def tensors(self, source: Source) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name of each weight in the file and the weight, contiguous, in the dtype of the pipeline."""
+    def tensors(self, shape: Shape, weights: Weights) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name of each weight in the file, and the weight.
+
+        It is called twice: first with weights on the meta device, for names and shapes, and then with weights that are
+        read from the disk one at a time. The writer makes them contiguous and casts them to one dtype.
+        """
+
+    def components(self, shape: Shape) -> tuple[str, ...]:
+        """Return the components whose weights the file holds."""
+        return (shape.denoiser_name,)
+
+    def restored(self, component: str, shape: Shape, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the weights of a component under the names of its class, from those of the file.
+
+        The export is checked by it, so it shares no code with `tensors`: by default it is diffusers' own conversion.
+        """
+        from condistill.export.single_file.restore import restore_by_diffusers
+
+        return restore_by_diffusers(component, shape, tensors)
+
+    def metadata(self, shape: Shape) -> dict[str, str]:
+        """Return what the file's header says about the kind of model, such as `modelspec.architecture`."""
+        return {}
+
+    @abstractmethod
+    def how_to_load(self, shape: Shape) -> str:
+        """Return where the file belongs in ComfyUI, and with which settings it is sampled, as Markdown."""
 
 
 LAYOUTS: Registry[Layout] = Registry("layout")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from condistill.errors import CondistillError
-from condistill.export.single_file.layout import Layout, register_layout
-from condistill.export.source import Config, Shape, Source
+from condistill.export.single_file.layout import Layout, Weights, register_layout
+from condistill.export.source import Config, Shape
 
 _WIDTH = "every U-Net class there demands 320 or 384 channels in the first stage, and its multiples"
 
@@ -58,6 +58,10 @@ class UNetLayout(Layout):
             return ()
         return ("SDXL classes there match the transformer blocks of every stage exactly",)
 
-    def tensors(self, source: Source) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, shape: Shape, weights: Weights) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights under their original names."""
         raise CondistillError("not built")
+
+    def how_to_load(self, shape: Shape) -> str:
+        """Return where the file belongs in ComfyUI."""
+        return "Copy the file to `models/checkpoints` of ComfyUI."
