@@ -21,7 +21,12 @@ def in_turn(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 STUDENT = "pipelines/plain"
-TRAINED = ("distill/plain/student.json", "distill/plain/seconds.json", "distill/plain/checkpoints/history.jsonl")
+TRAINED = (
+    "distill/plain/student.json",
+    "distill/plain/layers.json",
+    "distill/plain/seconds.json",
+    "distill/plain/checkpoints/history.jsonl",
+)
 """Files of a training that are written again when its student is saved from the newest checkpoint."""
 MADE_AGAIN = {
     "prompts/pool.arrow": ("prompts/",),

@@ -46,6 +46,7 @@ from condistill.prompts.split import Prompts
 from condistill.run.context import Run
 from condistill.run.stage_directory import Inputs, StageDir
 from condistill.students.derive import Student
+from condistill.students.layer_map import LAYERS_NAME, LayersRecord
 from condistill.teachers.family import Family
 from condistill.teachers.source import teacher_files
 from condistill.utils.distributed import decide, on_main_process
@@ -175,7 +176,7 @@ def _finish(run: Run, name: str) -> None:
     for file, sha256 in written_hashes(checkpoints).items():
         run.directory.hashes.note(file, sha256)
     _directory(run, name).finish(
-        [variant.directory / STUDENT_NAME, *sorted(files)],
+        [variant.directory / STUDENT_NAME, variant.directory / LAYERS_NAME, *sorted(files)],
         noted=[checkpoints / HISTORY_NAME, variant.directory / TIME_NAME],
         optional=sorted(checkpoints.glob("step-*/*")),
     )
@@ -326,6 +327,8 @@ def _write_record(run: Run, name: str, directory: Path, student: Student, sizes:
     StudentRecord(kept=kept, teacher_size=sizes["teacher"], student_size=sizes["student"]).write(
         directory / STUDENT_NAME
     )
+    if student.layers is not None:
+        LayersRecord.of(run.family.denoiser, student.layers).write(directory / LAYERS_NAME)
 
 
 def _save(run: Run, name: str, denoiser: nn.Module) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from condistill.config.sections import BlockPreset
 from condistill.errors import CondistillError, nearest
-from condistill.students.width import Selection, inherit, keep_channels, take, weight_norms
+from condistill.students.layer_map import Selection, WeightSource, take
+from condistill.students.width import inherit, keep_channels, weight_norms
 from condistill.utils.meta import build_on_meta, plain_config
 
 Layers = dict[str, tuple[int, ...]]
@@ -270,6 +271,21 @@ def source_of(name: str, sources: Mapping[str, str]) -> str:
     return sources.get(layer, "") + name.removeprefix(layer)
 
 
+def weight_sources(
+    teacher: UNet2DConditionModel, student: UNet2DConditionModel, kept: Layers
+) -> dict[str, WeightSource]:
+    """Return the part of the teacher that each weight of a student with the kept layers is a copy of.
+
+    Args:
+        teacher: with the weights that choose the inputs of the first up block; see `remove_blocks`.
+        student: with the kept layers, on any device.
+        kept: from `kept_layers`.
+    """
+    sources = layer_sources(teacher, kept)
+    selections = _first_up_block_inputs(teacher, sources, len(student.up_blocks))
+    return {name: WeightSource(source_of(name, sources), selections.get(name, ())) for name in student.state_dict()}
+
+
 def remove_blocks(teacher: UNet2DConditionModel, kept: Layers) -> UNet2DConditionModel:
     """Return a denoiser with copies of the kept layers, float32, on the teacher's device.
 
@@ -284,12 +300,11 @@ def remove_blocks(teacher: UNet2DConditionModel, kept: Layers) -> UNet2DConditio
         CondistillError: a layer does not fit; the message names the student's layer and the teacher's.
     """
     student = build_on_meta(type(teacher), config_without_blocks(teacher, kept))
-    teacher_weights, sources = teacher.state_dict(), layer_sources(teacher, kept)
-    selections = _first_up_block_inputs(teacher, sources, len(student.up_blocks))
+    teacher_weights, sources = teacher.state_dict(), weight_sources(teacher, student, kept)
     weights: dict[str, Tensor] = {}
     for name, parameter in student.state_dict().items():
-        source = source_of(name, sources)
-        weights[name] = take(teacher_weights[source], selections.get(name, ()))
+        source = sources[name].name
+        weights[name] = take(teacher_weights[source], sources[name].selection)
         if weights[name].shape != parameter.shape:
             raise CondistillError(
                 f"the student's {name} has shape {tuple(parameter.shape)}, and its source, the teacher's {source}, has "

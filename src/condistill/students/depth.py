@@ -13,7 +13,7 @@ from diffusers import ModelMixin
 from torch import nn
 
 from condistill.errors import CondistillError, nearest
-from condistill.students.width import take
+from condistill.students.layer_map import WeightSource, take
 from condistill.teachers.registry import family_of, is_joint_layer
 from condistill.teachers.traits import LayerList
 from condistill.utils.meta import build_on_meta, plain_config
@@ -111,6 +111,11 @@ def source_of(name: str, kept: Kept) -> str:
     return ".".join(filter(None, (head, str(kept[head][int(index)]), rest)))
 
 
+def weight_sources(student: ModelMixin, kept: Kept) -> dict[str, WeightSource]:
+    """Return the teacher's weight that each weight of a student with the kept layers is a copy of."""
+    return {name: WeightSource(source_of(name, kept)) for name in student.state_dict()}
+
+
 def remove_layers(teacher: ModelMixin, kept: Kept) -> ModelMixin:
     """Return a float32 denoiser with copies of the teacher's kept layers; on meta for a teacher on meta."""
     kind, config = type(teacher), shortened_config(teacher, kept)
@@ -121,7 +126,8 @@ def remove_layers(teacher: ModelMixin, kept: Kept) -> ModelMixin:
         with init_empty_weights():  # not on meta: position tables are buffers, which must be computed
             student = kind.from_config(config)
     teacher_weights = teacher.state_dict()
-    weights = {name: take(teacher_weights[source_of(name, kept)], ()) for name in student.state_dict()}
+    sources = weight_sources(student, kept)
+    weights = {name: take(teacher_weights[source.name], source.selection) for name, source in sources.items()}
     student.load_state_dict(weights, strict=True, assign=True)
     return student.to(device)
 

@@ -24,6 +24,7 @@ from condistill.students.blocks import (
     remove_blocks,
     source_of,
 )
+from condistill.students.blocks import weight_sources as block_sources
 from condistill.students.choice import StudentChoice, denoiser_of, student_settings
 from condistill.students.depth import (
     describe_layers,
@@ -32,9 +33,11 @@ from condistill.students.depth import (
     share_of_layers,
     shortened_config,
 )
+from condistill.students.depth import weight_sources as depth_sources
 from condistill.students.features import FeaturePair, check_pairs, feature_pairs, layer_pairs, make_maps
+from condistill.students.layer_map import LayerMap, chained
 from condistill.students.scores.record import Scores
-from condistill.students.width import narrow, narrowed_config, stage_widths
+from condistill.students.width import narrow_along, narrowed_config, stage_widths
 from condistill.teachers.family import Family
 from condistill.teachers.registry import family_of
 from condistill.utils.meta import build_on_meta, parameters, plain_config
@@ -53,6 +56,8 @@ class Student:
     """Lines for the model card: which teacher layers each block, or list of layers, comes from."""
     maps: nn.ModuleList
     """One per pair, from student to teacher channels; used in training only."""
+    layers: LayerMap | None = None
+    """The part of the teacher that each weight was a copy of when it was derived; None where weights are random."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ class _Plan:
     """How one kind of teacher becomes a student."""
 
     config: dict[str, Any]
-    inherit: Callable[[], ModelMixin]
-    """Returns the student with the teacher's weights."""
+    inherit: Callable[[], tuple[ModelMixin, LayerMap]]
+    """Returns the student with the teacher's weights, and where each is from."""
     pairs: Callable[[ModelMixin], tuple[FeaturePair, ...]]
     describe: Callable[[ModelMixin], tuple[str, ...]]
     advice: str
@@ -111,8 +116,10 @@ def derive_student(
     shapes = build_on_meta(type(teacher), plan.config)
     if not may_be_as_large:
         _check_smaller(shapes, teacher, plan.advice)
+    layers: LayerMap | None = None
     if settings.weights == "teacher":
-        denoiser, weights = plan.inherit(), "inherited from the teacher"
+        denoiser, layers = plan.inherit()
+        weights = "inherited from the teacher"
     else:
         denoiser = shapes if device.type == "meta" else _random(type(teacher), plan.config, seed).to(device)
         weights = f"random, seed {seed}"
@@ -120,7 +127,7 @@ def derive_student(
     channels = check_pairs(teacher, denoiser, pairs)
     with _seeded(seed):
         maps = make_maps([t for t, _ in channels], [s for _, s in channels], features=features).to(device)
-    return Student(denoiser, pairs, (f"weights: {weights}", *plan.describe(denoiser)), maps)
+    return Student(denoiser, pairs, (f"weights: {weights}", *plan.describe(denoiser)), maps, layers)
 
 
 def student_shapes(teacher: ModelMixin, settings: StudentSettings) -> ModelMixin:
@@ -160,9 +167,14 @@ def _unet_plan(
     if widths:
         config = narrowed_config(config, widths)
 
-    def inherit() -> ModelMixin:
+    def inherit() -> tuple[ModelMixin, LayerMap]:
         denoiser = teacher if kept is None else remove_blocks(teacher, kept)
-        return narrow(denoiser, widths, _renamed(scores.channel_importance, denoiser, sources)) if widths else denoiser
+        layers = block_sources(teacher, denoiser, layer_lists(teacher) if kept is None else kept)
+        if not widths:
+            return denoiser, layers
+        importance = _renamed(scores.channel_importance, denoiser, sources)
+        student, channels = narrow_along(denoiser, widths, importance)
+        return student, chained(layers, channels)
 
     return _Plan(
         config,
@@ -204,9 +216,14 @@ def _transformer_plan(teacher: ModelMixin, settings: StudentSettings, scores: Sc
             how = "the first, the last and those with the highest block influence"
     else:
         kept, how = listed_layers(teacher, settings.keep or {}), "as listed"
+
+    def inherit() -> tuple[ModelMixin, LayerMap]:
+        student = remove_layers(teacher, kept)
+        return student, depth_sources(student, kept)
+
     return _Plan(
         shortened_config(teacher, kept),
-        lambda: remove_layers(teacher, kept),
+        inherit,
         pairs=lambda student: layer_pairs(teacher, student, kept, features=features),
         describe=lambda _: describe_layers(teacher, kept, how),
         advice="keep fewer layers",

@@ -19,10 +19,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
+from condistill.students.layer_map import Selection, WeightSource, take
 from condistill.utils.meta import build_on_meta, plain_config
-
-Selection = tuple[Tensor | None, ...]
-"""Kept indices of each leading dimension of a weight; None keeps the whole dimension."""
 
 
 def stage_widths(config: dict[str, Any], width: float | Sequence[int]) -> tuple[int, ...]:
@@ -101,17 +99,6 @@ def keep_channels(importance: Tensor, count: int, *, blocks: int = 1) -> Tensor:
     return (order.sort(dim=1).values + first).flatten()
 
 
-def take(weight: Tensor, selection: Selection) -> Tensor:
-    """Return a float32 copy of the selected part of a weight; on the meta device, a tensor of its shape."""
-    if weight.is_meta:
-        kept = [len(indices) if indices is not None else weight.shape[i] for i, indices in enumerate(selection)]
-        return torch.empty(*kept, *weight.shape[len(kept) :], device="meta")
-    part = weight.detach()
-    for dimension, indices in enumerate(selection):
-        part = part if indices is None else part.index_select(dimension, indices.to(part.device))
-    return part.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-
-
 def weight_norms(*weights: Tensor) -> Tensor:
     """Return the L2 norm `[C]` of each output channel's weights, summed over the layers, on the CPU.
 
@@ -147,6 +134,13 @@ def narrow(
     Raises:
         CondistillError: a layer's weights cannot be sliced to the student's shape; the message names the layer.
     """
+    return narrow_along(teacher, widths, importance)[0]
+
+
+def narrow_along(
+    teacher: UNet2DConditionModel, widths: Sequence[int], importance: Mapping[str, Tensor] | None = None
+) -> tuple[UNet2DConditionModel, dict[str, WeightSource]]:
+    """Return a narrower denoiser as `narrow` does, and the part of the teacher that each of its weights is."""
     student = build_on_meta(type(teacher), narrowed_config(plain_config(teacher), widths))
     slicer = _Slicer(teacher, student, importance)
     weights = {name: weight.to(teacher.device) for name, weight in slicer.added.items()}
@@ -163,7 +157,8 @@ def narrow(
                 f"the student's {name} has shape {tuple(parameter.shape)}, which no slice of the teacher's weights "
                 "has; use a block preset or random weights"
             )
-    return inherit(student, weights)
+    sources = {name: WeightSource(name, selection) for name, selection in slicer.selections.items() if name in weights}
+    return inherit(student, weights), {name: source for name, source in sources.items() if name not in slicer.added}
 
 
 def channel_selections(
