@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from condistill.errors import CondistillError
+from condistill.export import EXPORTERS, ExportOptions, Shape, find_source
+from condistill.export.write import check_export, export
+
+TORCHAO = Path(sys.prefix) / "torchao"
+"""Where `make install` puts torchao: diffusers imports it wherever it finds it, and every command would take longer."""
+EXPORT_AND_LOAD = """
+import json, sys
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from condistill import export_pipeline
+
+pipeline, out = sys.argv[1:]
+export_pipeline(pipeline, "torchao", weights="int8", out=out)
+images = []
+for directory in (pipeline, out):
+    loaded = DiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32, safety_checker=None)
+    loaded.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    images.append(loaded("a box", num_inference_steps=2, generator=generator, output_type="np").images)
+print(json.dumps({
+    "difference": float(np.abs(images[0] - images[1]).max()),
+    "kinds": sorted({type(weight).__name__ for weight in loaded.unet.parameters()}),
+}))
+"""
+
+
+@pytest.mark.slow  # a process of its own, in which diffusers finds torchao
+def test_a_quantised_pipeline_is_smaller_and_loads_in_plain_diffusers(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    if not TORCHAO.is_dir():
+        pytest.skip(f"torchao is not in {TORCHAO}; `make install` puts it there")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(TORCHAO)])}
+    out = tmp_path / "quantised"
+    command = [sys.executable, "-c", EXPORT_AND_LOAD, str(tiny_pipeline_dir), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "Int8Tensor" in found["kinds"]
+    assert 0 < found["difference"] < 0.1
+    assert not [file for file in out.rglob("*") if file.suffix in (".bin", ".pt")]
+    with safe_open(out / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        assert torch.int8 in {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - no mapping
+    record = json.loads((out / "export.json").read_text("utf-8"))
+    (comparison,) = record["comparisons"]
+    assert 0 < comparison["largest_difference"] < comparison["tolerance"]
+
+
+def test_quantised_weights_need_torchao_and_a_known_kind(tiny_pipeline_dir: Path) -> None:
+    source, exporter = find_source(str(tiny_pipeline_dir)), EXPORTERS["torchao"]
+    assert exporter.check(Shape("SomePipeline", "SomeTransformer", {})) == ()
+    with pytest.raises(CondistillError, match=r"--weights int2 is not possible .*choose from int8, fp8, int4"):
+        check_export(source, exporter, ExportOptions(weights="int2"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_int4_without_a_gpu_is_refused_before_anything_is_written(
+    tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = EXPORTERS["torchao"]
+    monkeypatch.setattr(type(exporter), "packages", ())
+    with pytest.raises(CondistillError, match="--weights int4 needs a GPU"):
+        export(find_source(str(tiny_pipeline_dir)), exporter, tmp_path / "out", ExportOptions(weights="int4"))
+    assert list(tmp_path.iterdir()) == []
