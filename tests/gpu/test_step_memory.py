@@ -47,7 +47,8 @@ def test_the_peak_of_a_step_is_the_planned_one(
     changes: dict[str, Any] = {"gradient_checkpointing": checkpointing}
     planned = training_peak(step_of(build_on_meta(UNet2DConditionModel, CONFIG), **changes), half)
     with torch.device(device):
-        step = step_of(UNet2DConditionModel(**CONFIG), **changes)
+        teacher = UNet2DConditionModel(**CONFIG)
+    step = step_of(teacher, **changes)
     step.student.to(device)
 
     def autocast() -> torch.autocast:

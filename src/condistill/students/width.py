@@ -95,7 +95,7 @@ def keep_channels(importance: Tensor, count: int, *, blocks: int = 1) -> Tensor:
     """
     scores = importance.reshape(blocks, -1)
     order = scores.argsort(dim=1, descending=True, stable=True)[:, : count // blocks]
-    first = torch.arange(blocks)[:, None] * scores.shape[1]
+    first = torch.arange(blocks, device=scores.device)[:, None] * scores.shape[1]
     return (order.sort(dim=1).values + first).flatten()
 
 
