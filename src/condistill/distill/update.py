@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from condistill.config.distill import OptimizerSettings
 from condistill.distill.student import StudentForward
@@ -48,5 +48,13 @@ class Update:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            self.average.step(self.trained.denoiser.parameters())
+            add_to_average(self.average, self.trained.denoiser)
         return norm
+
+
+@torch.no_grad()
+def add_to_average(average: EMAModel, denoiser: nn.Module) -> None:
+    """Move the average towards the weights, as `EMAModel.step` does, in one pass and without a copy of all weights."""
+    average.optimization_step += 1
+    average.cur_decay_value = average.get_decay(average.optimization_step)
+    torch._foreach_lerp_(average.shadow_params, [*denoiser.parameters()], 1 - average.cur_decay_value)

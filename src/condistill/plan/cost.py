@@ -27,8 +27,8 @@ from condistill.students.derive import Student
 from condistill.teachers.skeleton import Skeleton
 from condistill.utils.meta import build_on_meta, parameters, plain_config
 
-UPDATE_BYTES = 64
-"""Bytes moved per weight in an update: AdamW reads 4 numbers and writes 3, clipping 3, the average of weights 6; each
+UPDATE_BYTES = 52
+"""Bytes moved per weight in an update: AdamW reads 4 numbers and writes 3, clipping 3, the average of weights 3; each
 has 4 bytes."""
 PROCESS_BYTES = 600 * 2**20
 """Of a process on a CPU without models: Python, torch, diffusers and transformers (benchmarks/real_size.md)."""
