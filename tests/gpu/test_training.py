@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,7 @@ from condistill.distill.trainer import Trainer
 from condistill.errors import NonFiniteLossError
 from condistill.pipelines.sampling import Sampling
 from condistill.students.derive import derive_student
+from condistill.teachers.aside import encode_aside
 from condistill.teachers.load import load_teacher
 
 if TYPE_CHECKING:
@@ -57,7 +60,9 @@ def make(device: torch.device, family: Family, tiny_cache: LatentCache, tiny_poo
     """Build trainers of a student of half its teacher's width."""
     student = derive_student(family.denoiser, StudentSettings(width=0.5))
 
-    def build(directory: Path, *, precision: str = "no", checkpoint_every: int = 2, log_every: int = 1) -> Trainer:
+    def build(
+        directory: Path, *, precision: str = "no", checkpoint_every: int = 2, log_every: int = 1, **changes: Any
+    ) -> Trainer:
         AcceleratorState._reset_state(True)
         scaler = GradScalerKwargs(init_scale=16.0, growth_interval=2)  # so that the scale changes within a few steps
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[scaler])
@@ -67,6 +72,7 @@ def make(device: torch.device, family: Family, tiny_cache: LatentCache, tiny_poo
                 "batch_size": 4,
                 "optimizer": {"learning_rate": 1e-3, "ema_decay": 0.9},
                 "logging": {"checkpoint_every": checkpoint_every, "log_every": log_every},
+                **changes,
             }
         )
         source = batch_source(tiny_cache, tiny_pool, settings, seed=0, accelerator=accelerator)
@@ -168,6 +174,53 @@ def keep_busy(device: torch.device) -> Tensor:
     for _ in range(50):
         product = product @ matrix
     return product
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"micro_batch_size": 2},
+        {"loss": {"guidance_weight": 0.1, "task_weight": 0.1}},
+        {"guidance_distillation": 3.0, "few_steps": {"num_inference_steps": 5}},
+        {"few_steps": {"method": "consistency", "num_inference_steps": 5, "solver_steps": 50}},
+        {"path": {"start": "noise", "buffer": 2, "guidance_scale": 3.0}},
+    ],
+    ids=["paper", "micro-batches", "guidance", "few steps", "consistency", "path"],
+)
+def test_a_training_step_is_queued_without_waiting_for_the_models(
+    make: Make, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    trainer = make(tmp_path, precision="bf16", **changes)
+    batches = [trainer.source(step) for step in range(STEPS)]
+    for batch in batches[:2]:
+        trainer.train_step(batch)
+    waits: list[str] = []
+
+    def note(message: Any, *_: Any, **__: Any) -> None:
+        if "synchroniz" in str(message) and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+            waits.append("".join(traceback.format_stack(limit=8)[:-1]))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        monkeypatch.setattr(warnings, "showwarning", note)
+        try:
+            for batch in batches[2:]:
+                trainer.train_step(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert not waits, waits[0]
+
+
+def test_prompts_that_are_encoded_aside_have_the_condition_of_the_family(family: Family, device: torch.device) -> None:
+    prompts = ["a red ball", "", "a small blue star at the left on snow"]
+    expected = family.encode(prompts)
+    for _ in range(3):  # memory of the stream aside is used again
+        busy = keep_busy(device)
+        found = encode_aside(family, prompts)
+        for name, tensor in expected.tensors.items():
+            assert torch.equal(found.tensors[name] + 0 * busy.mean(), tensor)
 
 
 @pytest.mark.parametrize("bad", [None, 2])

@@ -15,6 +15,7 @@ from condistill.distill.states import Sample
 from condistill.errors import CondistillError, nearest
 from condistill.teachers.noise.schedule import NoiseSchedule
 from condistill.utils.registry import Registry
+from condistill.utils.transfer import on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Comparison(Predictions):
     @cached_property
     def timesteps(self) -> Tensor:
         """As the denoiser takes them, `[B]`."""
-        return self.sample.timesteps.to(self.student.device)
+        return on_device(self.sample.timesteps, self.student.device)
 
     @cached_property
     def alpha_bar(self) -> Tensor:
@@ -64,7 +65,7 @@ class Comparison(Predictions):
     @cached_property
     def replaced(self) -> Tensor:
         """Which states have no true target, bool `[B]`."""
-        return self.sample.replaced.to(self.student.device)
+        return on_device(self.sample.replaced, self.student.device)
 
 
 LossTerm = Callable[[Comparison], Tensor]

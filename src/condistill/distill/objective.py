@@ -16,8 +16,10 @@ from condistill.distill.loss_terms import Comparison, active_terms, weighted_sum
 from condistill.distill.states import Sample
 from condistill.distill.targets import ModelInputs, TeacherTarget
 from condistill.students.features import FeaturePair, layer_weights
+from condistill.teachers.aside import encode_aside
 from condistill.teachers.condition import Condition
 from condistill.teachers.family import Family
+from condistill.utils.transfer import on_device
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,10 @@ class Objective:
 
     def _inputs(self, sample: Sample, *, with_unconditional: bool) -> ModelInputs:
         family = self.family
-        x_t, timesteps = sample.x_t, sample.timesteps.to(family.device)
-        condition = family.encode(sample.prompts)
+        x_t, timesteps = sample.x_t, on_device(sample.timesteps, family.device)
+        condition = encode_aside(family, sample.prompts)
         if sample.blend:
-            condition = condition.lerp(family.encode(sample.blend.prompts), sample.blend.weight)
+            condition = condition.lerp(encode_aside(family, sample.blend.prompts), sample.blend.weight)
         if sample.guidance_scale is not None:
             condition = condition.with_guidance_scale(sample.guidance_scale)
         if sample.image_uniform is not None:

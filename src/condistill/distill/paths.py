@@ -21,8 +21,10 @@ from condistill.distill.batches import Batch
 from condistill.distill.loss_terms import Comparison
 from condistill.distill.random_conditioning import RandomConditioning
 from condistill.distill.states import Sample, Visit, pure_noise
+from condistill.teachers.aside import encode_aside
 from condistill.teachers.family import Family
 from condistill.teachers.noise.grid import END, SolverGrid
+from condistill.utils.transfer import on_device
 
 
 class Paths:
@@ -102,7 +104,8 @@ class Paths:
         index = (visit.block, visit.rows)
         device, below = self.family.device, self._grid.below(sample.timesteps)
         direction = self._direction(comparison, visit)
-        moved = self.family.noise.step(direction, sample.x_t, sample.timesteps.to(device), below.to(device))
+        timesteps = on_device(sample.timesteps, device)
+        moved = self.family.noise.step(direction, sample.x_t, timesteps, on_device(below, device))
         self.x_t[index] = moved
         self.left[index] -= 1
         continues = visit.on_path & (self.left[index] > 0)
@@ -112,7 +115,7 @@ class Paths:
     def _direction(self, comparison: Comparison, visit: Visit) -> Tensor:
         """Return the prediction `[B, C, h, w]` that moves each state: the followed model's, guided."""
         guidance_scale = self.settings.guidance_scale
-        by_student = visit.by_student.to(self.family.device).view(-1, 1, 1, 1)
+        by_student = on_device(visit.by_student, self.family.device).view(-1, 1, 1, 1)
         direction = torch.where(by_student, comparison.student, comparison.teacher)
         if guidance_scale == 1:
             return direction
@@ -124,14 +127,16 @@ class Paths:
             rows = (visit.on_path & is_followed).nonzero().flatten()
             if len(rows):
                 unconditional = self._unconditional(denoiser, comparison.sample, rows)
-                direction[rows] = unconditional + guidance_scale * (direction[rows] - unconditional)
+                index = on_device(rows, direction.device)
+                direction[index] = unconditional + guidance_scale * (direction[index] - unconditional)
         return direction
 
     def _unconditional(self, denoiser: nn.Module, sample: Sample, rows: Tensor) -> Tensor:
         family = self.family
         with self._accelerator.autocast():
-            timesteps = sample.timesteps[rows].to(family.device)
-            return family.predict(denoiser, sample.x_t[rows], timesteps, family.encode([""] * len(rows)))
+            timesteps = on_device(sample.timesteps[rows], family.device)
+            x_t = sample.x_t[on_device(rows, family.device)]
+            return family.predict(denoiser, x_t, timesteps, encode_aside(family, [""] * len(rows)))
 
     def _lengths(self, step: int, batch: Batch) -> Tensor:
         """Return the number of visits of paths that start now, `[B]`.
@@ -183,5 +188,5 @@ def on_path(positions: Sequence[int], share: float) -> Tensor:
 
 
 def _choose(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
-    mask = mask.to(chosen.device).view(-1, *[1] * (chosen.dim() - 1))
+    mask = on_device(mask, chosen.device).view(-1, *[1] * (chosen.dim() - 1))
     return torch.where(mask, chosen, other)

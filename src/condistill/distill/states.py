@@ -11,6 +11,7 @@ from condistill.distill.batches import Batch, Blend
 from condistill.distill.random_conditioning import RandomConditioning, effective_noise_level
 from condistill.teachers.family import Family
 from condistill.teachers.noise.grid import SolverGrid
+from condistill.utils.transfer import on_device
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def noised_latents(
         grid: the timesteps of a few-step student; None: all timesteps.
     """
     draws = batch.draws
-    x_0, noise = batch.x_0.to(family.device), draws.noise.to(family.device)
+    x_0, noise = on_device(batch.x_0, family.device), on_device(draws.noise, family.device)
     # a power of a uniform number has the density u^bias over the noise level u
     uniform = draws.uniform ** (1 / (1 + timestep_bias))
     timesteps = grid.draw(uniform) if grid else family.noise.timesteps(uniform)
@@ -83,7 +84,7 @@ def noised_latents(
         batch.cached_prompts, batch.random_prompts, noise_level, coin=draws.coin, empty_coin=draws.empty_coin
     )
     sample = Sample(
-        x_t=family.noise.add_noise(x_0, noise, timesteps.to(family.device)),
+        x_t=family.noise.add_noise(x_0, noise, on_device(timesteps, family.device)),
         timesteps=timesteps,
         prompts=prompts,
         replaced=replaced,
@@ -99,7 +100,7 @@ def noised_latents(
 def pure_noise(family: Family, conditioning: RandomConditioning, batch: Batch, first_timestep: Tensor) -> Sample:
     """Return the states at which sampling starts: noise, with a random prompt or, as in any sample, the empty one."""
     draws = batch.draws
-    noise = draws.noise.to(family.device)
+    noise = on_device(draws.noise, family.device)
     noise_level = torch.ones(len(noise))
     prompts, _ = conditioning(
         batch.random_prompts, batch.random_prompts, noise_level, coin=draws.coin, empty_coin=draws.empty_coin

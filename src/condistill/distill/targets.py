@@ -21,6 +21,7 @@ from condistill.students.guidance import guidance_kind
 from condistill.teachers.condition import Condition
 from condistill.teachers.family import Family
 from condistill.teachers.noise.grid import SolverGrid
+from condistill.utils.transfer import on_device
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class TeacherTarget:
         scale: Any = distilled
         if guidance_scale is not None:
             unconditional = unconditional.with_guidance_scale(guidance_scale)
-            scale = guidance_scale.float().to(x_t.device).view(-1, 1, 1, 1)
+            scale = on_device(guidance_scale.float(), x_t.device).view(-1, 1, 1, 1)
         both = Condition.cat([condition, unconditional])
         predictions = family.predict(family.denoiser, x_t.repeat(2, 1, 1, 1), timesteps.repeat(2), both)
         conditional_prediction, unconditional_prediction = predictions.chunk(2)
@@ -99,11 +100,11 @@ class TeacherTarget:
         x, timesteps = sample.x_t, sample.timesteps
         for k in range(1, steps + 1):
             next_timesteps = end if k == steps else noise.between(sample.timesteps, end, k, steps)
-            x = noise.step(prediction, x, timesteps.to(device), next_timesteps.to(device))
+            x = noise.step(prediction, x, on_device(timesteps, device), on_device(next_timesteps, device))
             timesteps = next_timesteps
             if k < steps:
-                prediction = self._predict(x, timesteps.to(device), condition, sample.guidance_scale)
-        return noise.implied_prediction(x, sample.x_t, sample.timesteps.to(device), end.to(device))
+                prediction = self._predict(x, on_device(timesteps, device), condition, sample.guidance_scale)
+        return noise.implied_prediction(x, sample.x_t, on_device(sample.timesteps, device), on_device(end, device))
 
     def _consistency(self, model: Any, prediction: Tensor, sample: Sample, condition: Condition) -> Tensor:
         """Return the prediction with the same end of the path as the student sees after one solver step.
@@ -116,7 +117,8 @@ class TeacherTarget:
         """
         assert self.grid is not None
         noise, device = self.family.noise, self.family.device
-        timesteps, next_timesteps = sample.timesteps.to(device), self.grid.below(sample.timesteps).to(device)
+        timesteps = on_device(sample.timesteps, device)
+        next_timesteps = on_device(self.grid.below(sample.timesteps), device)
         x_next = noise.step(prediction, sample.x_t, timesteps, next_timesteps)
         # the finished latent is its own end, which is the consistency function at timestep 0
         next_timesteps = next_timesteps.clamp(min=0)

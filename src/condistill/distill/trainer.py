@@ -183,7 +183,7 @@ class Trainer:
         losses = self.objective.losses(comparison)
         if self.paths:
             self.paths.advance(comparison)
-        noise_level = self.family.noise.noise_level(sample.timesteps).to(self.family.device)
+        noise_level = self.family.noise.noise_level(comparison.timesteps)
         if self.prompt_choice:
             self.prompt_choice.note(batch, losses.terms["output"], noise_level, sample.has_random_prompt)
         self.history.add(losses.total, losses.terms, comparison.replaced, noise_level)

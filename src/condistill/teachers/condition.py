@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
+from condistill.utils.transfer import on_device
 
 Index = Tensor | slice | list[int] | int
 """What selects samples of a batch."""
@@ -53,13 +54,13 @@ class Condition:
 def _lerp(one: Tensor, other: Tensor, weight: Tensor) -> Tensor:
     """Interpolate a tensor `[B, ...]`; of attention masks, return the union of those with a weight above 0."""
     if one.is_floating_point():
-        return torch.lerp(one, other, weight.to(one).view(-1, *[1] * (one.dim() - 1)))
+        return torch.lerp(one, other, on_device(weight.to(one.dtype), one.device).view(-1, *[1] * (one.dim() - 1)))
     if one.dim() == 1:
         raise CondistillError(
             "distill.conditioning.prompt_choice.interpolate blends prompts, and this teacher takes class labels, which "
             "cannot be blended; set it to 0"
         )
-    weight = weight.to(one.device).view(-1, *[1] * (one.dim() - 1))
+    weight = on_device(weight, one.device).view(-1, *[1] * (one.dim() - 1))
     return torch.maximum(one * (weight < 1), other * (weight > 0))
 
 

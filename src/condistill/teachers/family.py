@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from condistill.errors import CondistillError
+from condistill.teachers.aside import encode_aside
 from condistill.teachers.condition import Condition, mean_token_embedding
 from condistill.teachers.configs import checked_count, checked_factor, unusable
 from condistill.teachers.defaults import DefaultSampling, Origin, default_sampling
@@ -281,7 +282,7 @@ class Family(ABC):
 
     def unconditional(self, condition: Condition) -> Condition:
         """Return the condition of the empty prompt, length B, with the image condition of `condition` if it has one."""
-        return self.encode([""] * len(condition))
+        return encode_aside(self, [""] * len(condition))
 
     def training_condition(self, condition: Condition, x_0: Tensor, uniform: Tensor) -> Condition:  # noqa: ARG002
         """Return the condition in training, with an image condition made from x_0 where the denoiser takes one.

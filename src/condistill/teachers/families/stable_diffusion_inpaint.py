@@ -16,6 +16,7 @@ from torch import Tensor
 from condistill.teachers.condition import Condition
 from condistill.teachers.families.stable_diffusion import StableDiffusion
 from condistill.teachers.traits import CallExample
+from condistill.utils.transfer import on_device
 
 WHOLE_IMAGE = 0.25
 """Share of the training masks that cover the whole image."""
@@ -60,7 +61,7 @@ class StableDiffusionInpaint(StableDiffusion):
         return Condition({**super().unconditional(condition).tensors, **image_condition})
 
     def training_condition(self, condition: Condition, x_0: Tensor, uniform: Tensor) -> Condition:
-        mask = random_masks(uniform, (x_0.shape[-2], x_0.shape[-1])).to(x_0)
+        mask = on_device(random_masks(uniform, (x_0.shape[-2], x_0.shape[-1])).to(x_0.dtype), x_0.device)
         masked_latents = torch.where(mask > 0, self._grey_latents().to(x_0), x_0)
         return Condition({**condition.tensors, "mask": mask, "masked_latents": masked_latents})
 
