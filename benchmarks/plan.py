@@ -10,7 +10,6 @@ tensors alive at the worst moment of a step. On a GPU, it is the peak of torch's
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,25 +18,14 @@ import numpy as np
 import torch
 import typer
 from accelerate import Accelerator
+from trainers import recipe_of, synchronize, teacher_of, trainer_of
 
-from condistill.cache.fill import finish_cache
-from condistill.cache.latents import shard_name, write_shard
 from condistill.config.recipe import Recipe
-from condistill.distill.batches import batch_source
-from condistill.distill.trainer import Trainer
-from condistill.miniature import build
-from condistill.miniature.world import all_captions
 from condistill.plan import make_plan
 from condistill.profiling.memory import GIB, MemoryMeter
-from condistill.prompts.pool import PromptPool
-from condistill.students.derive import derive_student
-from condistill.teachers.family import Family
-from condistill.teachers.load import choose_dtype, load_teacher
-from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.hardware import device_name
 from condistill.utils.quiet import quiet_libraries
 
-DATA = Path(__file__).parents[1] / "tests" / "data"
 HEADINGS = (
     "micro-batch",
     "memory",
@@ -67,19 +55,13 @@ def main(
     """Plan a training, run it for a few steps, and write both results to benchmarks/plan.md."""
     rows = []
     for micro in map(int, micro_batch_sizes.split(",")):
-        recipe = Recipe.model_validate(
-            {
-                "teacher": {"pipeline": shape if shape == "miniature" else str(DATA / shape)},
-                "prompts": {"files": ["miniature"]},
-                "student": {"preset": preset},
-                "distill": {
-                    "steps": 10**6,
-                    "batch_size": micro * accumulate,
-                    "micro_batch_size": micro,
-                    "mixed_precision": precision,
-                    "gradient_checkpointing": checkpointing,
-                },
-            }
+        recipe = recipe_of(
+            shape,
+            {"preset": preset},
+            batch_size=micro * accumulate,
+            micro_batch_size=micro,
+            mixed_precision=precision,
+            gradient_checkpointing=checkpointing,
         )
         with quiet_libraries():
             seconds, memory = measure(recipe, steps)
@@ -109,7 +91,7 @@ def compare(recipe: Recipe, seconds: float, memory: int) -> list[str]:
     planned = make_plan(recipe).cost
     (training,) = planned.training.values()
     (timed,) = make_plan(recipe, measure=True).cost.training.values()
-    expected = training.memory_bytes.total
+    expected = training.memory_bytes.total - training.memory_bytes.process
     peaks = planned.device.peak_flops
     peak = peaks.float32 if recipe.distill.mixed_precision == "no" else peaks.half
     reached = training.flops_per_sample * recipe.distill.batch_size / seconds / peak
@@ -126,48 +108,13 @@ def compare(recipe: Recipe, seconds: float, memory: int) -> list[str]:
     ]
 
 
-def teacher_of(recipe: Recipe, device: torch.device) -> Family:
-    """Return the miniature, or a pipeline with random weights and the miniature's tokenizer."""
-    if recipe.teacher.pipeline == "miniature":
-        return load_teacher(recipe.teacher, device=device)
-    skeleton = teacher_skeleton(recipe.teacher)
-    pipeline = skeleton.family.pipeline
-    for name, part in pipeline.components.items():
-        if name.startswith("tokenizer"):
-            tokenizer = build.build_tokenizer()
-            tokenizer.model_max_length = part.model_max_length
-            setattr(pipeline, name, tokenizer)
-        elif isinstance(part, torch.nn.Module):
-            with torch.device(device):
-                kind: Any = type(part)
-                made = kind.from_config(part.config) if hasattr(kind, "from_config") else kind(part.config)
-            setattr(pipeline, name, made.to(choose_dtype("auto", device)))
-    return type(skeleton.family)(pipeline, resolution=recipe.teacher.resolution)
-
-
 def measure(recipe: Recipe, steps: int) -> tuple[float, int]:
     """Return the seconds of a step, and its peak memory on the device in bytes."""
-    settings = recipe.distill
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    accelerator = Accelerator(mixed_precision=recipe.distill.mixed_precision)
     device = accelerator.device
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     family = teacher_of(recipe, device)
-    if device.type == "cpu":
-        family.denoiser.to(memory_format=torch.channels_last)
-    student = derive_student(family.denoiser, recipe.student)
-    student.denoiser.to(device)
-    if device.type == "cpu":
-        student.denoiser.to(memory_format=torch.channels_last)
-    with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder)
-        captions = all_captions()[:64]
-        pool = PromptPool.from_prompts(captions, directory / "pool.arrow")
-        latents = np.random.default_rng(0).standard_normal((64, *family.latent_shape)).astype(np.float16)
-        (directory / "cache").mkdir()
-        write_shard(directory / "cache" / shard_name(0), latents, captions)
-        cache = finish_cache(directory / "cache", family, recipe.cache, seed=0, teacher="random")
-        source = batch_source(cache, pool, settings, seed=0, accelerator=accelerator)
-        trainer = Trainer(family, student, source, settings, directory=directory / "run", accelerator=accelerator)
+    with trainer_of(recipe, family, accelerator) as trainer:
         batches = iter(range(10**6))
 
         def step() -> None:
@@ -194,8 +141,7 @@ def median_of(work: Any, repeats: int, device: torch.device) -> float:
     for _ in range(repeats):
         started = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         times.append(time.perf_counter() - started)
     return float(np.median(times))
 

@@ -2,11 +2,12 @@
 
     python benchmarks/real_size.py                 # 512 x 512 pixels
     python benchmarks/real_size.py --resolution 256 --preset b-tiny
+    python benchmarks/real_size.py --shape sdxl --preset c-micro --dtype float16 --precision bf16     # on a GPU
 
 The pipeline has random weights: a U-Net of 860 M parameters, CLIP's ViT-L text encoder and the autoencoder, from the
 configs in tests/data. Everything else is tiny: two cached images, two sampling steps, two training steps, two evaluated
-images. The peak of each part is the kernel's own figure (`VmHWM`), which is reset where the part begins; files that are
-read are counted by a hook in the hash function.
+images. The peak of each part is the kernel's own figure (`VmHWM`), which is reset where the part begins, and on a GPU
+that of torch's allocations too; files that are read are counted by a hook in the hash function.
 """
 
 from __future__ import annotations
@@ -26,8 +27,18 @@ from typing import Annotated, Any
 import torch
 import typer
 
-DATA = Path(__file__).parents[1] / "tests" / "data" / "sd14"
-GIB = 2**30
+from condistill.profiling.memory import reset_resident_peak, resident_bytes
+from condistill.utils.hardware import default_device
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What differs between runs."""
+
+    resolution: int
+    preset: str
+    precision: str
+    micro_batch: int
 
 
 @dataclass
@@ -38,6 +49,8 @@ class Part:
     seconds: float
     peak_bytes: int
     """Resident memory of the process, with the pages of files that it has mapped."""
+    device_bytes: int = 0
+    """Of torch on a GPU."""
 
 
 @dataclass
@@ -68,8 +81,13 @@ class Log:
     def _note_peak(self) -> None:
         """Add the peak since the last call to the innermost part, and start anew."""
         if self._open:
-            self._open[-1].peak_bytes = max(self._open[-1].peak_bytes, resident("VmHWM"))
-        Path("/proc/self/clear_refs").write_text("5")
+            part = self._open[-1]
+            part.peak_bytes = max(part.peak_bytes, resident_bytes(peak=True))
+            if torch.cuda.is_available():
+                part.device_bytes = max(part.device_bytes, torch.cuda.max_memory_allocated())
+        reset_resident_peak()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
 
     def wrap(self, owner: Any, attribute: str, name: str) -> None:
         """Measure every call of a function as a part."""
@@ -82,51 +100,32 @@ class Log:
         setattr(owner, attribute, measured)
 
 
-def resident(name: str) -> int:
-    """Return a figure of the process's memory in bytes: `VmHWM`, the peak, or `VmRSS`, the present."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+def write_pipeline(directory: Path, shape: str, dtype: torch.dtype) -> None:
+    """Write a pipeline of the shapes of a teacher of tests/data with random weights."""
+    from trainers import recipe_of, teacher_of
+
+    pipeline: Any = teacher_of(recipe_of(shape, {"width": 0.5}), default_device(), dtype=dtype).pipeline
+    for name in ("safety_checker", "feature_extractor"):
+        if name in pipeline.components:
+            pipeline.register_modules(**{name: None})
+    pipeline.save_pretrained(directory)
 
 
-def write_pipeline(directory: Path, dtype: torch.dtype) -> None:
-    """Write a pipeline of the shapes of Stable Diffusion 1.4 with random weights."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from condistill.miniature.build import build_tokenizer
-
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
-    tokenizer = build_tokenizer()
-    tokenizer.model_max_length = 77
-    config = CLIPTextConfig.from_pretrained(DATA / "text_encoder")
-    parts: dict[str, Any] = {
-        "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(DATA / "vae")),
-        "text_encoder": CLIPTextModel(config),
-        "tokenizer": tokenizer,
-        "unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(DATA / "unet")),
-        "scheduler": DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False),
-        "safety_checker": None,
-        "feature_extractor": None,
-    }
-    torch.set_default_dtype(torch.float32)
-    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(directory)
-
-
-def recipe_of(pipeline: Path, prompts: Path, preset: str, resolution: int) -> Any:
+def recipe_of(pipeline: Path, prompts: Path, settings: Settings) -> Any:
     """Return the recipe: real sizes, and as few images and steps as possible."""
     from condistill.config.recipe import Recipe
 
     return Recipe.model_validate(
         {
-            "teacher": {"pipeline": str(pipeline), "resolution": resolution},
+            "teacher": {"pipeline": str(pipeline), "resolution": settings.resolution},
             "prompts": {"files": [str(prompts)]},
             "cache": {"size": 2, "num_inference_steps": 2, "batch_size": 1},
-            "student": {"preset": preset},
+            "student": {"preset": settings.preset},
             "distill": {
                 "steps": 2,
-                "batch_size": 2,
-                "micro_batch_size": 1,
+                "batch_size": 2 * settings.micro_batch,
+                "micro_batch_size": settings.micro_batch,
+                "mixed_precision": settings.precision,
                 "preview_every": 2,
                 "logging": {"checkpoint_every": 1, "log_every": 1, "keep_checkpoints": 1},
             },
@@ -135,7 +134,7 @@ def recipe_of(pipeline: Path, prompts: Path, preset: str, resolution: int) -> An
     )
 
 
-def run_measured(pipeline: Path, out: Path, preset: str, resolution: int) -> Log:
+def run_measured(pipeline: Path, out: Path, settings: Settings) -> Log:
     """Run all stages in this process and measure their parts."""
     from rich.console import Console
 
@@ -181,9 +180,9 @@ def run_measured(pipeline: Path, out: Path, preset: str, resolution: int) -> Log
         if getattr(module, "hash_file", None) is digest:
             module.hash_file = hash_file
     with log.part("whole run, between the parts"):
-        compress(recipe_of(pipeline, prompts, preset, resolution), out, console=console)
+        compress(recipe_of(pipeline, prompts, settings), out, console=console)
     before = len(log.hashed)
-    compress(recipe_of(pipeline, prompts, preset, resolution), out, console=console)
+    compress(recipe_of(pipeline, prompts, settings), out, console=console)
     log.hashed_again = sum(size for _, size, _ in log.hashed[before:])
     log.hashed = log.hashed[:before]
     return log
@@ -213,12 +212,18 @@ def report(found: dict[str, Any], recipe: Any, command: str) -> str:
 
     planned = make_plan(recipe).cost.memory
     lines = [f"Command: `{command}`. Machine: {device_name()}, torch {torch.__version__}.", ""]
-    lines += ["| stage | peak | planned | difference | time |", "|---|---:|---:|---:|---:|"]
+    on_device = any(part["device_bytes"] for part in found["parts"])
+    kinds = {"device_bytes": "device", "peak_bytes": "host"} if on_device else {"peak_bytes": "host"}
+    columns = [f"{kind if on_device else 'peak'} | planned | difference" for kind in kinds.values()]
+    lines += [f"| stage | {' | '.join(columns)} | time |", f"|---|{'---:|' * (3 * len(kinds) + 1)}"]
     for stage, names in STAGES.items():
         parts = [part for part in found["parts"] if part["name"] in names]
-        peak, expected = max(part["peak_bytes"] for part in parts), getattr(planned, stage).host
         seconds = sum(part["seconds"] for part in parts if part["name"] != "previews")  # they are in the training
-        cells = (stage, byte_size(peak), byte_size(expected), f"{expected / peak - 1:+.1%}", duration(seconds))
+        cells = [stage]
+        for key, kind in kinds.items():
+            peak, expected = max(part[key] for part in parts), getattr(getattr(planned, stage), kind)
+            cells += [byte_size(peak), byte_size(expected), f"{expected / peak - 1:+.1%}"]
+        cells.append(duration(seconds))
         lines.append(f"| {' | '.join(cells)} |")
     times = {part["name"]: 0.0 for part in found["parts"]}
     for part in found["parts"]:
@@ -237,15 +242,19 @@ def report(found: dict[str, Any], recipe: Any, command: str) -> str:
 
 def main(
     *,
+    shape: Annotated[str, typer.Option(help="A teacher of tests/data with a U-Net.")] = "sd14",
     resolution: Annotated[int, typer.Option(help="Height and width of the images.")] = 512,
     preset: Annotated[str, typer.Option(help="The preset of the student.")] = "b-tiny",
     dtype: Annotated[str, typer.Option(help="Of the weights on disk: float32 or float16.")] = "float32",
+    precision: Annotated[str, typer.Option(help="Mixed precision: no, fp16 or bf16.")] = "no",
+    micro_batch: Annotated[int, typer.Option(help="Samples of a micro-batch; a step has two.")] = 1,
     folder: Annotated[Path | None, typer.Option(help="Where to keep the pipeline and the run.")] = None,
     log: Annotated[Path | None, typer.Option(help="For the child process: where to write the log.")] = None,
 ) -> None:
     """Write the pipeline, run everything in a process of its own, and print tables."""
+    settings = Settings(resolution, preset, precision, micro_batch)
     if log is not None and folder is not None:
-        measured = run_measured(folder / "pipeline", folder / "run", preset, resolution)
+        measured = run_measured(folder / "pipeline", folder / "run", settings)
         parts = [asdict(part) for part in measured.parts]
         found = {"parts": parts, "hashed": measured.hashed, "hashed_again": measured.hashed_again}
         log.write_text(json.dumps(found))
@@ -254,12 +263,15 @@ def main(
         place = folder or Path(temporary)
         place.mkdir(parents=True, exist_ok=True)
         if not (place / "pipeline").exists():
-            write_pipeline(place / "pipeline", getattr(torch, dtype))
-        options = ["--resolution", str(resolution), "--preset", preset]
+            write_pipeline(place / "pipeline", shape, getattr(torch, dtype))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        options = ["--resolution", str(resolution), "--preset", preset, "--precision", precision]
+        options += ["--micro-batch", str(micro_batch)]
         command = [sys.executable, __file__, "--folder", str(place), "--log", str(place / "log.json"), *options]
         subprocess.run(command, check=True, env=os.environ)
-        recipe = recipe_of(place / "pipeline", place / "prompts.txt", preset, resolution)
-        shown = f"python benchmarks/real_size.py {' '.join(options)} --dtype {dtype}"
+        recipe = recipe_of(place / "pipeline", place / "prompts.txt", settings)
+        shown = f"python benchmarks/real_size.py --shape {shape} {' '.join(options)} --dtype {dtype}"
         typer.echo(report(json.loads((place / "log.json").read_text()), recipe, shown))
 
 

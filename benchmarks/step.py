@@ -1,70 +1,142 @@
 """Measure the cost of a training step in addition to the teacher's forward and the student's forward and backward.
 
-    python benchmarks/step.py --batch-size 16          # writes benchmarks/step.md
+    python benchmarks/step.py                               # the miniature: writes benchmarks/step.md
+    python benchmarks/step.py --shape sd14 --students b-base,b-tiny --batch-sizes 4,16 --precision bf16   # on a GPU
 
-The three are timed in turns, so that other load on the machine affects all of them alike. The result is a ratio.
+The parts are timed in turns, so that other load on the machine affects all of them alike. Steps in a row are those of a
+training: a thread makes the next batch, and nothing waits for the device.
 """
 
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from accelerate import Accelerator
+from trainers import recipe_of, synchronize, teacher_of, trainer_of
 
-from condistill.cache.fill import fill_cache, finish_cache
-from condistill.config.distill import DistillSettings
-from condistill.config.sections import CacheSettings, StudentSettings, TeacherSettings
-from condistill.distill.batches import batch_source
+from condistill.distill.batches import prefetch
 from condistill.distill.trainer import Trainer
-from condistill.miniature.world import all_captions
-from condistill.prompts.pool import PromptPool
-from condistill.students.derive import derive_student
-from condistill.teachers.load import load_teacher
+from condistill.profiling.memory import GIB
 from condistill.utils.hardware import device_name
+from condistill.utils.quiet import quiet_libraries
+
+WARM_UP = 2
+TEACHER, STUDENT = "teacher forward", "student forward and backward"
+PARTS = (TEACHER, STUDENT, "prompts", "update", "one step")
+HEADINGS = ("student", "samples", *PARTS, "steps in a row", "range", "beyond the two models", "samples/s", "memory")
 
 
 def main(
-    batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 16,
-    rounds: Annotated[int, typer.Option(help="How often each of the three is timed.")] = 30,
-    width: Annotated[float, typer.Option(help="The student's width.")] = 0.5,
+    *,
+    shape: Annotated[
+        str, typer.Option(help="miniature, or a teacher of tests/data, such as sd14 or sdxl.")
+    ] = "miniature",
+    students: Annotated[str, typer.Option(help="Presets, widths or depths, such as b-base,0.5,depth=0.5.")] = "0.5",
+    batch_sizes: Annotated[str, typer.Option(help="Samples per step, such as 4,16.")] = "16",
+    precision: Annotated[str, typer.Option(help="Mixed precision: no, fp16 or bf16.")] = "no",
+    checkpointing: Annotated[bool, typer.Option(help="Use gradient checkpointing.")] = False,
+    rounds: Annotated[int, typer.Option(help="How often each part is timed.")] = 30,
 ) -> None:
     """Compare the time of a whole training step with that of its two models."""
-    accelerator = Accelerator()
-    family = load_teacher(TeacherSettings(pipeline="miniature"), device=accelerator.device)
-    student = derive_student(family.denoiser, StudentSettings(width=width))
-    with tempfile.TemporaryDirectory() as folder:
-        pool = PromptPool.from_prompts(all_captions(), Path(folder) / "pool.arrow")
-        caching = CacheSettings(size=64, num_inference_steps=2, guidance_scale=1.0, batch_size=32)
-        fill_cache(Path(folder) / "cache", family, pool.take(range(64)), caching, seed=0)
-        cache = finish_cache(Path(folder) / "cache", family, caching, seed=0, teacher="miniature")
-        settings = DistillSettings(steps=10**6, batch_size=batch_size)
-        source = batch_source(cache, pool, settings, seed=0, accelerator=accelerator)
-        trainer = Trainer(family, student, source, settings, directory=Path(folder) / "run", accelerator=accelerator)
-        times = _times(trainer, batch_size, rounds)
-    median = {name: statistics.median(values) for name, values in times.items()}
-    models = median["teacher forward"] + median["student forward and backward"]
-    rows = "\n".join(f"| {name} | {1000 * value:.1f} |" for name, value in median.items())
+    accelerator = Accelerator(mixed_precision=precision)
+    rows: list[list[str]] = []
+    with quiet_libraries():
+        family = teacher_of(recipe_of(shape, {"width": 0.5}), accelerator.device)
+        for student in students.split(","):
+            for batch_size in map(int, batch_sizes.split(",")):
+                settings = {"batch_size": batch_size, "mixed_precision": precision}
+                recipe = recipe_of(shape, student_of(student), **settings, gradient_checkpointing=checkpointing)
+                with trainer_of(recipe, family, accelerator) as trainer:
+                    rows.append([student, str(batch_size), *measure(trainer, batch_size, rounds)])
+                typer.echo(" | ".join(rows[-1]))
+                if accelerator.device.type == "cuda":
+                    torch.cuda.empty_cache()
+    options = f"--shape {shape} --students {students} --batch-sizes {batch_sizes} --precision {precision}"
+    options += f" --rounds {rounds}" + (" --checkpointing" if checkpointing else "")
+    table = [HEADINGS, ["---"] * len(HEADINGS), *rows]
     text = (
-        f"# A training step on the miniature\n\nCommand: `python benchmarks/step.py --batch-size {batch_size}`. "
-        f"Machine: {device_name()}, torch {torch.__version__}. Medians of {rounds} repetitions.\n\n"
-        f"| part | ms |\n|---|---|\n{rows}\n\n"
-        f"A whole step takes {median['whole step'] / models:.2f} times as long as its two models.\n"
+        f"## {shape}\n\nCommand: `python benchmarks/step.py {options}`. Machine: {device_name()}, torch "
+        f"{torch.__version__}. Milliseconds, medians of {rounds}; the range is that of single steps in a row.\n\n"
+        + "".join(f"| {' | '.join(cells)} |\n" for cells in table)
     )
-    (Path(__file__).parent / "step.md").write_text(text, encoding="utf-8")
+    file = Path(__file__).with_suffix(".md")
+    known = file.read_text(encoding="utf-8") if file.is_file() else "# Training steps\n"
+    sections = [part for part in known.split("\n## ") if not part.startswith(f"{shape}\n")]
+    file.write_text("\n## ".join(sections).rstrip() + "\n\n" + text, encoding="utf-8")
     typer.echo(text)
 
 
-def _times(trainer: Trainer, batch_size: int, rounds: int) -> dict[str, list[float]]:
+def student_of(text: str) -> dict[str, object]:
+    """Return the section of a recipe for a preset, a width, or a depth such as `depth=0.5`."""
+    if text.startswith("depth="):
+        return {"depth": float(text.removeprefix("depth="))}
+    try:
+        return {"width": float(text)}
+    except ValueError:
+        return {"preset": text}
+
+
+def measure(trainer: Trainer, batch_size: int, rounds: int) -> list[str]:
+    """Return the cells of a row: milliseconds of the parts and of a step in a row, and what that means."""
+    device = trainer.family.device
+    parts = parts_of(trainer, batch_size)
+    times: dict[str, list[float]] = {name: [] for name in PARTS}
+    for turn in range(rounds + WARM_UP):
+        for name, part in parts.items():
+            synchronize(device)
+            started = time.perf_counter()
+            part()
+            synchronize(device)
+            if turn >= WARM_UP:
+                times[name].append(time.perf_counter() - started)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    steps = in_a_row(trainer, rounds)
+    memory = f"{torch.cuda.max_memory_allocated(device) / GIB:.1f} GiB" if device.type == "cuda" else ""
+    step, models = statistics.median(steps), median[TEACHER] + median[STUDENT]
+    return [
+        *(f"{1000 * median[name]:.1f}" for name in PARTS),
+        f"{1000 * step:.1f}",
+        f"{1000 * min(steps):.1f} - {1000 * max(steps):.1f}",
+        f"{step / models - 1:+.1%}",
+        f"{batch_size / step:.1f}",
+        memory,
+    ]
+
+
+def in_a_row(trainer: Trainer, rounds: int) -> list[float]:
+    """Return the seconds of the steps of a training, in which nothing waits for the device but its own checks."""
+    device, first, times = trainer.family.device, trainer.step, []
+    synchronize(device)
+    batches = prefetch(trainer.source, range(first, first + rounds + WARM_UP))
+    for number, batch in enumerate(batches):
+        if number == WARM_UP:
+            synchronize(device)
+            started = time.perf_counter()
+        trainer.train_step(batch)
+        if number >= WARM_UP:
+            times.append(time.perf_counter())
+    synchronize(device)
+    whole = time.perf_counter() - started
+    single = [later - earlier for earlier, later in zip([started, *times], times, strict=False)]
+    # the steps that are queued when the last returns are a part of the whole
+    return [second * whole / sum(single) for second in single]
+
+
+def parts_of(trainer: Trainer, batch_size: int) -> dict[str, Callable[[], object]]:
+    """Return the parts of a step, as functions."""
     family, device = trainer.family, trainer.family.device
     x_t = torch.randn(batch_size, *family.latent_shape, device=device)
     timesteps = family.noise.timesteps(torch.rand(batch_size)).to(device)
-    condition = family.encode(["a small red circle at the left on snow"] * batch_size)
+    prompts = [f"a small red circle number {number} at the left on snow" for number in range(batch_size)]
+    condition = family.encode(prompts)
 
     def teacher() -> None:
         with torch.no_grad():
@@ -73,24 +145,12 @@ def _times(trainer: Trainer, batch_size: int, rounds: int) -> dict[str, list[flo
     def student() -> None:
         prediction, features = trainer.model(x_t, timesteps, condition)
         (prediction.square().mean() + sum(f.square().mean() for f in features)).backward()
-        trainer.optimizer.zero_grad()
 
-    steps = iter(range(10**6))
-    parts = {
-        "teacher forward": teacher,
-        "student forward and backward": student,
-        "whole step": lambda: trainer.train_step(trainer.source(next(steps))),
-    }
-    times: dict[str, list[float]] = {name: [] for name in parts}
-    for turn in range(rounds + 2):
-        for name, part in parts.items():
-            started = time.perf_counter()
-            part()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn >= 2:
-                times[name].append(time.perf_counter() - started)
-    return times
+    def step() -> None:
+        trainer.train_step(trainer.source(trainer.step))
+
+    parts = (teacher, student, lambda: family.encode(prompts), trainer._update, step)
+    return dict(zip(PARTS, parts, strict=True))
 
 
 if __name__ == "__main__":
