@@ -20,9 +20,11 @@ import typer
 from accelerate import Accelerator
 from trainers import recipe_of, synchronize, teacher_of, trainer_of
 
+from condistill.config.recipe import Recipe
 from condistill.distill.batches import prefetch
 from condistill.distill.trainer import Trainer
 from condistill.profiling.memory import GIB
+from condistill.teachers.family import Family
 from condistill.utils.hardware import device_name
 from condistill.utils.quiet import quiet_libraries
 
@@ -52,11 +54,9 @@ def main(
             for batch_size in map(int, batch_sizes.split(",")):
                 settings = {"batch_size": batch_size, "mixed_precision": precision}
                 recipe = recipe_of(shape, student_of(student), **settings, gradient_checkpointing=checkpointing)
-                with trainer_of(recipe, family, accelerator) as trainer:
-                    rows.append([student, str(batch_size), *measure(trainer, batch_size, rounds)])
+                rows.append([student, str(batch_size), *measure(recipe, family, accelerator, rounds)])
                 typer.echo(" | ".join(rows[-1]))
-                if accelerator.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                accelerator.free_memory()
     options = f"--shape {shape} --students {students} --batch-sizes {batch_sizes} --precision {precision}"
     options += f" --rounds {rounds}" + (" --checkpointing" if checkpointing else "")
     table = [HEADINGS, ["---"] * len(HEADINGS), *rows]
@@ -82,8 +82,14 @@ def student_of(text: str) -> dict[str, object]:
         return {"preset": text}
 
 
-def measure(trainer: Trainer, batch_size: int, rounds: int) -> list[str]:
+def measure(recipe: Recipe, family: Family, accelerator: Accelerator, rounds: int) -> list[str]:
     """Return the cells of a row: milliseconds of the parts and of a step in a row, and what that means."""
+    with trainer_of(recipe, family, accelerator) as trainer:
+        return times_of(trainer, recipe.distill.batch_size, rounds)
+
+
+def times_of(trainer: Trainer, batch_size: int, rounds: int) -> list[str]:
+    """Return the cells of a row."""
     device = trainer.family.device
     parts = parts_of(trainer, batch_size)
     times: dict[str, list[float]] = {name: [] for name in PARTS}
