@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import quick_python
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 HOW_TOS = ("A schedule of p(u)", "A loss term", "A metric", "A teacher family", "A stage", "An export format")
@@ -59,7 +60,7 @@ def test_a_run_uses_what_the_how_tos_register(tiny_pipeline_dir: Path, tmp_path:
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    command = [sys.executable, "-c", "import plugin\n" + RUN]
+    command = [quick_python(), "-c", "import plugin\n" + RUN]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"

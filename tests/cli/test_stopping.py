@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import quick_python
 from processes import CPU, TORCHRUN, write_recipe
 
 from condistill.cache.latents import read_shard, shard_name
@@ -54,9 +54,10 @@ class Command:
     ) -> None:
         (folder / "slower.py").write_text(SLOWER, encoding="utf-8")
         self.log = folder / "log.txt"
-        command = [sys.executable, *launcher, str(folder / "slower.py"), *slow, *arguments]
+        python = quick_python()
+        command = [python, *launcher, str(folder / "slower.py"), *slow, *arguments]
         with self.log.open("wb") as log:
-            variables = {**os.environ, "OMP_NUM_THREADS": "1", **CPU}
+            variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python, **CPU}
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=variables)
 
     def wait_for(self, path: Path, *, timeout: float = 120.0) -> None:

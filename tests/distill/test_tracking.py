@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from forked import quick_python
 from processes import CPU, TORCHRUN, distill, write_recipe
 from rich.console import Console
 from torch import nn
@@ -85,7 +86,7 @@ def test_every_variant_has_its_own_values_in_the_tracker(
 ) -> None:
     logging = {"checkpoint_every": 2, "log_every": 1, "tracker": "tensorboard"}
     file = write_recipe(tmp_path, tiny_pipeline_dir, tiny_prompts, logging=logging)
-    histories, _ = distill(file, *launcher, environment=CPU)
+    histories, _ = distill(file, *launcher, environment=CPU, python=quick_python())
     tracker = tmp_path / f"run{len(launcher)}" / "tracker"
     for name, records in histories.items():
         assert len(records) == 4

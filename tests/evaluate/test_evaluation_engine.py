@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluated import ToyFamily, ToyNetwork, toy_engine
+from forked import quick_python
 from processes import run_in_two_processes
 
 from condistill.evaluate.batches import begin_batches, finish_batches
@@ -207,7 +208,7 @@ def test_four_processes_have_the_scores_of_one_and_share_the_work(tmp_path: Path
         lambda ranking: PictureGrid(tmp_path / "alone" / "grid", alone.tasks[0].rounds, 2, ranking)
     )
     script = SHARED.format(helpers=str(Path(__file__).parents[1] / "helpers"), folder=str(tmp_path))
-    done = run_in_two_processes(tmp_path, script, processes=4)
+    done = run_in_two_processes(tmp_path, script, processes=4, python=quick_python())
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert found["small"]["all"]["fd_dinov2"]

@@ -37,13 +37,19 @@ CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
 def run_in_two_processes(
-    folder: Path, script: str, *, timeout: float = 120.0, processes: int = 2, **environment: str
+    folder: Path,
+    script: str,
+    *,
+    timeout: float = 120.0,
+    processes: int = 2,
+    python: str = sys.executable,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in two or more processes on the CPU, which talk over gloo. `RANK` is the number of each."""
     file = folder / "script.py"
     file.write_text(script, encoding="utf-8")
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **CPU, **environment}
-    command = [sys.executable, *LAUNCHER, str(processes), str(file)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **CPU, "PYTHON_EXEC": python, **environment}
+    command = [python, *LAUNCHER, str(processes), str(file)]
     return subprocess.run(command, capture_output=True, text=True, env=variables, check=False, timeout=timeout)
 
 
@@ -62,11 +68,13 @@ def write_recipe(folder: Path, pipeline: Path, prompts: Sequence[str], **changes
     return file
 
 
-def distill(recipe: Path, *launcher: str, environment: Mapping[str, str]) -> tuple[dict[str, list[HistoryRecord]], str]:
+def distill(
+    recipe: Path, *launcher: str, environment: Mapping[str, str], python: str = sys.executable
+) -> tuple[dict[str, list[HistoryRecord]], str]:
     """Train in separate processes, and return the records of each student and the output."""
     out = recipe.parent / f"run{len(launcher)}"
-    command = [sys.executable, *launcher, "-m", "condistill", "distill", str(recipe), "--out", str(out)]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    command = [python, *launcher, "-m", "condistill", "distill", str(recipe), "--out", str(out)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python, **environment}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
     folders = {name: out / "distill" / name / "checkpoints" / HISTORY_NAME for name in RECIPE["variants"]}
@@ -74,12 +82,18 @@ def distill(recipe: Path, *launcher: str, environment: Mapping[str, str]) -> tup
 
 
 def check_two_processes(
-    folder: Path, pipeline: Path, prompts: Sequence[str], *, environment: Mapping[str, str], rel: float
+    folder: Path,
+    pipeline: Path,
+    prompts: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    rel: float,
+    python: str = sys.executable,
 ) -> None:
     """Check that two processes have the losses of one, to a relative tolerance."""
     recipe = write_recipe(folder, pipeline, prompts)
-    alone, output_alone = distill(recipe, environment=environment)
-    shared, output_shared = distill(recipe, *TORCHRUN, environment=environment)
+    alone, output_alone = distill(recipe, environment=environment, python=python)
+    shared, output_shared = distill(recipe, *TORCHRUN, environment=environment, python=python)
     assert "cache: 8/8" in output_alone
     assert "cache: 4/4" in output_shared, "the second process generated no latents"
     for name in RECIPE["variants"]:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import quick_python
 from processes import run_in_two_processes, write_recipe
 
 from condistill.distill.checkpoints import list_checkpoints
@@ -45,7 +46,7 @@ def test_an_error_of_one_process_ends_all_and_is_printed_once(
     name, rank = PLACES[place]
     script = FAILING.format(place=name, rank=rank, recipe=str(recipe), out=str(tmp_path / "run"))
     started = time.monotonic()
-    done = run_in_two_processes(tmp_path, script, timeout=200)
+    done = run_in_two_processes(tmp_path, script, timeout=200, python=quick_python())
     assert done.returncode != 0
     assert time.monotonic() - started < 150
     assert done.stderr.count("error: ") == 1, done.stderr
@@ -80,7 +81,8 @@ def test_an_infinite_loss_of_one_process_is_the_decision_of_all(
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_pipeline_dir, tiny_prompts)
     out = tmp_path / "run"
-    done = run_in_two_processes(tmp_path, INFINITE.format(recipe=str(recipe), out=str(out)), timeout=200)
+    script = INFINITE.format(recipe=str(recipe), out=str(out))
+    done = run_in_two_processes(tmp_path, script, timeout=200, python=quick_python())
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1, done.stderr
     assert "the loss of step 1 is not finite for 4 sample(s): t=" in done.stderr
