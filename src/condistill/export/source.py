@@ -19,6 +19,8 @@ from condistill.teachers.load import read_index
 from condistill.teachers.registry import family_of_pipeline
 from condistill.utils.home import expand_home
 
+_DENOISERS = ("transformer", "unet")
+"""Names of the denoiser in pipelines of no teacher family."""
 Config = Mapping[str, Any]
 """Of a model, as in its config.json."""
 
@@ -45,7 +47,7 @@ class Shape:
     @property
     def denoiser_name(self) -> str:
         """The component that is the denoiser."""
-        return family_of_pipeline(self.pipeline_class).denoiser_name
+        return _denoiser_name(self.pipeline_class, self.classes)
 
 
 @dataclass(frozen=True)
@@ -128,20 +130,21 @@ def _teacher_config(run: Path) -> Config | None:
 
 def _source(directory: Path, name: str, *, teacher: Config | None = None, run: Path | None = None) -> Source:
     files = PipelineFiles.read(directory)
-    family = family_of_pipeline(files.index["_class_name"])
+    pipeline_class = files.index["_class_name"]
     classes = {
         part: (str(value[0]), str(value[1]))
         for part, value in files.index.items()
         if isinstance(value, list) and len(value) == 2 and None not in value
     }
     configs = {part: config for part in classes if (config := _config_of(directory / part)) is not None}
-    if family.denoiser_name not in configs:
-        raise CondistillError(f"{directory / family.denoiser_name} has no config.json; save the pipeline again")
-    denoiser = configs[family.denoiser_name]
+    component = _denoiser_name(pipeline_class, classes)
+    if component not in configs:
+        raise CondistillError(f"{directory / component} has no config.json; save the pipeline again")
+    denoiser = configs[component]
     sampling = directory / SAMPLING_NAME
     shape = Shape(
-        files.index["_class_name"],
-        denoiser.get("_class_name", family.denoiser_class),
+        pipeline_class,
+        denoiser.get("_class_name", classes[component][1]),
         denoiser,
         teacher,
         configs,
@@ -149,6 +152,22 @@ def _source(directory: Path, name: str, *, teacher: Config | None = None, run: P
         _read_json(sampling) if sampling.is_file() else {},
     )
     return Source(name, files, shape, run)
+
+
+def _denoiser_name(pipeline_class: str, classes: Mapping[str, tuple[str, str]]) -> str:
+    """Return the component that is the denoiser. A pipeline that can be exported needs no teacher family.
+
+    Raises:
+        CondistillError: no family supports the pipeline, and it has no component of a denoiser's usual name.
+    """
+    try:
+        return family_of_pipeline(pipeline_class).denoiser_name
+    except CondistillError as error:
+        if found := [name for name in _DENOISERS if name in classes]:
+            return found[0]
+        raise CondistillError(
+            f"the denoiser of a {pipeline_class} is not known: it has neither {' nor '.join(_DENOISERS)}"
+        ) from error
 
 
 def _config_of(directory: Path) -> Config | None:
