@@ -89,6 +89,17 @@ class ComfyUI:
         """Load an autoencoder (`VAELoader`)."""
         return dict(self._call("load_vae", source=_sent(source)))
 
+    def convert(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the weights of a denoiser of diffusers under the names that ComfyUI itself gives them.
+
+        It knows FLUX, Stable Diffusion 3, PixArt (of the real width) and AuraFlow.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            given, output = Path(folder, "weights.safetensors"), Path(folder, "converted.safetensors")
+            save_file({name: each.contiguous() for name, each in weights.items()}, given)
+            self._call("convert", file=str(given), output=str(output))
+            return load_file(output)
+
     def names(self, kind: str, config: Mapping[str, Any]) -> dict[str, list[int]]:
         """Return the names and shapes of the weights of a module, such as `comfy.ldm.flux.model.Flux`."""
         return dict(self._call("names", kind=kind, config=dict(config)))

@@ -240,6 +240,14 @@ def build(kind: str, config: dict[str, Any], device: str) -> Any:
     return getattr(importlib.import_module(module), name)(**config)
 
 
+def convert(file: str, output: str) -> None:
+    """Write a denoiser of diffusers under the names that ComfyUI gives to its weights."""
+    weights = importlib.import_module("comfy.model_detection").convert_diffusers_mmdit(load_file(file))
+    if weights is None:
+        raise ValueError("ComfyUI converts no denoiser of this kind")
+    save_file({name: each.contiguous() for name, each in weights.items()}, output)
+
+
 def names(kind: str, config: dict[str, Any]) -> Found:
     """Return the names and shapes of the weights of a module of ComfyUI."""
     return {name: list(value.shape) for name, value in build(kind, config, "meta").state_dict().items()}
@@ -273,7 +281,7 @@ def forward(file: str, inputs: str, output: str, kind: str | None, config: dict[
 
 CALLS: dict[str, Callable[..., Any]] = {
     each.__name__: each
-    for each in (detect, load_checkpoint, load_diffusion_model, load_text_encoders, load_vae, names, forward)
+    for each in (detect, load_checkpoint, load_diffusion_model, load_text_encoders, load_vae, convert, names, forward)
 }
 
 

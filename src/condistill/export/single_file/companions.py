@@ -1,0 +1,56 @@
+"""How the file of a denoiser alone is loaded in ComfyUI: its folder, the other files it needs, and the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from condistill.export.source import Shape
+from condistill.utils.format import significant
+
+CLIP_NAMES = (
+    "A CLIP `model.safetensors` that transformers 5 wrote has names that ComfyUI does not read: its weights start "
+    "with `embeddings` instead of `text_model.embeddings`."
+)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What ComfyUI needs besides a denoiser, whose text encoders and autoencoder are those of the teacher."""
+
+    text_encoders: str
+    """The files, as they are usually named."""
+    loader: str
+    """The node that loads them, and its type."""
+    own_text_encoder: str
+    """File of the pipeline's directory that the node reads as it is."""
+    autoencoder: str
+    """The file, as it is usually named."""
+    own_autoencoder: str = "vae/diffusion_pytorch_model.safetensors"
+    """File of the pipeline's directory that ComfyUI reads as it is; empty: none."""
+    settings: str = ""
+    """What is to be set, as sentences."""
+    has_clip: bool = False
+    """Whether one of the text encoders is a CLIP."""
+
+    def how_to_load(self, shape: Shape) -> str:
+        """Return where the files belong, as Markdown."""
+        own_autoencoder = f", or `{self.own_autoencoder}` of the pipeline" if self.own_autoencoder else ""
+        lines = [
+            "- The file holds the denoiser alone. Copy it to `models/diffusion_models` of ComfyUI, and load it with "
+            "the node Load Diffusion Model.",
+            f"- Text encoders are those of the teacher: {self.text_encoders} in `models/text_encoders`, or "
+            f"`{self.own_text_encoder}` of the pipeline where it is one file. Node: {self.loader}."
+            + (f" {CLIP_NAMES}" if self.has_clip else ""),
+            f"- The autoencoder is that of the teacher: {self.autoencoder}{own_autoencoder}, in `models/vae`. Node: "
+            "Load VAE.",
+            *self._settings(shape),
+        ]
+        return "\n".join(lines)
+
+    def _settings(self, shape: Shape) -> list[str]:
+        steps, scale = shape.sampling.get("num_inference_steps"), shape.sampling.get("guidance_scale")
+        known = [] if steps is None else [f"{steps} steps"]
+        known += [] if scale is None else [f"guidance scale {significant(scale)}"]
+        sampled = f"The pipeline is sampled with {' and '.join(known)}." if known else ""
+        text = " ".join(part for part in (sampled, self.settings) if part)
+        return [f"- {text}"] if text else []
