@@ -9,11 +9,16 @@ from typing import Any
 import diffusers
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.pipelines.card import PipelineParts, ScoreRow, ScoreTable, escape, is_edited, model_card
+from condistill.pipelines.card import PipelineParts, ScoreRow, ScoreTable, is_edited, model_card
+from condistill.pipelines.licences import Licence
+from condistill.pipelines.lineage import Lineage
+from condistill.pipelines.provenance import CardFacts, Delivery, ExportedFiles, Program, PromptFacts, TrainingFacts
 from condistill.pipelines.record import DenoiserSize, StudentRecord
+from condistill.utils.markdown import escape
 
 STUDENT = StudentRecord(
     kept=("half",),
@@ -55,6 +60,15 @@ def _card(
     return model_card(**{**arguments, **changes})
 
 
+def _facts(lineage: Lineage | None = None, **training: Any) -> CardFacts:
+    known: dict[str, Any] = {"steps": 100, "batch_size": 16, "seconds": 90.0, "devices": ("Some GPU",)}
+    return CardFacts(
+        lineage or Lineage(licence=Licence("openrail++", source="its README.md")),
+        PromptFacts({"captions.txt": "e" * 64, "miniature": None}, pool=1000, unseen=250, cached=512),
+        TrainingFacts(**{**known, "cached": 512, "cache_steps": 25, **training}),
+    )
+
+
 def _front(card: str) -> dict[str, Any]:
     front: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
     return front
@@ -89,7 +103,6 @@ def test_sizes_settings_and_what_was_kept_are_shown() -> None:
     assert "| distill.conditioning.probability.lambda | 5.0 |" in card
     assert "None" not in card
     assert "- half" in card
-    assert "licence" in card
     assert "No training image" in card
 
 
@@ -109,7 +122,7 @@ def test_scores_are_shown_as_they_are_formatted() -> None:
 
 def test_components_that_are_absent_are_set_to_none_when_loading() -> None:
     card = _card(parts=PipelineParts("StableDiffusion3Pipeline", absent=("text_encoder_3", "tokenizer_3")))
-    call = 'from_pretrained("path/to/small", torch_dtype=torch.float32, text_encoder_3=None, tokenizer_3=None)'
+    call = 'from_pretrained("./small", torch_dtype=torch.float32, text_encoder_3=None, tokenizer_3=None)'
     assert call in card
 
 
@@ -190,3 +203,84 @@ def test_a_card_that_was_edited_is_known_from_one_that_was_not() -> None:
     assert is_edited(card + "My own words.\n")
     assert is_edited(card.replace("The student can", "This model can"))
     assert is_edited("# A card of another program\n")
+
+
+def test_the_card_states_the_lineage_of_a_teacher_on_the_hub_and_what_its_licence_demands() -> None:
+    licence = Licence("openrail++", source="the teacher's README.md")
+    lineage = Lineage("org/teacher", "c" * 40, licence=licence, licence_files={"LICENSE.md": "Terms"})
+    card = _card("org/teacher", facts=_facts(lineage))
+    assert "- Teacher: [org/teacher](https://huggingface.co/org/teacher)" in card
+    assert f"`{'c' * 40}`" in card
+    assert "use restrictions of Attachment A" in card
+    assert "Its text is in LICENSE.md." in card
+    assert _front(card) == {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "license": "openrail++",
+        "tags": ["condistill", "distillation", "compression", "text-to-image", "diffusers"],
+        "inference": True,
+        "base_model": "org/teacher",
+        "base_model_relation": "finetune",
+    }
+
+
+@pytest.mark.parametrize("facts", [None, _facts(Lineage())])
+def test_an_unknown_licence_is_called_unknown(facts: CardFacts | None) -> None:
+    card = _card(facts=facts)
+    assert "The licence of the teacher is unknown" in card
+    assert _front(card)["license"] == "unknown"
+
+
+def test_a_licence_whose_text_was_not_read_has_no_obligations_made_up() -> None:
+    lineage = Lineage(licence=Licence("my-terms", "javascript:alert(1)", "the teacher's README.md"))
+    card = _card(facts=_facts(lineage))
+    assert "my\\-terms (named by the teacher's README.md)" in card
+    assert "was not read; read it" in card
+    assert "](javascript" not in card
+
+
+def test_hashes_stand_for_a_teacher_in_a_folder() -> None:
+    lineage = Lineage(hashes={"unet/model.safetensors": "a" * 64, "vae/model.safetensors": "b" * 64})
+    card = _card(facts=_facts(lineage))
+    assert f"SHA-256 of the teacher's unet/model.safetensors: `{'a' * 64}`" in card
+    assert "b" * 64 not in card
+
+
+def test_the_card_states_prompts_and_cost() -> None:
+    card = _card(facts=_facts())
+    assert "1,000 prompts without images: 250 (25 %) were held out" in card
+    assert f"| captions.txt | `{'e' * 64}` |" in card
+    assert "- Training: 100 steps of 16 samples (1,600 samples), in 90.0 s on Some GPU" in card
+    assert "- Cache: 512 latents of the teacher, 25 steps each" in card
+    unknown = _card(facts=_facts(seconds=None, devices=()))
+    assert "(1,600 samples)\n" in unknown
+
+
+def test_the_card_states_where_the_student_loads_and_how() -> None:
+    programs = (Program("ComfyUI", True, "x", "a source"), Program("Other", False, "width <b>", "docs"))
+    formats = (ExportedFiles("ComfyUI", "Copy the file.", "small-comfyui", {"small.safetensors": 2_000_000}),)
+    card = _card(delivery=Delivery(programs, formats))
+    assert "- Loads in: diffusers, ComfyUI\n- Not in Other: width \\<b\\>\n" in card
+    assert "small\\-comfyui: small.safetensors (1.91 MiB).\n\nCopy the file." in card
+
+
+@pytest.mark.parametrize(
+    ("pipeline_class", "task", "tag"),
+    [
+        ("StableDiffusionXLPipeline", "text-to-image", "text-to-image"),
+        ("StableDiffusionInpaintPipeline", "image-to-image", "inpainting"),
+        ("DiTPipeline", "unconditional-image-generation", "class-conditional"),
+    ],
+)
+def test_the_metadata_fit_the_family_and_are_those_that_the_hub_reads(pipeline_class: str, task: str, tag: str) -> None:
+    card = ModelCard(_card("org/teacher", parts=PipelineParts(pipeline_class), facts=_facts(), quick=True))
+    assert card.data.pipeline_tag == task
+    assert tag in card.data.tags
+    assert card.data.base_model == "org/teacher"
+    assert card.data.license == "openrail++"
+    assert card.data.inference is False
+
+
+def test_the_example_of_a_pipeline_of_classes_has_one_of_its_labels() -> None:
+    parts = PipelineParts("DiTPipeline", label='tench "Tinca"')
+    assert 'pipeline.get_label_ids(["tench \\"Tinca\\""])' in _card(parts=parts)

@@ -46,3 +46,11 @@ def test_a_pipeline_directory_holds_its_sampling_settings(tmp_path: Path, tiny_p
     sized = planned_sampling(Recipe.parse(BASE, ["teacher.resolution=32"]), "a")
     (pipeline / SAMPLING_NAME).write_text(sized.to_json(), encoding="utf-8")
     assert load_teacher(TeacherSettings(pipeline=str(pipeline))).default_sampling().resolution == 32
+
+
+def test_a_sampling_file_that_was_edited_is_known_from_one_that_was_not() -> None:
+    sampling, before = Sampling(25, 7.5, resolution=64), Sampling(4, 1.0)
+    assert sampling.may_replace(before.to_json())
+    assert sampling.may_replace('{"guidance_scale": 7.5, "num_inference_steps": 25, "resolution": 64}')
+    assert not sampling.may_replace(before.to_json().replace("4", "8", 1))
+    assert not any(map(sampling.may_replace, ("", "[]", "my notes", '{"num_inference_steps": 4}')))

@@ -8,6 +8,8 @@ from runs import Run
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.record import Evaluation
 from condistill.evaluate.run_tasks import OTHER_SEED, untrained
+from condistill.utils.hardware import device_name
+from condistill.utils.markdown import escape
 
 
 @pytest.mark.slow
@@ -61,3 +63,28 @@ def test_a_model_card_that_the_user_edited_is_moved_before_a_new_one_is_written(
     (moved,) = (run.out / "old").rglob("README.md")
     assert moved.read_text(encoding="utf-8") == "my own words\n"
     assert f"moved {card} to {moved}\n" in run.printed
+
+
+@pytest.mark.slow
+def test_a_sampling_file_that_the_user_edited_is_moved_before_a_new_one_is_written(run: Run, no_teacher: None) -> None:
+    file = run.out / "pipelines" / "plain" / "sampling.json"
+    written = file.read_text(encoding="utf-8")
+    edited = written.replace('"num_inference_steps": 2', '"num_inference_steps": 9')
+    assert edited != written
+    file.write_text(edited, encoding="utf-8")
+    run.again()
+    assert file.read_text(encoding="utf-8") == written
+    (moved,) = (run.out / "old").rglob("sampling.json")
+    assert moved.read_text(encoding="utf-8") == edited
+    assert f"moved {file} to {moved}\n" in run.printed
+
+
+@pytest.mark.slow
+def test_the_card_of_a_finished_run_states_lineage_prompts_cost_and_where_it_loads(finished: Run) -> None:
+    card = (finished.out / "pipelines" / "plain" / "README.md").read_text(encoding="utf-8")
+    assert "SHA-256 of the teacher's unet/diffusion\\_pytorch\\_model.safetensors: `" in card
+    assert "6 steps of 2 samples (12 samples), in " in card
+    assert f"on {escape(device_name())}" in card
+    assert "prompts without images" in card
+    assert "- Loads in: diffusers\n- Not in ComfyUI: " in card
+    assert str(finished.folder) not in card

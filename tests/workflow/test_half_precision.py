@@ -79,7 +79,7 @@ def image_of(code: str) -> Any:
 def test_the_cards_snippet_runs_in_plain_diffusers(run: HalfRun) -> None:
     code = snippet(run.student.directory / "README.md")
     assert f"torch_dtype=torch.{run.dtype}" in code
-    image = image_of(re.sub(r'"path/to/\w+"', repr(str(run.student.directory)), code))
+    image = image_of(re.sub(r'"\./\w+"', repr(str(run.student.directory)), code))
     assert image.size == (64, 64)
 
 

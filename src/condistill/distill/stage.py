@@ -24,6 +24,7 @@ from condistill.distill.batches import batch_source
 from condistill.distill.checkpoints import written_hashes
 from condistill.distill.continuing import RESULT_FREE, may_continue
 from condistill.distill.deriving import derive_variant, initial_denoiser, prepared, size_of
+from condistill.distill.facts import card_facts, devices_in_use
 from condistill.distill.history import HISTORY_NAME, HistoryRecord, read_history
 from condistill.distill.previews import (
     FOLDER_NAME,
@@ -267,7 +268,8 @@ def _distill(run: Run, name: str, directory: Path, cache: LatentCache) -> None:
 def _train(run: Run, name: str, trainer: Trainer, previews: Previews) -> nn.Module:
     """Run the training with progress and previews, and note its seconds at every checkpoint."""
     accelerator, settings, done = run.accelerator, trainer.settings, 0
-    stopwatch, due = Stopwatch(_variant(run, name).directory), preview_steps(settings, quick=run.recipe.quick)
+    stopwatch = Stopwatch(_variant(run, name).directory, device=devices_in_use(accelerator.num_processes))
+    due = preview_steps(settings, quick=run.recipe.quick)
     losses = ""
     with run.progress(name, settings.steps, unit="steps") as advance:
         trainer.doing = partial(advance, 0)
@@ -335,8 +337,13 @@ def _save(run: Run, name: str, denoiser: nn.Module) -> None:
     """Write the pipeline of a variant, with a file that says how it is meant to sample."""
     variant, sampling = _variant(run, name), planned_sampling(run.recipe, name)
     teacher, dtype = teacher_files(run.teacher), _save_dtype(run, name, denoiser)
+    facts = card_facts(run, name, variant.directory)
     card = model_card(
-        name=name, recipe=run.recipe, student=variant.record(), parts=PipelineParts.of(teacher, dtype=dtype)
+        name=name,
+        recipe=run.recipe,
+        student=variant.record(),
+        parts=PipelineParts.of(teacher, dtype=dtype),
+        facts=facts,
     )
     save_pipeline(
         run.family,
@@ -346,7 +353,7 @@ def _save(run: Run, name: str, denoiser: nn.Module) -> None:
         teacher=teacher,
         dtype=getattr(torch, dtype),
         scheduler=sampling.scheduler(run.family),
-        files={SAMPLING_NAME: sampling.to_json()},
+        files={SAMPLING_NAME: sampling.to_json(), **facts.lineage.licence_files},
     )
 
 

@@ -20,13 +20,15 @@ class TrainingTime(RecordFile):
     format: Literal[3] = 3
     train_sec: dict[str, float]
     """By the number of optimiser steps of a checkpoint."""
+    devices: tuple[str, ...] = ()
+    """On which it ran, each once, in order; empty where they are not known."""
 
 
 class Stopwatch:
     """Measures the seconds of a training up to its newest checkpoint."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, *, device: str | None = None) -> None:
+        self._directory, self._device = directory, device
         self._started: float | None = None
         self._is_unknown = False
         """Whether the training resumed from a checkpoint whose time is not known."""
@@ -42,9 +44,9 @@ class Stopwatch:
         if self._started is None:
             before = train_sec(self._directory, step)
             self._is_unknown, self._started = before is None, now - (before or 0.0)
-            self._write({number: sec for number, sec in _read(self._directory).items() if int(number) <= step})
+            self._write({number: sec for number, sec in _seconds(self._directory).items() if int(number) <= step})
         elif checkpoint and not self._is_unknown:
-            self._write({**_read(self._directory), str(step): now - self._started})
+            self._write({**_seconds(self._directory), str(step): now - self._started})
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -57,18 +59,27 @@ class Stopwatch:
                 self._started += time.monotonic() - began
 
     def _write(self, train_sec: dict[str, float]) -> None:
-        TrainingTime(train_sec=train_sec).write(self._directory / TIME_NAME)
+        devices = tuple(dict.fromkeys(filter(None, (*devices_of(self._directory), self._device))))
+        TrainingTime(train_sec=train_sec, devices=devices).write(self._directory / TIME_NAME)
 
 
 def train_sec(directory: Path, step: int) -> float | None:
     """Return the seconds that a training took up to a checkpoint; None if they are not known."""
-    return _read(directory).get(str(step)) if step else 0.0
+    return _seconds(directory).get(str(step)) if step else 0.0
 
 
-def _read(directory: Path) -> dict[str, float]:
-    """Return the seconds by step that a `Stopwatch` wrote; none where its file is missing or damaged."""
+def devices_of(directory: Path) -> tuple[str, ...]:
+    """Return the devices on which a training ran; none where they are not known."""
+    return _read(directory).devices
+
+
+def _seconds(directory: Path) -> dict[str, float]:
+    return {step: sec for step, sec in _read(directory).train_sec.items() if step.isdecimal()}
+
+
+def _read(directory: Path) -> TrainingTime:
+    """Return what a `Stopwatch` wrote; an empty record where its file is missing or damaged."""
     try:
-        written = TrainingTime.read(directory / TIME_NAME, remedy="the time is not known")
+        return TrainingTime.read(directory / TIME_NAME, remedy="the time is not known")
     except (CondistillError, OSError, ValueError):
-        return {}
-    return {step: sec for step, sec in written.train_sec.items() if step.isdecimal()}
+        return TrainingTime(train_sec={})

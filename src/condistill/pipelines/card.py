@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path, PureWindowsPath
+from pathlib import PureWindowsPath
 from typing import Any
 
 import yaml
@@ -16,16 +16,27 @@ import yaml
 from condistill.config.recipe import QUICK_LABEL, Recipe
 from condistill.config.sections import MINIATURE, TeacherSettings
 from condistill.errors import CondistillError, nearest
+from condistill.pipelines.lineage import Lineage, hub_name, teacher_name
+from condistill.pipelines.provenance import (
+    CardFacts,
+    Delivery,
+    cost_section,
+    delivery_section,
+    front_matter_fields,
+    licence_section,
+    lineage_section,
+    prompts_section,
+)
 from condistill.pipelines.record import StudentRecord
 from condistill.pipelines.sampling import planned_sampling
 from condistill.teachers.files import PipelineFiles
 from condistill.teachers.registry import family_of_pipeline
 from condistill.utils.format import byte_size, percent, quantity, si_quantity
+from condistill.utils.markdown import escape, table
 from condistill.utils.text import printable
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$-])")
 _OPTIONAL = ("text_encoder", "tokenizer")
+_EXAMPLE_LABEL = "golden retriever"
 _EXAMPLE = {MINIATURE: "a large red star at the left on snow"}
 
 
@@ -57,6 +68,8 @@ class PipelineParts:
     dtype: str = "float32"
     """The dtype of the denoiser's weights on disk; transformers loads the other models in the dtype of their own files
     unless the call names one, and models of different dtypes do not work together."""
+    label: str | None = None
+    """A label of a pipeline that is conditioned on classes; None: it takes prompts."""
 
     @classmethod
     def of(cls, pipeline: PipelineFiles, *, dtype: str | None = None) -> PipelineParts:
@@ -71,25 +84,16 @@ class PipelineParts:
             class_name,
             tuple(name for name, part in optional.items() if part and part[0] is None),
             dtype or pipeline.dtype(family_of_pipeline(class_name).denoiser_name),
+            _label(pipeline.index.get("id2label")),
         )
 
 
-def escape(text: str) -> str:
-    """Return text as Markdown that shows it literally: on one line, without markup, HTML or table cells."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
-
-
-def hub_name(pipeline: str) -> str | None:
-    """Return the teacher's name on the hub; None for the miniature and for a folder."""
-    on_hub = _HUB_NAME.fullmatch(pipeline) and pipeline != MINIATURE and not Path(pipeline).exists()
-    return pipeline if on_hub else None
-
-
-def teacher_name(pipeline: str) -> str:
-    """Return the public name of a teacher: its hub name, or the last part of its folder."""
-    if pipeline == MINIATURE:
-        return "the miniature of condistill"
-    return hub_name(pipeline) or PureWindowsPath(pipeline).name or "a local pipeline"
+def _label(names: Any) -> str | None:
+    """Return a label of a pipeline's classes for an example; None where it has none."""
+    if not isinstance(names, Mapping) or not names:
+        return None
+    known = [name.strip() for each in names.values() for name in str(each).split(",")]
+    return _EXAMPLE_LABEL if _EXAMPLE_LABEL in known else known[0]
 
 
 def model_card(
@@ -98,15 +102,19 @@ def model_card(
     recipe: Recipe,
     student: StudentRecord,
     parts: PipelineParts,
+    facts: CardFacts | None = None,
     scores: ScoreTable | None = None,
     on_disk: Mapping[str, tuple[int, int]] | None = None,
+    delivery: Delivery | None = None,
 ) -> str:
     """Return the README.md of a student.
 
     Args:
         name: the variant of the recipe.
+        facts: from the records of the run; None: they are not known.
         scores: None before the evaluation.
         on_disk: bytes of the teacher's and the student's files by label; None before the evaluation.
+        delivery: where it loads besides diffusers; None before the report.
 
     Raises:
         CondistillError: the recipe has no variant of this name.
@@ -116,20 +124,22 @@ def model_card(
     teacher = escape(teacher_name(recipe.teacher.pipeline))
     latents = "the teacher generated latents for some prompts, and " if recipe.cache.size else ""
     sections = [
-        _front_matter(recipe),
+        _front_matter(recipe, parts, facts.lineage if facts else None),
         f"# {escape(name)}, distilled from {teacher}",
         f"**{QUICK_LABEL[:1].upper()}{QUICK_LABEL[1:]}.**" if recipe.quick else "",
         f"A smaller or faster `{parts.class_name}`, trained to generate the same images as {teacher}"
         f"{_teacher_changes(recipe.teacher)}. "
         f"No training image was used: {latents}the student learnt from its teacher's own predictions.",
+        lineage_section(recipe.teacher, facts.lineage, parts.class_name) if facts else "",
         _size_section(student, on_disk or {}),
         "## Layers and channels kept from the teacher\n\n" + "\n".join(f"- {escape(line)}" for line in student.kept),
         _score_section(scores) if scores else "",
         _loading(name, recipe, parts),
+        delivery_section(delivery) if delivery else "",
+        prompts_section(facts.prompts) if facts else "",
+        cost_section(facts.training) if facts else "",
         _settings_section(name, recipe),
-        "## Limits and licence\n\n"
-        "The student can generate at most what its teacher can, and has its teacher's biases. "
-        "It inherits the teacher's licence: the terms of the teacher's weights apply to these weights.",
+        licence_section(recipe.teacher, facts.lineage if facts else None),
         f"Made with condistill {metadata.version('condistill')}.",
     ]
     return _signed(printable("\n\n".join(section for section in sections if section) + "\n"))
@@ -164,21 +174,16 @@ def _teacher_changes(teacher: TeacherSettings) -> str:
     return f" with {', '.join(first)}{' and ' if first else ''}{last}"
 
 
-def _front_matter(recipe: Recipe) -> str:
-    fields: dict[str, Any] = {
-        "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
-        "license": "other",
-        "tags": ["condistill", "distillation", "compression", "text-to-image", "diffusers"],
-    }
-    if base := hub_name(recipe.teacher.pipeline):
-        fields["base_model"] = base
+def _front_matter(recipe: Recipe, parts: PipelineParts, lineage: Lineage | None) -> str:
+    family = family_of_pipeline(parts.class_name)
+    fields = front_matter_fields(
+        hub_name(recipe.teacher.pipeline),
+        lineage,
+        task=family.hub_task,
+        tags=tuple(dict.fromkeys((*family.hub_tags, family.hub_task))),
+        is_usable=not recipe.quick,
+    )
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _size_section(student: StudentRecord, on_disk: Mapping[str, tuple[int, int]]) -> str:
@@ -189,23 +194,29 @@ def _size_section(student: StudentRecord, on_disk: Mapping[str, tuple[int, int]]
         *((label, byte_size, *sizes) for label, sizes in on_disk.items()),
     ]
     rows = [[label, write(before), write(after), percent(after / before)] for label, write, before, after in figures]
-    return "## Size\n\n" + _table(["", "teacher", "student", "share"], rows)
+    return "## Size\n\n" + table(["", "teacher", "student", "share"], rows)
 
 
 def _score_section(scores: ScoreTable) -> str:
     rows = [[row.label, *row.cells] for row in scores.rows]
     if not rows:
         return ""
-    return "## Scores\n\n" + _table(["", *scores.columns], rows) + "\n\n" + " ".join(scores.notes)
+    return "## Scores\n\n" + table(["", *scores.columns], rows) + "\n\n" + " ".join(scores.notes)
+
+
+def placeholder(name: str) -> str:
+    """Return the Python literal by which the loading example of a card names the pipeline: a folder next to Python."""
+    return json.dumps(f"./{name}")
 
 
 def _loading(name: str, recipe: Recipe, parts: PipelineParts) -> str:
-    sampling = planned_sampling(recipe, name)
-    prompt = json.dumps(_EXAMPLE.get(recipe.teacher.pipeline, "a lighthouse at dusk, oil painting"))
-    example = family_of_pipeline(parts.class_name).call_example
-    arguments = example.arguments.format(prompt=prompt)
+    sampling, family = planned_sampling(recipe, name), family_of_pipeline(parts.class_name)
+    example = family.call_example
+    prompt = parts.label or _EXAMPLE.get(recipe.teacher.pipeline, "a lighthouse at dusk, oil painting")
+    arguments = example.arguments.format(prompt=json.dumps(prompt, ensure_ascii=False))
     if sampling.resolution is not None and example.takes_size:
         arguments += f", height={sampling.resolution}, width={sampling.resolution}"
+    arguments += "".join(f", {key}={value!r}" for key, value in family.call_arguments.items())
     arguments += f", num_inference_steps={sampling.num_inference_steps}, guidance_scale={sampling.guidance_scale}"
     without = "".join(f", {part}=None" for part in parts.absent)
     return f"""## How to load it
@@ -214,11 +225,12 @@ def _loading(name: str, recipe: Recipe, parts: PipelineParts) -> str:
 import torch
 from diffusers import DiffusionPipeline
 {example.imports}
-pipeline = DiffusionPipeline.from_pretrained("path/to/{name}", torch_dtype=torch.{parts.dtype}{without})
+pipeline = DiffusionPipeline.from_pretrained({placeholder(name)}, torch_dtype=torch.{parts.dtype}{without})
 image = pipeline({arguments}).images[0]
 ```
 
-It is an ordinary diffusers pipeline; condistill is not needed to use it. The denoiser's weights are {parts.dtype}; \
+It is an ordinary diffusers pipeline; condistill is not needed to use it. Run the example in the folder that contains \
+`{name}`, or give the pipeline's whole path. The denoiser's weights are {parts.dtype}; \
 with another `torch_dtype`, every model of the pipeline is converted when it is loaded. On a GPU, call \
 `pipeline.to("cuda")` first."""
 
@@ -237,7 +249,7 @@ def _settings_section(name: str, recipe: Recipe) -> str:
     }
     leaves = {"seed": recipe.seed, **_flat(dumped)}
     rows = [[escape(key), escape(_written(value))] for key, value in leaves.items() if value not in (None, [])]
-    return "## Settings\n\n" + _table(["setting", "value"], rows)
+    return "## Settings\n\n" + table(["setting", "value"], rows)
 
 
 def _teacher_settings(teacher: TeacherSettings) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from condistill.teachers import defaults
+from condistill.utils.hashing import key_of
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 SAMPLING_NAME = defaults.SAMPLING_NAME
 """File in the pipeline's directory; diffusers ignores it."""
+_CHECK = "condistill"
+"""Key of the hash of the other values, by which an edited file differs from one that condistill wrote."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,30 @@ class Sampling:
 
     def to_json(self) -> str:
         """Return the content of the file that `Family.default_sampling` reads."""
+        data = self._data()
+        return json.dumps({**data, _CHECK: _check(data)}) + "\n"
+
+    def may_replace(self, text: str) -> bool:
+        """Return whether `to_json` loses nothing of a sampling file: condistill wrote it, or it has the same values."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            return False
+        if not isinstance(data, dict):
+            return False
+        check = data.pop(_CHECK, None)
+        return check == _check(data) or data == self._data()
+
+    def _data(self) -> dict[str, Any]:
         data: dict[str, Any] = {
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
         }
-        return json.dumps(data | ({"resolution": self.resolution} if self.resolution else {})) + "\n"
+        return data | ({"resolution": self.resolution} if self.resolution else {})
+
+
+def _check(data: Mapping[str, Any]) -> str:
+    return key_of(dict(data))
 
 
 def planned_sampling(recipe: Recipe, name: str | None) -> Sampling:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from condistill.distill import stage as distill_stage
+from condistill.distill.facts import card_facts
 from condistill.evaluate import stage as evaluate_stage
+from condistill.export import find_source
 from condistill.pipelines.card import PipelineParts, is_edited, model_card
 from condistill.pipelines.sampling import SAMPLING_NAME, planned_sampling
 from condistill.report.cautions import cautions
+from condistill.report.delivery import delivery
 from condistill.report.figures import FOLDER_NAME
 from condistill.report.html import write_report
 from condistill.report.inputs import ReportInputs, labelled, student_labels
@@ -67,30 +70,43 @@ def write_page(run: Run, inputs: ReportInputs) -> Path:
     return write_report(open(run), inputs, plots=run.results / FOLDER_NAME)
 
 
-def _write_card(run: Run, path: Path, card: str) -> None:
-    """Replace a model card; one that the user edited is moved to `old/` first, which is printed."""
-    known = path.read_bytes().decode(errors="replace") if path.is_file() else ""
-    if known and known != card and is_edited(known):
-        run.directory.set_aside([path])
-    write_text(path, card)
+def _read(path: Path) -> str:
+    """Return the text of a file; empty where there is none."""
+    return path.read_bytes().decode(errors="replace") if path.is_file() else ""
+
+
+def _write_texts(run: Run) -> None:
+    """Write the model card and the sampling of every student; files that the user edited are moved to `old/` first."""
+    texts: dict[Path, str] = {}
+    edited: list[Path] = []
+    evaluation = evaluate_stage.open(run).evaluation()
+    for name, variant in distill_stage.open(run).items():
+        card = model_card(
+            name=name,
+            recipe=run.recipe,
+            student=variant.record(),
+            parts=PipelineParts.of(PipelineFiles.read(variant.pipeline)),
+            facts=card_facts(run, name, variant.directory),
+            scores=card_scores(evaluation, name),
+            on_disk=card_sizes(evaluation, name),
+            delivery=delivery(find_source(str(run.path), student=name)),
+        )
+        file, sampling_file = variant.pipeline / "README.md", variant.pipeline / SAMPLING_NAME
+        sampling = planned_sampling(run.recipe, name)
+        texts |= {file: card, sampling_file: sampling.to_json()}
+        known, known_sampling = _read(file), _read(sampling_file)
+        edited += [file] if known not in ("", card) and is_edited(known) else []
+        edited += [sampling_file] if known_sampling and not sampling.may_replace(known_sampling) else []
+    if edited:
+        run.directory.set_aside(edited)
+    for path, text in texts.items():
+        write_text(path, text)
 
 
 def _write(run: Run) -> None:
     """Write `report.html`, add the scores to the model cards, and print the verdict and all paths."""
-    recipe, variants, finished = run.recipe, distill_stage.open(run), evaluate_stage.open(run)
-    evaluation = finished.evaluation()
-    students = {name: variant.record() for name, variant in variants.items()}
-    for name, variant in variants.items():
-        card = model_card(
-            name=name,
-            recipe=recipe,
-            student=students[name],
-            parts=PipelineParts.of(PipelineFiles.read(variant.pipeline)),
-            scores=card_scores(evaluation, name),
-            on_disk=card_sizes(evaluation, name),
-        )
-        _write_card(run, variant.pipeline / "README.md", card)
-        write_text(variant.pipeline / SAMPLING_NAME, planned_sampling(recipe, name).to_json())
+    recipe, variants = run.recipe, distill_stage.open(run)
+    _write_texts(run)
     inputs = page_inputs(run)
     path = write_page(run, inputs)
     sentence, detail = verdict(inputs.evaluation)

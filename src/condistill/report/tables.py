@@ -9,7 +9,8 @@ from condistill.config.recipe import TEACHER
 from condistill.config.sections import MINIATURE
 from condistill.evaluate.metrics import Metric, Score
 from condistill.evaluate.record import Evaluation, ModelRecord
-from condistill.pipelines.card import ScoreRow, ScoreTable, teacher_name
+from condistill.pipelines.card import ScoreRow, ScoreTable
+from condistill.pipelines.lineage import teacher_name
 from condistill.report.agreement import closer_than_before
 from condistill.report.compare import need_the_same_memory, take_as_long
 from condistill.report.evidence import PROMPTS, difference, main_metrics, missing_companions

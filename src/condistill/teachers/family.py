@@ -52,6 +52,10 @@ class Family(ABC):
     call_arguments: ClassVar[Mapping[str, Any]] = {}
     """Constant arguments of the pipeline's call when condistill samples."""
     call_example: ClassVar[CallExample] = CallExample()
+    hub_task: ClassVar[str] = "text-to-image"
+    """Task of its pipelines in the metadata of a model card, the hub's `pipeline_tag`."""
+    hub_tags: ClassVar[tuple[str, ...]] = ()
+    """Further tags of its pipelines on the hub."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Further packages that some pipelines of the family need: those whose tokenizer is a SentencePiece file."""
     origin: Origin = Origin()

@@ -31,7 +31,9 @@ class DiT(Family):
     denoiser_name = "transformer"
     denoiser_class = "DiTTransformer2DModel"
     layer_lists = (LayerList("transformer_blocks", "num_layers"),)
-    call_example = CallExample('class_labels=pipeline.get_label_ids(["golden retriever"])', takes_size=False)
+    call_example = CallExample("class_labels=pipeline.get_label_ids([{prompt}])", takes_size=False)
+    hub_task = "unconditional-image-generation"  # the hub has no task for images of a class
+    hub_tags = ("class-conditional",)
 
     def __init__(self, pipeline: DiffusionPipeline, *, resolution: int | None = None) -> None:
         super().__init__(pipeline)

@@ -35,6 +35,8 @@ class StableDiffusionInpaint(StableDiffusion):
         arguments='{prompt}, image=load_image("image.png"), mask_image=load_image("mask.png")',
         imports="from diffusers.utils import load_image\n",
     )
+    hub_task = "image-to-image"  # the hub has no task for in-painting
+    hub_tags = ("inpainting",)
     _grey_latents_cache: Tensor | None = None
 
     @property
