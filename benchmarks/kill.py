@@ -67,8 +67,12 @@ class Kill:
     reached: str | None
 
 
-def prepare(folder: Path) -> Path:
-    """Write a tiny teacher with random weights and a recipe for it, and return the path of the recipe."""
+def prepare(folder: Path, **denoiser: Any) -> Path:
+    """Write a tiny teacher with random weights and a recipe for it, and return the path of the recipe.
+
+    Args:
+        denoiser: changes of the config of its U-Net.
+    """
     import torch
 
     from condistill.miniature import build
@@ -81,7 +85,9 @@ def prepare(folder: Path) -> Path:
             build.build_autoencoder(),
             build.build_text_encoder(tokenizer),
             tokenizer,
-            build.build_denoiser(block_out_channels=(16, 32, 32), norm_num_groups=4, attention_head_dim=2),
+            build.build_denoiser(
+                **{"block_out_channels": (16, 32, 32), "norm_num_groups": 4, "attention_head_dim": 2, **denoiser}
+            ),
         )
         teacher.save_pretrained(folder / "teacher", safe_serialization=True)
     recipe = folder / "recipe.yaml"

@@ -11,6 +11,13 @@ from condistill.profiling.timing import Timing, forward_timer, median_seconds, t
 from condistill.teachers.family import Family
 
 
+@pytest.fixture(autouse=True)
+def rounds_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time as a user's evaluation does, not as seldom as other tests."""
+    monkeypatch.setattr(timing, "MIN_ROUNDS", 5)
+    monkeypatch.setattr(timing, "MAX_SECONDS", 3.0)
+
+
 def test_timing_a_forward_does_not_change_the_random_state(tiny_family: Any) -> None:
     state = torch.get_rng_state()
     with torch.device("meta"):

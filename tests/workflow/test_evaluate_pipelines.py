@@ -70,8 +70,6 @@ def run(given: Given, out: Path, **options: Any) -> str:
 def test_pipelines_of_two_families_are_evaluated_with_images_and_outside_scores(
     given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("condistill.profiling.timing.MIN_ROUNDS", 1)
-    monkeypatch.setattr("condistill.profiling.timing.MAX_SECONDS", 0.0)
     out, images = tmp_path / "out", tmp_path / "images"
     text = run(given, out, extras=Extras(images=images))
     evaluation = Evaluation.load(out)
@@ -120,8 +118,6 @@ def test_pipelines_of_two_families_are_compared_by_networks_and_with_real_images
 ) -> None:
     from tiny_networks import write_dinov2
 
-    monkeypatch.setattr("condistill.profiling.timing.MIN_ROUNDS", 1)
-    monkeypatch.setattr("condistill.profiling.timing.MAX_SECONDS", 0.0)
     photos = _folder(tmp_path / "photos")
     for number in range(4):
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)).save(
@@ -154,8 +150,6 @@ def test_pipelines_of_two_families_are_compared_by_networks_and_with_real_images
 def test_splits_and_categories_are_those_of_the_settings_of_now(
     given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("condistill.profiling.timing.MIN_ROUNDS", 1)
-    monkeypatch.setattr("condistill.profiling.timing.MAX_SECONDS", 0.0)
     prompts = tmp_path / "prompts.csv"
     prompts.write_text("prompt,kind,size\na fox,animal,small\na cat,animal,small\na tower,thing,large\n", "utf-8")
 

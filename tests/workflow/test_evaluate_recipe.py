@@ -22,8 +22,6 @@ from condistill.workflow.evaluate_recipe import evaluate_recipe
 def test_a_protocol_has_results_of_its_own_and_leaves_those_of_the_run(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("condistill.profiling.timing.MIN_ROUNDS", 1)
-    monkeypatch.setattr("condistill.profiling.timing.MAX_SECONDS", 0.0)
     before, recipe_text = times(run.out), (run.out / "recipe.yaml").read_bytes()
     prompts = tmp_path / "faces.txt"
     prompts.write_text("a face\na small star\nan old hand\n", encoding="utf-8")
@@ -60,8 +58,6 @@ def test_a_protocol_has_results_of_its_own_and_leaves_those_of_the_run(
 
 @pytest.mark.slow
 def test_categories_are_those_of_the_column_of_now(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("condistill.profiling.timing.MIN_ROUNDS", 1)
-    monkeypatch.setattr("condistill.profiling.timing.MAX_SECONDS", 0.0)
     prompts = tmp_path / "categories.csv"
     prompts.write_text("prompt,kind,size\na face,body,large\nan old hand,body,small\n", encoding="utf-8")
     protocol = protocol_of_prompts([str(prompts)])
