@@ -6,7 +6,8 @@ from pathlib import Path
 
 from condistill.export.exporter import Comparison, Exporter, ExportOptions, register_exporter
 from condistill.export.single_file import LAYOUTS
-from condistill.export.single_file.file import compare_single_file, write_single_file
+from condistill.export.single_file.file import compare_single_file, write_configs, write_single_file
+from condistill.export.single_file.layout import CONFIGS_NAME
 from condistill.export.source import Shape, Source
 
 
@@ -29,6 +30,7 @@ class ComfyUI(Exporter):
         """Write the file."""
         layout = LAYOUTS[source.shape.denoiser_class]
         write_single_file(_file(source, directory), source, layout, dtype=options.dtype)
+        write_configs(directory / CONFIGS_NAME, source, layout)
 
     def verify(self, source: Source, directory: Path, options: ExportOptions) -> tuple[Comparison, ...]:
         """Compare the weights of the file, read by diffusers' conversion, with those of the pipeline."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,10 +19,13 @@ from condistill.export.exporter import Comparison
 from condistill.export.single_file.layout import Layout
 from condistill.export.single_file.provenance import provenance
 from condistill.export.single_file.weights import pipeline_weights
-from condistill.export.source import Config, Source
+from condistill.export.source import Source
+from condistill.teachers.files import INDEX_NAME
 from condistill.utils.tensor_file import largest, write_in_order
 
 Tensors = Iterator[tuple[str, Tensor]]
+_OUTSIDE = ("safety_checker", "feature_extractor", "image_encoder")
+"""Components that no checkpoint has, and without which a pipeline works."""
 
 
 def write_single_file(file: Path, source: Source, layout: Layout, *, dtype: str | None) -> None:
@@ -78,8 +82,6 @@ def header_metadata(source: Source, layout: Layout) -> dict[str, str]:
     No path of this machine is in it.
     """
     shape = source.shape
-    index = {name: list(value) for name, value in shape.classes.items()}
-    configs = {name: _without_paths(config) for name, config in shape.components.items()}
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
@@ -87,14 +89,44 @@ def header_metadata(source: Source, layout: Layout) -> dict[str, str]:
         **layout.metadata(shape),
         **provenance(source),
         "condistill.version": metadata.version("condistill"),
-        "diffusers.model_index": json.dumps({"_class_name": shape.pipeline_class, **index}),
-        "diffusers.configs": json.dumps(configs),
+        "diffusers.model_index": json.dumps(_index(source, layout)),
+        "diffusers.configs": json.dumps(layout.configs(shape)),
         **({"diffusers.sampling": json.dumps(dict(shape.sampling))} if shape.sampling else {}),
     }
 
 
-def _without_paths(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key != "_name_or_path"}
+def _index(source: Source, layout: Layout) -> dict[str, Any]:
+    """Return the index of a pipeline of what is in the file, with tokenizers and scheduler."""
+    index: dict[str, Any] = {"_class_name": source.shape.pipeline_class}
+    held = layout.components(source.shape)
+    for name, value in source.files.index.items():
+        if name in source.shape.classes:
+            is_outside = name not in held and (name in _OUTSIDE or bool(source.files.weights(name)))
+            index[name] = [None, None] if is_outside else value
+        elif not name.startswith("_"):
+            index[name] = value
+    return index | ({"requires_safety_checker": False} if "safety_checker" in index else {})
+
+
+def write_configs(directory: Path, source: Source, layout: Layout) -> None:
+    """Write what diffusers needs besides the file: the configs, and for a checkpoint the index and the tokenizers."""
+    index = _index(source, layout)
+    contents: dict[Path, Any] = {}
+    for component, config in layout.configs(source.shape).items():
+        if index[component] != [None, None]:
+            name = "scheduler_config.json" if component == "scheduler" else "config.json"
+            contents[directory / component / name] = config
+    if layout.is_checkpoint:
+        contents[directory / INDEX_NAME] = index
+    for file, content in contents.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for component, files in source.files.by_component.items() if layout.is_checkpoint else ():
+        if component and component not in source.shape.components and index[component] != [None, None]:
+            for file in files:
+                target = directory / file.relative_to(source.directory)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
 
 
 def compare_single_file(file: Path, source: Source, layout: Layout, *, dtype: str | None) -> tuple[Comparison, ...]:

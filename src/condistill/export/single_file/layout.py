@@ -12,11 +12,13 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from condistill.export.source import Shape
+from condistill.export.source import Config, Shape
 from condistill.utils.registry import Registry
 
 Weights = Mapping[str, Mapping[str, Tensor]]
 """By component: its weights under the names of its class in diffusers or transformers."""
+CONFIGS_NAME = "configs"
+"""Folder of what diffusers needs besides the file: configs and tokenizers."""
 
 
 class Layout(ABC):
@@ -52,13 +54,24 @@ class Layout(ABC):
 
         return restore_by_diffusers(component, shape, tensors)
 
+    def configs(self, shape: Shape) -> dict[str, Config]:
+        """Return the configs with which diffusers reads the file, by component, without paths of this machine."""
+        configs = shape.components if self.is_checkpoint else {shape.denoiser_name: shape.denoiser}
+        return {
+            component: {key: value for key, value in config.items() if key != "_name_or_path"}
+            for component, config in configs.items()
+        }
+
     def metadata(self, shape: Shape) -> dict[str, str]:
         """Return what the file's header says about the kind of model, such as `modelspec.architecture`."""
         return {}
 
     @abstractmethod
     def how_to_load(self, shape: Shape) -> str:
-        """Return where the file belongs in ComfyUI, and with which settings it is sampled, as Markdown."""
+        """Return where the file belongs in ComfyUI, and with which settings it is sampled, as Markdown.
+
+        `CONFIGS_NAME` is the folder of the configs, next to the file.
+        """
 
 
 LAYOUTS: Registry[Layout] = Registry("layout")

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from condistill.errors import CondistillError
+from condistill.export.single_file.clip import TEXT_ENCODERS, text_encoder_tensors
 from condistill.export.single_file.layout import Layout, Weights, register_layout
+from condistill.export.single_file.unet_comfyui import check_comfyui
+from condistill.export.single_file.unet_loading import architecture, in_comfyui, prediction_of
+from condistill.export.single_file.unet_names import Numbering, module_names, original_name
+from condistill.export.single_file.unet_restore import restored_unet
+from condistill.export.single_file.unet_structure import UNetStructure, complete, kind_of
+from condistill.export.single_file.vae import vae_tensors
 from condistill.export.source import Config, Shape
 
-_WIDTH = "every U-Net class there demands 320 or 384 channels in the first stage, and its multiples"
+GUIDANCE = "time_embedding.cond_proj.weight"
+"""The projection of the guidance scale, which the original code does not have; without effect where it is 0."""
 
 
-def stage_widths(config: Config) -> list[int]:
-    """Return the channels of every stage of a U-Net."""
-    return list(config.get("block_out_channels") or ())
+def unet_tensors(config: Config, weights: Mapping[str, Tensor], numbering: Numbering) -> Iterator[tuple[str, Tensor]]:
+    """Yield the original names of a U-Net's weights, and the weights.
 
-
-def layers_of(config: Config) -> list[int]:
-    """Return the number of layers in every down block of a U-Net."""
-    count = config.get("layers_per_block")
-    return [count] * len(stage_widths(config)) if isinstance(count, int) else list(count or ())
-
-
-def transformer_blocks_of(config: Config) -> list[int]:
-    """Return the transformer blocks in each attention of the down blocks of a U-Net; 0 where it has none."""
-    counts = config.get("transformer_layers_per_block", 1)
-    counts = [counts] * len(stage_widths(config)) if isinstance(counts, int) else list(counts)
-    kinds = config.get("down_block_types") or ()
-    return [int(count) if "CrossAttn" in kind else 0 for kind, count in zip(kinds, counts, strict=False)]
-
-
-def has_known_width(shape: Shape) -> bool:
-    """Return whether the stages have the channels of the teacher's, if it is known, and those of a released U-Net."""
-    widths = stage_widths(shape.denoiser)
-    teacher = stage_widths(shape.denoiser if shape.teacher is None else shape.teacher)
-    return widths[:1] in ([320], [384]) and widths == teacher[: len(widths)]
+    Raises:
+        CondistillError: the guidance scale is an input of the U-Net, and has an effect.
+    """
+    modules = module_names(UNetStructure.of(config), numbering)
+    if GUIDANCE in weights and not (guidance := weights[GUIDANCE]).is_meta and bool(guidance.any()):
+        raise CondistillError(
+            "the U-Net is distilled for a range of guidance scales, which it takes as an input (time_cond_proj_dim), "
+            "and the original layout has no such input; export a student of one guidance scale, or use diffusers"
+        )
+    for name in weights:
+        if name != GUIDANCE:
+            yield original_name(name, modules), weights[name]
 
 
 @register_layout
@@ -45,23 +45,47 @@ class UNetLayout(Layout):
 
     denoiser_class = "UNet2DConditionModel"
     is_checkpoint = True
+    numbering: Numbering = "contiguous"
 
     def check(self, shape: Shape) -> tuple[str, ...]:
         """Return the reasons why ComfyUI does not load a pipeline of this shape."""
-        if not has_known_width(shape):
-            return (_WIDTH,)
-        if "XL" not in shape.pipeline_class:
-            return ()
-        blocks = transformer_blocks_of(shape.denoiser)
-        is_whole = blocks == [0, 2, 10] and set(layers_of(shape.denoiser)) == {2}
-        if is_whole or (set(layers_of(shape.denoiser)) == {1} and blocks in ([0, 2, 5], [0, 2, 6])):
-            return ()
-        return ("SDXL classes there match the transformer blocks of every stage exactly",)
+        return check_comfyui(shape)
+
+    def components(self, shape: Shape) -> tuple[str, ...]:
+        """Return the components whose weights the file holds."""
+        return ("unet", "vae", *(encoder.component for encoder in TEXT_ENCODERS[kind_of(shape.denoiser)]))
 
     def tensors(self, shape: Shape, weights: Weights) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights under their original names."""
-        raise CondistillError("not built")
+        kind = kind_of(shape.denoiser)
+        yield from unet_tensors(shape.denoiser, weights["unet"], self.numbering)
+        yield from vae_tensors(shape.components["vae"], weights["vae"])
+        for encoder in TEXT_ENCODERS[kind]:
+            yield from text_encoder_tensors(encoder, weights[encoder.component])
+        if kind == "sdxl" and prediction_of(shape) == "v_prediction":  # programs look for the names alone
+            yield "v_pred", torch.empty(0)
+            if shape.components["scheduler"].get("rescale_betas_zero_snr"):
+                yield "ztsnr", torch.empty(0)
+
+    def restored(self, component: str, shape: Shape, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the weights of a component under the names of its class, by diffusers' conversion where it can."""
+        if component != "unet":
+            return super().restored(component, shape, tensors)
+        found = dict(restored_unet(shape, tensors))
+        if size := shape.denoiser.get("time_cond_proj_dim"):
+            width = complete(shape.denoiser)["block_out_channels"][0]
+            found[GUIDANCE] = torch.zeros(width, size, dtype=next(iter(tensors.values())).dtype)
+        return found
+
+    def configs(self, shape: Shape) -> dict[str, Config]:
+        """Return the configs with which diffusers reads the file."""
+        configs = super().configs(shape)
+        return {**configs, "unet": {**configs["unet"], "time_cond_proj_dim": None}}
+
+    def metadata(self, shape: Shape) -> dict[str, str]:
+        """Return what the file's header says about the kind of model."""
+        return architecture(shape)
 
     def how_to_load(self, shape: Shape) -> str:
-        """Return where the file belongs in ComfyUI."""
-        return "Copy the file to `models/checkpoints` of ComfyUI."
+        """Return where the file belongs in ComfyUI, and with which settings it is sampled."""
+        return in_comfyui(shape)
