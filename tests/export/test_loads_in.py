@@ -16,7 +16,7 @@ LOADS: dict[str, list[tuple[dict[str, Any], dict[str, bool]]]] = {
     "sd14": [
         ({"preset": "b-base"}, {"ComfyUI": True, "stable-diffusion.cpp": False}),
         ({"preset": "b-tiny"}, {"ComfyUI": True, "stable-diffusion.cpp": True}),
-        ({"preset": "c-base"}, {"ComfyUI": False, "stable-diffusion.cpp": False}),
+        ({"preset": "c-base"}, {"ComfyUI": False, "stable-diffusion.cpp": True}),
         ({"width": 0.9}, {"ComfyUI": False, "stable-diffusion.cpp": True}),  # it reads the width of the first stage
     ],
     "sdxl": [
