@@ -24,6 +24,15 @@ PIPELINES = {
     "DiTTransformer2DModel": "DiTPipeline",
 }
 """By class of the transformer."""
+TINY_QWEN: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 4,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "joint_attention_dim": 12,
+    "axes_dims_rope": (4, 6, 6),
+}
 
 
 def on_meta(denoiser_class: str, config: dict[str, Any]) -> Any:

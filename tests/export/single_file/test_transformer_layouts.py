@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import PixArtTransformer2DModel, QwenImageTransformer2DModel, SD3Transformer2DModel
 from full_size import DATA
-from layouts import PIPELINES, config_of, narrow_weights, on_meta, original, published, shape_of
+from layouts import PIPELINES, TINY_QWEN, config_of, narrow_weights, on_meta, original, published, shape_of
 from safetensors.torch import save_file
 from tiny_transformers import build
 from torch import Tensor
@@ -27,15 +27,6 @@ SD35_LARGE = {
     "qk_norm": "rms_norm",
 }
 OTHERS = ("sd35_medium", "sd35_large", "pixart_sigma")
-TINY_QWEN: dict[str, Any] = {
-    "in_channels": 16,
-    "out_channels": 4,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "joint_attention_dim": 12,
-    "axes_dims_rope": (4, 6, 6),
-}
 
 
 def check_comes_back(denoiser: Any, weights: dict[str, Tensor]) -> None:
