@@ -25,8 +25,12 @@ LOADS: dict[str, list[tuple[dict[str, Any], dict[str, bool]]]] = {
         ({"preset": "koala-1b"}, {"ComfyUI": True}),
         ({"preset": "c-base"}, {"ComfyUI": False}),
     ],
+    "flux_dev": [({"depth": 0.5}, {"ComfyUI": True}), ({}, {"ComfyUI": True})],
+    "pixart_sigma": [({"depth": 0.5}, {"ComfyUI": True})],
+    "sd35_medium": [({"depth": 0.75}, {"ComfyUI": False}), ({}, {"ComfyUI": True})],
+    "sana_1600m": [({"depth": 0.5}, {"ComfyUI": False})],
 }
-"""By teacher: students, and where they load."""
+"""By teacher: students, and where they load; without settings, the teacher itself."""
 
 
 @pytest.mark.parametrize(
@@ -35,7 +39,9 @@ LOADS: dict[str, list[tuple[dict[str, Any], dict[str, bool]]]] = {
 def test_what_other_programs_load_is_what_their_sources_say(name: str) -> None:
     skeleton = teacher_skeleton(TeacherSettings(pipeline=str(DATA / name)))
     for settings, expected in LOADS[name]:
-        student: ModelMixin = student_shapes(skeleton.denoiser, StudentSettings.model_validate(settings))
+        student: ModelMixin = skeleton.denoiser
+        if settings:
+            student = student_shapes(student, StudentSettings.model_validate(settings))
         shape = Shape(
             type(skeleton.family.pipeline).__name__,
             type(student).__name__,
