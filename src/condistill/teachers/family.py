@@ -18,6 +18,7 @@ from condistill.teachers.aside import encode_aside
 from condistill.teachers.condition import Condition, mean_token_embedding
 from condistill.teachers.configs import checked_count, checked_factor, unusable
 from condistill.teachers.defaults import DefaultSampling, Origin, default_sampling
+from condistill.teachers.exportable import Exportable
 from condistill.teachers.noise.schedule import NoiseSchedule, is_of_consistency_model
 from condistill.teachers.pixels import decode_in_slices
 from condistill.teachers.traits import CallExample, GuidanceSpec, LayerList
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 
-class Family(ABC):
+class Family(Exportable, ABC):
     """A teacher pipeline of one kind of model.
 
     A family declares the class attributes and implements the abstract methods; the other methods have defaults that
@@ -277,7 +278,7 @@ class Family(ABC):
             CondistillError: a prompt cannot be encoded.
         """
 
-    def check_prompts(self, prompts: Iterable[str]) -> None:  # noqa: B027 - most families encode any text
+    def check_prompts(self, prompts: Iterable[str]) -> None:
         """Check that all prompts can be encoded, without encoding them.
 
         Raises:
@@ -319,15 +320,7 @@ class Family(ABC):
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         """Return the images `[B, H, W, 3]` of latents; `PIXELS_AT_ONCE` bounds the memory that this needs."""
-        vae = self.pipeline.vae
-        shift = getattr(vae.config, "shift_factor", None)
-
-        def decode(part: Tensor) -> Tensor:
-            scaled = part.to(self.device, vae.dtype) / vae.config.scaling_factor
-            images: Tensor = vae.decode(scaled if shift is None else scaled + shift, return_dict=False)[0]
-            return images
-
-        return decode_in_slices(latents, decode, self.image_size)
+        return decode_in_slices(latents, self.decode_to_tensor, self.image_size)
 
     @contextmanager
     def using(self, denoiser: nn.Module, scheduler: SchedulerMixin | None = None) -> Iterator[DiffusionPipeline]:

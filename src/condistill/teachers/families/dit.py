@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,13 @@ class DiT(Family):
     def encode(self, prompts: Sequence[str]) -> Condition:
         labels = [self._class_number(prompt) for prompt in prompts]
         return Condition({"class_labels": torch.tensor(labels, device=self.device)})
+
+    @property
+    def class_labels(self) -> Mapping[str, int]:
+        return {**self.pipeline.labels, "": NULL_CLASS}
+
+    def encode_tokens(self, tokens: Mapping[str, Tensor]) -> Condition:
+        return Condition({"class_labels": tokens["class_labels"]})
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
         for prompt in prompts:

@@ -5,7 +5,7 @@ The guidance scale is an input of FLUX.1-dev; FLUX.1-schnell has no guidance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from condistill.teachers.condition import Condition
+from condistill.teachers.exportable import TextInput
 from condistill.teachers.family import Family, dtype_of
 from condistill.teachers.noise.flow import FlowSchedule
 from condistill.teachers.noise.schedule import NoiseSchedule
@@ -88,6 +89,15 @@ class Flux(Family):
         embeds, pooled, _ = self.pipeline.encode_prompt(
             list(prompts), device=self.device, max_sequence_length=T5_TOKENS
         )
+        return Condition({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
+
+    def text_inputs(self) -> tuple[TextInput, ...]:
+        clip = TextInput("tokenizer", "input_ids", int(self.pipeline.tokenizer_max_length))
+        return (clip, TextInput("tokenizer_2", "input_ids_2", T5_TOKENS))
+
+    def encode_tokens(self, tokens: Mapping[str, Tensor]) -> Condition:
+        pooled = self.pipeline.text_encoder(tokens["input_ids"]).pooler_output
+        embeds = self.pipeline.text_encoder_2(tokens["input_ids_2"])[0]
         return Condition({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
     def predict(self, denoiser: ModelMixin, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
+from condistill.teachers.exportable import TextInput
 from condistill.teachers.family import Family, dtype_of
 from condistill.teachers.noise.diffusion import DiffusionSchedule
 from condistill.teachers.noise.schedule import NoiseSchedule
@@ -68,6 +69,14 @@ class PixArt(Family):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
         embeds, mask, _, _ = self.pipeline.encode_prompt(list(prompts), False, device=self.device, clean_caption=False)
+        return Condition({"prompt_embeds": embeds, "prompt_attention_mask": mask})
+
+    def text_inputs(self) -> tuple[TextInput, ...]:
+        return (TextInput("tokenizer", "input_ids", self.text_length, mask="attention_mask", lowercase=True),)
+
+    def encode_tokens(self, tokens: Mapping[str, Tensor]) -> Condition:
+        mask = tokens["attention_mask"]
+        embeds = self.pipeline.text_encoder(tokens["input_ids"], attention_mask=mask)[0]
         return Condition({"prompt_embeds": embeds, "prompt_attention_mask": mask})
 
     def predict(self, denoiser: ModelMixin, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition, mean_token_embedding
+from condistill.teachers.exportable import TextInput
 from condistill.teachers.family import Family, dtype_of
 from condistill.teachers.noise.flow import FlowSchedule
 from condistill.teachers.noise.schedule import NoiseSchedule
@@ -76,6 +77,28 @@ class Sana(Family):
             list(prompts), False, device=self.device, complex_human_instruction=instruction
         )
         return Condition({"prompt_embeds": embeds, "prompt_attention_mask": mask})
+
+    def text_inputs(self) -> tuple[TextInput, ...]:
+        instruction, length = "\n".join(self._instruction), self.text_length
+        return (
+            TextInput(
+                "tokenizer",
+                "input_ids",
+                len(self.pipeline.tokenizer.encode(instruction)) + length - 2,
+                mask="attention_mask",
+                lowercase=True,
+                prefix=instruction,
+                empty_length=length,
+                least=length,
+            ),
+        )
+
+    def encode_tokens(self, tokens: Mapping[str, Tensor]) -> Condition:
+        mask, last = tokens["attention_mask"], self.text_length - 1
+        embeds = self.pipeline.text_encoder(tokens["input_ids"], attention_mask=mask)[0]
+        # the first token and the last ones, as the pipeline's call selects them
+        parts = [torch.cat([each[:, :1], each[:, -last:]], dim=1) for each in (embeds, mask)]
+        return Condition({"prompt_embeds": parts[0], "prompt_attention_mask": parts[1]})
 
     def text_embedding(self, prompts: Sequence[str]) -> Tensor:
         # the empty prompt with the instruction, because the instruction is common to all prompts

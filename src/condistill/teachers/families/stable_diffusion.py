@@ -11,6 +11,7 @@ from torch import Tensor
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
 from condistill.teachers.configs import unusable
+from condistill.teachers.exportable import TextInput
 from condistill.teachers.family import Family, dtype_of
 from condistill.teachers.noise.diffusion import DiffusionSchedule
 from condistill.teachers.noise.schedule import NoiseSchedule
@@ -72,6 +73,16 @@ class StableDiffusion(Family):
     def encode(self, prompts: Sequence[str]) -> Condition:
         embeds, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
         return Condition({"prompt_embeds": embeds})
+
+    def text_inputs(self) -> tuple[TextInput, ...]:
+        has_mask = getattr(self.pipeline.text_encoder.config, "use_attention_mask", None)
+        return (TextInput("tokenizer", "input_ids", self.text_length, mask="attention_mask" if has_mask else None),)
+
+    def encode_tokens(self, tokens: Mapping[str, Tensor]) -> Condition:
+        encoder = self.pipeline.text_encoder
+        return Condition(
+            {"prompt_embeds": encoder(tokens["input_ids"], attention_mask=tokens.get("attention_mask"))[0]}
+        )
 
     def predict(self, denoiser: ModelMixin, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         dtype = dtype_of(denoiser)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition
+from condistill.teachers.exportable import TextInput
 from condistill.teachers.family import Family, dtype_of
 from condistill.teachers.noise.flow import FlowSchedule
 from condistill.teachers.noise.schedule import NoiseSchedule
@@ -78,6 +79,24 @@ class StableDiffusion3(Family):
             list(prompts), None, None, self.device, do_classifier_free_guidance=False, max_sequence_length=T5_TOKENS
         )
         return Condition({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
+
+    def text_inputs(self) -> tuple[TextInput, ...]:
+        length = int(self.pipeline.tokenizer_max_length)
+        clips = (TextInput("tokenizer", "input_ids", length), TextInput("tokenizer_2", "input_ids_2", length))
+        has_t5 = self.pipeline.text_encoder_3 is not None
+        return (*clips, TextInput("tokenizer_3", "input_ids_3", T5_TOKENS)) if has_t5 else clips
+
+    def encode_tokens(self, tokens: Mapping[str, Tensor]) -> Condition:
+        first = self.pipeline.text_encoder(tokens["input_ids"], output_hidden_states=True)
+        second = self.pipeline.text_encoder_2(tokens["input_ids_2"], output_hidden_states=True)
+        clip = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        if self.pipeline.text_encoder_3 is None:
+            t5 = clip.new_zeros(clip.shape[0], T5_TOKENS, self.denoiser.config.joint_attention_dim)
+        else:
+            t5 = self.pipeline.text_encoder_3(tokens["input_ids_3"])[0]
+        clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
+        pooled = torch.cat([first[0], second[0]], dim=-1)
+        return Condition({"prompt_embeds": torch.cat([clip, t5], dim=-2), "pooled_prompt_embeds": pooled})
 
     def predict(self, denoiser: ModelMixin, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         dtype = dtype_of(denoiser)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from condistill.errors import CondistillError
 from condistill.teachers.condition import Condition, normalized_difference
+from condistill.teachers.exportable import TextInput
 from condistill.teachers.families.stable_diffusion import TIME_IDS, StableDiffusion
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class StableDiffusionXL(StableDiffusion):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
         tensors = self._encode_text(prompts)
-        if self.pipeline.config.force_zeros_for_empty_prompt:
+        if self.zeros_for_empty_prompt:
             is_empty = torch.tensor([not prompt for prompt in prompts], device=self.device)
             for embeds in tensors.values():
                 embeds[is_empty] = 0
@@ -58,6 +59,26 @@ class StableDiffusionXL(StableDiffusion):
         )
         return {"prompt_embeds": embeds, "text_embeds": pooled}
 
+    def text_inputs(self) -> tuple[TextInput, ...]:
+        names = {"tokenizer": "input_ids", "tokenizer_2": "input_ids_2"}
+        return tuple(
+            TextInput(name, ids, int(getattr(self.pipeline, name).model_max_length)) for name, ids in names.items()
+        )
+
+    def encode_tokens(self, tokens: Mapping[str, Tensor]) -> Condition:
+        first = self.pipeline.text_encoder(tokens["input_ids"], output_hidden_states=True)
+        second = self.pipeline.text_encoder_2(tokens["input_ids_2"], output_hidden_states=True)
+        embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        return Condition({"prompt_embeds": embeds, "text_embeds": second[0]})
+
+    @property
+    def zeros_for_empty_prompt(self) -> bool:
+        return bool(self.pipeline.config.force_zeros_for_empty_prompt)
+
+    def decoder_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        # its activations overflow in float16
+        return torch.float32 if dtype == torch.float16 and self.pipeline.vae.config.force_upcast else dtype
+
     @torch.no_grad()
     def text_embedding(self, prompts: Sequence[str]) -> Tensor:
         # the pooled embedding: its direction was trained contrastively. Of the empty prompt the true one, not zeros
@@ -69,9 +90,9 @@ class StableDiffusionXL(StableDiffusion):
 
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         vae = self.pipeline.vae
-        if vae.dtype != torch.float16 or not vae.config.force_upcast:
+        if self.decoder_dtype(vae.dtype) == vae.dtype:
             return super().decode(latents)
-        vae.float()  # its activations overflow in float16
+        vae.float()
         try:
             return super().decode(latents)
         finally:
