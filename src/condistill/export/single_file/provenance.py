@@ -9,7 +9,7 @@ from pathlib import Path
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.export.source import Source
-from condistill.pipelines.card import teacher_name
+from condistill.pipelines.lineage import teacher_name
 from condistill.pipelines.record import STUDENT_NAME, StudentRecord
 from condistill.run.directory import RECIPE_NAME
 
