@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from condistill.cli.app import command, out_option, pipeline_name, say
+from condistill.cli.app import command, out_option, pipeline_name, say, user_path
 from condistill.errors import CondistillError
 
 
@@ -43,6 +43,16 @@ def export(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="KIND", help="Quantise the weights, such as int8, where the format can."),
     ] = None,
+    lora: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(
+            parser=user_path, metavar="FILE", help="LoRA of the teacher to re-index for the student. Can be repeated."
+        ),
+    ] = None,
+    lora_layout: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME", help="Names in the re-indexed LoRA: diffusers (default), or kohya for a U-Net."),
+    ] = None,
 ) -> None:
     """Write a finished pipeline in the format of another program, and compare it with the pipeline.
 
@@ -52,10 +62,19 @@ def export(
     Reads the pipeline, and changes nothing of it.
     """
     from condistill.export import EXPORTERS, ExportOptions, find_source
+    from condistill.export.lora.write import export_loras
     from condistill.export.write import check_export, default_directory
     from condistill.export.write import export as write_export
 
     source = find_source(pipeline, student=student)
+    if lora:
+        if to or dtype or weights:
+            raise CondistillError("--lora writes LoRAs alone; leave out --to, --dtype and --weights")
+        directory = export_loras(source, lora, layout=lora_layout or "diffusers", out=out, say=say)
+        say(f"export: {directory}")
+        return
+    if lora_layout:
+        raise CondistillError("--lora-layout is for --lora; leave it out, or give a LoRA")
     if not to:
         for exporter in EXPORTERS.values():
             reasons = exporter.check(source.shape)

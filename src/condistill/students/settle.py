@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from condistill.config.sections import StudentSettings
-from condistill.errors import CorruptError
+from condistill.errors import CondistillError, CorruptError
 from condistill.profiling.timing import forward_timer
 from condistill.students.scores.calibration import Calibration, calibration_batches
 from condistill.students.scores.channels import channel_importance
@@ -70,6 +70,32 @@ def settle_student(
             _read_layer_scores,
         )
     return settings, Scores(importance, layers)
+
+
+def settled_student(settings: StudentSettings, directory: Path) -> tuple[StudentSettings, Scores]:
+    """Return what `settle_student` returned when it was called with this directory; nothing is computed.
+
+    Raises:
+        CondistillError: a file is missing that it has written.
+        CorruptError: a file cannot be read.
+    """
+    if settings.target is not None:
+        settings = _read_kept(directory / SETTINGS_NAME, _read_settings)
+    importance = None
+    if settings.importance != "weight_norm":
+        importance = _read_kept(directory / IMPORTANCE_NAME, _read_importance)
+    file = directory / LAYER_SCORES_NAME
+    is_scored = settings.depth is not None and file.is_file()
+    return settings, Scores(importance, _read_kept(file, _read_layer_scores) if is_scored else None)
+
+
+def _read_kept(file: Path, read: Callable[[Path], T]) -> T:
+    if not file.is_file():
+        raise CondistillError(f"{file} is missing; it says what the student keeps of its teacher")
+    try:
+        return read(file)
+    except (ValueError, SafetensorError) as error:
+        raise CorruptError(f"{file} is corrupt ({first_line(error)}); it says what the student keeps") from error
 
 
 def _compute_once(file: Path, accelerator: Accelerator, write: Callable[[Path], None], read: Callable[[Path], T]) -> T:

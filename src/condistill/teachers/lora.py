@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from condistill.utils.text import shorten
 
 _OTHER_METHODS = re.compile(r"dora_scale|lora_magnitude_vector|\.(hada|lokr|oft)_|lora_mid|\.diff(_b)?$")
 _SHOWN = 3
+_SETTING = "teacher.loras"
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,24 @@ class LoraLayer:
         return out == shape[0] and rank == self.down.shape[0] and self.down[0].numel() == math.prod(shape[1:])
 
 
-def read_lora(pipeline_class: Any, settings: LoraSettings, components: Mapping[str, Any]) -> list[LoraLayer]:
+def read_lora(
+    pipeline_class: Any, settings: LoraSettings, components: Mapping[str, Any], *, given_as: str = _SETTING
+) -> list[LoraLayer]:
     """Return the layers of a LoRA file in diffusers', peft's or kohya's naming, each of which fits the pipeline.
 
     Args:
         pipeline_class: class of the diffusers pipeline, which knows the naming.
         components: of the pipeline, by name; they may be on the meta device.
+        given_as: the setting or the option that gives the file, for messages.
 
     Raises:
         CondistillError: the file is no LoRA that can be added, or a layer of it fits none of the pipeline.
     """
     file = Path(settings.path)
-    _check_file(file)
+    _check_file(file, given_as)
     if not hasattr(pipeline_class, "lora_state_dict"):
         raise CondistillError(
-            f"teacher.loras: diffusers knows no LoRAs of a {pipeline_class.__name__}; leave out {file.name}"
+            f"{given_as}: diffusers knows no LoRAs of a {pipeline_class.__name__}; leave out {file.name}"
         )
     denoiser = components.get("unet")
     try:
@@ -91,17 +96,18 @@ def read_lora(pipeline_class: Any, settings: LoraSettings, components: Mapping[s
     return layers
 
 
-def _check_file(file: Path) -> None:
+def _check_file(file: Path, given_as: str) -> None:
     if not file.is_file():
-        raise CondistillError(f"teacher.loras: {file} does not exist; give a safetensors file")
-    header = read_header(file, setting="teacher.loras:")
+        raise CondistillError(f"{given_as}: {file} does not exist; give a safetensors file")
+    header = read_header(file, setting=f"{given_as}:")
     if not is_lora(header.tensors):
-        raise CondistillError(f"teacher.loras: {file} is no LoRA: none of its tensors is named as one of a LoRA")
+        raise CondistillError(f"{given_as}: {file} is no LoRA: none of its tensors is named as one of a LoRA")
     if other := next((name for name in header.tensors if _OTHER_METHODS.search(name)), None):
+        remedy = "give the result as teacher.pipeline" if given_as == _SETTING else "distill a student of the result"
         raise CondistillError(
-            f"teacher.loras: {file} has {shorten(other, 100)}, so it is no plain LoRA (but a DoRA, LoHa, LoKr or the "
-            "like), which cannot be added here; merge it into the pipeline with the program that trained it, and give "
-            "the result as teacher.pipeline"
+            f"{given_as}: {file} has {shorten(other, 100)}, so it is no plain LoRA (but a DoRA, LoHa, LoKr or the "
+            "like), which cannot be added here; merge it into the pipeline with the program that trained it, and "
+            f"{remedy}"
         )
 
 
@@ -213,6 +219,20 @@ def fuse(layers: Iterable[LoraLayer], components: Mapping[str, Any]) -> None:
         weight = weight_of(components[layer.component], layer.module)
         assert weight is not None, "checked when it was read"
         weight.copy_(weight.float() + layer.delta(weight.shape).to(weight.device))
+
+
+@contextmanager
+def fused(layers: Sequence[LoraLayer], components: Mapping[str, Any]) -> Iterator[None]:
+    """Add the layers of a LoRA to the weights for a while; afterwards every weight is exactly as before."""
+    found = (weight_of(components[layer.component], layer.module) for layer in layers)
+    before = [(weight, weight.detach().clone()) for weight in found if weight is not None]
+    try:
+        fuse(layers, components)
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, content in before:
+                weight.copy_(content)
 
 
 def unmentioned_loras(directory: Path, loras: Sequence[LoraSettings]) -> list[Path]:
