@@ -36,8 +36,8 @@ class ExportRecord(RecordFile):
     """Name of the pipeline."""
     key: str
     """Hash of the pipeline's files and of the options."""
-    dtype: str | None
-    weights: str | None
+    dtype: str | None = None
+    weights: str | None = None
     files: dict[str, ExportedFile]
     """By path in the directory, with slashes."""
     comparisons: tuple[ExportComparison, ...]
