@@ -17,6 +17,7 @@ import typer
 import condistill.cli.evaluate
 import condistill.cli.export
 import condistill.cli.finished
+import condistill.cli.push
 import condistill.cli.recipes
 import condistill.cli.stages
 import condistill.cli.studio  # noqa: F401 - these modules register the commands

@@ -65,6 +65,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "condistill export runs/recipe --to comfyui --dtype float16",
         "condistill export ./my-pipeline --to onnx --to openvino",
     ),
+    "push": (
+        "condistill push runs/recipe --to my-name/my-student",
+        "condistill push runs/recipe --to my-name/my-student --student small --export comfyui --public",
+        "condistill push ./my-pipeline --to my-name/my-student --dry-run",
+    ),
     "doctor": ("condistill doctor",),
 }
 """Examples by command; the help of each command ends with its own."""

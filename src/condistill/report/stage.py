@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from condistill.distill import stage as distill_stage
@@ -76,31 +77,39 @@ def _read(path: Path) -> str:
 
 
 def _write_texts(run: Run) -> None:
-    """Write the model card and the sampling of every student; files that the user edited are moved to `old/` first."""
-    texts: dict[Path, str] = {}
-    edited: list[Path] = []
-    evaluation = evaluate_stage.open(run).evaluation()
-    for name, variant in distill_stage.open(run).items():
-        card = model_card(
-            name=name,
-            recipe=run.recipe,
-            student=variant.record(),
-            parts=PipelineParts.of(PipelineFiles.read(variant.pipeline)),
-            facts=card_facts(run, name, variant.directory),
-            scores=card_scores(evaluation, name),
-            on_disk=card_sizes(evaluation, name),
-            delivery=delivery(find_source(str(run.path), student=name)),
-        )
-        file, sampling_file = variant.pipeline / "README.md", variant.pipeline / SAMPLING_NAME
-        sampling = planned_sampling(run.recipe, name)
-        texts |= {file: card, sampling_file: sampling.to_json()}
-        known, known_sampling = _read(file), _read(sampling_file)
-        edited += [file] if known not in ("", card) and is_edited(known) else []
-        edited += [sampling_file] if known_sampling and not sampling.may_replace(known_sampling) else []
-    if edited:
-        run.directory.set_aside(edited)
+    """Write the sampling and the model card of every student; files that the user edited are moved to `old/` first."""
+    variants = distill_stage.open(run)
+    files = {variant.pipeline / SAMPLING_NAME: planned_sampling(run.recipe, name) for name, variant in variants.items()}
+    _replace(
+        run,
+        {file: sampling.to_json() for file, sampling in files.items()},
+        edited=[file for file, sampling in files.items() if (text := _read(file)) and not sampling.may_replace(text)],
+    )
+    cards = {variant.pipeline / "README.md": _card(run, name) for name, variant in variants.items()}
+    edited = [file for file, card in cards.items() if (text := _read(file)) not in ("", card) and is_edited(text)]
+    _replace(run, cards, edited=edited)
+
+
+def _replace(run: Run, texts: Mapping[Path, str], *, edited: list[Path]) -> None:
+    """Write files, after those that the user edited are moved to `old/`, which is printed."""
+    run.directory.set_aside(edited)
     for path, text in texts.items():
         write_text(path, text)
+
+
+def _card(run: Run, name: str) -> str:
+    """Return the model card of a student, with its scores."""
+    variant, evaluation = distill_stage.open(run)[name], evaluate_stage.open(run).evaluation()
+    return model_card(
+        name=name,
+        recipe=run.recipe,
+        student=variant.record(),
+        parts=PipelineParts.of(PipelineFiles.read(variant.pipeline)),
+        facts=card_facts(run, name, variant.directory),
+        scores=card_scores(evaluation, name),
+        on_disk=card_sizes(evaluation, name),
+        delivery=delivery(find_source(str(run.path), student=name)),
+    )
 
 
 def _write(run: Run) -> None:
