@@ -49,14 +49,12 @@ def test_the_peak_of_a_step_is_the_planned_one(
     with torch.device(device):
         teacher = UNet2DConditionModel(**CONFIG)
     step = step_of(teacher, **changes)
-    step.student.to(device)
 
     def autocast() -> torch.autocast:
         return torch.autocast(device.type, half or torch.float32, enabled=half is not None)
 
     for _ in range(2):  # the first step allocates workspaces that stay
-        step.student.zero_grad(set_to_none=True)
-        step.maps.zero_grad(set_to_none=True)
+        step.trained.zero_grad(set_to_none=True)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         with autocast():

@@ -138,7 +138,7 @@ class DiffusionSchedule(NoiseSchedule):
     def step_coefficients(self, timesteps: Tensor, next_timesteps: Tensor) -> tuple[Tensor, Tensor]:
         # DDIM (Song et al., ICLR 2021, arXiv 2010.02502), eq. 12 with sigma = 0, solved for x_t and the prediction
         a = self.alpha_bar(timesteps)
-        last = self._solver.final_alpha_cumprod.to(a)
+        last = float(self._solver.final_alpha_cumprod)  # a number: a copy would let the CPU wait for a GPU
         a_next = torch.where(next_timesteps < 0, last, self.alpha_bar(next_timesteps.clamp(min=0)))
         if self.prediction_type == "epsilon":
             of_x = (a_next / a).sqrt()
