@@ -39,6 +39,7 @@ class Settings:
     preset: str
     precision: str
     micro_batch: int
+    checkpoint_every: int
 
 
 @dataclass
@@ -127,7 +128,7 @@ def recipe_of(pipeline: Path, prompts: Path, settings: Settings) -> Any:
                 "micro_batch_size": settings.micro_batch,
                 "mixed_precision": settings.precision,
                 "preview_every": 2,
-                "logging": {"checkpoint_every": 1, "log_every": 1, "keep_checkpoints": 1},
+                "logging": {"checkpoint_every": settings.checkpoint_every, "log_every": 1, "keep_checkpoints": 1},
             },
             "evaluate": {"prompts_per_split": 1, "batch_size": 1, "grid": 1},
         }
@@ -248,11 +249,12 @@ def main(
     dtype: Annotated[str, typer.Option(help="Of the weights on disk: float32 or float16.")] = "float32",
     precision: Annotated[str, typer.Option(help="Mixed precision: no, fp16 or bf16.")] = "no",
     micro_batch: Annotated[int, typer.Option(help="Samples of a micro-batch; a step has two.")] = 1,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints: 1 or 2.")] = 1,
     folder: Annotated[Path | None, typer.Option(help="Where to keep the pipeline and the run.")] = None,
     log: Annotated[Path | None, typer.Option(help="For the child process: where to write the log.")] = None,
 ) -> None:
     """Write the pipeline, run everything in a process of its own, and print tables."""
-    settings = Settings(resolution, preset, precision, micro_batch)
+    settings = Settings(resolution, preset, precision, micro_batch, checkpoint_every)
     if log is not None and folder is not None:
         measured = run_measured(folder / "pipeline", folder / "run", settings)
         parts = [asdict(part) for part in measured.parts]
@@ -267,7 +269,7 @@ def main(
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         options = ["--resolution", str(resolution), "--preset", preset, "--precision", precision]
-        options += ["--micro-batch", str(micro_batch)]
+        options += ["--micro-batch", str(micro_batch), "--checkpoint-every", str(checkpoint_every)]
         command = [sys.executable, __file__, "--folder", str(place), "--log", str(place / "log.json"), *options]
         subprocess.run(command, check=True, env=os.environ)
         recipe = recipe_of(place / "pipeline", place / "prompts.txt", settings)

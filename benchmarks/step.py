@@ -1,6 +1,6 @@
 """Measure the cost of a training step in addition to the teacher's forward and the student's forward and backward.
 
-    python benchmarks/step.py                               # the miniature: writes benchmarks/step.md
+    python benchmarks/step.py                               # the miniature
     python benchmarks/step.py --shape sd14 --students b-base,b-tiny --batch-sizes 4,16 --precision bf16   # on a GPU
 
 The parts are timed in turns, so that other load on the machine affects all of them alike. Steps in a row are those of a
@@ -12,8 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -31,7 +30,7 @@ from condistill.utils.quiet import quiet_libraries
 WARM_UP = 2
 TEACHER, STUDENT = "teacher forward", "student forward and backward"
 PARTS = (TEACHER, STUDENT, "prompts", "update", "one step")
-HEADINGS = ("student", "samples", *PARTS, "steps in a row", "range", "beyond the two models", "samples/s", "memory")
+HEADINGS = ("student", "micro-batch", *PARTS, "steps in a row", "range", "beyond the two models", "samples/s", "memory")
 
 
 def main(
@@ -40,7 +39,8 @@ def main(
         str, typer.Option(help="miniature, or a teacher of tests/data, such as sd14 or sdxl.")
     ] = "miniature",
     students: Annotated[str, typer.Option(help="Presets, widths or depths, such as b-base,0.5,depth=0.5.")] = "0.5",
-    batch_sizes: Annotated[str, typer.Option(help="Samples per step, such as 4,16.")] = "16",
+    batch_sizes: Annotated[str, typer.Option(help="Samples per micro-batch, such as 4,16.")] = "16",
+    accumulate: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
     precision: Annotated[str, typer.Option(help="Mixed precision: no, fp16 or bf16.")] = "no",
     checkpointing: Annotated[bool, typer.Option(help="Use gradient checkpointing.")] = False,
     rounds: Annotated[int, typer.Option(help="How often each part is timed.")] = 30,
@@ -49,26 +49,23 @@ def main(
     accelerator = Accelerator(mixed_precision=precision)
     rows: list[list[str]] = []
     with quiet_libraries():
-        family = teacher_of(recipe_of(shape, {"width": 0.5}), accelerator.device)
+        family = teacher_of(recipe_of(shape, student_of(students.split(",")[0])), accelerator.device)
         for student in students.split(","):
             for batch_size in map(int, batch_sizes.split(",")):
-                settings = {"batch_size": batch_size, "mixed_precision": precision}
-                recipe = recipe_of(shape, student_of(student), **settings, gradient_checkpointing=checkpointing)
+                settings: dict[str, Any] = {"batch_size": batch_size * accumulate, "micro_batch_size": batch_size}
+                settings |= {"mixed_precision": precision, "gradient_checkpointing": checkpointing}
+                recipe = recipe_of(shape, student_of(student), **settings)
                 rows.append([student, str(batch_size), *measure(recipe, family, accelerator, rounds)])
                 typer.echo(" | ".join(rows[-1]))
                 accelerator.free_memory()
     options = f"--shape {shape} --students {students} --batch-sizes {batch_sizes} --precision {precision}"
-    options += f" --rounds {rounds}" + (" --checkpointing" if checkpointing else "")
+    options += f" --accumulate {accumulate} --rounds {rounds}" + (" --checkpointing" if checkpointing else "")
     table = [HEADINGS, ["---"] * len(HEADINGS), *rows]
     text = (
-        f"## {shape}\n\nCommand: `python benchmarks/step.py {options}`. Machine: {device_name()}, torch "
+        f"Command: `python benchmarks/step.py {options}`. Machine: {device_name()}, torch "
         f"{torch.__version__}. Milliseconds, medians of {rounds}; the range is that of single steps in a row.\n\n"
         + "".join(f"| {' | '.join(cells)} |\n" for cells in table)
     )
-    file = Path(__file__).with_suffix(".md")
-    known = file.read_text(encoding="utf-8") if file.is_file() else "# Training steps\n"
-    sections = [part for part in known.split("\n## ") if not part.startswith(f"{shape}\n")]
-    file.write_text("\n## ".join(sections).rstrip() + "\n\n" + text, encoding="utf-8")
     typer.echo(text)
 
 
@@ -85,12 +82,13 @@ def student_of(text: str) -> dict[str, object]:
 def measure(recipe: Recipe, family: Family, accelerator: Accelerator, rounds: int) -> list[str]:
     """Return the cells of a row: milliseconds of the parts and of a step in a row, and what that means."""
     with trainer_of(recipe, family, accelerator) as trainer:
-        return times_of(trainer, recipe.distill.batch_size, rounds)
+        return times_of(trainer, rounds)
 
 
-def times_of(trainer: Trainer, batch_size: int, rounds: int) -> list[str]:
+def times_of(trainer: Trainer, rounds: int) -> list[str]:
     """Return the cells of a row."""
-    device = trainer.family.device
+    device, batch_size = trainer.family.device, trainer.source.micro_batch_size
+    accumulate = trainer.source.batch_size // batch_size
     parts = parts_of(trainer, batch_size)
     times: dict[str, list[float]] = {name: [] for name in PARTS}
     for turn in range(rounds + WARM_UP):
@@ -106,13 +104,13 @@ def times_of(trainer: Trainer, batch_size: int, rounds: int) -> list[str]:
         torch.cuda.reset_peak_memory_stats(device)
     steps = in_a_row(trainer, rounds)
     memory = f"{torch.cuda.max_memory_allocated(device) / GIB:.1f} GiB" if device.type == "cuda" else ""
-    step, models = statistics.median(steps), median[TEACHER] + median[STUDENT]
+    step, models = statistics.median(steps), accumulate * (median[TEACHER] + median[STUDENT])
     return [
         *(f"{1000 * median[name]:.1f}" for name in PARTS),
         f"{1000 * step:.1f}",
         f"{1000 * min(steps):.1f} - {1000 * max(steps):.1f}",
         f"{step / models - 1:+.1%}",
-        f"{batch_size / step:.1f}",
+        f"{batch_size * accumulate / step:.1f}",
         memory,
     ]
 
