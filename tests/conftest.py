@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import shortcuts
 
 if TYPE_CHECKING:  # pytest's own process reads this file as well, and has no use for what is heavy
     from condistill.cache.latents import LatentCache
@@ -29,15 +29,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Collect garbage seldom: what is imported stays, and models are freed without the collector."""
     gc.enable()
-    gc.freeze()
+    shortcuts.freeze_imports()
     gc.set_threshold(100_000, 50, 100)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let evaluations time an image of every model once: toys would be timed for three seconds."""
-    timing: Any = sys.modules.get("condistill.profiling.timing")
-    if timing is not None:  # else the test may not need it
-        timing.MIN_ROUNDS, timing.MAX_SECONDS = 1, 0.0
+    """Take shortcuts where a test does not look."""
+    shortcuts.freeze_imports()
+    shortcuts.time_images_once()
+    shortcuts.plot_each_history_once(own="report" in item.path.parts)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
