@@ -1,7 +1,8 @@
 """Tests of the documents: commands and Python blocks run, links point to files, and tables match the code.
 
-The blocks run in a folder with the files that the documents mention: `my-pipeline`, a random toy pipeline, and
-`prompts.txt`. A recipe that `condistill init` writes in this folder is made tiny before the next block runs.
+The blocks run in a folder with the files that the documents mention: `my-pipeline`, a random toy pipeline that is
+sampled in four steps, and `prompts.txt`. A recipe that `condistill init` writes in this folder is made tiny before the
+next block runs.
 """
 
 from __future__ import annotations
@@ -182,6 +183,7 @@ def test_the_blocks_of_a_document_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_pipeline_dir, "my-pipeline")
+    Path("my-pipeline/sampling.json").write_text('{"num_inference_steps": 4}', encoding="utf-8")  # not the call's 50
     Path("prompts.txt").write_text("\n".join(tiny_prompts) + "\n", encoding="utf-8")
     if any(HUB_CLIP in block for _, block in blocks(name, *SHELL)):
         write_clip(Path("clip"))
