@@ -146,8 +146,8 @@ def test_a_pixart_alpha_that_comfyui_takes_for_sigma_is_refused() -> None:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("FluxTransformer2DModel", ("DualCLIPLoader", "FluxGuidance", "ae.safetensors")),
-        ("SD3Transformer2DModel", ("TripleCLIPLoader", "ModelSamplingSD3")),
+        ("FluxTransformer2DModel", ("DualCLIPLoader", "ae.safetensors", "Set cfg to 1")),
+        ("SD3Transformer2DModel", ("TripleCLIPLoader",)),
         ("PixArtTransformer2DModel", ("CLIPLoader", "SDXL")),
         ("QwenImageTransformer2DModel", ("qwen_2.5_vl_7b.safetensors", "ModelSamplingAuraFlow")),
     ],
@@ -158,3 +158,15 @@ def test_the_user_learns_the_folder_of_each_file_and_the_settings(kind: str, exp
     text = LAYOUTS[kind].how_to_load(shape)
     folders = ("`models/diffusion_models`", "`models/text_encoders`", "`models/vae`")
     assert all(part in text for part in (*folders, *expected, "sampled with 4 steps and guidance scale 3.5"))
+
+
+def test_guidance_and_shift_are_set_where_the_denoiser_and_the_scheduler_have_them() -> None:
+    layout = LAYOUTS["FluxTransformer2DModel"]
+    for guidance in (True, False):
+        shape = Shape("FluxPipeline", "FluxTransformer2DModel", {"guidance_embeds": guidance})
+        assert ("FluxGuidance" in layout.how_to_load(shape)) == guidance
+    layout = LAYOUTS["SD3Transformer2DModel"]
+    for shift, sets in ((3.0, False), (6.5, True)):
+        components = {"scheduler": {"shift": shift}}
+        shape = Shape("StableDiffusion3Pipeline", "SD3Transformer2DModel", {}, components=components)
+        assert ("ModelSamplingSD3 sets the shift of the timesteps to 6.5" in layout.how_to_load(shape)) == sets

@@ -21,10 +21,10 @@ class Companions:
     """The files, as they are usually named."""
     loader: str
     """The node that loads them, and its type."""
-    own_text_encoder: str
-    """File of the pipeline's directory that the node reads as it is."""
     autoencoder: str
     """The file, as it is usually named."""
+    own_text_encoder: str = ""
+    """File of the pipeline's directory that the node reads as it is; empty: none."""
     own_autoencoder: str = "vae/diffusion_pytorch_model.safetensors"
     """File of the pipeline's directory that ComfyUI reads as it is; empty: none."""
     settings: str = ""
@@ -32,25 +32,31 @@ class Companions:
     has_clip: bool = False
     """Whether one of the text encoders is a CLIP."""
 
-    def how_to_load(self, shape: Shape) -> str:
-        """Return where the files belong, as Markdown."""
+    def how_to_load(self, shape: Shape, *settings: str) -> str:
+        """Return where the files belong, as Markdown.
+
+        Args:
+            settings: more sentences.
+        """
         own_autoencoder = f", or `{self.own_autoencoder}` of the pipeline" if self.own_autoencoder else ""
+        own_text_encoder = (
+            f", or `{self.own_text_encoder}` of the pipeline where it is one file" if self.own_text_encoder else ""
+        )
         lines = [
             "- The file holds the denoiser alone. Copy it to `models/diffusion_models` of ComfyUI, and load it with "
             "the node Load Diffusion Model.",
-            f"- Text encoders are those of the teacher: {self.text_encoders} in `models/text_encoders`, or "
-            f"`{self.own_text_encoder}` of the pipeline where it is one file. Node: {self.loader}."
-            + (f" {CLIP_NAMES}" if self.has_clip else ""),
+            f"- Text encoders are those of the teacher: {self.text_encoders} in `models/text_encoders`{own_text_encoder}. "
+            f"Node: {self.loader}." + (f" {CLIP_NAMES}" if self.has_clip else ""),
             f"- The autoencoder is that of the teacher: {self.autoencoder}{own_autoencoder}, in `models/vae`. Node: "
             "Load VAE.",
-            *self._settings(shape),
+            *self._settings(shape, settings),
         ]
         return "\n".join(lines)
 
-    def _settings(self, shape: Shape) -> list[str]:
+    def _settings(self, shape: Shape, more: tuple[str, ...]) -> list[str]:
         steps, scale = shape.sampling.get("num_inference_steps"), shape.sampling.get("guidance_scale")
         known = [] if steps is None else [f"{steps} steps"]
         known += [] if scale is None else [f"guidance scale {significant(scale)}"]
         sampled = f"The pipeline is sampled with {' and '.join(known)}." if known else ""
-        text = " ".join(part for part in (sampled, self.settings) if part)
+        text = " ".join(part for part in (sampled, self.settings, *more) if part)
         return [f"- {text}"] if text else []

@@ -67,7 +67,7 @@ _COMPANIONS = Companions(
     loader="DualCLIPLoader, type `flux`",
     own_text_encoder="text_encoder_2/model.safetensors",
     autoencoder="`ae.safetensors`",
-    settings="Set cfg to 1; the guidance scale is set with the node FluxGuidance. Sampler euler, scheduler simple.",
+    settings="Set cfg to 1. Sampler euler, scheduler simple.",
     has_clip=True,
 )
 
@@ -107,4 +107,10 @@ class Flux(Layout):
 
     def how_to_load(self, shape: Shape) -> str:
         """Return where the file belongs in ComfyUI."""
-        return _COMPANIONS.how_to_load(shape)
+        if not full_config(shape)["guidance_embeds"]:
+            return _COMPANIONS.how_to_load(shape)
+        return _COMPANIONS.how_to_load(
+            shape,
+            "The guidance scale is set with the node FluxGuidance, and the shift of the timesteps for other sizes than "
+            "1024 pixels with ModelSamplingFlux.",
+        )

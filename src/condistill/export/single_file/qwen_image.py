@@ -26,7 +26,6 @@ _LITERALS = {
 _COMPANIONS = Companions(
     text_encoders="`qwen_2.5_vl_7b.safetensors`",
     loader="CLIPLoader, type `qwen_image`",
-    own_text_encoder="text_encoder/model.safetensors",
     autoencoder="`qwen_image_vae.safetensors`",
     own_autoencoder="",
     settings="The node ModelSamplingAuraFlow sets the shift of the timesteps, which is 1.15 without it.",

@@ -10,9 +10,12 @@ from condistill.export.single_file.companions import Companions
 from condistill.export.single_file.layout import Layout, Weights, register_layout
 from condistill.export.single_file.renaming import Blocks, Renaming, differing, full_config
 from condistill.export.source import Shape
+from condistill.utils.format import significant
 
 _HEAD = 64
 """Channels of an attention head; ComfyUI derives heads and layers from the width by it."""
+_SHIFT = 3.0
+"""Shift of the timesteps in ComfyUI, unless a node changes it."""
 _RENAMING = Renaming(
     {
         "pos_embed": ("pos_embed.pos_embed",),
@@ -57,7 +60,6 @@ _COMPANIONS = Companions(
     loader="TripleCLIPLoader",
     own_text_encoder="text_encoder_3/model.safetensors",
     autoencoder="that of Stable Diffusion 3",
-    settings="The node ModelSamplingSD3 sets the shift of the timesteps, which is 3 without it.",
     has_clip=True,
 )
 
@@ -96,4 +98,8 @@ class StableDiffusion3(Layout):
 
     def how_to_load(self, shape: Shape) -> str:
         """Return where the file belongs in ComfyUI."""
-        return _COMPANIONS.how_to_load(shape)
+        shift = shape.components.get("scheduler", {}).get("shift", _SHIFT)
+        if shift == _SHIFT:
+            return _COMPANIONS.how_to_load(shape)
+        node = f"The node ModelSamplingSD3 sets the shift of the timesteps to {significant(shift)}."
+        return _COMPANIONS.how_to_load(shape, node)
