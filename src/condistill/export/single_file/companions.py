@@ -45,8 +45,8 @@ class Companions:
         lines = [
             "- The file holds the denoiser alone. Copy it to `models/diffusion_models` of ComfyUI, and load it with "
             "the node Load Diffusion Model.",
-            f"- Text encoders are those of the teacher: {self.text_encoders} in `models/text_encoders`{own_text_encoder}. "
-            f"Node: {self.loader}." + (f" {CLIP_NAMES}" if self.has_clip else ""),
+            f"- Text encoders are those of the teacher: {self.text_encoders}{own_text_encoder}, in "
+            f"`models/text_encoders`. Node: {self.loader}." + (f" {CLIP_NAMES}" if self.has_clip else ""),
             f"- The autoencoder is that of the teacher: {self.autoencoder}{own_autoencoder}, in `models/vae`. Node: "
             "Load VAE.",
             *self._settings(shape, settings),
