@@ -10,6 +10,8 @@ from typing import Any
 import diffusers
 import torch
 from full_size import DATA
+from tiny import build_sd3
+from tiny_transformers import build
 
 from condistill.export.single_file import LAYOUTS
 from condistill.export.source import Shape
@@ -64,6 +66,17 @@ def original(denoiser: Any, weights: dict[str, torch.Tensor] | None = None) -> d
     shape = shape_of(denoiser)
     state = denoiser.state_dict() if weights is None else weights
     return dict(LAYOUTS[shape.denoiser_class].tensors(shape, {"transformer": state}))
+
+
+def write_sd3(folder: Path, pipeline_class: str = "StableDiffusion3Pipeline") -> Path:
+    """Write a Stable Diffusion 3 whose transformer is small and still has a shape that ComfyUI knows."""
+    config: dict[str, Any] = {"attention_head_dim": 64, "num_layers": 2, "in_channels": 16, "out_channels": 16}
+    pipeline = build_sd3()
+    pipeline.transformer = build("sd3", **config, caption_projection_dim=128, dual_attention_layers=(0,))
+    pipeline.save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": pipeline_class}), encoding="utf-8")
+    return folder
 
 
 def narrow_weights(denoiser: Any) -> dict[str, torch.Tensor]:

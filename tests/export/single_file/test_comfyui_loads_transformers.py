@@ -9,12 +9,13 @@ import pytest
 import torch
 from comfyui import ComfyUI, ComfyUIError, comfyui
 from diffusers import AutoencoderKL, FluxPipeline, PixArtTransformer2DModel, QwenImageTransformer2DModel
-from layouts import TINY_QWEN, on_meta, original, shape_of
+from layouts import TINY_QWEN, on_meta, original, shape_of, write_sd3
 from safetensors.torch import save_file
 from tiny_transformers import build
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from condistill import export_pipeline
 from condistill.export.single_file import LAYOUTS
 
 pytestmark = pytest.mark.slow
@@ -168,6 +169,13 @@ def test_stable_diffusion_3_computes_in_comfyui_what_it_does_in_diffusers(progra
         hidden_states=latents, encoder_hidden_states=text, pooled_projections=pooled, timestep=1000 * TIMES
     ).sample
     check_close(found, expected)
+
+
+def test_an_exported_pipeline_loads_in_comfyui(program: ComfyUI, tmp_path: Path) -> None:
+    out = export_pipeline(write_sd3(tmp_path / "mine"), "comfyui", out=tmp_path / "out", dtype="float16")
+    found = program.load_diffusion_model(out / "mine.safetensors")
+    assert found["model_class"] == "SD3"
+    assert [(each["missing"], each["unexpected"]) for each in found["loads"]] == [([], [])]
 
 
 def test_stable_diffusion_3_with_fewer_layers_does_not_load_in_comfyui(program: ComfyUI, tmp_path: Path) -> None:

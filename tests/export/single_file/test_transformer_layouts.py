@@ -8,13 +8,14 @@ import pytest
 import torch
 from diffusers import PixArtTransformer2DModel, QwenImageTransformer2DModel, SD3Transformer2DModel
 from full_size import DATA
-from layouts import PIPELINES, TINY_QWEN, config_of, narrow_weights, on_meta, original, published, shape_of
-from safetensors.torch import save_file
+from layouts import PIPELINES, TINY_QWEN, config_of, narrow_weights, on_meta, original, published, shape_of, write_sd3
 from tiny_transformers import build
 from torch import Tensor
 
+from condistill import export_pipeline
 from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError
+from condistill.export.record import EXPORT_NAME, ExportRecord
 from condistill.export.single_file import LAYOUTS
 from condistill.export.source import Shape
 from condistill.students.derive import student_shapes
@@ -81,15 +82,23 @@ def test_qwen_image_keeps_the_names_of_diffusers() -> None:
 
 
 @pytest.mark.slow
-def test_from_single_file_reads_the_file_with_the_config_of_the_pipeline(tmp_path: Path) -> None:
-    denoiser = build("sd3")
-    denoiser.save_pretrained(tmp_path / "pipeline" / "transformer")
-    weights = {name: each.contiguous() for name, each in original(denoiser).items()}
-    save_file(weights, tmp_path / "file.safetensors")
+@pytest.mark.parametrize("pipeline_class", ["StableDiffusion3Pipeline", "StableDiffusion3PAGPipeline"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_an_exported_pipeline_of_a_family_or_of_none_loads_in_diffusers(
+    tmp_path: Path, pipeline_class: str, dtype: str | None
+) -> None:
+    pipeline = write_sd3(tmp_path / "pipeline", pipeline_class)
+    out = export_pipeline(pipeline, "comfyui", out=tmp_path / "out", dtype=dtype)
+    record = ExportRecord.read(out / EXPORT_NAME, remedy="")
+    (compared,) = record.comparisons
+    assert compared.subject == "transformer"
+    assert (compared.largest_difference == 0) == (dtype is None)
+    kind = torch.float32 if dtype is None else torch.bfloat16
+    expected = SD3Transformer2DModel.from_pretrained(pipeline / "transformer", torch_dtype=kind).state_dict()
     loaded = SD3Transformer2DModel.from_single_file(
-        str(tmp_path / "file.safetensors"), config=str(tmp_path / "pipeline"), subfolder="transformer"
-    )
-    assert all(torch.equal(loaded.state_dict()[name], each) for name, each in denoiser.state_dict().items())
+        str(out / "pipeline.safetensors"), config=str(pipeline), subfolder="transformer", torch_dtype=kind
+    ).state_dict()
+    assert all(torch.equal(loaded[name], each) for name, each in expected.items())
 
 
 def test_weights_that_the_original_code_does_not_have_are_refused_with_their_name() -> None:
