@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel, QwenImageTransformer2DModel, SD3Transformer2DModel
+from diffusers import QwenImageTransformer2DModel, SD3Transformer2DModel
 from full_size import DATA
 from layouts import PIPELINES, TINY_QWEN, config_of, narrow_weights, on_meta, original, published, shape_of, write_sd3
 from tiny_transformers import build
@@ -58,7 +57,7 @@ def test_stable_diffusion_3_comes_back_bit_equal_from_the_conversion_of_diffuser
     check_comes_back(denoiser, denoiser.state_dict())
 
 
-@pytest.mark.parametrize("kind", ["flux", "sd3", "pixart"])
+@pytest.mark.parametrize("kind", ["flux", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sd3", "pixart"))])
 def test_depth_students_have_the_names_of_their_teacher_without_gaps(kind: str) -> None:
     teacher = build(kind)
     student = student_shapes(teacher, StudentSettings.model_validate({"depth": 0.6}))
@@ -144,10 +143,9 @@ def test_what_comfyui_does_not_load_is_refused_with_the_reason(kind: str, config
 
 def test_a_pixart_alpha_that_comfyui_takes_for_sigma_is_refused() -> None:
     layout, config = LAYOUTS["PixArtTransformer2DModel"], {"sample_size": 64, "caption_channels": 4096}
-    denoiser = on_meta("PixArtTransformer2DModel", config)
-    assert isinstance(denoiser, PixArtTransformer2DModel)
-    assert layout.check(shape_of(denoiser, "PixArtSigmaPipeline")) == ()
-    reasons = layout.check(shape_of(denoiser, "PixArtAlphaPipeline"))
+    sigma, alpha = (Shape(f"PixArt{kind}Pipeline", layout.denoiser_class, config) for kind in ("Sigma", "Alpha"))
+    assert layout.check(sigma) == ()
+    reasons = layout.check(alpha)
     assert len(reasons) == 1
     assert "takes a PixArt without the size of the image" in reasons[0]
 
@@ -162,8 +160,7 @@ def test_a_pixart_alpha_that_comfyui_takes_for_sigma_is_refused() -> None:
     ],
 )
 def test_the_user_learns_the_folder_of_each_file_and_the_settings(kind: str, expected: tuple[str, ...]) -> None:
-    shape = shape_of(on_meta(kind, {"num_layers": 1}))
-    shape = replace(shape, sampling={"num_inference_steps": 4, "guidance_scale": 3.5})
+    shape = Shape(PIPELINES[kind], kind, {}, sampling={"num_inference_steps": 4, "guidance_scale": 3.5})
     text = LAYOUTS[kind].how_to_load(shape)
     folders = ("`models/diffusion_models`", "`models/text_encoders`", "`models/vae`")
     assert all(part in text for part in (*folders, *expected, "sampled with 4 steps and guidance scale 3.5"))
