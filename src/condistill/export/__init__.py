@@ -3,6 +3,8 @@
 # ruff: noqa: F401
 # The order of these lines is the order in which formats are listed.
 import condistill.export.comfyui
+import condistill.export.onnx
+import condistill.export.openvino
 import condistill.export.sdcpp
 import condistill.export.torchao
 from condistill.export.exporter import EXPORTERS, Comparison, Exporter, ExportOptions, register_exporter

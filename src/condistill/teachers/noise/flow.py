@@ -48,6 +48,7 @@ class FlowSchedule(NoiseSchedule):
         from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
         check_no_consistency_model(scheduler)
+        self.has_uniform_sigmas = sigmas is not None
         self._family, self._image_tokens, self._sigmas = family, image_tokens, sigmas
         config = scheduler.config
         flow_schedulers = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)

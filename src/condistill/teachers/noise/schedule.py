@@ -46,6 +46,8 @@ class NoiseSchedule(ABC):
 
     prediction_type: str
     """What the denoiser predicts: `epsilon` or `v_prediction`, as diffusers spells them, or `flow`."""
+    has_uniform_sigmas: bool = False
+    """Whether n steps begin at noise levels 1, ..., 2/n, 1/n before any shift; only flow matching can have them."""
 
     @property
     @abstractmethod

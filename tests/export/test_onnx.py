@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_parts import clip_tokenizer
+
+from condistill.errors import CondistillError
+from condistill.export import EXPORTERS, ExportOptions, Shape, Source, find_source
+from condistill.export.compare import Precision, compare
+from condistill.export.exporter import Comparison
+from condistill.export.onnx import load_family, onnx_runner, stored_dtype
+from condistill.export.openvino import convert_graphs, openvino_runner
+from condistill.export.write import check_export
+from condistill.miniature import build
+from condistill.teachers.family import Family
+
+RUNNER = Path(__file__).parents[2] / "docs" / "examples" / "onnx_runner.py"
+WITHOUT_TORCH = """
+import runpy, sys
+import numpy as np
+for name in ("torch", "diffusers", "transformers", "condistill", sys.argv[5]):
+    sys.modules[name] = None
+generate = runpy.run_path(sys.argv[1])["generate"]
+np.save(sys.argv[4], generate(sys.argv[2], "a small red star", noise=np.load(sys.argv[3])))
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """A Stable Diffusion pipeline whose U-Net has one layer in each of its blocks."""
+    directory = tmp_path_factory.mktemp("smallest") / "pipeline"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = clip_tokenizer()
+        denoiser = build.build_denoiser(
+            in_channels=4,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            attention_head_dim=2,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            mid_block_type=None,
+        )
+        parts = build.build_autoencoder(), build.build_text_encoder(tokenizer), tokenizer, denoiser
+        build.assemble(*parts, build.build_scheduler("v_prediction")).save_pretrained(directory)
+    (directory / "sampling.json").write_text('{"num_inference_steps": 5, "guidance_scale": 3.0}')
+    return find_source(str(directory), student=None)
+
+
+@pytest.fixture(scope="module")
+def exported(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("onnx")
+    EXPORTERS["onnx"].write(source, directory, ExportOptions())
+    return directory
+
+
+def expected_image(source: Source, noise: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the image `[H, W, 3]` in [0, 1] that the pipeline of diffusers generates."""
+    family: Family = load_family(source)
+    latents = family.sample(
+        family.denoiser,
+        ["a small red star"],
+        torch.from_numpy(noise).float(),
+        num_inference_steps=5,
+        guidance_scale=3.0,
+        scheduler=family.noise.solver,
+    )
+    with torch.no_grad():
+        images = family.decode_to_tensor(latents)
+    return (images[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_graphs_equal_torch_and_the_example_samples_without_it(
+    backend: str, source: Source, exported: Path, tmp_path: Path
+) -> None:
+    for package in ("onnxscript", backend):
+        pytest.importorskip(package)
+    family, directory = load_family(source), exported
+    if backend == "openvino":
+        directory = tmp_path / "openvino"
+        directory.mkdir()
+        convert_graphs(exported, directory, ExportOptions(dtype="float32"))
+        for file in exported.rglob("*.json"):
+            (directory / file.relative_to(exported)).parent.mkdir(exist_ok=True)
+            (directory / file.relative_to(exported)).write_bytes(file.read_bytes())
+    run = openvino_runner(directory) if backend == "openvino" else onnx_runner(directory)
+    comparisons = compare(family, run, Precision("float32"))
+    assert [each.subject for each in comparisons] == ["text_encoder", "denoiser", "vae_decoder", "image"]
+    assert all(each.holds for each in comparisons), comparisons
+    assert all(0 < each.largest_difference < 1e-4 for each in comparisons), comparisons
+
+    noise = np.random.default_rng(3).standard_normal((1, *family.latent_shape))
+    np.save(tmp_path / "noise.npy", noise)
+    other = "onnxruntime" if backend == "openvino" else "openvino"
+    arguments = [str(each) for each in (RUNNER, directory, tmp_path / "noise.npy", tmp_path / "image.npy", other)]
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], check=True, timeout=120)
+    difference = np.abs(np.load(tmp_path / "image.npy") - expected_image(source, noise)).max()
+    assert difference < 1e-4
+
+
+@pytest.mark.slow
+def test_int8_weights_are_smaller_and_close_and_nothing_is_sent(
+    source: Source, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nncf")
+    (tmp_path / "int8").mkdir()
+    convert_graphs(exported, tmp_path / "int8", ExportOptions(weights="int8"))
+    (tmp_path / "half").mkdir()
+    convert_graphs(exported, tmp_path / "half", ExportOptions())
+    sizes = [(tmp_path / kind / "denoiser.bin").stat().st_size for kind in ("int8", "half")]
+    assert sizes[0] < 0.75 * sizes[1]
+    assert sizes[1] < 0.6 * (exported / "denoiser.onnx").stat().st_size
+    comparisons = compare(load_family(source), openvino_runner(tmp_path / "int8"), Precision("float16", 0.1, 0.25))
+    assert all(each.holds for each in comparisons), comparisons
+    import nncf.telemetry
+
+    assert type(nncf.telemetry.telemetry).__name__ == "MagicMock"  # the stand-in that NNCF uses without the package
+
+
+@pytest.mark.slow
+def test_a_graph_that_differs_from_torch_exceeds_its_tolerance(source: Source, exported: Path) -> None:
+    run = onnx_runner(exported)
+
+    def wrong(name: str, inputs: Any) -> Any:
+        outputs = run(name, inputs)
+        return {key: value * 1.001 for key, value in outputs.items()} if name == "denoiser" else outputs
+
+    found = {each.subject: each.holds for each in compare(load_family(source), wrong, Precision("float32"))}
+    assert not found["denoiser"]
+    assert found["text_encoder"]
+    assert found["vae_decoder"]
+
+
+@pytest.mark.slow
+def test_graphs_hold_no_paths_of_the_machine(exported: Path) -> None:
+    for file in exported.glob("*.onnx"):
+        assert b"site-packages" not in file.read_bytes(), file.name
+    about = json.loads((exported / "pipeline.json").read_text())
+    assert about["guidance_scale"] == 3.0
+    assert about["num_inference_steps"] == 5
+
+
+def test_a_difference_that_is_no_number_does_not_hold() -> None:
+    assert not Comparison("image", float("nan"), 1.0).holds
+
+
+def test_weights_in_float16_stay_in_float16(source: Source) -> None:
+    assert stored_dtype(source) == "float32"
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_options_that_a_graph_cannot_have_are_refused(name: str, source: Source) -> None:
+    with pytest.raises(CondistillError, match="--dtype bfloat16 is not possible"):
+        check_export(source, EXPORTERS[name], ExportOptions(dtype="bfloat16"))
+    with pytest.raises(CondistillError, match="--weights int3 is not possible"):
+        check_export(source, EXPORTERS[name], ExportOptions(weights="int3"))
+
+
+def test_a_family_without_functions_of_tensors_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from condistill.teachers.exportable import Exportable
+    from condistill.teachers.families.stable_diffusion import StableDiffusion
+
+    monkeypatch.setattr(StableDiffusion, "encode_tokens", Exportable.encode_tokens)
+    (reason,) = EXPORTERS["onnx"].check(Shape("StableDiffusionPipeline", "UNet2DConditionModel", {}))
+    assert "stable_diffusion" in reason
