@@ -56,7 +56,7 @@ class TorchAO(Exporter):
         with quiet_libraries():
             denoiser = getattr(diffusers, source.shape.denoiser_class).from_pretrained(
                 source.directory / source.denoiser_name,
-                quantization_config=diffusers.TorchAoConfig(_config(kind)),
+                quantization_config=diffusers.TorchAoConfig(quantisation(kind)),
                 torch_dtype=getattr(torch, dtype),
                 device_map={"": device} if device == "cuda" else None,  # on "cpu", diffusers takes it for offloaded
                 use_safetensors=True,
@@ -81,7 +81,8 @@ class TorchAO(Exporter):
         )
 
 
-def _config(kind: str) -> Any:
+def quantisation(kind: str) -> Any:
+    """Return the settings of torchao for a kind of weights."""
     from torchao.quantization import Float8WeightOnlyConfig, Int4WeightOnlyConfig, Int8WeightOnlyConfig
 
     if kind == "int4":
