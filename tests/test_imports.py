@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+from parsed import nodes_of
+
 SRC = Path(__file__).parents[1] / "src" / "condistill"
 ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
 LAYERS = re.findall(r"^\| `(\w+)` \|", ARCHITECTURE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -15,7 +17,7 @@ LAYERS = re.findall(r"^\| `(\w+)` \|", ARCHITECTURE.read_text(encoding="utf-8"),
 def imported(file: Path) -> set[str]:
     """Return the modules of condistill that a file imports, also under TYPE_CHECKING and in functions."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in nodes_of(file):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -88,7 +90,7 @@ def test_the_page_follows_a_latent_through_names_that_exist() -> None:
     steps = re.findall(r"^\| \d\. .* \| `([\w/]+\.py)`, `(\w+)", ARCHITECTURE.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(steps) == 8
     for file, name in steps:
-        nodes = ast.walk(ast.parse((SRC / file).read_text(encoding="utf-8")))
+        nodes = nodes_of(SRC / file)
         assert name in {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef)}, (file, name)
 
 
@@ -103,10 +105,10 @@ def test_no_module_imports_itself_through_others() -> None:
 
 
 def test_the_method_imports_only_torch() -> None:
-    tree = ast.parse((SRC / "distill" / "random_conditioning.py").read_text(encoding="utf-8"))
+    nodes = nodes_of(SRC / "distill" / "random_conditioning.py")
     standard = {"__future__", "collections.abc", "dataclasses", "typing"}
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     assert {name.partition(".")[0] for name in names - standard} == {"torch"}
 
 

@@ -18,6 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from parsed import nodes_of
 
 import condistill
 from condistill.cli import doctor
@@ -60,7 +61,7 @@ def pins(file: str = "constraints.txt") -> dict[str, Requirement]:
 def imports(module: Path) -> set[str]:
     """Return the top-level names of the packages that a file imports, without the standard library."""
     found = set()
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+    for node in nodes_of(module):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -150,7 +151,7 @@ def test_the_method_imports_only_torch() -> None:
 
 def functions(module: Path) -> Iterator[tuple[str, int]]:
     """Yield the name and the number of lines of each function of a file."""
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+    for node in nodes_of(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             yield f"{module.relative_to(ROOT)}:{node.name}", node.end_lineno - node.lineno + 1

@@ -18,6 +18,7 @@ from typing import Any, get_args
 import pytest
 import typer
 import yaml
+from parsed import nodes_of
 from pydantic_core import PydanticUndefined
 from tiny_networks import write_clip
 
@@ -229,7 +230,7 @@ def texts_of_the_source() -> str:
     """Return all texts of the package, those of f-strings with an empty place for each value."""
     found = []
     for file in sorted((ROOT / "src" / "condistill").rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in nodes_of(file):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
                 found.append("".join(map(str, parts)))

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from parsed import nodes_of
 
 from condistill.utils.format import byte_size, duration, percent, quantity, si_quantity, significant
 
@@ -79,8 +80,8 @@ OTHERS = {"evaluate/metrics/metric.py", "studio/chart.py"}
 
 def formatted_elsewhere(file: Path) -> list[str]:
     """Return the places of a file that round a number to digits, or name a unit of bytes, in a text."""
-    tree, found = ast.parse(file.read_text(encoding="utf-8")), []
-    for node in ast.walk(tree):
+    found = []
+    for node in nodes_of(file):
         if isinstance(node, ast.FormattedValue) and isinstance(node.format_spec, ast.JoinedStr):
             parts = [part.value if isinstance(part, ast.Constant) else "" for part in node.format_spec.values]
             if re.search(r"[.%fe]", "".join(map(str, parts))):

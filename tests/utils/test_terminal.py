@@ -4,6 +4,7 @@ import ast
 import io
 from pathlib import Path
 
+from parsed import nodes_of
 from rich.console import Console
 from rich.table import Table
 
@@ -56,7 +57,7 @@ def test_a_line_of_progress_shows_hostile_text_as_it_is() -> None:
 def test_only_a_few_files_print_without_print_line() -> None:
     found = set()
     for file in SRC.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in nodes_of(file):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "print":
                 found.add(file.relative_to(SRC).as_posix())
     assert found == BOX
