@@ -28,8 +28,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Collect garbage seldom: what is imported stays, and models are freed without the collector."""
+    shortcuts.freeze_imports(clean=False)  # to look for garbage in all modules takes a second
     gc.enable()
-    shortcuts.freeze_imports()
     gc.set_threshold(100_000, 50, 100)
 
 

@@ -14,10 +14,15 @@ _pictures: dict[str, Any] = {}
 _drawn: dict[str, Any] = {}
 
 
-def freeze_imports() -> None:
-    """Leave what was imported since the last call out of collections: a run collects a dozen times."""
+def freeze_imports(*, clean: bool = True) -> None:
+    """Leave what was imported since the last call out of collections of garbage: a run collects a dozen times.
+
+    Args:
+        clean: collect first, so that no garbage is kept.
+    """
     if len(sys.modules) > _frozen[0] + _MANY_MODULES:
-        gc.collect()
+        if clean:
+            gc.collect()
         gc.freeze()
         _frozen[0] = len(sys.modules)
 
