@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+from rich.table import Table
 
-from condistill.cli.app import command, out_option, pipeline_name, say, user_path
+from condistill.cli.app import command, console, out_option, pipeline_name, say, user_path
 from condistill.errors import CondistillError
+from condistill.utils.progress import working
+from condistill.utils.terminal import cell
+
+if TYPE_CHECKING:
+    from condistill.export import Source
+
+
+def _student_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the students of the run in the command line, for the completion of a shell."""
+    from condistill.export.source import students_of
+
+    run = Path(str(ctx.params.get("pipeline") or "."))
+    return [name for name in students_of(run) if name.startswith(incomplete)]
 
 
 @command
@@ -18,7 +33,7 @@ def export(
         typer.Argument(
             parser=pipeline_name,
             metavar="RUN_OR_PIPELINE",
-            help="Run directory, pipeline directory, or `miniature`.",
+            help="Run directory, pipeline directory, hub name that was downloaded, or `miniature`.",
             show_default=False,
         ),
     ],
@@ -29,7 +44,9 @@ def export(
     ] = None,
     student: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="NAME", help="Which student of a run. Default: the only one."),
+        typer.Option(
+            metavar="NAME", help="Which student of a run. Default: the only one.", autocompletion=_student_names
+        ),
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -76,9 +93,8 @@ def export(
     if lora_layout:
         raise CondistillError("--lora-layout is for --lora; leave it out, or give a LoRA")
     if not to:
-        for exporter in EXPORTERS.values():
-            reasons = exporter.check(source.shape)
-            say(f"{exporter.name}: {exporter.summary}" + (f" - not possible: {'; '.join(reasons)}" if reasons else ""))
+        console.print(_formats(source))
+        say(f"write one: condistill export {pipeline}{f' --student {student}' if student else ''} --to FORMAT")
         return
     if out is not None and len(to) > 1:
         raise CondistillError(f"--out is one directory, and --to was given {len(to)} times; use one command for each")
@@ -88,6 +104,29 @@ def export(
         check_export(source, exporter, options)
     for exporter in exporters:
         directory = out or default_directory(source, exporter)
-        write_export(source, exporter, directory, options, say=say)
+        write_export(
+            source,
+            exporter,
+            directory,
+            options,
+            say=say,
+            working=partial(working, console, after_sec=2.0),
+        )
         say(f"export: {directory}")
-        say(exporter.how_to_load(source.shape))
+        for line in exporter.how_to_load(source.shape).splitlines():
+            say(line)
+
+
+def _formats(source: Source) -> Table:
+    """Return every format, whether a pipeline can be exported to it, and what is written or why not."""
+    from condistill.export import EXPORTERS
+
+    title = f"{source.name}: a {source.shape.pipeline_class}"
+    table = Table(title=cell(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("--to", no_wrap=True)
+    table.add_column("possible", no_wrap=True)
+    table.add_column("what is written, or why not")
+    for name, exporter in EXPORTERS.items():
+        reasons = exporter.check(source.shape)
+        table.add_row(name, "no" if reasons else "yes", cell("; ".join(reasons) or exporter.summary))
+    return table

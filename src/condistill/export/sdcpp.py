@@ -69,7 +69,7 @@ class StableDiffusionCpp(Exporter):
     def check(self, shape: Shape) -> tuple[str, ...]:
         """Return the reasons why stable-diffusion.cpp does not load a pipeline of this shape."""
         if shape.denoiser_class != UNetLayout.denoiser_class:
-            return (f"the layout of a {shape.denoiser_class} there is not known",)
+            return (f"the layout in which it reads a {shape.denoiser_class} is not known",)
         return check_sdcpp(shape)
 
     def write(self, source: Source, directory: Path, options: ExportOptions) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from condistill.miniature import weights_path
 from condistill.run.directory import MARK_NAME, RECIPE_NAME
 from condistill.teachers.defaults import SAMPLING_NAME
 from condistill.teachers.files import INDEX_NAME, PipelineFiles
-from condistill.teachers.load import read_index
+from condistill.teachers.hub import downloaded_snapshot
+from condistill.teachers.locate import check_safetensors, read_index
 from condistill.teachers.registry import family_of_pipeline
 from condistill.utils.home import expand_home
 
 _DENOISERS = ("transformer", "unet")
 """Names of the denoiser in pipelines of no teacher family."""
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 Config = Mapping[str, Any]
 """Of a model, as in its config.json."""
 
@@ -77,10 +80,10 @@ class Source:
 
 
 def find_source(text: str, *, student: str | None = None) -> Source:
-    """Return the pipeline that a run directory, a pipeline directory or `miniature` stands for.
+    """Return the pipeline that a run directory, a pipeline directory, a downloaded hub name or `miniature` stands for.
 
     Args:
-        text: the directory.
+        text: the directory, or the name.
         student: which student of a run; None: the only one.
 
     Raises:
@@ -91,16 +94,36 @@ def find_source(text: str, *, student: str | None = None) -> Source:
         return _student_of_run(directory, student)
     if student is not None:
         raise CondistillError(f"--student {student} is for run directories, and {text} is none; leave it out")
-    if not (directory / INDEX_NAME).is_file():
-        raise CondistillError(
-            f"{text} is neither a run directory (with {MARK_NAME}) nor a diffusers pipeline (with {INDEX_NAME}); give "
-            "one of these, or miniature"
-        )
-    return _source(directory, directory.resolve().name if text != MINIATURE else MINIATURE)
+    if (directory / INDEX_NAME).is_file():
+        return _source(directory, directory.resolve().name if text != MINIATURE else MINIATURE)
+    if directory.is_file():
+        raise _one_file(directory)
+    if not directory.exists() and _HUB_NAME.fullmatch(text) and (folder := downloaded_snapshot(text)):
+        if (folder / INDEX_NAME).is_file():
+            return _source(folder, text.rpartition("/")[2])
+        raise CondistillError(f"{text} of the hub is no diffusers pipeline: its files have no {INDEX_NAME}")
+    raise CondistillError(
+        f"{text} is neither a run directory (with {MARK_NAME}), nor a diffusers pipeline (with {INDEX_NAME}), nor the "
+        "name of a pipeline that was downloaded from the hub; give one of these, or miniature"
+    )
+
+
+def _one_file(file: Path) -> CondistillError:
+    if file.suffix.lower() in (".yaml", ".yml"):
+        return CondistillError(f"{file} is a recipe; give the run directory that `condistill run` made with it")
+    return CondistillError(
+        f"{file} is one file, and pipeline directories are exported. A checkpoint loads in ComfyUI as it is; for "
+        "another format, make a directory of it with diffusers: from_single_file of its pipeline, then save_pretrained"
+    )
+
+
+def students_of(run: Path) -> list[str]:
+    """Return the names of the finished students of a run."""
+    return sorted(file.parent.name for file in (run / "pipelines").glob(f"*/{INDEX_NAME}"))
 
 
 def _student_of_run(run: Path, student: str | None) -> Source:
-    found = sorted(file.parent.name for file in (run / "pipelines").glob(f"*/{INDEX_NAME}"))
+    found = students_of(run)
     if not found:
         raise CondistillError(f"the run {run} has no finished student; run `condistill run` with its recipe first")
     if student is None and len(found) > 1:
@@ -130,6 +153,7 @@ def _teacher_config(run: Path) -> Config | None:
 
 def _source(directory: Path, name: str, *, teacher: Config | None = None, run: Path | None = None) -> Source:
     files = PipelineFiles.read(directory)
+    files = replace(files, variant=check_safetensors(directory, files.index, None))
     pipeline_class = files.index["_class_name"]
     classes = {
         part: (str(value[0]), str(value[1]))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from condistill.export.source import Source
 from condistill.utils.atomic import atomic_directory, recover
 from condistill.utils.format import byte_size, significant
 from condistill.utils.hashing import hash_file, key_of
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Of a weight."""
 
 
 def default_directory(source: Source, exporter: Exporter) -> Path:
@@ -53,10 +58,15 @@ def export(
     options: ExportOptions,
     *,
     say: Callable[[str], None] = lambda _: None,
+    working: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> ExportRecord:
     """Write an export into a directory, completely or not at all, and return its record.
 
     A directory that holds this very export already is left as it is.
+
+    Args:
+        say: takes a line for the user.
+        working: shows that work with this description is still running.
 
     Raises:
         CondistillError: see `check_export`; or the directory holds something else; or the written files differ from
@@ -65,15 +75,19 @@ def export(
     check_export(source, exporter, options)
     if directory.parent.is_dir():
         recover(directory.parent)
-    key = _key(source, exporter, options)
+    with working(f"{source.name}: reading the files of {source.directory}"):
+        key = _key(source, exporter, options)
     if (found := _existing(directory, key)) is not None:
         say(f"{directory} holds this export already")
         return found
     started = time.monotonic()
     directory.parent.mkdir(parents=True, exist_ok=True)
+    _check_space(directory.parent, source, options)
     with atomic_directory(directory) as partial:
-        exporter.write(source, partial, options)
-        comparisons = exporter.verify(source, partial, options)
+        with working(f"{source.name}: writing for {exporter.title}"):
+            exporter.write(source, partial, options)
+        with working(f"{source.name}: comparing what was written with the pipeline"):
+            comparisons = exporter.verify(source, partial, options)
         _check_comparisons(exporter, comparisons)
         record = ExportRecord(
             exporter=exporter.name,
@@ -123,6 +137,20 @@ def _check_comparisons(exporter: Exporter, comparisons: tuple[Comparison, ...]) 
         raise CondistillError(
             f"the export to {exporter.title} differs from the pipeline, so it was not kept: {', '.join(wrong)}; please "
             "report it with the pipeline's configs"
+        )
+
+
+def _check_space(folder: Path, source: Source, options: ExportOptions) -> None:
+    """Check that the export fits on the disk, as far as its size is known before it is written."""
+    if options.weights is not None:
+        return
+    before = source.files.dtype(source.denoiser_name)
+    needed = source.files.total_bytes() * _BYTES[options.dtype or before] // _BYTES[before]
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CondistillError(
+            f"the export needs about {byte_size(needed)} in {folder} and {byte_size(free)} are free; free some space, "
+            "or choose another --out"
         )
 
 

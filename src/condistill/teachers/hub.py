@@ -87,6 +87,17 @@ def _cached_commit(name: str, revision: str | None) -> str | None:
     return commit if commit and (folder / "snapshots" / commit).is_dir() else None
 
 
+def downloaded_snapshot(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a repository's files that were downloaded before; None if there is none. Uses no network."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    commit = _cached_commit(name, revision)
+    if commit is None:
+        return None
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "snapshots" / commit
+
+
 def cached_file(name: str, filename: str, commit: HubCommit) -> Path | None:
     """Return a file of a repository, downloaded if the hub can be reached; None if it has no such file."""
     from huggingface_hub import hf_hub_download

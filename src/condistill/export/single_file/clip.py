@@ -86,7 +86,7 @@ def check_text_encoders(shape: Shape, kind: Kind) -> tuple[str, ...]:
             continue
         config = {**_DEFAULTS, **config}
         differences = [
-            f"{name} {config[name]} (there {size})"
+            f"{name} {config[name]} instead of {size}"
             for name, size in zip(_SIZES, encoder.sizes, strict=True)
             if config[name] != size
         ]

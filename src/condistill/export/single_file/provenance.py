@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.export.source import Source
-from condistill.pipelines.lineage import teacher_name
+from condistill.pipelines.lineage import card_metadata, teacher_name
 from condistill.pipelines.record import STUDENT_NAME, StudentRecord
 from condistill.run.directory import RECIPE_NAME
 
 _CARD_NAME = "README.md"
-_LICENCE = re.compile(r"^license: *[\"']?([\w.+-]+)[\"']? *$", re.MULTILINE)
 
 
 def provenance(source: Source) -> dict[str, str]:
@@ -34,10 +32,8 @@ def provenance(source: Source) -> dict[str, str]:
 
 
 def _licence(card: Path) -> str | None:
-    """Return the licence that a model card names in its front matter."""
+    """Return the licence that a model card names."""
     if not card.is_file():
         return None
-    text = card.read_text(encoding="utf-8", errors="replace")
-    end = text.find("\n---", 3) if text.startswith("---") else -1
-    found = _LICENCE.search(text, 0, end) if end > 0 else None
-    return found[1] if found else None
+    licence = card_metadata(card.read_text(encoding="utf-8", errors="replace")).get("license")
+    return licence if isinstance(licence, str) else None

@@ -63,7 +63,7 @@ def check_comfyui(shape: Shape) -> tuple[str, ...]:
 def _check_widths(config: Config) -> tuple[str, ...]:
     widths = list(config["block_out_channels"])
     if widths[0] != _WIDTH or any(width % _WIDTH for width in widths):
-        return (f"its stages have {_listed(widths)} channels, and every U-Net there has {_WIDTH} and multiples of it",)
+        return (f"its stages have {_listed(widths)} channels, and ComfyUI's U-Nets have {_WIDTH} and multiples of it",)
     return ()
 
 
@@ -81,7 +81,7 @@ def check_heads(config: Config, kind: Kind) -> tuple[str, ...]:
     ]
     if not wrong:
         return ()
-    return (f"its stages have {_listed([each for each, _ in wrong])} attention heads, and there "
+    return (f"its stages have {_listed([each for each, _ in wrong])} attention heads instead of "
             f"{_listed([each for _, each in wrong])}",)  # fmt: skip
 
 
@@ -91,21 +91,23 @@ def _check_kind(config: Config, kind: Kind) -> tuple[str, ...]:
     context, title = config["cross_attention_dim"], _TITLES[kind]
     structure = UNetStructure.of(config)
     if context != _CONTEXT[kind]:
-        reasons.append(f"its text has {context} channels (cross_attention_dim), and that of {title} {_CONTEXT[kind]}")
+        reasons.append(
+            f"its text has {context} channels (cross_attention_dim) instead of the {_CONTEXT[kind]} of {title}"
+        )
     if config["in_channels"] not in _IN_CHANNELS:
-        reasons.append(f"it has {config['in_channels']} input channels, and U-Nets there have 4, or 9 for inpainting")
+        reasons.append(f"it has {config['in_channels']} input channels instead of 4, or 9 for inpainting")
     if not any(any(depths) for depths in structure.down):
         reasons.append("it has no attention on the way down, where the kind of U-Net is detected")
     if kind != "sdxl":
         return tuple(reasons)
     if config["use_linear_projection"] is not True:
-        reasons.append("its attention has convolutions as projections, and that of SDXL is linear")
+        reasons.append("its attention has convolutions as projections instead of linear layers")
     if (size := config["projection_class_embeddings_input_dim"]) != _SDXL_CONDITION:
-        reasons.append(f"its condition has {size} channels, and that of SDXL {_SDXL_CONDITION}")
+        reasons.append(f"its condition has {size} channels instead of {_SDXL_CONDITION}")
     depths = tuple(depth for stage in structure.down for depth in stage)
     if depths not in _SDXL_DEPTHS:
         known = ", ".join(f"{list(each)} ({name})" for each, name in _SDXL_DEPTHS.items())
-        reasons.append(f"its layers have {list(depths)} transformer blocks, and SDXL classes there match {known}")
+        reasons.append(f"its layers have {list(depths)} transformer blocks, and ComfyUI has classes for {known}")
     return tuple(reasons)
 
 
@@ -115,11 +117,13 @@ def check_schedule(shape: Shape) -> tuple[str, ...]:
     if scheduler is None:
         return ()
     found = {name: scheduler.get(name, default) for name, default in _SCHEDULE_DEFAULTS.items()}
-    differences = [f"{name} {found[name]} (there {value})" for name, value in _SCHEDULE.items() if found[name] != value]
+    differences = [
+        f"{name} {found[name]} instead of {value}" for name, value in _SCHEDULE.items() if found[name] != value
+    ]
     if scheduler.get("trained_betas") is not None:
         differences.append("trained_betas")
     if (prediction := scheduler.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
-        differences.append(f"prediction_type {prediction} (there epsilon or v_prediction)")
+        differences.append(f"prediction_type {prediction} instead of epsilon or v_prediction")
     return (f"its scheduler has {', '.join(differences)}",) if differences else ()
 
 

@@ -38,11 +38,11 @@ _OUTSIDE = {
 
 
 def module_names(structure: UNetStructure, numbering: Numbering = "contiguous") -> dict[str, str]:
-    """Return the original name of every module that has a name of its own there, by its name in diffusers."""
+    """Return the original name of every module that is named differently, by its name in diffusers."""
     names = dict(_OUTSIDE)
     for name, original in (*_down(structure, numbering), *_mid(structure), *_up(structure, numbering)):
         if ".resnets." in name:
-            names |= {f"{name}.{part}": f"{original}.{there}" for part, there in _RESNET.items()}
+            names |= {f"{name}.{part}": f"{original}.{layer}" for part, layer in _RESNET.items()}
         else:
             names[name] = original
     return names

@@ -1,4 +1,4 @@
-"""Which U-Nets stable-diffusion.cpp loads: it builds one of a few shapes, and every weight of it has to be there.
+"""Which U-Nets stable-diffusion.cpp loads: it builds one of a few shapes, and reads every weight of it.
 
 Facts from src/model_loader.cpp, src/model/diffusion/unet.hpp and src/model/vae/auto_encoder_kl.hpp of August 2026. The
 kind is chosen by the width of the text encoder, the input channels, and by whether there is an attention in the middle
@@ -73,25 +73,31 @@ def check_sdcpp(shape: Shape) -> tuple[str, ...]:
     """Return the reasons why stable-diffusion.cpp does not load a pipeline with a U-Net; empty if it does."""
     config = complete(shape.denoiser)
     kind = kind_of(config)
-    if reasons := unknown_settings(config):
-        return reasons
+    unknown = unknown_settings(config)
     structure = UNetStructure.of(config)
     known = next((each for each in _KNOWN[kind] if each.fits(structure)), None)
     if known is None:
-        titles = ", ".join(each.title for each in _KNOWN[kind])
-        return (
-            f"its layers or widths are not those of one of the U-Nets that are built for {_TITLES[kind]}: {titles}, "
-            f"with stages in the proportions {_KNOWN[kind][0].proportions} or {_KNOWN[kind][-1].proportions}",
-        )
+        return (*unknown, _shapes_known(kind))
     differences = []
     if config["in_channels"] != 4 and not (config["in_channels"] == 9 and known.takes_inpainting):
-        differences.append(f"its U-Net has {config['in_channels']} input channels, and {known.title} there has 4")
+        differences.append(f"its U-Net has {config['in_channels']} input channels, and {known.title} is built with 4")
     if config["cross_attention_dim"] != _CONTEXT[kind]:
-        differences.append(f"its text has {config['cross_attention_dim']} channels, and there {_CONTEXT[kind]}")
+        differences.append(f"its text has {config['cross_attention_dim']} channels instead of {_CONTEXT[kind]}")
     return (
+        *unknown,
         *differences,
         *check_heads(config, kind),
         *check_schedule(shape),
         *check_text_encoders(shape, kind),
         *check_vae(shape, kind),
+    )
+
+
+def _shapes_known(kind: Kind) -> str:
+    proportions = list(dict.fromkeys(each.proportions for each in _KNOWN[kind]))
+    written = " or ".join(":".join(map(str, each)) for each in proportions)
+    titles = " and ".join(each.title for each in _KNOWN[kind])
+    return (
+        f"for {_TITLES[kind]}, stable-diffusion.cpp builds {titles} only, with stages as wide as {written}, and this "
+        "U-Net has other layers or widths"
     )

@@ -117,18 +117,18 @@ def kind_of(config: Config) -> Kind:
 
 
 def unknown_settings(config: Config) -> tuple[str, ...]:
-    """Return what a U-Net has and the original code does not know, one reason for each."""
+    """Return what a U-Net has that the original code does not, in one reason."""
     config = complete(config)
     expected = dict(_ORIGINAL)
     if kind_of(config) == "sdxl":
         expected |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
     found = [
-        f"{name} {config[name]} (there {value})"
+        f"{name} {config[name]} instead of {value}"
         for name, value in expected.items()
         if config[name] != value and (config[name] or value)
     ]
     for name, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
-        found += [f"a {kind} (there {' or '.join(known)})" for kind in config[name] if kind not in known]
+        found += [f"a {kind}, and the original has {' and '.join(known)}" for kind in config[name] if kind not in known]
     if config["mid_block_type"] not in _MID:
         found.append(f"mid_block_type {config['mid_block_type']}")
     if any(_per_stage(config["only_cross_attention"], 1)):
@@ -137,7 +137,7 @@ def unknown_settings(config: Config) -> tuple[str, ...]:
         found.append("another cross_attention_dim in every stage")
     if config["time_embedding_dim"] not in (None, config["block_out_channels"][0] * 4):
         found.append(f"time_embedding_dim {config['time_embedding_dim']}")
-    return tuple(f"its U-Net has {what}" for what in found)
+    return (f"its U-Net has {', '.join(found)}",) if found else ()
 
 
 def head_counts(config: Config) -> list[int]:

@@ -41,9 +41,9 @@ def check_vae(shape: Shape, kind: Kind) -> tuple[str, ...]:
         return ("it has no vae, which a checkpoint holds",)
     class_name = config.get("_class_name", "AutoencoderKL")
     if class_name != "AutoencoderKL":
-        return (f"its vae is an {class_name} (there an AutoencoderKL)",)
+        return (f"its vae is an {class_name} instead of an AutoencoderKL",)
     differences = [
-        f"{name} {_plain(found)} (there {_plain(expected)})"
+        f"{name} {_plain(found)} instead of {_plain(expected)}"
         for name, (default, expected) in _SETTINGS.items()
         if _plain(found := config.get(name, default)) != _plain(expected)
     ]
@@ -55,7 +55,7 @@ def check_vae(shape: Shape, kind: Kind) -> tuple[str, ...]:
     ]
     scaling = config.get("scaling_factor", 0.18215)
     if scaling != SCALING[kind]:
-        differences.append(f"scaling_factor {scaling} (there {SCALING[kind]})")
+        differences.append(f"scaling_factor {scaling} instead of {SCALING[kind]}")
     differences += [
         f"{name} {config[name]}"
         for name in ("shift_factor", "latents_mean", "latents_std")
