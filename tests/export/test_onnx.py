@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import LCMScheduler
+from safetensors.torch import load_file, save_file
 from tiny_parts import clip_tokenizer
 
 from condistill.errors import CondistillError
@@ -17,7 +20,7 @@ from condistill.export.compare import Precision, compare
 from condistill.export.exporter import Comparison
 from condistill.export.onnx import load_family, onnx_runner, stored_dtype
 from condistill.export.openvino import convert_graphs, openvino_runner
-from condistill.export.write import check_export
+from condistill.export.write import check_export, export
 from condistill.miniature import build
 from condistill.teachers.family import Family
 
@@ -154,8 +157,16 @@ def test_a_difference_that_is_no_number_does_not_hold() -> None:
     assert not Comparison("image", float("nan"), 1.0).holds
 
 
-def test_weights_in_float16_stay_in_float16(source: Source) -> None:
+def test_the_default_dtype_is_that_of_the_denoiser_if_it_is_float16_and_else_float32(
+    source: Source, tmp_path: Path
+) -> None:
     assert stored_dtype(source) == "float32"
+    for dtype, expected in ((torch.float16, "float16"), (torch.bfloat16, "float32")):
+        directory = tmp_path / expected
+        shutil.copytree(source.directory, directory)
+        file = directory / "unet" / "diffusion_pytorch_model.safetensors"
+        save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+        assert stored_dtype(find_source(str(directory), student=None)) == expected
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
@@ -173,3 +184,39 @@ def test_a_family_without_functions_of_tensors_is_refused_by_name(monkeypatch: p
     monkeypatch.setattr(StableDiffusion, "encode_tokens", Exportable.encode_tokens)
     (reason,) = EXPORTERS["onnx"].check(Shape("StableDiffusionPipeline", "UNet2DConditionModel", {}))
     assert "stable_diffusion" in reason
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_a_package_that_is_missing_is_named_with_what_installs_it(
+    name: str, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(EXPORTERS[name]), "packages", ("onnx_that_is_absent",))
+    with pytest.raises(CondistillError, match=r'onnx_that_is_absent.*pip install "condistill\[export\]"'):
+        check_export(source, EXPORTERS[name], ExportOptions())
+
+
+def test_a_model_that_cannot_be_traced_is_named_with_the_reason_and_nothing_is_kept(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("advice") from ValueError("Mod(s24, 512) is inconsistent")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    monkeypatch.setattr(EXPORTERS["onnx"], "packages", (), raising=False)
+    lines: list[str] = []
+    with pytest.raises(CondistillError, match=r"text_encoder \(CLIPTextModel\).*Mod\(s24, 512\)"):
+        export(source, EXPORTERS["onnx"], tmp_path / "graphs", ExportOptions(), say=lines.append)
+    assert lines == ["onnx: writing text_encoder"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_consistency_model_is_refused(source: Source, tmp_path: Path) -> None:
+    directory = tmp_path / "pipeline"
+    shutil.copytree(source.directory, directory)
+    scheduler = LCMScheduler.from_config(json.loads((directory / "scheduler/scheduler_config.json").read_text()))
+    scheduler.save_pretrained(directory / "scheduler")
+    index = json.loads((directory / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "LCMScheduler"]
+    (directory / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(CondistillError, match="sampled by a LCMScheduler"):
+        EXPORTERS["onnx"].write(find_source(str(directory), student=None), tmp_path, ExportOptions())

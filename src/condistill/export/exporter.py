@@ -7,6 +7,7 @@ the shape of a pipeline, which needs no weights, so that `plan` can say before a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -23,6 +24,8 @@ class ExportOptions:
     """Dtype of the written weights, one of `Exporter.dtypes`; None: that of the pipeline's denoiser on disk."""
     weights: str | None = None
     """How weights are quantised, one of `Exporter.weights`; None: they are not."""
+    say: Callable[[str], None] = lambda _: None
+    """Called with a line for the user before each long part of the work; changes nothing that is written."""
 
 
 @dataclass(frozen=True)

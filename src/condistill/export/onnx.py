@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -63,12 +63,13 @@ class Onnx(Exporter):
         """Write the graphs, the tokenizers, the scheduler's config and the description of the pipeline."""
         family = load_family(source)
         dtype = options.dtype or stored_dtype(source)
-        write_graphs(family, directory, dtype)
+        write_graphs(family, directory, dtype, say=options.say)
         write_description(family, directory)
 
     def verify(self, source: Source, directory: Path, options: ExportOptions) -> tuple[Comparison, ...]:
         """Compare the graphs, run by onnxruntime, with torch."""
         family = load_family(source)
+        options.say("onnx: comparing the graphs with torch")
         return compare(family, onnx_runner(directory), Precision(options.dtype or stored_dtype(source)))
 
     def how_to_load(self, shape: Shape) -> str:
@@ -121,10 +122,11 @@ def load_family(source: Source) -> Family:
     return family
 
 
-def write_graphs(family: Family, directory: Path, dtype: str) -> None:
+def write_graphs(family: Family, directory: Path, dtype: str, *, say: Callable[[str], None] = lambda _: None) -> None:
     """Write the graphs of a pipeline in a dtype."""
-    with computing_in(family, getattr(torch, dtype)):
+    with quiet_libraries(), computing_in(family, getattr(torch, dtype)):
         for graph in build_graphs(family):
+            say(f"onnx: writing {graph.name}")
             _write_graph(family, graph, directory / f"{graph.name}.onnx")
 
 

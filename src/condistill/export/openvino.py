@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import sys
 import tempfile
@@ -50,13 +52,15 @@ class OpenVino(Exporter):
     def write(self, source: Source, directory: Path, options: ExportOptions) -> None:
         """Write the IR, the tokenizers, the scheduler's config and the description of the pipeline."""
         family = load_family(source)
-        with tempfile.TemporaryDirectory(prefix="condistill-", dir=directory.parent) as folder:
-            write_graphs(family, Path(folder), "float32")
+        with tempfile.TemporaryDirectory(prefix="condistill-", dir=directory) as folder:
+            write_graphs(family, Path(folder), "float32", say=options.say)
+            options.say("openvino: converting the graphs")
             convert_graphs(Path(folder), directory, options)
         write_description(family, directory)
 
     def verify(self, source: Source, directory: Path, options: ExportOptions) -> tuple[Comparison, ...]:
         """Compare the IR, run by OpenVINO, with torch."""
+        options.say("openvino: comparing the graphs with torch")
         precision = Precision(options.dtype or "float16")
         if options.weights == "int8":
             precision = replace(precision, allowed=INT8, allowed_pixel=INT8_PIXEL)
@@ -112,7 +116,8 @@ def _with_int8(model: Any) -> Any:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+            return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
     finally:
         logger.setLevel(level)
 

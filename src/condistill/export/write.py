@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def export(
     started = time.monotonic()
     directory.parent.mkdir(parents=True, exist_ok=True)
     _check_space(directory.parent, source, options)
+    options = replace(options, say=say)
     with atomic_directory(directory) as partial:
         with working(f"{source.name}: writing for {exporter.title}"):
             exporter.write(source, partial, options)
