@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from condistill.students.layer_map import LayerMap, Selection
@@ -89,15 +88,3 @@ def removed_parts(modules: Iterable[str], kept: Iterable[str]) -> dict[str, int]
         )
         counts[outermost] += 1
     return dict(counts)
-
-
-def control(layers: Sequence[LoraLayer], seed: int = 0) -> list[LoraLayer]:
-    """Return a LoRA of the same layers, ranks and norms with random matrices, to compare effects with."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def like(matrix: Tensor) -> Tensor:
-        noise: Tensor = torch.randn(matrix.shape, generator=generator)
-        noise *= matrix.float().norm() / noise.norm()
-        return noise
-
-    return [replace(layer, down=like(layer.down), up=like(layer.up)) for layer in layers]
