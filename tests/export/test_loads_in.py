@@ -12,6 +12,7 @@ from condistill.students.derive import student_shapes
 from condistill.teachers.skeleton import teacher_skeleton
 from condistill.utils.meta import plain_config
 
+BOTH = {"ComfyUI": True, "stable-diffusion.cpp": True}
 LOADS: dict[str, list[tuple[dict[str, Any], dict[str, bool]]]] = {
     "sd14": [
         ({"preset": "b-base"}, {"ComfyUI": True, "stable-diffusion.cpp": False}),
@@ -25,9 +26,9 @@ LOADS: dict[str, list[tuple[dict[str, Any], dict[str, bool]]]] = {
         ({"preset": "koala-1b"}, {"ComfyUI": True}),
         ({"preset": "c-base"}, {"ComfyUI": False}),
     ],
-    "flux_dev": [({"depth": 0.5}, {"ComfyUI": True}), ({}, {"ComfyUI": True})],
-    "pixart_sigma": [({"depth": 0.5}, {"ComfyUI": True})],
-    "sd35_medium": [({"depth": 0.75}, {"ComfyUI": False}), ({}, {"ComfyUI": True})],
+    "flux_dev": [({"depth": 0.5}, BOTH), ({}, BOTH)],
+    "pixart_sigma": [({"depth": 0.5}, {"ComfyUI": True, "stable-diffusion.cpp": False})],
+    "sd35_medium": [({"depth": 0.75}, dict.fromkeys(BOTH, False)), ({}, BOTH)],
     "sana_1600m": [({"depth": 0.5}, {"ComfyUI": False})],
 }
 """By teacher: students, and where they load; without settings, the teacher itself."""

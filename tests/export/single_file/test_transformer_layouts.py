@@ -14,6 +14,7 @@ from torch import Tensor
 from condistill import export_pipeline
 from condistill.config.sections import StudentSettings
 from condistill.errors import CondistillError
+from condistill.export import EXPORTERS
 from condistill.export.record import EXPORT_NAME, ExportRecord
 from condistill.export.single_file import LAYOUTS
 from condistill.export.source import Shape
@@ -122,7 +123,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("FluxTransformer2DModel", {"joint_attention_dim": 2048}, "joint_attention_dim is 2048"),
     ("FluxTransformer2DModel", {"in_channels": 128, "num_layers": 1}, "returns 128 channels per token"),
     ("FluxTransformer2DModel", {"num_single_layers": 0}, "it has none of one kind"),
-    ("SD3Transformer2DModel", {"num_layers": 12}, "it has 12 layers, and ComfyUI builds 18: the width, 1,152, by 64"),
+    ("SD3Transformer2DModel", {"num_layers": 12}, "it has 12 layers, and ComfyUI needs 18: the width, 1,152, by 64"),
     ("SD3Transformer2DModel", {"num_attention_heads": 16}, "caption_projection_dim is 1152, and the width is 1,024"),
     ("SD3Transformer2DModel", {"in_channels": 32}, "in_channels is 32, and ComfyUI builds it with 16 only"),
     ("PixArtTransformer2DModel", {"num_attention_heads": 12}, "num_attention_heads is 12"),
@@ -176,3 +177,38 @@ def test_guidance_and_shift_are_set_where_the_denoiser_and_the_scheduler_have_th
         components = {"scheduler": {"shift": shift}}
         shape = Shape("StableDiffusion3Pipeline", "SD3Transformer2DModel", {}, components=components)
         assert ("ModelSamplingSD3 sets the shift of the timesteps to 6.5" in layout.how_to_load(shape)) == sets
+
+
+SDCPP: list[tuple[str, dict[str, Any], str]] = [
+    ("FluxTransformer2DModel", {"num_layers": 2, "num_single_layers": 3}, ""),
+    ("FluxTransformer2DModel", {"in_channels": 384, "out_channels": 64, "guidance_embeds": True}, ""),
+    ("FluxTransformer2DModel", {"num_attention_heads": 12, "joint_attention_dim": 2048}, ""),
+    (
+        "FluxTransformer2DModel",
+        {"pooled_projection_dim": 512},
+        "pooled_projection_dim is 512, and stable-diff",
+    ),
+    ("FluxTransformer2DModel", {"in_channels": 196, "out_channels": 64}, "in_channels is 196"),
+    ("SD3Transformer2DModel", SD35_LARGE, ""),
+    ("SD3Transformer2DModel", {**SD35_LARGE, "num_layers": 30}, "needs 38: the width, 2,432, by 64"),
+    ("SD3Transformer2DModel", {"num_layers": 18}, "it has 18 layers, and stable-diffusion.cpp builds 24 or more"),
+    ("SD3Transformer2DModel", {**SD35_LARGE, "dual_attention_layers": (0, 2)}, "the layers [0, 2] have two attentions"),
+    ("QwenImageTransformer2DModel", {"num_layers": 2}, ""),
+    ("QwenImageTransformer2DModel", {"num_attention_heads": 12}, "num_attention_heads is 12"),
+    ("PixArtTransformer2DModel", {}, "the layout of a PixArtTransformer2DModel there is not known"),
+]
+"""What its own loader accepted or refused for files of these shapes; see the sources of the exporter."""
+
+
+@pytest.mark.parametrize(("kind", "config", "reason"), SDCPP)
+def test_stable_diffusion_cpp_takes_what_its_loader_accepts(kind: str, config: dict[str, Any], reason: str) -> None:
+    shape = Shape(PIPELINES[kind], kind, config, sampling={"num_inference_steps": 4, "guidance_scale": 3.5})
+    exporter = EXPORTERS["sdcpp"]
+    reasons = exporter.check(shape)
+    assert len(reasons) == bool(reason)
+    assert reason in " ".join(reasons)
+    if not reason:
+        guidance = "--cfg-scale 1 --guidance 3.5" if kind.startswith("Flux") else "--cfg-scale 3.5"
+        text = exporter.how_to_load(shape)
+        assert text.startswith("**stable-diffusion.cpp**: `sd-cli --diffusion-model FILE --vae ")
+        assert text.endswith(f" --sampling-method euler --steps 4 {guidance}`")

@@ -5,12 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from condistill.export.source import Shape
-from condistill.utils.format import significant
 
 CLIP_NAMES = (
     "A CLIP `model.safetensors` that transformers 5 wrote has names that ComfyUI does not read: its weights start "
     "with `embeddings` instead of `text_model.embeddings`."
 )
+
+
+def sdcpp_command(shape: Shape, files: str, *, embedded_guidance: bool = False) -> str:
+    """Return the command with which stable-diffusion.cpp samples with a denoiser alone, as Markdown.
+
+    Args:
+        files: options with the other files.
+        embedded_guidance: whether the guidance scale is an input of the denoiser.
+    """
+    steps, scale = shape.sampling.get("num_inference_steps"), shape.sampling.get("guidance_scale")
+    parts = [f"sd-cli --diffusion-model FILE {files}", '-p "PROMPT"', "--sampling-method euler"]
+    parts += [] if steps is None else [f"--steps {steps}"]
+    if embedded_guidance:
+        parts += ["--cfg-scale 1", *([] if scale is None else [f"--guidance {scale:g}"])]
+    elif scale is not None:
+        parts += [f"--cfg-scale {scale:g}"]
+    return f"**stable-diffusion.cpp**: `{' '.join(parts)}`"
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ class Companions:
     def _settings(self, shape: Shape, more: tuple[str, ...]) -> list[str]:
         steps, scale = shape.sampling.get("num_inference_steps"), shape.sampling.get("guidance_scale")
         known = [] if steps is None else [f"{steps} steps"]
-        known += [] if scale is None else [f"guidance scale {significant(scale)}"]
+        known += [] if scale is None else [f"guidance scale {scale:g}"]
         sampled = f"The pipeline is sampled with {' and '.join(known)}." if known else ""
         text = " ".join(part for part in (sampled, self.settings, *more) if part)
         return [f"- {text}"] if text else []

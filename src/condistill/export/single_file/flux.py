@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from condistill.export.single_file.companions import Companions
+from condistill.export.single_file.companions import Companions, sdcpp_command
 from condistill.export.single_file.layout import Layout, Weights, register_layout
-from condistill.export.single_file.renaming import Blocks, Renaming, differing, full_config
-from condistill.export.source import Shape
+from condistill.export.single_file.renaming import COMFYUI, SDCPP, Blocks, Renaming, differing, full_config
+from condistill.export.source import Config, Shape
 
 DOUBLE = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -55,6 +55,11 @@ _RENAMING = Renaming(
     },
     frozenset({"final_layer.adaLN_modulation.1"}),
 )
+_SDCPP = {"attention_head_dim": 128, "pooled_projection_dim": 768, "axes_dims_rope": (16, 56, 56)}
+"""What stable-diffusion.cpp does not read from the file."""
+_SDCPP_CHANNELS = (64, 128, 384)
+"""Channels of a token there: of FLUX, of its controls and of Fill."""
+_SDCPP_FILES = "--vae ae.safetensors --clip_l clip_l.safetensors --t5xxl t5xxl_fp16.safetensors"
 LITERALS = {
     "attention_head_dim": 128,
     "num_attention_heads": 24,
@@ -75,14 +80,20 @@ _COMPANIONS = Companions(
 def block_reasons(shape: Shape) -> tuple[str, ...]:
     """Return the reasons against a transformer with FLUX's two kinds of blocks."""
     config = full_config(shape)
-    reasons = differing(config, LITERALS)
-    channels = (config["out_channels"] or config["in_channels"]) * config["patch_size"] ** 2
-    if channels != 64:
-        reasons += (f"it returns {channels} channels per token, and ComfyUI builds it with 64 only",)
+    reasons = differing(config, LITERALS) + shared_reasons(config, COMFYUI)
     if config["in_channels"] % 4:
         reasons += (f"in_channels is {config['in_channels']}, and ComfyUI takes multiples of 4",)
+    return reasons
+
+
+def shared_reasons(config: Config, program: str) -> tuple[str, ...]:
+    """Return the reasons that hold for each program."""
+    reasons: tuple[str, ...] = ()
+    channels = (config["out_channels"] or config["in_channels"]) * config["patch_size"] ** 2
+    if channels != 64:
+        reasons += (f"it returns {channels} channels per token, and {program} builds it with 64 only",)
     if config["num_layers"] < 1 or config["num_single_layers"] < 1:
-        reasons += ("ComfyUI and diffusers recognise it by its first blocks, and it has none of one kind",)
+        reasons += (f"{program} and diffusers recognise it by its first blocks, and it has none of one kind",)
     return reasons
 
 
@@ -114,3 +125,15 @@ class Flux(Layout):
             "The guidance scale is set with the node FluxGuidance, and the shift of the timesteps for other sizes than "
             "1024 pixels with ModelSamplingFlux.",
         )
+
+    def check_sdcpp(self, shape: Shape) -> tuple[str, ...]:
+        """Return the reasons why stable-diffusion.cpp does not load a pipeline of this shape."""
+        config = full_config(shape)
+        reasons = differing(config, _SDCPP, SDCPP) + shared_reasons(config, SDCPP)
+        if config["in_channels"] not in _SDCPP_CHANNELS:
+            reasons += (f"in_channels is {config['in_channels']}, and {SDCPP} has 64, 128 and 384",)
+        return reasons
+
+    def in_sdcpp(self, shape: Shape) -> str:
+        """Return the command with which stable-diffusion.cpp loads the file, as Markdown."""
+        return sdcpp_command(shape, _SDCPP_FILES, embedded_guidance=True)

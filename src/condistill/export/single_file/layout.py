@@ -73,6 +73,17 @@ class Layout(ABC):
         `CONFIGS_NAME` is the folder of the configs, next to the file.
         """
 
+    def check_sdcpp(self, shape: Shape) -> tuple[str, ...]:
+        """Return the reasons why stable-diffusion.cpp does not load a pipeline of this shape; empty if it does.
+
+        It reads transformers in the layout of ComfyUI, as far as it knows their class.
+        """
+        return (f"the layout of a {self.denoiser_class} there is not known",)
+
+    def in_sdcpp(self, shape: Shape) -> str:
+        """Return the command with which stable-diffusion.cpp loads the file, as Markdown."""
+        raise NotImplementedError(self.denoiser_class)
+
 
 LAYOUTS: Registry[Layout] = Registry("layout")
 """By class of the denoiser."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from condistill.export.single_file.companions import Companions
+from condistill.export.single_file.companions import Companions, sdcpp_command
 from condistill.export.single_file.layout import Layout, Weights, register_layout
-from condistill.export.single_file.renaming import differing, full_config
+from condistill.export.single_file.renaming import SDCPP, differing, full_config
 from condistill.export.source import Shape
 
 _LITERALS = {
@@ -53,3 +53,11 @@ class QwenImage(Layout):
     def how_to_load(self, shape: Shape) -> str:
         """Return where the file belongs in ComfyUI."""
         return _COMPANIONS.how_to_load(shape)
+
+    def check_sdcpp(self, shape: Shape) -> tuple[str, ...]:
+        """Return the reasons why stable-diffusion.cpp does not load a pipeline of this shape."""
+        return differing(full_config(shape), {**_LITERALS, "in_channels": 64}, SDCPP)
+
+    def in_sdcpp(self, shape: Shape) -> str:
+        """Return the command with which stable-diffusion.cpp loads the file, as Markdown."""
+        return sdcpp_command(shape, "--vae qwen_image_vae.safetensors --llm qwen_2.5_vl_7b.safetensors")

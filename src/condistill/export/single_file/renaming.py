@@ -21,6 +21,7 @@ from condistill.export.source import Config, Shape
 
 Table = Mapping[str, tuple[str, ...]]
 """By the original name of a layer or weight: those in diffusers, which are joined along the first dimension."""
+COMFYUI, SDCPP = "ComfyUI", "stable-diffusion.cpp"
 _IN_A_LIST = re.compile(r"(?P<blocks>\w+)\.(?P<number>\d+)\.(?P<rest>.+)")
 
 
@@ -139,12 +140,12 @@ def full_config(shape: Shape) -> Config:
     return {**defaults, **shape.denoiser}
 
 
-def differing(config: Config, wanted: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a reason for each value of a config that is not as ComfyUI has it, lists and tuples being the same."""
+def differing(config: Config, wanted: Mapping[str, Any], program: str = COMFYUI) -> tuple[str, ...]:
+    """Return a reason for each value of a config that is not as a program has it, lists and tuples being the same."""
     found = []
     for name, value in wanted.items():
         given = config.get(name)
         given = tuple(given) if isinstance(given, list) else given
         if given != value:
-            found.append(f"{name} is {given}, and ComfyUI builds it with {value} only")
+            found.append(f"{name} is {given}, and {program} builds it with {value} only")
     return tuple(found)

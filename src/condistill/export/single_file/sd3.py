@@ -6,16 +6,18 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from condistill.export.single_file.companions import Companions
+from condistill.export.single_file.companions import Companions, sdcpp_command
 from condistill.export.single_file.layout import Layout, Weights, register_layout
-from condistill.export.single_file.renaming import Blocks, Renaming, differing, full_config
-from condistill.export.source import Shape
-from condistill.utils.format import significant
+from condistill.export.single_file.renaming import COMFYUI, SDCPP, Blocks, Renaming, differing, full_config
+from condistill.export.source import Config, Shape
 
 _HEAD = 64
 """Channels of an attention head; ComfyUI derives heads and layers from the width by it."""
 _SHIFT = 3.0
 """Shift of the timesteps in ComfyUI, unless a node changes it."""
+_SDCPP_LAYERS = 24
+"""Fewest layers that stable-diffusion.cpp builds."""
+_SDCPP_FILES = "--vae VAE --clip_l clip_l.safetensors --clip_g clip_g.safetensors --t5xxl t5xxl_fp16.safetensors"
 _RENAMING = Renaming(
     {
         "pos_embed": ("pos_embed.pos_embed",),
@@ -64,6 +66,21 @@ _COMPANIONS = Companions(
 )
 
 
+def _reasons(config: Config, program: str) -> tuple[str, ...]:
+    reasons = differing(config, {"attention_head_dim": _HEAD, "in_channels": 16}, program)
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    layers = width // _HEAD
+    if config["num_layers"] != layers:
+        reasons += (
+            f"it has {config['num_layers']} layers, and {program} needs {layers}: the width, {width:,}, by {_HEAD}",
+        )
+    if config["caption_projection_dim"] != width:
+        reasons += (f"caption_projection_dim is {config['caption_projection_dim']}, and the width is {width:,}",)
+    if config["qk_norm"] not in (None, "rms_norm"):
+        reasons += (f"qk_norm is {config['qk_norm']}, and {program} has rms_norm or none",)
+    return reasons
+
+
 @register_layout
 class StableDiffusion3(Layout):
     """Stable Diffusion 3 and 3.5: the number of layers follows from the width."""
@@ -72,19 +89,7 @@ class StableDiffusion3(Layout):
 
     def check(self, shape: Shape) -> tuple[str, ...]:
         """Return the reasons why ComfyUI does not load a pipeline of this shape."""
-        config = full_config(shape)
-        reasons = differing(config, {"attention_head_dim": _HEAD, "in_channels": 16})
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        layers = width // _HEAD
-        if config["num_layers"] != layers:
-            reasons += (
-                f"it has {config['num_layers']} layers, and ComfyUI builds {layers}: the width, {width:,}, by {_HEAD}",
-            )
-        if config["caption_projection_dim"] != width:
-            reasons += (f"caption_projection_dim is {config['caption_projection_dim']}, and the width is {width:,}",)
-        if config["qk_norm"] not in (None, "rms_norm"):
-            reasons += (f"qk_norm is {config['qk_norm']}, and ComfyUI has rms_norm or none",)
-        return reasons
+        return _reasons(full_config(shape), COMFYUI)
 
     def tensors(self, shape: Shape, weights: Weights) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights under their original names."""
@@ -101,5 +106,20 @@ class StableDiffusion3(Layout):
         shift = shape.components.get("scheduler", {}).get("shift", _SHIFT)
         if shift == _SHIFT:
             return _COMPANIONS.how_to_load(shape)
-        node = f"The node ModelSamplingSD3 sets the shift of the timesteps to {significant(shift)}."
+        node = f"The node ModelSamplingSD3 sets the shift of the timesteps to {shift:g}."
         return _COMPANIONS.how_to_load(shape, node)
+
+    def check_sdcpp(self, shape: Shape) -> tuple[str, ...]:
+        """Return the reasons why stable-diffusion.cpp does not load a pipeline of this shape."""
+        config = full_config(shape)
+        reasons, layers = _reasons(config, SDCPP), config["num_layers"]
+        if layers < _SDCPP_LAYERS:
+            reasons += (f"it has {layers} layers, and {SDCPP} builds {_SDCPP_LAYERS} or more",)
+        dual = sorted(config["dual_attention_layers"])
+        if dual != list(range(len(dual))):
+            reasons += (f"the layers {dual} have two attentions, and {SDCPP} builds them so from the first on",)
+        return reasons
+
+    def in_sdcpp(self, shape: Shape) -> str:
+        """Return the command with which stable-diffusion.cpp loads the file, as Markdown."""
+        return sdcpp_command(shape, _SDCPP_FILES)
