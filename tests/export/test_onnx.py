@@ -18,7 +18,7 @@ from condistill.errors import CondistillError
 from condistill.export import EXPORTERS, ExportOptions, Shape, Source, find_source
 from condistill.export.compare import Precision, compare
 from condistill.export.exporter import Comparison
-from condistill.export.onnx import load_family, onnx_runner, stored_dtype
+from condistill.export.onnx import OPSET, load_family, onnx_runner, round_down, stored_dtype
 from condistill.export.openvino import convert_graphs, openvino_runner
 from condistill.export.write import check_export, export
 from condistill.miniature import build
@@ -220,3 +220,20 @@ def test_a_consistency_model_is_refused(source: Source, tmp_path: Path) -> None:
     (directory / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(CondistillError, match="sampled by a LCMScheduler"):
         EXPORTERS["onnx"].write(find_source(str(directory), student=None), tmp_path, ExportOptions())
+
+
+def test_divisions_of_sizes_round_down(tmp_path: Path) -> None:
+    ir = pytest.importorskip("onnx_ir")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    kind = ir.TensorType(ir.DataType.INT64)
+    inputs = [ir.Value(name=name, type=kind, shape=ir.Shape(["n"])) for name in ("a", "b")]
+    division = ir.Node("", "Div", inputs, num_outputs=1, name="division")
+    division.outputs[0].name = "floordiv_3"
+    division.outputs[0].type, division.outputs[0].shape = kind, ir.Shape(["n"])
+    graph = ir.Graph(inputs, division.outputs, nodes=[division], opset_imports={"": OPSET}, name="graph")
+    round_down(graph)
+    file = str(tmp_path / "graph.onnx")
+    ir.save(ir.Model(graph, ir_version=10), file)
+    a, b = np.array([-7, -6, 7, 0, -1]), np.array([2, 2, 2, 3, 8])
+    (found,) = onnxruntime.InferenceSession(file).run(None, {"a": a, "b": b})
+    assert found.tolist() == (a // b).tolist()

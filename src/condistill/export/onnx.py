@@ -158,8 +158,30 @@ def _write_graph(family: Family, graph: Graph, file: Path) -> None:
         ) from error
     for node in program.model.graph:  # they hold stack traces, with directories of this machine
         node.metadata_props.clear()
+    round_down(program.model.graph)
     size = sum(each.numel() * each.element_size() for each in graph.module.state_dict().values())
     program.save(str(file), external_data=size > _LARGE)
+
+
+def round_down(graph: Any) -> None:
+    """Make the divisions of whole numbers in a graph of `onnx_ir` round down, as Python's do and ONNX's do not.
+
+    torch's exporter writes Python's `//`, such as that of sizes, as a division that rounds to zero, and simplifies
+    sizes to sums with negative terms: 8 - ceil(w / 2) becomes 8 + (-w) // 2, which is wrong for odd w.
+    """
+    import onnx_ir
+
+    for node in list(graph):
+        name = node.outputs[0].name or ""
+        if node.op_type != "Div" or not name.startswith("floordiv"):
+            continue
+        dividend, divisor = node.inputs
+        remainder = onnx_ir.Node("", "Mod", [dividend, divisor], num_outputs=1, name=f"{name}_mod")
+        multiple = onnx_ir.Node("", "Sub", [dividend, remainder.outputs[0]], num_outputs=1, name=f"{name}_sub")
+        for each in (remainder, multiple):
+            each.outputs[0].name = f"{each.name}_out"
+        graph.insert_before(node, [remainder, multiple])
+        node.replace_input_with(0, multiple.outputs[0])
 
 
 def _reason(error: BaseException) -> str:
