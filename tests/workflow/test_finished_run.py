@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 from runs import Run
+from safetensors.torch import load_file
 
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.record import Evaluation
 from condistill.evaluate.run_tasks import OTHER_SEED, untrained
+from condistill.students.layer_map import LAYERS_NAME, LayersRecord
 from condistill.utils.hardware import device_name
 from condistill.utils.markdown import escape
 
@@ -27,6 +29,18 @@ def test_a_run_keeps_the_references_of_every_student(finished: Run) -> None:
     assert other is not None
     assert other.value > 0
     assert (finished.out / "evaluation" / "latents" / OTHER_SEED).is_dir()
+
+
+@pytest.mark.slow
+def test_a_run_records_the_layers_of_the_teacher_that_its_students_are_made_of(finished: Run) -> None:
+    file = finished.out / "distill" / "plain" / LAYERS_NAME
+    sources = LayersRecord.read(file, remedy="").layer_map()
+    weights = load_file(finished.out / "pipelines" / "plain" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {name for name, weight in weights.items() if weight.dim() > 1 and "shortcut" not in name} <= set(sources)
+    assert all(
+        source.selection[0] is None or len(source.selection[0]) == len(weights[name])
+        for name, source in sources.items()
+    )
 
 
 @pytest.mark.slow
