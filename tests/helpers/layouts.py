@@ -26,6 +26,13 @@ PIPELINES = {
     "DiTTransformer2DModel": "DiTPipeline",
 }
 """By class of the transformer."""
+SD35_LARGE = {
+    "num_layers": 38,
+    "num_attention_heads": 38,
+    "caption_projection_dim": 2432,
+    "pos_embed_max_size": 192,
+    "qk_norm": "rms_norm",
+}
 TINY_QWEN: dict[str, Any] = {
     "in_channels": 16,
     "out_channels": 4,

@@ -7,7 +7,18 @@ import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel, SD3Transformer2DModel
 from full_size import DATA
-from layouts import PIPELINES, TINY_QWEN, config_of, narrow_weights, on_meta, original, published, shape_of, write_sd3
+from layouts import (
+    PIPELINES,
+    SD35_LARGE,
+    TINY_QWEN,
+    config_of,
+    narrow_weights,
+    on_meta,
+    original,
+    published,
+    shape_of,
+    write_sd3,
+)
 from tiny_transformers import build
 from torch import Tensor
 
@@ -20,13 +31,6 @@ from condistill.export.single_file import LAYOUTS
 from condistill.export.source import Shape
 from condistill.students.derive import student_shapes
 
-SD35_LARGE = {
-    "num_layers": 38,
-    "num_attention_heads": 38,
-    "caption_projection_dim": 2432,
-    "pos_embed_max_size": 192,
-    "qk_norm": "rms_norm",
-}
 OTHERS = ("sd35_medium", "sd35_large", "pixart_sigma")
 
 
