@@ -30,7 +30,7 @@ from condistill.teachers.noise.schedule import is_of_consistency_model
 from condistill.teachers.registry import family_of_pipeline
 from condistill.utils.atomic import write_text
 from condistill.utils.quiet import quiet_libraries
-from condistill.utils.text import first_line, shorten
+from condistill.utils.text import shorten
 
 if TYPE_CHECKING:
     from condistill.teachers.family import Family
@@ -186,7 +186,8 @@ def round_down(graph: Any) -> None:
 
 def _reason(error: BaseException) -> str:
     """Return the reason in an exception of the exporter, whose own message is advice."""
-    return first_line(error.__cause__ or error)
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
 
 
 def _dynamic_shapes(graph: Graph) -> tuple[tuple[dict[int, Any], ...]]:

@@ -81,13 +81,14 @@ class PixArt(Family):
 
     def predict(self, denoiser: ModelMixin, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         dtype, embeds = dtype_of(denoiser), condition.tensors["prompt_embeds"]
-        height, width = (size * self.pixels_per_latent for size in x_t.shape[-2:])
+        # sizes stay symbols where this is traced to a graph, so they are in no list
+        sides = [embeds.new_full((x_t.shape[0], 1), side * self.pixels_per_latent) for side in x_t.shape[-2:]]
         output: Tensor = denoiser(
             x_t.to(dtype),
             encoder_hidden_states=embeds.to(dtype),
             encoder_attention_mask=condition.tensors["prompt_attention_mask"],
             timestep=timesteps,
-            added_cond_kwargs=_size_condition(denoiser.config, embeds.new_tensor([[height, width]] * len(x_t))),
+            added_cond_kwargs=_size_condition(denoiser.config, torch.cat(sides, dim=1)),
         ).sample
         return output[:, : x_t.shape[1]].float()  # without the learned variance
 
