@@ -141,7 +141,8 @@ def table(title: str, family: Family, runtimes: list[Runtime], *, prompts: list[
         f"## {title}",
         "",
         f"torch takes {1000 * seconds:.0f} ms per image of {STEPS} steps with guidance. Times and sizes are ratios to "
-        "torch in float32, of times the median and the range; the difference is that of a pixel in [0, 1].",
+        "torch in float32, of times the median and the range; torch's size has the autoencoder's encoder. Differences "
+        "are those of pixels in [0, 1].",
         "",
         "| runtime | time | MB | size | largest difference | mean difference | all correct | less than torch |",
         "|---|---|---|---|---|---|---|---|",
