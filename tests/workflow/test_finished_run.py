@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
+
 import pytest
 from runs import Run
 from safetensors.torch import load_file
 
+from condistill.config.recipe import Recipe
+from condistill.errors import CondistillError
 from condistill.evaluate.metrics import METRICS
 from condistill.evaluate.record import Evaluation
 from condistill.evaluate.run_tasks import OTHER_SEED, untrained
+from condistill.export import EXPORTERS, ExportOptions, find_source, loads_in
+from condistill.export.write import check_export
+from condistill.plan import make_plan
 from condistill.students.layer_map import LAYERS_NAME, LayersRecord
 from condistill.utils.hardware import device_name
 from condistill.utils.markdown import escape
@@ -102,3 +110,21 @@ def test_the_card_of_a_finished_run_states_lineage_prompts_cost_and_where_it_loa
     assert "prompts without images" in card
     assert "- Loads in: diffusers\n- Not in ComfyUI: " in card
     assert str(finished.folder) not in card
+
+
+@pytest.mark.slow
+def test_plan_card_and_export_agree_on_where_a_student_loads(finished: Run) -> None:
+    recipe = Recipe.load(finished.out / "recipe.yaml")
+    planned = {student.name: student for student in make_plan(recipe).students if student.of_recipe}
+    for name in recipe.variants:
+        source = find_source(str(finished.out), student=name)
+        card = (finished.out / "pipelines" / name / "README.md").read_text(encoding="utf-8").replace("\\", "")
+        for loading, found in zip(planned[name].loads_in, loads_in(source.shape), strict=True):
+            assert loading.model_dump() == asdict(found)
+            exporter = next(each for each in EXPORTERS.values() if each.title == found.application)
+            if found.loads:
+                check_export(source, exporter, ExportOptions())
+            else:
+                assert f"- Not in {found.application}: {found.reason}" in card
+                with pytest.raises(CondistillError, match=re.escape(found.reason)):
+                    check_export(source, exporter, ExportOptions())

@@ -99,18 +99,26 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     from condistill.config.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())
+    from condistill.plan.loading import lines_by_student, student_loading
     from condistill.teachers.skeleton import teacher_skeleton
     from condistill.utils.quiet import quiet_libraries
     from condistill.workflow.preflight import check_inputs, examine
 
     family = check_inputs(loaded)
     with quiet_libraries():
-        findings = examine(loaded, teacher_skeleton(loaded.teacher))
+        skeleton = teacher_skeleton(loaded.teacher)
+        findings = examine(loaded, skeleton)
     if findings.refused:
         raise CondistillError("\n".join(findings.refused))
     typer.echo(loaded.to_yaml(), nl=False)
     for line in findings.warnings:
         say(f"warning: {line}")
+    say("where students load:")
+    found = findings.students.items()
+    for line in lines_by_student(
+        {name: student_loading(loaded, skeleton, student.denoiser, name) for name, student in found}
+    ):
+        say(line)
     say(f"{recipe} is valid; the family of the teacher is {family.name}")
 
 

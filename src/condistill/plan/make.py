@@ -9,7 +9,6 @@ import torch
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.export import Shape, loads_in
 from condistill.pipelines.sampling import Sampling
 from condistill.plan.candidates import Candidate, possible_students, recipe_candidates, teacher_candidate
 from condistill.plan.cost import (
@@ -23,6 +22,7 @@ from condistill.plan.cost import (
     preview_hours,
 )
 from condistill.plan.devices import EFFICIENCY, OTHER_EFFICIENCY, PRESENT, Device, Hardware, find_device
+from condistill.plan.loading import student_loading
 from condistill.plan.measure import measure_forward, measure_step
 from condistill.plan.record import (
     DenoiserCost,
@@ -187,9 +187,8 @@ class _Planner:
         steps: int = 0,
     ) -> StudentPlan:
         left = None if self.budget is None else self.budget - 3600 * (cost.cache.hours + cost.evaluation.hours)
-        pipeline_class = type(self.skeleton.family.pipeline).__name__
-        teacher, student = (plain_config(each.denoiser) for each in (self.teacher, candidate))
-        shape = Shape(pipeline_class, type(candidate.denoiser).__name__, student, teacher)
+        variant = candidate.name if training else None
+        loading = student_loading(self.recipe, self.skeleton, candidate.denoiser, variant)
         return StudentPlan(
             **self._denoiser_cost(candidate).model_dump(),
             name=candidate.name,
@@ -203,7 +202,7 @@ class _Planner:
             steps_in_budget=None if left is None else max(int(left / sec_per_step), 0),
             loads_in=tuple(
                 LoadingPlan(application=each.application, loads=each.loads, reason=each.reason, source=each.source)
-                for each in loads_in(shape)
+                for each in loading
             ),
         )
 

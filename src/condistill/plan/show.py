@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
+from condistill.plan.loading import lines_by_student
 from condistill.plan.record import DenoiserCost, DevicePlan, Plan, RunCost, StageMemory, StudentPlan, TrainingCost
 from condistill.utils.format import byte_size, duration, percent, si_quantity, significant
 from condistill.utils.terminal import cell, print_line
@@ -39,7 +40,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         print_line(console, f"other components: {', '.join(others)}")
     console.print(_denoisers(plan))
     console.print(_ladder(plan))
-    for line in _applications(plan):
+    print_line(console, "where students load:")
+    for line in lines_by_student({student.name: student.loads_in for student in plan.students}):
         print_line(console, line)
     console.print(_training(plan.cost))
     console.print(_memory(plan.cost))
@@ -100,26 +102,6 @@ def _ladder(plan: Plan) -> Table:
 
 def _yes_or_no(value: bool) -> str:
     return "yes" if value else "[red]no[/]"
-
-
-def _applications(plan: Plan) -> list[str]:
-    """Return where the students load: a line for each application and reason, then the sources."""
-    found: dict[str, dict[tuple[bool, str], list[str]]] = {}
-    sources: dict[str, str] = {}
-    for student in plan.students:
-        for verdict in student.loads_in:
-            of_application = found.setdefault(verdict.application, {})
-            of_application.setdefault((verdict.loads, verdict.reason), []).append(student.name)
-            sources[verdict.application] = verdict.source
-    lines = ["where students load:", "- diffusers: all"]
-    for application, reasons in found.items():
-        lines += [
-            f"- {application}: {'' if loads else 'not '}{', '.join(names)}: {reason}"
-            for (loads, reason), names in sorted(reasons.items(), key=lambda reason: not reason[0][0])
-        ]
-    if sources:
-        lines.append(f"- by their sources, not tried: {'; '.join(f'{name}: {of}' for name, of in sources.items())}")
-    return lines
 
 
 def _memory(cost: RunCost) -> Table:
