@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel, SD3Transformer2DModel
@@ -169,6 +170,7 @@ def test_the_user_learns_the_folder_of_each_file_and_the_settings(kind: str, exp
     text = LAYOUTS[kind].how_to_load(shape)
     folders = ("`models/diffusion_models`", "`models/text_encoders`", "`models/vae`")
     assert all(part in text for part in (*folders, *expected, "sampled with 4 steps and guidance scale 3.5"))
+    assert (f"`{kind}.from_single_file(" in text) == hasattr(getattr(diffusers, kind), "from_single_file")
 
 
 def test_guidance_and_shift_are_set_where_the_denoiser_and_the_scheduler_have_them() -> None:
@@ -212,7 +214,8 @@ def test_stable_diffusion_cpp_takes_what_its_loader_accepts(kind: str, config: d
     assert len(reasons) == bool(reason)
     assert reason in " ".join(reasons)
     if not reason:
-        guidance = "--cfg-scale 1 --guidance 3.5" if kind.startswith("Flux") else "--cfg-scale 3.5"
+        is_flux, embedded = kind.startswith("Flux"), " --guidance 3.5" if config.get("guidance_embeds") else ""
+        guidance = f"--cfg-scale 1{embedded}" if is_flux else "--cfg-scale 3.5"
         text = exporter.how_to_load(shape)
         assert text.startswith("**stable-diffusion.cpp**: `sd-cli --diffusion-model FILE --vae ")
         assert text.endswith(f" --sampling-method euler --steps 4 {guidance}`")

@@ -12,20 +12,21 @@ CLIP_NAMES = (
 )
 
 
-def sdcpp_command(shape: Shape, files: str, *, embedded_guidance: bool = False) -> str:
+def sdcpp_command(shape: Shape, files: str, *, cfg: bool = True, guidance: bool = False) -> str:
     """Return the command with which stable-diffusion.cpp samples with a denoiser alone, as Markdown.
 
     Args:
         files: options with the other files.
-        embedded_guidance: whether the guidance scale is an input of the denoiser.
+        cfg: whether it is sampled with classifier-free guidance.
+        guidance: whether the guidance scale is an input of the denoiser.
     """
     steps, scale = shape.sampling.get("num_inference_steps"), shape.sampling.get("guidance_scale")
     parts = [f"sd-cli --diffusion-model FILE {files}", '-p "PROMPT"', "--sampling-method euler"]
     parts += [] if steps is None else [f"--steps {steps}"]
-    if embedded_guidance:
-        parts += ["--cfg-scale 1", *([] if scale is None else [f"--guidance {scale:g}"])]
-    elif scale is not None:
-        parts += [f"--cfg-scale {scale:g}"]
+    if not cfg:
+        parts += ["--cfg-scale 1"]
+    if scale is not None and (cfg or guidance):
+        parts += [f"--guidance {scale:g}" if guidance else f"--cfg-scale {scale:g}"]
     return f"**stable-diffusion.cpp**: `{' '.join(parts)}`"
 
 
@@ -47,6 +48,8 @@ class Companions:
     """What is to be set, as sentences."""
     has_clip: bool = False
     """Whether one of the text encoders is a CLIP."""
+    diffusers_reads: bool = True
+    """Whether the class has `from_single_file`."""
 
     def how_to_load(self, shape: Shape, *settings: str) -> str:
         """Return where the files belong, as Markdown.
@@ -66,8 +69,17 @@ class Companions:
             f"- The autoencoder is that of the teacher: {self.autoencoder}{own_autoencoder}, in `models/vae`. Node: "
             "Load VAE.",
             *self._settings(shape, settings),
+            *self._in_diffusers(shape),
         ]
         return "\n".join(lines)
+
+    def _in_diffusers(self, shape: Shape) -> list[str]:
+        if not self.diffusers_reads:
+            return []
+        return [
+            f'- diffusers reads it too: `{shape.denoiser_class}.from_single_file("FILE", config="PIPELINE", '
+            'subfolder="transformer")`, where PIPELINE is the directory of the pipeline.'
+        ]
 
     def _settings(self, shape: Shape, more: tuple[str, ...]) -> list[str]:
         steps, scale = shape.sampling.get("num_inference_steps"), shape.sampling.get("guidance_scale")

@@ -136,4 +136,4 @@ class Flux(Layout):
 
     def in_sdcpp(self, shape: Shape) -> str:
         """Return the command with which stable-diffusion.cpp loads the file, as Markdown."""
-        return sdcpp_command(shape, _SDCPP_FILES, embedded_guidance=True)
+        return sdcpp_command(shape, _SDCPP_FILES, cfg=False, guidance=full_config(shape)["guidance_embeds"])

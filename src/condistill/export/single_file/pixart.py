@@ -56,6 +56,7 @@ _COMPANIONS = Companions(
     loader="CLIPLoader, type `pixart`",
     own_text_encoder="text_encoder/model.safetensors",
     autoencoder="that of SDXL for PixArt-Sigma, of Stable Diffusion 1 for PixArt-Alpha",
+    diffusers_reads=False,
 )
 
 
