@@ -169,6 +169,20 @@ def test_an_upload_that_the_network_interrupts_is_resumed_by_the_same_command(
     assert hub.repos[TO].files["unet/config.json"] == (pipeline / "unet" / "config.json").read_bytes()
 
 
+def test_ctrl_c_leaves_the_repository_as_it_was(
+    pipeline: Path, hub: FakeHub, push: Push, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    hub.repos[TO] = Repo(True, {"README.md": b"old"})
+    with monkeypatch.context() as patched:
+        patched.setattr("huggingface_hub._commit_api._upload_lfs_files", interrupt)
+        assert push(pipeline, "--to", TO, "--yes")[0] == 130
+    assert hub.repos[TO].files == {"README.md": b"old"}
+    assert push(pipeline, "--to", TO, "--yes")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("token", "message"),
     [
