@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # pytest's own process reads this file as well, and has no us
 
 
 pytest_plugins = ["unets"]
+LONGEST = ("test_kills", "test_readme")
+"""Files whose slow tests take half a minute each."""
 
 # Tests run on every core at once, and so do the commands that they start: threads would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,8 +43,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow tests first: a long one at the end would let one worker wait for the other."""
-    items.sort(key=lambda item: "slow" not in item.keywords)
+    """Run slow tests first, the longest before the others: one at the end would let a worker wait for the other."""
+    items.sort(key=lambda item: ("slow" not in item.keywords, item.path.stem not in LONGEST))
 
 
 def pytest_configure(config: pytest.Config) -> None:
