@@ -101,7 +101,7 @@ def test_an_exported_pipeline_of_a_family_or_of_none_loads_in_diffusers(
     kind = torch.float32 if dtype is None else torch.bfloat16
     expected = SD3Transformer2DModel.from_pretrained(pipeline / "transformer", torch_dtype=kind).state_dict()
     loaded = SD3Transformer2DModel.from_single_file(
-        str(out / "pipeline.safetensors"), config=str(pipeline), subfolder="transformer", torch_dtype=kind
+        str(out / "pipeline.safetensors"), config=str(out / "configs"), subfolder="transformer", torch_dtype=kind
     ).state_dict()
     assert all(torch.equal(loaded[name], each) for name, each in expected.items())
 
@@ -166,7 +166,10 @@ def test_a_pixart_alpha_that_comfyui_takes_for_sigma_is_refused() -> None:
     ],
 )
 def test_the_user_learns_the_folder_of_each_file_and_the_settings(kind: str, expected: tuple[str, ...]) -> None:
-    shape = Shape(PIPELINES[kind], kind, {}, sampling={"num_inference_steps": 4, "guidance_scale": 3.5})
+    classes = {"transformer": ("diffusers", kind)}
+    shape = Shape(
+        PIPELINES[kind], kind, {}, classes=classes, sampling={"num_inference_steps": 4, "guidance_scale": 3.5}
+    )
     text = LAYOUTS[kind].how_to_load(shape)
     folders = ("`models/diffusion_models`", "`models/text_encoders`", "`models/vae`")
     assert all(part in text for part in (*folders, *expected, "sampled with 4 steps and guidance scale 3.5"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from condistill.export.single_file.layout import CONFIGS_NAME
 from condistill.export.source import Shape
 
 CLIP_NAMES = (
@@ -62,7 +63,7 @@ class Companions:
             f", or `{self.own_text_encoder}` of the pipeline where it is one file" if self.own_text_encoder else ""
         )
         lines = [
-            "- The file holds the denoiser alone. Copy it to `models/diffusion_models` of ComfyUI, and load it with "
+            "- **ComfyUI**: the file holds the denoiser alone. Copy it to `models/diffusion_models`, and load it with "
             "the node Load Diffusion Model.",
             f"- Text encoders are those of the teacher: {self.text_encoders}{own_text_encoder}, in "
             f"`models/text_encoders`. Node: {self.loader}." + (f" {CLIP_NAMES}" if self.has_clip else ""),
@@ -77,8 +78,8 @@ class Companions:
         if not self.diffusers_reads:
             return []
         return [
-            f'- diffusers reads it too: `{shape.denoiser_class}.from_single_file("FILE", config="PIPELINE", '
-            'subfolder="transformer")`, where PIPELINE is the directory of the pipeline.'
+            f'- **diffusers**: `{shape.denoiser_class}.from_single_file("FILE", config="{CONFIGS_NAME}", '
+            f'subfolder="{shape.denoiser_name}")`; the folder has its config.'
         ]
 
     def _settings(self, shape: Shape, more: tuple[str, ...]) -> list[str]:
