@@ -26,7 +26,6 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "small": {"preset": "b-small"},
     "tiny": {"preset": "b-tiny"},
     "narrow": {"width": 0.75},
-    "half": {"width": 0.5},
 }
 
 
@@ -54,11 +53,13 @@ def random_like(layers: Sequence[LoraLayer], seed: int) -> list[LoraLayer]:
     return [replace(layer, down=like(layer.down), up=like(layer.up)) for layer in layers]
 
 
-def change(family: Family, denoiser: nn.Module, layers: list[LoraLayer]) -> Tensor:
-    """Return what a LoRA changes in the images."""
-    before = images(family, denoiser)
-    with fused(layers, {family.denoiser_name: denoiser}):
-        return images(family, denoiser) - before
+def changes(family: Family, denoiser: nn.Module, loras: Sequence[Sequence[LoraLayer]]) -> list[Tensor]:
+    """Return what each LoRA changes in the images."""
+    before, found = images(family, denoiser), []
+    for layers in loras:
+        with fused(layers, {family.denoiser_name: denoiser}):
+            found.append(images(family, denoiser) - before)
+    return found
 
 
 @pytest.mark.slow
@@ -69,22 +70,20 @@ def test_a_lora_of_the_teacher_changes_images_of_its_students_in_the_same_direct
     examples = noised(family, own.clone() + COLOUR, family.encode(CAPTIONS), batch=4, count=30)
     paths = [name for name, _ in family.denoiser.named_modules() if name.endswith(CHANGED)]
     lora = train_lora(family, paths, examples)
-    wanted = change(family, family.denoiser, lora)
+    (wanted,) = changes(family, family.denoiser, [lora])
     found: dict[str, float] = {}
     controls: dict[str, list[float]] = {}
     for name, settings in STUDENTS.items():
         student = derive_student(family.denoiser, StudentSettings(**settings))
         student.denoiser.eval().requires_grad_(False)
         assert student.layers is not None
-        layers = list(reindex(lora, student.layers, "unet").layers)
-        found[name] = similarity(wanted, change(family, student.denoiser, layers))
-        controls[name] = [
-            similarity(wanted, change(family, student.denoiser, random_like(layers, seed))) for seed in range(2)
-        ]
+        layers = reindex(lora, student.layers, "unet").layers
+        loras = [layers, *(random_like(layers, seed) for seed in range(2))]
+        found[name], *controls[name] = (similarity(wanted, each) for each in changes(family, student.denoiser, loras))
     assert min(found.values()) > 0.6
     # LoRAs of the same layers and norms change images too, but on the average in no direction
     assert all(max(controls[name]) < found[name] - 0.3 for name in found)
-    assert abs(sum(map(sum, controls.values())) / 8) < 0.25
+    assert abs(sum(map(sum, controls.values())) / 6) < 0.25
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from diffusers import StableDiffusionPipeline
 from loras import attention_layers, matrices
 from safetensors.torch import load_file
 
-from condistill.config.sections import LoraSettings
+from condistill.config.sections import LoraSettings, StudentSettings
 from condistill.errors import CondistillError
 from condistill.export.lora.file import check_layout, write_lora
+from condistill.export.lora.reindex import reindex
+from condistill.students.derive import derive_student
 from condistill.teachers.lora import LoraLayer, fuse, read_lora
 
 CONV = "down_blocks.0.resnets.0.conv1"
@@ -80,12 +83,15 @@ def test_a_matrix_stays_narrow_where_its_dtype_holds_it_with_the_factor(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
-def test_plain_diffusers_loads_it_and_predicts_as_with_the_sum_of_the_weights(
+def test_plain_diffusers_loads_it_into_a_student_that_generates_as_with_the_sum_of_the_weights(
     layout: str, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("peft", reason="diffusers loads LoRAs through peft")
     loaded, summed = (StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir) for _ in range(2))
-    layers = lora_of(loaded)
+    student = derive_student(loaded.unet, StudentSettings(preset="b-small", width=0.5))
+    assert student.layers is not None
+    layers = reindex(lora_of(loaded), student.layers, "unet").layers
+    loaded.unet, summed.unet = student.denoiser.eval(), copy.deepcopy(student.denoiser.eval())
     write_lora(tmp_path / "a.safetensors", layers, layout, components=list(loaded.components))
     loaded.load_lora_weights(tmp_path / "a.safetensors")
     fuse(layers, summed.components)

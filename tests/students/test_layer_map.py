@@ -13,7 +13,6 @@ from condistill.students.layer_map import LAYERS_NAME, LayersRecord, chained, ta
 
 CHOICES: dict[str, dict[str, Any]] = {
     "blocks": {"preset": "b-small"},
-    "innermost stage": {"preset": "b-tiny"},
     "width": {"width": 0.5},
     "blocks and width": {"preset": "b-small", "width": 0.5},
     "innermost stage and width": {"preset": "b-tiny", "width": 0.5},
@@ -38,7 +37,6 @@ def assert_is_complete(layers: Any, student: Any) -> None:
     [
         ("sd1", "blocks"),
         pytest.param("sd2", "width", marks=pytest.mark.slow),
-        pytest.param("four-stages", "innermost stage", marks=pytest.mark.slow),
         pytest.param("four-stages", "innermost stage and width", marks=pytest.mark.slow),
         pytest.param("sdxl", "blocks and width", marks=pytest.mark.slow),
     ],

@@ -194,6 +194,7 @@ def _effects(
     inputs = EffectInputs(cache, recipe.seed, recipe.variant(source.name)[1].guidance_range)
     pairs = [(lora, moved[name].layers) for name, lora in loras.items()]
     student = source.directory / source.denoiser_name
+    say(f"measuring the effect on the teacher and on {source.name}")
     try:
         effects = measure_effects(teacher_settings(source.run, recipe), student, pairs, inputs)
     except CondistillError as error:
