@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
-from condistill.pipelines.card import PipelineParts, ScoreRow, ScoreTable, is_edited, model_card
+from condistill.pipelines.card import PipelineParts, ScoreRow, ScoreTable, for_hub, is_edited, model_card
 from condistill.pipelines.licences import Licence
 from condistill.pipelines.lineage import Lineage
 from condistill.pipelines.provenance import CardFacts, Delivery, ExportedFiles, Program, PromptFacts, TrainingFacts
@@ -284,3 +284,11 @@ def test_the_metadata_fit_the_family_and_are_those_that_the_hub_reads(pipeline_c
 def test_the_example_of_a_pipeline_of_classes_has_one_of_its_labels() -> None:
     parts = PipelineParts("DiTPipeline", label='tench "Tinca"')
     assert 'pipeline.get_label_ids(["tench \\"Tinca\\""])' in _card(parts=parts)
+
+
+def test_the_card_for_the_hub_loads_from_there_and_an_edited_one_stays_as_it_is() -> None:
+    card = for_hub(_card(), "small", "me/my-student")
+    assert 'from_pretrained("me/my-student", torch_dtype' in card
+    assert "folder that contains" in _card()
+    assert "folder that contains" not in card
+    assert for_hub("# my own words", "small", "me/my-student") == "# my own words"

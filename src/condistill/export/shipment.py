@@ -16,7 +16,7 @@ from condistill.export.exporter import EXPORTERS
 from condistill.export.record import EXPORT_NAME, ExportRecord
 from condistill.export.source import Source
 from condistill.export.write import default_directory
-from condistill.pipelines.card import placeholder
+from condistill.pipelines.card import for_hub
 from condistill.pipelines.licences import is_licence_file
 from condistill.pipelines.lineage import card_metadata
 from condistill.teachers.defaults import SAMPLING_NAME
@@ -139,7 +139,7 @@ def _card(source: Source, repository: str) -> str:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise CondistillError(f"{file} cannot be read ({error}); correct it or delete it") from error
-    return card.replace(f"from_pretrained({placeholder(source.name)}", f"from_pretrained({json.dumps(repository)}")
+    return for_hub(card, source.name, repository)
 
 
 def _warnings(card: str, exports: Sequence[str]) -> Iterator[str]:

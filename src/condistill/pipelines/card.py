@@ -204,9 +204,22 @@ def _score_section(scores: ScoreTable) -> str:
     return "## Scores\n\n" + table(["", *scores.columns], rows) + "\n\n" + " ".join(scores.notes)
 
 
-def placeholder(name: str) -> str:
-    """Return the Python literal by which the loading example of a card names the pipeline: a folder next to Python."""
+_WHERE = "Run the example in the folder that contains `{name}`, or give the pipeline's whole path. "
+
+
+def _place(name: str) -> str:
+    """Return the Python literal by which the loading example names the pipeline: a folder next to Python."""
     return json.dumps(f"./{name}")
+
+
+def for_hub(card: str, name: str, repository: str) -> str:
+    """Return a card whose example loads from a repository on the hub; a card without the example stays as it is.
+
+    Args:
+        name: of the pipeline.
+    """
+    card = card.replace(f"from_pretrained({_place(name)}", f"from_pretrained({json.dumps(repository)}")
+    return card.replace(_WHERE.format(name=name), "")
 
 
 def _loading(name: str, recipe: Recipe, parts: PipelineParts) -> str:
@@ -225,12 +238,12 @@ def _loading(name: str, recipe: Recipe, parts: PipelineParts) -> str:
 import torch
 from diffusers import DiffusionPipeline
 {example.imports}
-pipeline = DiffusionPipeline.from_pretrained({placeholder(name)}, torch_dtype=torch.{parts.dtype}{without})
+pipeline = DiffusionPipeline.from_pretrained({_place(name)}, torch_dtype=torch.{parts.dtype}{without})
 image = pipeline({arguments}).images[0]
 ```
 
-It is an ordinary diffusers pipeline; condistill is not needed to use it. Run the example in the folder that contains \
-`{name}`, or give the pipeline's whole path. The denoiser's weights are {parts.dtype}; \
+It is an ordinary diffusers pipeline; condistill is not needed to use it. {_WHERE.format(name=name)}\
+The denoiser's weights are {parts.dtype}; \
 with another `torch_dtype`, every model of the pipeline is converted when it is loaded. On a GPU, call \
 `pipeline.to("cuda")` first."""
 
