@@ -15,8 +15,9 @@ from condistill.utils.hardware import default_device
 
 PRESENT = "present"
 EFFICIENCY = 0.3
-"""Assumed share of the tensor cores' peak that a training reaches. BK-SDM's 300 hours for 50,000 steps on one A100
-(arXiv 2305.15798) are 8 %; transformers that wait for no data reach more than 40 %."""
+"""Assumed share of the tensor cores' peak that a training reaches. On an H100, trainings of five students with
+micro-batches of 8 to 32 reach 22 to 37 % (benchmarks/plan.md); BK-SDM's 300 hours for 50,000 steps on one A100 (arXiv
+2305.15798) are 8 %."""
 OTHER_EFFICIENCY = 0.5
 """Assumed share of the peak of other arithmetic that a training reaches."""
 
@@ -90,15 +91,17 @@ DEVICES: dict[str, Device] = {
     for device in (
         _named("a100-40gb", (312, 19.5, 156), 39.4, 1555),
         _named("a100-80gb", (312, 19.5, 156), 79.3, 2039),
-        _named("h100", (989, 67, 494), 79.1, 3350),
-        _named("h200", (989, 67, 494), 139.8, 4800),
+        _named("h100", (746, 51, 212), 79.1, 2670),
+        _named("h200", (746, 51, 212), 139.8, 4800),
         _named("rtx-3090", (71, 35.6, 35.6), 23.6, 936),
         _named("rtx-4090", (165, 82.6, 82.6), 23.5, 1008),
         _named("l4", (121, 30.3, 60.5), 22.0, 300),
         _named("t4", (65, 8.1, 8.1), 14.6, 320),
     )
 }
-"""From data sheets: dense tensor-core figures; of data-centre cards, those of the SXM versions."""
+"""From data sheets: dense tensor-core figures; of data-centre cards, those of the SXM versions. Those of an H100 are
+measured (benchmarks/plan.md): a matrix product reaches 746 TFLOP/s of the 989 of its sheet, and the same processor is
+in an H200, whose bandwidth is that of its sheet."""
 
 
 def find_device(name: str | Device) -> Device:

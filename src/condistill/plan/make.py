@@ -299,7 +299,7 @@ class _Planner:
         """Return what the figures assume, one sentence each."""
         device = self.hardware.device
         tensor_cores, other = percent(self.hardware.efficiency), percent(OTHER_EFFICIENCY)
-        source = "measured here by a matrix product and a copy" if device.measured else "the manufacturer's figures"
+        source = "measured here by a matrix product and a copy" if device.measured else "the figures of docs/plan.md"
         flops = (device.half_flops, device.single_flops, device.convolution_flops)
         half, single, convolution = (significant(rate / 1e12) for rate in flops)
         rates = f"{half} TFLOP/s in half precision, {single} in float32 (convolutions {convolution})"
