@@ -15,6 +15,7 @@ from condistill.cli.app import app
 from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.export import find_source
+from condistill.export.lora.layers import teacher_settings
 from condistill.export.lora.record import LORA_RECORD_NAME, LoraExportRecord
 from condistill.export.lora.write import cautions, dropped_lines, export_loras
 from condistill.students.layer_map import LAYERS_NAME
@@ -159,6 +160,17 @@ def test_a_few_step_student_and_a_lora_that_was_learnt_already_are_named(
     few, twice = cautions(recipe, next(iter(recipe.variants)), [lora])
     assert "was distilled to few steps, and a LoRA that was trained without that can undo it" in few
     assert f"{lora} is among teacher.loras of the run, so the student has learnt it already" in twice
+
+
+def test_a_teacher_that_the_run_has_made_of_a_file_and_loras_is_the_one_that_is_measured(
+    recipe_of: Callable[..., Recipe], lora: Path, tmp_path: Path
+) -> None:
+    teacher = {"pipeline": "miniature", "loras": [{"path": str(lora)}]}
+    recipe = recipe_of("miniature", {"width": 0.5}, teacher=teacher)
+    assert teacher_settings(tmp_path, recipe) == recipe.teacher  # it was deleted, so it is made again
+    (tmp_path / "teacher").mkdir()
+    made = teacher_settings(tmp_path, recipe)
+    assert (made.pipeline, made.loras) == (str(tmp_path / "teacher"), ())
 
 
 @pytest.mark.parametrize(
