@@ -165,6 +165,7 @@ def test_validate_prints_the_resolved_recipe_and_writes_nothing(call: Call, reci
     assert result.code == 0
     shown = Recipe.parse(result.out)
     assert (shown.distill.steps, shown.distill.optimizer.learning_rate, shown.cache.size) == (3, 5e-5, 6)
+    assert "where students load:\n- random_conditioning: diffusers\n- not ComfyUI: random_conditioning: " in result.err
     assert "is valid; the family of the teacher is stable_diffusion" in result.err
     assert set(recipe.parent.iterdir()) == before
 

@@ -85,13 +85,19 @@ def test_a_run_with_a_lora_and_other_parts_names_them_and_uses_them(
         "teacher.scheduler=euler",
         f"teacher.vae={vae}",
     )
-    out, printed = run(tmp_path, tiny_pipeline_dir, *overrides)
+    teacher_dir = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "mine"))
+    (teacher_dir / "LICENSE").write_text("MIT License\n", encoding="utf-8")
+    out, printed = run(tmp_path, teacher_dir, *overrides)
     assert f"teacher: adding the LoRA {tmp_path / 'style.safetensors'} with scale 0.5" in printed
     student = load(out / "pipelines" / "plain")
     assert type(student.scheduler).__name__ == "EulerDiscreteScheduler"
     assert image(student).shape == (64, 64, 3)
     card = (out / "pipelines" / "plain" / "README.md").read_text(encoding="utf-8").replace("\\", "")
     assert "with the LoRA style.safetensors (scale 0.5), another autoencoder and another scheduler" in card
+    assert "license: mit\n" in card
+    assert "[MIT License](https://opensource.org/license/mit) (named by the teacher's LICENSE)" in card
+    assert "The teacher has 1 LoRA and another autoencoder of other origin" in card
+    assert (out / "pipelines" / "plain" / "LICENSE").read_text(encoding="utf-8") == "MIT License\n"
     assert str(tmp_path) not in card
     assert "style.safetensors" in (out / "recipe.yaml").read_text(encoding="utf-8")
     inputs = json.loads((out / "cache" / "stage.json").read_text(encoding="utf-8"))["inputs"]
