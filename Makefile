@@ -46,7 +46,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,track,studio,export]"
 	$(BIN)/python -m pip install -c constraints.txt --no-deps torch-fidelity  # its torchvision has no build for the pinned torch
-	$(BIN)/python -m pip install -c constraints.txt --no-deps --target $(VENV)/torchao torchao  # diffusers imports it where it finds it
+	$(BIN)/python -m pip install -c constraints.txt --no-deps --target $(VENV)/optional peft torchao  # diffusers imports them
 	@touch $@
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt

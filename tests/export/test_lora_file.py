@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from loras import attention_layers, matrices
+from optional import run_with_optional
 from safetensors.torch import load_file
 
 from condistill.config.sections import LoraSettings, StudentSettings
@@ -79,6 +81,15 @@ def test_a_matrix_stays_narrow_where_its_dtype_holds_it_with_the_factor(
     up = load_file(tmp_path / "a.safetensors")["unet.a.lora_B.weight"]
     assert up.dtype == dtype
     assert torch.equal(up.float(), layer.up.float() * factor)
+
+
+@pytest.mark.slow
+def test_plain_diffusers_with_peft_loads_the_file() -> None:
+    """Run the next test, which is skipped here, where there is peft."""
+    if importlib.util.find_spec("peft") is None:
+        test = "test_plain_diffusers_loads_it_into_a_student_that_generates_as_with_the_sum_of_the_weights"
+        printed = run_with_optional("-m", "pytest", "-n", "0", "-m", "", f"{__file__}::{test}")
+        assert "2 passed" in printed
 
 
 @pytest.mark.slow

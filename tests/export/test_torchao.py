@@ -1,21 +1,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from optional import run_with_optional
 from safetensors import safe_open
 
 from condistill.errors import CondistillError
 from condistill.export import EXPORTERS, ExportOptions, Shape, find_source
 from condistill.export.write import check_export, export
 
-TORCHAO = Path(sys.prefix) / "torchao"
-"""Where `make install` puts torchao: diffusers imports it wherever it finds it, and every command would take longer."""
 EXPORT_AND_LOAD = """
 import json, sys
 import numpy as np
@@ -41,14 +37,8 @@ print(json.dumps({
 
 @pytest.mark.slow  # a process of its own, in which diffusers finds torchao
 def test_a_quantised_pipeline_is_smaller_and_loads_in_plain_diffusers(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
-    if not TORCHAO.is_dir():
-        pytest.skip(f"torchao is not in {TORCHAO}; `make install` puts it there")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(TORCHAO)])}
     out = tmp_path / "quantised"
-    command = [sys.executable, "-c", EXPORT_AND_LOAD, str(tiny_pipeline_dir), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(run_with_optional("-c", EXPORT_AND_LOAD, str(tiny_pipeline_dir), str(out)).splitlines()[-1])
     assert "Int8Tensor" in found["kinds"]
     assert 0 < found["difference"] < 0.1
     assert not [file for file in out.rglob("*") if file.suffix in (".bin", ".pt")]
