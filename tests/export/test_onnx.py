@@ -18,7 +18,7 @@ from condistill.errors import CondistillError
 from condistill.export import EXPORTERS, ExportOptions, Shape, Source, find_source
 from condistill.export.compare import Precision, compare
 from condistill.export.exporter import Comparison
-from condistill.export.onnx import OPSET, load_family, onnx_runner, round_down, stored_dtype
+from condistill.export.onnx import OPSET, keep_axes, load_family, onnx_runner, round_down, stored_dtype
 from condistill.export.openvino import convert_graphs, openvino_runner
 from condistill.export.write import check_export, export
 from condistill.miniature import build
@@ -153,6 +153,14 @@ def test_graphs_hold_no_paths_of_the_machine(exported: Path) -> None:
     assert about["num_inference_steps"] == 5
 
 
+@pytest.mark.parametrize(("pipeline", "reason"), [("SanaPipeline", "dividing by 0"), ("DiTPipeline", "square")])
+def test_families_that_the_exporter_cannot_export_are_refused_before_weights_are_read(
+    pipeline: str, reason: str
+) -> None:
+    for name in ("onnx", "openvino"):
+        assert reason in EXPORTERS[name].check(Shape(pipeline, "Transformer", {}))[0]
+
+
 def test_a_difference_that_is_no_number_does_not_hold() -> None:
     assert not Comparison("image", float("nan"), 1.0).holds
 
@@ -237,3 +245,23 @@ def test_divisions_of_sizes_round_down(tmp_path: Path) -> None:
     a, b = np.array([-7, -6, 7, 0, -1]), np.array([2, 2, 2, 3, 8])
     (found,) = onnxruntime.InferenceSession(file).run(None, {"a": a, "b": b})
     assert found.tolist() == (a // b).tolist()
+
+
+def test_a_squeeze_that_removes_no_axis_is_removed(tmp_path: Path) -> None:
+    ir = pytest.importorskip("onnx_ir")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    kind, shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", 3])
+    x = ir.Value(name="x", type=kind, shape=shape)
+    axis = ir.Value(name="axis", const_value=ir.tensor(np.array([1]), name="axis"))
+    squeeze = ir.Node("", "Squeeze", [x, axis], num_outputs=1, name="squeeze")
+    squeeze.outputs[0].shape = shape
+    double = ir.Node("", "Add", [squeeze.outputs[0], x], num_outputs=1, name="double")
+    double.outputs[0].name, double.outputs[0].type, double.outputs[0].shape = "y", kind, shape
+    graph = ir.Graph(
+        [x], double.outputs, nodes=[squeeze, double], initializers=[axis], opset_imports={"": OPSET}, name="graph"
+    )
+    keep_axes(graph)
+    file = str(tmp_path / "graph.onnx")
+    ir.save(ir.Model(graph, ir_version=10), file)
+    (found,) = onnxruntime.InferenceSession(file).run(None, {"x": np.ones((2, 3), np.float32)})
+    assert found.tolist() == [[2.0] * 3] * 2

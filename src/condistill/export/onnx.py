@@ -159,8 +159,22 @@ def _write_graph(family: Family, graph: Graph, file: Path) -> None:
     for node in program.model.graph:  # they hold stack traces, with directories of this machine
         node.metadata_props.clear()
     round_down(program.model.graph)
+    keep_axes(program.model.graph)
     size = sum(each.numel() * each.element_size() for each in graph.module.state_dict().values())
     program.save(str(file), external_data=size > _LARGE)
+
+
+def keep_axes(graph: Any) -> None:
+    """Remove those Squeeze nodes from a graph of `onnx_ir` that remove no axis.
+
+    torch leaves an axis as it is if its size is not 1, and ONNX fails: PixArt squeezes its axis of patches.
+    """
+    for node in [node for node in graph if node.op_type == "Squeeze"]:
+        before, after = node.inputs[0].shape, node.outputs[0].shape
+        if before is not None and after is not None and len(before) == len(after):
+            for use in list(node.outputs[0].uses()):
+                use.node.replace_input_with(use.idx, node.inputs[0])
+            graph.remove(node)
 
 
 def round_down(graph: Any) -> None:

@@ -30,6 +30,7 @@ class DiT(Family):
     pipeline_classes = ("DiTPipeline",)
     denoiser_name = "transformer"
     denoiser_class = "DiTTransformer2DModel"
+    graph_limit = "a DiT takes square images of one size only, and the sizes of exported graphs are free"
     layer_lists = (LayerList("transformer_blocks", "num_layers"),)
     call_example = CallExample("class_labels=pipeline.get_label_ids([{prompt}])", takes_size=False)
     hub_task = "unconditional-image-generation"  # the hub has no task for images of a class

@@ -35,6 +35,10 @@ class Sana(Family):
     pipeline_classes = ("SanaPipeline",)
     denoiser_name = "transformer"
     denoiser_class = "SanaTransformer2DModel"
+    graph_limit = (
+        "torch's exporter to ONNX drops the 1e-15 that keeps Sana's linear attention from dividing by 0, so images "
+        "can be NaN"
+    )
     layer_lists = (LayerList("transformer_blocks", "num_layers"),)
     packages = ("sentencepiece", "protobuf")
     # with resolution binning, the pipeline would generate another size than the one it is given
