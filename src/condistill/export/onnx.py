@@ -78,7 +78,7 @@ class Onnx(Exporter):
 
 
 HOW_TO_LOAD = """Run the graphs with `{backend}`, `numpy` and `tokenizers`; torch is not needed. The example
-[`onnx_runner.py`](https://github.com/condistill/condistill/blob/main/docs/examples/onnx_runner.py) samples with them:
+`docs/examples/onnx_runner.py` of condistill, one file that you can copy, samples with them:
 
 ```bash
 pip install {backend} numpy tokenizers pillow
