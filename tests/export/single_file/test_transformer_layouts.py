@@ -204,7 +204,7 @@ SDCPP: list[tuple[str, dict[str, Any], str]] = [
     ("SD3Transformer2DModel", {**SD35_LARGE, "dual_attention_layers": (0, 2)}, "the layers [0, 2] have two attentions"),
     ("QwenImageTransformer2DModel", {"num_layers": 2}, ""),
     ("QwenImageTransformer2DModel", {"num_attention_heads": 12}, "num_attention_heads is 12"),
-    ("PixArtTransformer2DModel", {}, "the layout of a PixArtTransformer2DModel there is not known"),
+    ("PixArtTransformer2DModel", {}, "the layout in which it reads a PixArtTransformer2DModel is not known"),
 ]
 """What its own loader accepted or refused for files of these shapes; see the sources of the exporter."""
 

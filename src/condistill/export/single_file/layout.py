@@ -78,7 +78,7 @@ class Layout(ABC):
 
         It reads transformers in the layout of ComfyUI, as far as it knows their class.
         """
-        return (f"the layout of a {self.denoiser_class} there is not known",)
+        return (f"the layout in which it reads a {self.denoiser_class} is not known",)
 
     def in_sdcpp(self, shape: Shape) -> str:
         """Return the command with which stable-diffusion.cpp loads the file, as Markdown."""

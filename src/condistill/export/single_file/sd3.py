@@ -113,7 +113,7 @@ class StableDiffusion3(Layout):
         """Return the reasons why stable-diffusion.cpp does not load a pipeline of this shape."""
         config = full_config(shape)
         reasons, layers = _reasons(config, SDCPP), config["num_layers"]
-        if layers < _SDCPP_LAYERS:
+        if layers < _SDCPP_LAYERS and not reasons:
             reasons += (f"it has {layers} layers, and {SDCPP} builds {_SDCPP_LAYERS} or more",)
         dual = sorted(config["dual_attention_layers"])
         if dual != list(range(len(dual))):
