@@ -19,16 +19,21 @@ import torch
 from diffusers import DiffusionPipeline
 
 from condistill import export_pipeline
+from condistill.profiling.macs import macs
+from condistill.profiling.timing import shapes_of
 
 pipeline, out = sys.argv[1:]
 export_pipeline(pipeline, "torchao", weights="int8", out=out)
-images = []
+images, plain = [], None
 for directory in (pipeline, out):
     loaded = DiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32, safety_checker=None)
     loaded.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
+    plain = plain or loaded.unet
     images.append(loaded("a box", num_inference_steps=2, generator=generator, output_type="np").images)
+macs(loaded.unet, size=(8, 8), text_length=77)
 print(json.dumps({
+    "is_timed_alone": shapes_of(loaded.unet) != shapes_of(plain),
     "difference": float(np.abs(images[0] - images[1]).max()),
     "kinds": sorted({type(weight).__name__ for weight in loaded.unet.parameters()}),
 }))
@@ -40,6 +45,7 @@ def test_a_quantised_pipeline_is_smaller_and_loads_in_plain_diffusers(tiny_pipel
     out = tmp_path / "quantised"
     found = json.loads(run_with_optional("-c", EXPORT_AND_LOAD, str(tiny_pipeline_dir), str(out)).splitlines()[-1])
     assert "Int8Tensor" in found["kinds"]
+    assert found["is_timed_alone"]
     assert 0 < found["difference"] < 0.1
     assert not [file for file in out.rglob("*") if file.suffix in (".bin", ".pt")]
     with safe_open(out / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:

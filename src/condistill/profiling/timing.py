@@ -104,9 +104,12 @@ def _alike(denoisers: Mapping[str, nn.Module], sampling: Mapping[str, Sampling])
 
 
 def shapes_of(denoiser: nn.Module) -> Any:
-    """Return what the time of an image depends on of a denoiser: its class, and names, shapes and dtypes of weights."""
+    """Return what the time of an image depends on of a denoiser: its class, and names, kinds and shapes of weights.
+
+    A quantised weight is a tensor of another class, with the shape and the dtype of the weight that it stands for.
+    """
     tensors = denoiser.state_dict().items()
-    return type(denoiser), tuple((key, tensor.shape, tensor.dtype) for key, tensor in tensors)
+    return type(denoiser), tuple((key, type(tensor), tensor.shape, tensor.dtype) for key, tensor in tensors)
 
 
 def median_seconds(

@@ -10,8 +10,12 @@ from torch import nn
 
 
 def plain_config(denoiser: ModelMixin) -> dict[str, Any]:
-    """Return the constructor arguments of a denoiser, without the private entries that diffusers adds to its config."""
-    return {key: value for key, value in dict(denoiser.config).items() if not key.startswith("_")}
+    """Return the constructor arguments of a denoiser, without the entries that diffusers adds to its config.
+
+    These are private ones, and how the weights are quantised.
+    """
+    config = dict(denoiser.config).items()
+    return {key: value for key, value in config if not key.startswith("_") and key != "quantization_config"}
 
 
 def build_on_meta(model_class: type[ModelMixin], config: dict[str, Any]) -> ModelMixin:
