@@ -53,6 +53,17 @@ def test_the_peak_of_a_step_is_that_of_its_tensors(*, checkpointing: bool) -> No
     assert planned(gradient_checkpointing=checkpointing) == pytest.approx(real, rel=0.08)
 
 
+def test_gradients_of_earlier_micro_batches_are_there_at_the_peak() -> None:
+    with torch.random.fork_rng(devices=[]):
+        step = step_of(UNet2DConditionModel(**CONFIG))
+    with MemoryMeter() as meter:
+        for _ in range(2):
+            step.loss(*step.forward_teacher()).backward()
+    counted = training_peak(step_of(build_on_meta(UNet2DConditionModel, CONFIG)), None, accumulates=True)
+    assert counted == pytest.approx(meter.peak, rel=0.08)
+    assert counted > planned()
+
+
 @pytest.mark.slow
 def test_checkpointing_features_and_half_precision_change_the_peak_as_they_should() -> None:
     whole = planned()

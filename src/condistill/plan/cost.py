@@ -92,7 +92,8 @@ class TrainingJob:
         """
         denoiser = self.teacher.denoiser
         step = self.step(build_on_meta(type(denoiser), plain_config(denoiser)).to(self.dtype), self.student.student)
-        peak = training_peak(step, self.half)
+        accumulates = self.settings.batch_size > self.processes * self.micro_batch.samples
+        peak = training_peak(step, self.half, accumulates=accumulates)
         step.release()
         trained = self._weights(self.student)
         return self._memory(self.student, max(peak - trained, 0), on_host=on_host)

@@ -228,12 +228,12 @@ class Rung:
         sample = max(step - update, 0)
         return Times(sample, update, 3600 * cache.hours, 3600 * evaluation.hours / _EVALUATED, hardware.count)
 
-    def _job(self, micro_batch_size: int, *, checkpointing: bool) -> TrainingJob:
-        """Return the training with one micro-batch per step."""
+    def _job(self, micro_batch_size: int, *, checkpointing: bool, micro_batches: int = 1) -> TrainingJob:
+        """Return the training with some micro-batches per step."""
         case, count = self.case, self.case.hardware.count
         recipe = self.recipe(
             distill={
-                "batch_size": micro_batch_size * count,
+                "batch_size": micro_batches * micro_batch_size * count,
                 "micro_batch_size": micro_batch_size,
                 "mixed_precision": case.mixed_precision,
                 "gradient_checkpointing": checkpointing,
@@ -243,8 +243,8 @@ class Rung:
         return TrainingJob(case.skeleton, case.teacher, self.candidate, recipe.variant(name)[1], case.dtype, count)
 
     def _memory(self, micro_batch_size: int, *, checkpointing: bool) -> int:
-        """Return the bytes of a training with a micro-batch on one device."""
-        job = self._job(micro_batch_size, checkpointing=checkpointing)
+        """Return the bytes of a training with a micro-batch on one device, if a step has several."""
+        job = self._job(micro_batch_size, checkpointing=checkpointing, micro_batches=2)
         return job.memory(on_host=self.case.hardware.device.is_host).total
 
     @cached_property

@@ -26,17 +26,21 @@ _SINGLE = {F.group_norm, F.layer_norm, F.softmax}
 """Functions that it computes in float32; the others keep the dtype of their inputs."""
 
 
-def training_peak(step: SyntheticStep, half: torch.dtype | None) -> int:
+def training_peak(step: SyntheticStep, half: torch.dtype | None, *, accumulates: bool = False) -> int:
     """Return the bytes alive at the peak of a step, gradients included, without weights, optimiser and average.
 
     Args:
         step: of networks on the meta device.
         half: the dtype of mixed precision, if it is on.
+        accumulates: whether a step has further micro-batches, to whose gradients those of the last are added.
     """
     mode = SavedTensorsOnly(half)
     if step.settings.gradient_checkpointing:
         step.trained.denoiser.enable_gradient_checkpointing(mode.checkpoint)
     with MemoryMeter() as meter:
+        if accumulates:
+            for parameter in step.trained.parameters():
+                parameter.grad = torch.empty_like(parameter)
         with mode:
             loss = step.loss(*step.forward_teacher(), autocast=mode.forward)
         loss.backward()  # type: ignore[no-untyped-call]
