@@ -128,6 +128,18 @@ def test_what_is_stopped_or_differs_leaves_nothing(
 
 
 @pytest.mark.usefixtures("any_width")
+def test_files_of_the_user_stay_as_they_are_where_an_export_is_written(
+    pipeline: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "sub").mkdir()
+    others = [folder / name for name in (".zshrc.old", ".notes.partial", "sub/.other.partial")]
+    for file in others:
+        file.write_text("of the user", encoding="utf-8")
+    said(capsys, pipeline, "--to", "comfyui", "-o", "out")
+    assert all(file.read_text("utf-8") == "of the user" for file in others)
+
+
+@pytest.mark.usefixtures("any_width")
 def test_a_disk_that_is_too_small_is_named_before_anything_is_written(
     pipeline: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

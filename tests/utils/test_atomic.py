@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from condistill.utils.atomic import atomic_directory, atomic_file, partial_path, remove, write_text
+from condistill.errors import CondistillError
+from condistill.utils.atomic import (
+    atomic_directory,
+    atomic_file,
+    discard_partial,
+    partial_path,
+    recover,
+    remove,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -140,3 +149,35 @@ def test_remove_deletes_files_folders_and_links_and_ignores_missing_paths(tmp_pa
         remove(tmp_path / name)
     assert names(tmp_path) == {"kept"}
     assert names(kept) == {"file"}
+
+
+def test_a_directory_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    with atomic_directory(path) as partial:
+        (partial / "file").touch()
+        recover(tmp_path)  # the lock is of the open directory, so it counts within one process too
+        with pytest.raises(CondistillError, match=r"another process is writing .*/d; wait until it ends"):
+            discard_partial(path)
+        with pytest.raises(CondistillError, match="another process"), atomic_directory(path):
+            pass
+    assert names(path) == {"file"}
+    partial_path(path).mkdir()  # of a process that was killed
+    discard_partial(path)
+    assert names(tmp_path) == {"d"}
+
+
+def test_an_empty_directory_is_replaced_without_a_temporary_name_for_it(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / ".d.old").write_text("of the user")
+    with atomic_directory(tmp_path / "d") as partial:
+        (partial / "file").touch()
+    assert names(tmp_path / "d") == {"file"}
+    assert (tmp_path / ".d.old").read_text() == "of the user"
+
+
+def test_the_present_folder_is_a_directory_like_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "d").mkdir()
+    monkeypatch.chdir(tmp_path / "d")
+    with atomic_directory(Path()) as partial:
+        (partial / "file").touch()
+    assert names(tmp_path / "d") == {"file"}

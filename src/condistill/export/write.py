@@ -15,7 +15,7 @@ from condistill.errors import CondistillError
 from condistill.export.exporter import Comparison, Exporter, ExportOptions
 from condistill.export.record import EXPORT_NAME, ExportComparison, ExportedFile, ExportRecord
 from condistill.export.source import Source
-from condistill.utils.atomic import atomic_directory, recover
+from condistill.utils.atomic import atomic_directory, discard_partial
 from condistill.utils.format import byte_size, significant
 from condistill.utils.hashing import hash_file, key_of
 
@@ -74,13 +74,14 @@ def export(
             the pipeline by more than the tolerance, and then nothing is written.
     """
     check_export(source, exporter, options)
-    if directory.parent.is_dir():
-        recover(directory.parent)
+    record = _record_in(directory)
     with working(f"{source.name}: reading the files of {source.directory}"):
         key = _key(source, exporter, options)
-    if (found := _existing(directory, key)) is not None:
+    if record is not None:
+        _check_same(directory, record, key)
         say(f"{directory} holds this export already")
-        return found
+        return record
+    discard_partial(directory)
     started = time.monotonic()
     directory.parent.mkdir(parents=True, exist_ok=True)
     _check_space(directory.parent, source, options)
@@ -162,22 +163,25 @@ def _key(source: Source, exporter: Exporter, options: ExportOptions) -> str:
     return key_of(exporter.name, options.dtype, options.weights, hashes)
 
 
-def _existing(directory: Path, key: str) -> ExportRecord | None:
-    """Return the record of a directory that holds this export; None where there is no such directory.
+def _record_in(directory: Path) -> ExportRecord | None:
+    """Return the record of a directory that holds an export; None where there is no such directory, or an empty one.
 
     Raises:
-        CondistillError: it holds another export, or something else.
+        CondistillError: it holds something else, or the record is damaged.
     """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
     if not (directory / EXPORT_NAME).is_file():
         raise CondistillError(f"{directory} exists and is no export; choose another --out")
-    record = ExportRecord.read(directory / EXPORT_NAME, remedy="delete the directory, or choose another --out")
+    return ExportRecord.read(directory / EXPORT_NAME, remedy="delete the directory, or choose another --out")
+
+
+def _check_same(directory: Path, record: ExportRecord, key: str) -> None:
+    """Check that a directory holds the export with this key, completely."""
     intact = all(
         (directory / name).is_file() and (directory / name).stat().st_size == file.bytes
         for name, file in record.files.items()
     )
-    if record.key == key and intact:
-        return record
-    what = "an export of other files or options" if record.key != key else "an export that is not complete"
-    raise CondistillError(f"{directory} holds {what}; delete it, or choose another --out")
+    if record.key != key or not intact:
+        what = "an export of other files or options" if record.key != key else "an export that is not complete"
+        raise CondistillError(f"{directory} holds {what}; delete it, or choose another --out")

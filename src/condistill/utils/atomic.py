@@ -5,11 +5,14 @@ The content is written under a temporary name in the same folder, flushed to dis
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from condistill.errors import CondistillError
 
 _PARTIAL = ".partial"
 _OLD = ".old"
@@ -33,7 +36,9 @@ def is_temporary(path: Path) -> bool:
 def recover(folder: Path) -> None:
     """Finish or undo the writes that a killed process began in a folder, and in the folders below it.
 
-    A directory that was about to be replaced is put back. Unfinished files and directories are deleted.
+    A directory that was about to be replaced is put back. Unfinished files and directories are deleted, but not a
+    directory that another process is writing now. Only for folders that condistill alone writes: files of others may
+    have such names too.
     """
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if not is_temporary(path):
@@ -43,8 +48,51 @@ def recover(folder: Path) -> None:
         original = path.with_name(path.name.removeprefix(".").removesuffix(_OLD))
         if path.name.endswith(_OLD) and not original.exists():
             path.replace(original)
-        else:
+        elif not _is_locked(path):
             remove(path)
+
+
+def discard_partial(path: Path) -> None:
+    """Delete what a killed process left of a directory that it was writing.
+
+    Raises:
+        CondistillError: another process is writing it now.
+    """
+    partial = partial_path(_place(path))
+    if _is_locked(partial):
+        raise CondistillError(f"another process is writing {path}; wait until it ends, or choose another directory")
+    remove(partial)
+
+
+def _place(path: Path) -> Path:
+    """Return where a directory is: links are followed, and the present folder has a name."""
+    return path.resolve() if path.is_symlink() or path.name in ("", "..") else path
+
+
+def _is_locked(directory: Path) -> bool:
+    """Return whether a process is writing a directory, which `atomic_directory` locks meanwhile."""
+    if not directory.is_dir() or directory.is_symlink():
+        return False
+    lock = _lock(directory)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def _lock(directory: Path) -> int | None:
+    """Lock a directory until the returned descriptor is closed, or the process ends; None: another one has locked it.
+
+    On a file system without locks, nothing is locked.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        pass
+    return descriptor
 
 
 def _fsync(path: Path) -> None:
@@ -95,18 +143,20 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Where `path` is a link to a directory, that directory is replaced, and the link stays.
 
     Raises:
+        CondistillError: another process is writing the directory.
         OSError: the disk is full or the folder cannot be written.
     """
-    path = path.resolve() if path.is_symlink() else path
+    path = _place(path)
     partial = partial_path(path)
-    remove(partial)
+    discard_partial(path)
     partial.mkdir(parents=True)
+    lock = _lock(partial)
     try:
         yield partial
         for file in partial.rglob("*"):
             _fsync(file)
         _fsync(partial)
-        if path.exists():
+        if path.is_dir() and any(path.iterdir()):
             old = _old_path(path)
             remove(old)
             path.replace(old)
@@ -117,8 +167,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 raise
             remove(old)
         else:
-            partial.replace(path)
+            partial.replace(path)  # also onto an empty directory
     except BaseException:
         remove(partial)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
     _fsync(path.parent)

@@ -20,7 +20,7 @@ from condistill.export.source import Source
 from condistill.run.directory import RECIPE_NAME
 from condistill.teachers.lora import LoraLayer, read_lora
 from condistill.teachers.skeleton import teacher_skeleton
-from condistill.utils.atomic import atomic_directory, recover
+from condistill.utils.atomic import atomic_directory, discard_partial
 from condistill.utils.format import percent, significant
 from condistill.utils.hashing import hash_file, key_of
 from condistill.utils.meta import build_on_meta
@@ -67,12 +67,11 @@ def export_loras(
     recipe = Recipe.load(source.run / RECIPE_NAME)
     layers = student_layers(source.run, source.name)
     loras = _read(source, layers, files)
-    if directory.parent.is_dir():
-        recover(directory.parent)
     key = _key(source, files, layout)
     if _holds(directory, key):
         say(f"{directory} holds these LoRAs already")
         return directory
+    discard_partial(directory)
     for line in cautions(recipe, source.name, files):
         say(f"warning: {line}")
     moved = {name: reindex(lora, layers.layer_map, source.denoiser_name) for name, lora in loras.items()}
