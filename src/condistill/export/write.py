@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -99,23 +99,23 @@ def export(
             key=key,
             dtype=options.dtype,
             weights=options.weights,
-            files={
-                file.relative_to(partial).as_posix(): ExportedFile(bytes=file.stat().st_size, sha256=hash_file(file))
-                for file in sorted(partial.rglob("*"))
-                if file.is_file()
-            },
-            comparisons=tuple(
-                ExportComparison(
-                    subject=each.subject, largest_difference=each.largest_difference, tolerance=each.tolerance
-                )
-                for each in comparisons
-            ),
+            files=_stamps(partial),
+            comparisons=tuple(ExportComparison.model_validate(asdict(each)) for each in comparisons),
             seconds=time.monotonic() - started,
         )
         record.write(partial / EXPORT_NAME)
     for line in described(record):
         say(line)
     return record
+
+
+def _stamps(directory: Path) -> dict[str, ExportedFile]:
+    """Return size and hash of every file in a directory, by path."""
+    return {
+        file.relative_to(directory).as_posix(): ExportedFile(bytes=file.stat().st_size, sha256=hash_file(file))
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
 
 
 def described(record: ExportRecord) -> list[str]:

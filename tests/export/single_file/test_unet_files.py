@@ -208,3 +208,20 @@ def test_what_the_file_lacks_or_changes_is_found(tmp_path: Path) -> None:
         save_file(damaged, file)
         found = EXPORTERS["comfyui"].verify(source, file.parent, ExportOptions())
         assert [each.subject.split()[0] for each in found if not each.holds] == ["vae"]
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_those_of_the_config_are_named_before_anything_is_written(tmp_path: Path) -> None:
+    source = saved(tiny_checkpoint("sd1", "b-tiny"), tmp_path / "pipeline")
+    file = source.directory / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    name = "conv_out.weight"
+    for changed, words in (
+        ({key: value for key, value in weights.items() if key != name}, "the unet has no weight conv_out.weight"),
+        (weights | {name: weights[name][:1].clone()}, r"conv_out.weight of the unet has the shape \[1, "),
+        (weights | {"other.weight": torch.ones(2)}, "the weight other.weight, which no layer of it has"),
+    ):
+        save_file(changed, file, {"format": "pt"})
+        with pytest.raises(CondistillError, match=words):
+            _exported(source, tmp_path / "out")
+        assert not list((tmp_path / "out").iterdir())

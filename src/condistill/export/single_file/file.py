@@ -18,6 +18,7 @@ from condistill.errors import CondistillError
 from condistill.export.exporter import Comparison
 from condistill.export.single_file.layout import Layout
 from condistill.export.single_file.provenance import provenance
+from condistill.export.single_file.restore import check_weights
 from condistill.export.single_file.weights import pipeline_weights
 from condistill.export.source import Source
 from condistill.teachers.files import INDEX_NAME
@@ -35,9 +36,12 @@ def write_single_file(file: Path, source: Source, layout: Layout, *, dtype: str 
         dtype: of the weights; None: that of most of the denoiser's weights.
 
     Raises:
-        CondistillError: a weight is not finite, or too large for the dtype.
+        CondistillError: the weights are not those of the configs, or one is not finite, or too large for the dtype.
     """
     kind = written_dtype(source, dtype)
+    on_disk = pipeline_weights(source, shapes_only=True)
+    for component in layout.components(source.shape):
+        check_weights(component, source.shape, on_disk[component])
     shapes = [(name, tuple(each.shape), kind) for name, each in _tensors(layout, source, shapes_only=True)]
     write_in_order(
         file,
