@@ -71,15 +71,16 @@ KNOWN = {
     ),
     "cc-by-4.0": KnownLicence(
         "Creative Commons Attribution 4.0",
-        "Whoever passes on a changed model must name its author, link the licence, and state that it was changed "
-        "(section 3).",
+        "Whoever passes on a changed model must name its author, keep its copyright notice and disclaimer of "
+        "warranties, link the model and the licence, and state that it was changed (section 3).",
         "https://creativecommons.org/licenses/by/4.0/legalcode",
         "attribution 4.0 international",
     ),
     "cc-by-nc-4.0": KnownLicence(
         "Creative Commons Attribution Non Commercial 4.0",
         "The model may not be used for commercial purposes; whoever passes on a changed model must name its author, "
-        "link the licence, and state that it was changed (sections 2 and 3).",
+        "keep its copyright notice and disclaimer of warranties, link the model and the licence, and state that it was "
+        "changed (sections 2 and 3).",
         "https://creativecommons.org/licenses/by-nc/4.0/legalcode",
         "attribution-noncommercial 4.0 international",
     ),
