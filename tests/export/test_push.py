@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 
 from condistill import cli
 from condistill.config.recipe import QUICK_LABEL
+from condistill.export import EXPORTERS, ExportOptions, find_source
 from condistill.export.record import EXPORT_NAME, ExportedFile, ExportRecord
+from condistill.export.write import export_key
 
 HEAD = "---\nlicense: mit\ntags:\n- condistill\n---\n"
 CARD = HEAD + '# A student\n\n```python\nDiffusionPipeline.from_pretrained("./small")\n```\n'
@@ -301,12 +303,14 @@ def test_exports_are_sent_in_their_folder_if_they_are_whole(pipeline: Path, hub:
     save_file({"a": torch.zeros(1)}, folder / "small.safetensors")
     size = (folder / "small.safetensors").stat().st_size
 
-    def write_record(files: dict[str, ExportedFile]) -> None:
+    key = export_key(find_source(str(pipeline)), EXPORTERS["comfyui"], ExportOptions())
+
+    def write_record(files: dict[str, ExportedFile], key: str = key) -> None:
         ExportRecord(
             exporter="comfyui",
             version="0",
             pipeline="small",
-            key="k",
+            key=key,
             dtype=None,
             weights=None,
             files=files,
@@ -318,6 +322,9 @@ def test_exports_are_sent_in_their_folder_if_they_are_whole(pipeline: Path, hub:
     assert "is missing or damaged" in push(pipeline, "--to", TO, "--yes", "--export", "comfyui")[1]
     write_record({"../secret": ExportedFile(bytes=1, sha256="a")})
     assert "which is outside of exports/small-comfyui" in push(pipeline, "--to", TO, "--yes", "--export", "comfyui")[1]
+    write_record({"small.safetensors": ExportedFile(bytes=size, sha256="a")}, key="of an older student")
+    printed = push(pipeline, "--to", TO, "--yes", "--export", "comfyui")[1]
+    assert "exports/small-comfyui was exported from other weights or configs than" in printed
     assert hub.requests == []
     write_record({"small.safetensors": ExportedFile(bytes=size, sha256="a")})
     code, printed = push(pipeline, "--to", TO, "--yes", "--export", "comfyui")

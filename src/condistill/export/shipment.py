@@ -12,10 +12,10 @@ from typing import Any
 from condistill.config.recipe import QUICK_LABEL
 from condistill.config.sections import MINIATURE
 from condistill.errors import CondistillError
-from condistill.export.exporter import EXPORTERS
+from condistill.export.exporter import EXPORTERS, ExportOptions
 from condistill.export.record import EXPORT_NAME, ExportRecord
 from condistill.export.source import Source
-from condistill.export.write import default_directory
+from condistill.export.write import default_directory, export_key
 from condistill.pipelines.card import for_hub
 from condistill.pipelines.licences import is_licence_file
 from condistill.pipelines.lineage import card_metadata
@@ -69,8 +69,8 @@ def shipment(source: Source, repository: str, exports: Sequence[str] = ()) -> Sh
         exports: names of formats whose exports are sent too.
 
     Raises:
-        CondistillError: it is the embedded teacher, has no card, has pickled weights, an export is not there, or a file
-            holds a path of this machine.
+        CondistillError: it is the embedded teacher, has no card, has pickled weights, an export is not there or is of
+            other weights, or a file holds a path of this machine.
     """
     if source.name == MINIATURE and source.run is None:
         raise CondistillError(
@@ -102,7 +102,8 @@ def _pipeline_files(source: Source) -> dict[str, Path]:
 
 
 def _export_files(source: Source, name: str) -> dict[str, Path]:
-    folder = default_directory(source, EXPORTERS[name])
+    exporter = EXPORTERS[name]
+    folder = default_directory(source, exporter)
     command = f"condistill export --to {name}"
     if not (folder / EXPORT_NAME).is_file():
         raise CondistillError(f"{source.name} has no export in {folder}; run `{command}` first")
@@ -112,6 +113,11 @@ def _export_files(source: Source, name: str) -> dict[str, Path]:
             raise CondistillError(f"{folder / EXPORT_NAME} names {file!r}, which is outside of {folder}; export again")
         if not (folder / file).is_file() or (folder / file).stat().st_size != stamp.bytes:
             raise CondistillError(f"{folder / file} is missing or damaged; delete {folder}, and run `{command}` again")
+    if record.key != export_key(source, exporter, ExportOptions(record.dtype, record.weights)):
+        raise CondistillError(
+            f"{folder} was exported from other weights or configs than {source.directory} has now; delete {folder}, "
+            f"and run `{command}` again"
+        )
     return {f"{folder.name}/{file}": folder / file for file in (*record.files, EXPORT_NAME)}
 
 

@@ -76,7 +76,7 @@ def export(
     check_export(source, exporter, options)
     record = _record_in(directory)
     with working(f"{source.name}: reading the files of {source.directory}"):
-        key = _key(source, exporter, options)
+        key = export_key(source, exporter, options)
     if record is not None:
         _check_same(directory, record, key)
         say(f"{directory} holds this export already")
@@ -157,7 +157,8 @@ def _check_space(folder: Path, source: Source, options: ExportOptions) -> None:
         )
 
 
-def _key(source: Source, exporter: Exporter, options: ExportOptions) -> str:
+def export_key(source: Source, exporter: Exporter, options: ExportOptions) -> str:
+    """Return the hash of a pipeline's files, the format and the options, by which an export is recognised."""
     files = [file for component in source.files.by_component.values() for file in component]
     hashes = {file.relative_to(source.directory).as_posix(): hash_file(file) for file in files}
     return key_of(exporter.name, options.dtype, options.weights, hashes)
