@@ -138,6 +138,16 @@ def test_a_file_that_is_no_plain_lora_is_named(tiny_skeleton: Skeleton, tmp_path
     refused(tmp_path / "b.safetensors", r"b\.safetensors is no safetensors file, or is damaged")
 
 
+def test_a_lora_with_values_that_are_not_finite_is_named(pipeline: Any, tmp_path: Path) -> None:
+    for value in (float("nan"), float("inf")):
+        layers = {name: (down, up * value) for name, (down, up) in matrices(pipeline.unet, ["conv_in"]).items()}
+        file = write_lora(tmp_path / "diverged.safetensors", peft_names("unet", layers))
+        with pytest.raises(
+            CondistillError, match=r"values that are not finite in unet\.conv_in: its training diverged"
+        ):
+            added(pipeline, file)
+
+
 def test_a_teacher_of_a_kind_without_loras_is_named(tmp_path: Path) -> None:
     from diffusers import DiTPipeline
 

@@ -191,6 +191,14 @@ def _check_fit(file: Path, layers: Sequence[LoraLayer], strange: Sequence[str], 
             f"the LoRA {file} does not fit the teacher: {len(wrong)} of its layers do not: {shown}{more}; give one "
             "that was trained for this model"
         )
+    broken = [layer for layer in layers if not all(bool(m.isfinite().all()) for m in (layer.down, layer.up))]
+    if broken:
+        shown = ", ".join(shorten(f"{layer.component}.{layer.module}", 160) for layer in broken[:_SHOWN])
+        more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        raise CondistillError(
+            f"the LoRA {file} has values that are not finite in {shown}{more}: its training diverged; give one whose "
+            "images are right"
+        )
 
 
 def weight_of(model: Any, module: str) -> nn.Parameter | None:
