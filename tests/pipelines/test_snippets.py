@@ -18,7 +18,7 @@ from condistill.pipelines.save import save_pipeline
 from condistill.teachers.load import load_teacher
 from condistill.teachers.source import teacher_files
 
-pytestmark = pytest.mark.slow  # a pipeline of every family and dtype
+pytestmark = pytest.mark.slow  # a pipeline of every family
 SIZE = DenoiserSize(parameters=1, macs=1)
 
 
@@ -51,8 +51,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str],
     return save
 
 
-@pytest.mark.parametrize("on_disk", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("family_name", TINY)
+@pytest.mark.parametrize(
+    ("family_name", "on_disk"),
+    [*((name, "bfloat16") for name in TINY), ("stable_diffusion", "float32"), ("stable_diffusion", "float16")],
+)
 def test_the_cards_snippet_runs_as_printed_for_every_family_in_the_dtype_of_the_files(
     family_name: str, on_disk: str, saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
