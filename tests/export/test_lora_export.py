@@ -16,8 +16,8 @@ from condistill.config.recipe import Recipe
 from condistill.errors import CondistillError
 from condistill.export import find_source
 from condistill.export.lora.layers import teacher_settings
-from condistill.export.lora.record import LORA_RECORD_NAME, LoraExportRecord
-from condistill.export.lora.write import cautions, dropped_lines, export_loras
+from condistill.export.lora.record import LORA_RECORD_NAME, LoraExportRecord, ReindexedLora
+from condistill.export.lora.write import cautions, described, dropped_lines, export_loras
 from condistill.students.layer_map import LAYERS_NAME
 from condistill.teachers.family import Family
 
@@ -100,6 +100,12 @@ def refused(run: Path, student: str, *files: Path, **options: Any) -> str:
     with pytest.raises(CondistillError) as caught:
         export_loras(find_source(str(run), student=student), files, **options)
     return str(caught.value)
+
+
+def test_no_share_of_a_norm_is_printed_for_a_lora_that_adds_nothing_to_the_denoiser() -> None:
+    lora = ReindexedLora(source="a", source_sha256="", bytes=1, sha256="", layers=2, dropped={}, norm_kept=None)
+    record = LoraExportRecord(version="1", student="small", layout="diffusers", key="", files={"a": lora})
+    assert described(record) == ["a: 2 of 2 layers fit small"]
 
 
 @pytest.mark.slow

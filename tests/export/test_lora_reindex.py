@@ -116,7 +116,7 @@ def test_layers_of_the_text_encoder_stay_as_they_are() -> None:
     layer = LoraLayer("text_encoder", "q_proj", whole_numbers(2, 4), whole_numbers(4, 2), 1.0)
     found = reindex([layer], {}, "unet")
     assert found.layers == (layer,)
-    assert (found.dropped, found.norm_kept) == ({}, 1.0)
+    assert (found.dropped, found.norm_kept) == ({}, None)
 
 
 def test_a_lora_that_was_added_for_a_while_leaves_no_trace() -> None:

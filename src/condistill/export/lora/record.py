@@ -42,8 +42,9 @@ class ReindexedLora(Record):
     """Of the teacher's LoRA."""
     dropped: dict[str, int]
     """Layers in each part of the teacher that the student has not, by the path of that part."""
-    norm_kept: float
-    """Norm of what it adds to the student's denoiser, as a share of what it adds to the teacher's."""
+    norm_kept: float | None
+    """Norm of what it adds to the student's denoiser, as a share of what it adds to the teacher's; None: it adds
+    nothing to the teacher's."""
     effect: LoraEffect | None = None
     """None: the teacher is not on this machine, or the LoRA changes none of its predictions."""
 

@@ -23,9 +23,9 @@ class Reindexed:
     layers: tuple[LoraLayer, ...]
     dropped: Mapping[str, int]
     """Number of its layers in each part of the teacher that the student has not, by the path of that part."""
-    norm_kept: float
-    """Norm of all that it adds to the student's denoiser, as a share of what it adds to the teacher's; 1 where it adds
-    nothing."""
+    norm_kept: float | None
+    """Norm of all that it adds to the student's denoiser, as a share of what it adds to the teacher's; None where it
+    adds nothing."""
 
 
 def reindex(layers: Sequence[LoraLayer], layer_map: LayerMap, denoiser: str) -> Reindexed:
@@ -51,7 +51,7 @@ def reindex(layers: Sequence[LoraLayer], layer_map: LayerMap, denoiser: str) -> 
         name, selection = place
         moved.append(cut(replace(layer, module=name.removesuffix(".weight")), selection))
         after += squared_norm(moved[-1])
-    share = (after / before) ** 0.5 if before else 1.0
+    share = (after / before) ** 0.5 if before else None
     return Reindexed(tuple(moved), removed_parts(dropped, places), share)
 
 

@@ -110,7 +110,8 @@ def described(record: LoraExportRecord) -> list[str]:
         left = lora.layers - sum(lora.dropped.values())
         lines.append(f"{name}: {left} of {lora.layers} layers fit {record.student}")
         lines += [f"{name}: dropped {text}" for text in dropped_lines(lora.dropped)]
-        lines.append(f"{name}: {percent(lora.norm_kept)} of the norm of what it adds to the denoiser is left")
+        if lora.norm_kept is not None:
+            lines.append(f"{name}: {percent(lora.norm_kept)} of the norm of what it adds to the denoiser is left")
         if (effect := lora.effect) is not None:
             inputs = "noised latents of the cache" if effect.origin == "cache" else "random latents"
             lines.append(
