@@ -130,18 +130,51 @@ def test_int8_weights_are_smaller_and_close_and_nothing_is_sent(
     assert type(nncf.telemetry.telemetry).__name__ == "MagicMock"  # the stand-in that NNCF uses without the package
 
 
+def damage_a_weight(graph: Path) -> None:
+    """Change one number of one weight of a graph by a tenth of the largest one."""
+    import onnx
+
+    model = onnx.load(graph)
+    weight = max(model.graph.initializer, key=lambda each: len(each.dims) * 10**9 + len(each.raw_data))
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[0] += 0.1 * np.abs(values).max()
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, graph)
+
+
 @pytest.mark.slow
-def test_a_graph_that_differs_from_torch_exceeds_its_tolerance(source: Source, exported: Path) -> None:
-    run = onnx_runner(exported)
+def test_graphs_of_which_one_number_is_wrong_are_not_kept(
+    source: Source, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_: Source, directory: Path, __: ExportOptions) -> None:
+        shutil.copytree(exported, directory, dirs_exist_ok=True)
+        damage_a_weight(directory / "denoiser.onnx")
 
-    def wrong(name: str, inputs: Any) -> Any:
-        outputs = run(name, inputs)
-        return {key: value * 1.001 for key, value in outputs.items()} if name == "denoiser" else outputs
+    monkeypatch.setattr(EXPORTERS["onnx"], "write", write)
+    with pytest.raises(CondistillError, match=r"differs from the pipeline, so it was not kept: denoiser by") as caught:
+        export(source, EXPORTERS["onnx"], tmp_path / "graphs", ExportOptions())
+    assert "text_encoder" not in str(caught.value)
+    assert "vae_decoder" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
-    found = {each.subject: each.holds for each in compare(load_family(source), wrong, Precision("float32"))}
-    assert not found["denoiser"]
-    assert found["text_encoder"]
-    assert found["vae_decoder"]
+
+@pytest.mark.slow
+def test_graphs_of_other_sampling_settings_are_another_export(
+    source: Source, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(source.directory, pipeline)
+    exporter = EXPORTERS["onnx"]
+
+    def write(_: Source, directory: Path, __: ExportOptions) -> None:
+        shutil.copytree(exported, directory, dirs_exist_ok=True)
+
+    monkeypatch.setattr(exporter, "write", write)
+    monkeypatch.setattr(exporter, "verify", lambda *_: ())
+    export(find_source(str(pipeline), student=None), exporter, tmp_path / "graphs", ExportOptions())
+    (pipeline / "sampling.json").write_text('{"num_inference_steps": 8, "guidance_scale": 1.0}')
+    with pytest.raises(CondistillError, match="holds an export of other files or options"):
+        export(find_source(str(pipeline), student=None), exporter, tmp_path / "graphs", ExportOptions())
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from condistill.errors import CondistillError
 from condistill.export.exporter import Comparison, Exporter, ExportOptions
 from condistill.export.record import EXPORT_NAME, ExportComparison, ExportedFile, ExportRecord
 from condistill.export.source import Source
+from condistill.teachers.defaults import SAMPLING_NAME
 from condistill.utils.atomic import atomic_directory, discard_partial
 from condistill.utils.format import byte_size, significant
 from condistill.utils.hashing import hash_file, key_of
@@ -160,6 +161,7 @@ def _check_space(folder: Path, source: Source, options: ExportOptions) -> None:
 def export_key(source: Source, exporter: Exporter, options: ExportOptions) -> str:
     """Return the hash of a pipeline's files, the format and the options, by which an export is recognised."""
     files = [file for component in source.files.by_component.values() for file in component]
+    files += [file for file in [source.directory / SAMPLING_NAME] if file.is_file()]
     hashes = {file.relative_to(source.directory).as_posix(): hash_file(file) for file in files}
     return key_of(exporter.name, options.dtype, options.weights, hashes)
 
