@@ -31,6 +31,7 @@ HEAVY = ("torch", "diffusers", "transformers", "accelerate", "pyarrow", "matplot
 IMPORT_NAMES = {
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
+    "onnx_ir": "onnx-ir",
     "torch_fidelity": "torch-fidelity",
     "yaml": "pyyaml",
 }

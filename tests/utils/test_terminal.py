@@ -14,7 +14,7 @@ from condistill.utils.terminal import cell, print_line
 SRC = Path(__file__).parents[2] / "src" / "condistill"
 HOSTILE = "\x1b]0;title\x07\x1b[2J[red]name[/]\r\x9b31m\u202etxt\udcff"
 SHOWN = r"\x1b]0;title\x07\x1b[2J[red]name[/]\r\x9b31m\u202etxt\udcff"
-BOX = {"utils/terminal.py", "cli/recipes.py", "cli/doctor.py", "plan/show.py", "workflow/sweep.py"}
+BOX = {"utils/terminal.py", "cli/export.py", "cli/recipes.py", "cli/doctor.py", "plan/show.py", "workflow/sweep.py"}
 """The files that print something other than a line: a table or a tree, whose parts are made by `cell`."""
 
 

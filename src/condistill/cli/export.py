@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -15,7 +16,7 @@ from condistill.utils.progress import working
 from condistill.utils.terminal import cell
 
 if TYPE_CHECKING:
-    from condistill.export import Source
+    from condistill.export import ExportOptions, Source
 
 
 def _student_names(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -24,6 +25,18 @@ def _student_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
     run = Path(str(ctx.params.get("pipeline") or "."))
     return [name for name in students_of(run) if name.startswith(incomplete)]
+
+
+LoraFiles = Annotated[
+    Optional[list[Path]],  # noqa: UP045 - typer reads the annotation
+    typer.Option(
+        parser=user_path, metavar="FILE", help="LoRA of the teacher to re-index for the student. Can be repeated."
+    ),
+]
+LoraLayout = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="NAME", help="Names in the re-indexed LoRA: diffusers (default), or kohya for a U-Net."),
+]
 
 
 @command
@@ -60,16 +73,8 @@ def export(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="KIND", help="Quantise the weights, such as int8, where the format can."),
     ] = None,
-    lora: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Option(
-            parser=user_path, metavar="FILE", help="LoRA of the teacher to re-index for the student. Can be repeated."
-        ),
-    ] = None,
-    lora_layout: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="NAME", help="Names in the re-indexed LoRA: diffusers (default), or kohya for a U-Net."),
-    ] = None,
+    lora: LoraFiles = None,
+    lora_layout: LoraLayout = None,
 ) -> None:
     """Write a finished pipeline in the format of another program, and compare it with the pipeline.
 
@@ -78,27 +83,31 @@ def export(
 
     Reads the pipeline, and changes nothing of it.
     """
-    from condistill.export import EXPORTERS, ExportOptions, find_source
+    from condistill.export import ExportOptions, find_source
     from condistill.export.lora.write import export_loras
-    from condistill.export.write import check_export, default_directory
-    from condistill.export.write import export as write_export
 
     source = find_source(pipeline, student=student)
     if lora:
         if to or dtype or weights:
             raise CondistillError("--lora writes LoRAs alone; leave out --to, --dtype and --weights")
-        directory = export_loras(source, lora, layout=lora_layout or "diffusers", out=out, say=say)
-        say(f"export: {directory}")
-        return
-    if lora_layout:
+        say(f"export: {export_loras(source, lora, layout=lora_layout or 'diffusers', out=out, say=say)}")
+    elif lora_layout:
         raise CondistillError("--lora-layout is for --lora; leave it out, or give a LoRA")
-    if not to:
+    elif to:
+        _write(source, to, out, ExportOptions(dtype, weights))
+    else:
         console.print(_formats(source))
         say(f"write one: condistill export {pipeline}{f' --student {student}' if student else ''} --to FORMAT")
-        return
+
+
+def _write(source: Source, to: Sequence[str], out: Path | None, options: ExportOptions) -> None:
+    """Write a pipeline in every format, after checks of all of them."""
+    from condistill.export import EXPORTERS
+    from condistill.export.write import check_export, default_directory
+    from condistill.export.write import export as write_export
+
     if out is not None and len(to) > 1:
         raise CondistillError(f"--out is one directory, and --to was given {len(to)} times; use one command for each")
-    options = ExportOptions(dtype, weights)
     exporters = [EXPORTERS[name] for name in dict.fromkeys(to)]
     for exporter in exporters:
         check_export(source, exporter, options)

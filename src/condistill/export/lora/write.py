@@ -60,9 +60,7 @@ def export_loras(
             f"{source.directory} is a pipeline; give the run directory, and the student with --student"
         )
     check_layout(layout, list(source.files.index))
-    names = [file.name for file in files]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise CondistillError(f"{OPTION}: two files are called {twice[0]}; rename one, or use one command for each")
+    _check_names([file.name for file in files])
     directory = out or source.run / "exports" / f"{source.name}-lora"
     recipe = Recipe.load(source.run / RECIPE_NAME)
     layers = student_layers(source.run, source.name)
@@ -82,18 +80,9 @@ def export_loras(
     with atomic_directory(directory) as partial:
         written = {}
         for file in files:
-            target = partial / file.name
-            write_lora(target, moved[file.name].layers, layout, components=list(source.files.index))
-            written[file.name] = ReindexedLora(
-                source=file.name,
-                source_sha256=hash_file(file),
-                bytes=target.stat().st_size,
-                sha256=hash_file(target),
-                layers=len(loras[file.name]),
-                dropped=dict(moved[file.name].dropped),
-                norm_kept=moved[file.name].norm_kept,
-                effect=effects[file.name],
-            )
+            name, target = file.name, partial / file.name
+            write_lora(target, moved[name].layers, layout, components=list(source.files.index))
+            written[name] = _written(file, target, len(loras[name]), moved[name], effects[name])
         record = LoraExportRecord(
             version=metadata.version("condistill"), student=source.name, layout=layout, key=key, files=written
         )
@@ -101,6 +90,33 @@ def export_loras(
     for line in described(record):
         say(line)
     return directory
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise CondistillError(f"{OPTION}: two files are called {twice[0]}; rename one, or use one command for each")
+
+
+def _written(file: Path, target: Path, layers: int, found: Reindexed, effect: LoraEffect | None) -> ReindexedLora:
+    """Return the record of a LoRA that was written.
+
+    Args:
+        file: of the teacher.
+        target: the file that was written.
+        layers: their number in `file`.
+        found: what was written.
+        effect: as measured.
+    """
+    return ReindexedLora(
+        source=file.name,
+        source_sha256=hash_file(file),
+        bytes=target.stat().st_size,
+        sha256=hash_file(target),
+        layers=layers,
+        dropped=dict(found.dropped),
+        norm_kept=found.norm_kept,
+        effect=effect,
+    )
 
 
 def described(record: LoraExportRecord) -> list[str]:
