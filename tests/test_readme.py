@@ -44,6 +44,7 @@ RUNS_A_RECIPE = {
 }
 STARTS_COMMANDS = {
     "CONTRIBUTING.md",
+    "docs/export.md",
     "docs/fine-tune-lora.md",
     "docs/method.md",
     "docs/miniature.md",

@@ -53,6 +53,7 @@ def test_the_peak_of_a_step_is_that_of_its_tensors(*, checkpointing: bool) -> No
     assert planned(gradient_checkpointing=checkpointing) == pytest.approx(real, rel=0.08)
 
 
+@pytest.mark.slow
 def test_gradients_of_earlier_micro_batches_are_there_at_the_peak() -> None:
     with torch.random.fork_rng(devices=[]):
         step = step_of(UNet2DConditionModel(**CONFIG))
