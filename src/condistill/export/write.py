@@ -13,6 +13,7 @@ from pathlib import Path
 
 from condistill.errors import CondistillError
 from condistill.export.exporter import Comparison, Exporter, ExportOptions
+from condistill.export.held import check_same, held_record
 from condistill.export.record import EXPORT_NAME, ExportComparison, ExportedFile, ExportRecord
 from condistill.export.source import Source
 from condistill.teachers.defaults import SAMPLING_NAME
@@ -75,7 +76,7 @@ def export(
             the pipeline by more than the tolerance, and then nothing is written.
     """
     check_export(source, exporter, options)
-    record = _record_in(directory)
+    record = held_record(directory, ExportRecord, file=EXPORT_NAME, lacking="is no export")
     with working(f"{source.name}: reading the files of {source.directory}"):
         key = export_key(source, exporter, options)
     if record is not None:
@@ -166,25 +167,12 @@ def export_key(source: Source, exporter: Exporter, options: ExportOptions) -> st
     return key_of(exporter.name, options.dtype, options.weights, hashes)
 
 
-def _record_in(directory: Path) -> ExportRecord | None:
-    """Return the record of a directory that holds an export; None where there is no such directory, or an empty one.
-
-    Raises:
-        CondistillError: it holds something else, or the record is damaged.
-    """
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return None
-    if not (directory / EXPORT_NAME).is_file():
-        raise CondistillError(f"{directory} exists and is no export; choose another --out")
-    return ExportRecord.read(directory / EXPORT_NAME, remedy="delete the directory, or choose another --out")
-
-
 def _check_same(directory: Path, record: ExportRecord, key: str) -> None:
     """Check that a directory holds the export with this key, completely."""
-    intact = all(
-        (directory / name).is_file() and (directory / name).stat().st_size == file.bytes
-        for name, file in record.files.items()
+    check_same(
+        directory,
+        {name: file.bytes for name, file in record.files.items()},
+        same_key=record.key == key,
+        other="an export of other files or options",
+        damaged="an export that is not complete",
     )
-    if record.key != key or not intact:
-        what = "an export of other files or options" if record.key != key else "an export that is not complete"
-        raise CondistillError(f"{directory} holds {what}; delete it, or choose another --out")

@@ -1,4 +1,4 @@
-"""Copies from the CPU to a GPU that are queued: the CPU goes on, and does not wait for the work before them."""
+"""Copies from the CPU to a GPU that are queued: the CPU does not wait for the work before them."""
 
 from __future__ import annotations
 

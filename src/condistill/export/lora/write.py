@@ -11,6 +11,7 @@ from condistill.cache.latents import LatentCache
 from condistill.config.recipe import Recipe
 from condistill.config.sections import LoraSettings, TeacherSettings
 from condistill.errors import CondistillError
+from condistill.export.held import check_same, held_record
 from condistill.export.lora.effect import EffectInputs, measure_effects
 from condistill.export.lora.file import check_layout, write_lora
 from condistill.export.lora.layers import StudentLayers, student_layers, teacher_settings
@@ -27,7 +28,6 @@ from condistill.utils.meta import build_on_meta
 from condistill.utils.quiet import quiet_libraries
 
 OPTION = "--lora"
-_REMEDY = "delete the directory, or choose another --out"
 
 
 @quiet_libraries()
@@ -234,16 +234,14 @@ def _holds(directory: Path, key: str) -> bool:
     Raises:
         CondistillError: it holds something else.
     """
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+    record = held_record(directory, LoraExportRecord, file=LORA_RECORD_NAME, lacking=f"holds no LoRAs of {OPTION}")
+    if record is None:
         return False
-    if not (directory / LORA_RECORD_NAME).is_file():
-        raise CondistillError(f"{directory} exists and holds no LoRAs of {OPTION}; choose another --out")
-    record = LoraExportRecord.read(directory / LORA_RECORD_NAME, remedy=_REMEDY)
-    intact = all(
-        (directory / name).is_file() and (directory / name).stat().st_size == lora.bytes
-        for name, lora in record.files.items()
+    check_same(
+        directory,
+        {name: lora.bytes for name, lora in record.files.items()},
+        same_key=record.key == key,
+        other="LoRAs of other files or options",
+        damaged="LoRAs that are not complete",
     )
-    if record.key == key and intact:
-        return True
-    what = "LoRAs of other files or options" if record.key != key else "LoRAs that are not complete"
-    raise CondistillError(f"{directory} holds {what}; {_REMEDY}")
+    return True
