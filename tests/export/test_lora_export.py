@@ -102,6 +102,13 @@ def refused(run: Path, student: str, *files: Path, **options: Any) -> str:
     return str(caught.value)
 
 
+def test_the_record_of_a_lora_that_adds_nothing_to_the_denoiser_can_be_read_again(tmp_path: Path) -> None:
+    lora = ReindexedLora(source="a", source_sha256="", bytes=1, sha256="", layers=2, dropped={}, norm_kept=None)
+    record = LoraExportRecord(version="0", student="small", layout="diffusers", key="", files={"a": lora})
+    record.write(tmp_path / "lora.json")
+    assert LoraExportRecord.read(tmp_path / "lora.json", remedy="") == record
+
+
 def test_no_share_of_a_norm_is_printed_for_a_lora_that_adds_nothing_to_the_denoiser() -> None:
     lora = ReindexedLora(source="a", source_sha256="", bytes=1, sha256="", layers=2, dropped={}, norm_kept=None)
     record = LoraExportRecord(version="1", student="small", layout="diffusers", key="", files={"a": lora})

@@ -42,7 +42,7 @@ class ReindexedLora(Record):
     """Of the teacher's LoRA."""
     dropped: dict[str, int]
     """Layers in each part of the teacher that the student has not, by the path of that part."""
-    norm_kept: float | None
+    norm_kept: float | None = None
     """Norm of what it adds to the student's denoiser, as a share of what it adds to the teacher's; None: it adds
     nothing to the teacher's."""
     effect: LoraEffect | None = None
